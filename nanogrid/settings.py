@@ -1,0 +1,232 @@
+"""Every setting of NanoGrid: one typed field each, read from `NANOGRID_*` or given as an argument.
+
+Nothing is read from the environment at import: `Settings()` reads it when it is called, `current()` reads it once.
+`docs/operations.md` shows the same table, and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from nanogrid.runtimes import BUILT_IN, Runtime, RuntimeTable
+
+SQS_MESSAGE_LIMIT_BYTES = 1024 * 1024
+"""Largest SQS message, body and attributes together (AWS quota since August 2025)."""
+
+SQS_LONGEST_VISIBILITY_S = 12 * 3600
+"""SQS does not keep a received message invisible for longer than this in all, renewals included."""
+
+
+def _default_data_dir() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/nanogrid")
+    return Path(os.environ.get("XDG_DATA_HOME", "~/.local/share")).expanduser() / "nanogrid"
+
+
+class Settings(BaseSettings):
+    """All settings. Sizes in MiB (`_mb`) or bytes (`_bytes`), times in seconds (`_s`) or milliseconds (`_ms`)."""
+
+    model_config = SettingsConfigDict(env_prefix="NANOGRID_", extra="ignore", frozen=True, env_ignore_empty=True)
+
+    # -- where things are
+    broker_url: str = Field(
+        "sqs://", description="Celery broker. `sqs://` takes region, credentials and endpoint from the AWS environment."
+    )
+    aws_region: str = Field(
+        "", description="AWS region. Empty: `AWS_REGION`, then `AWS_DEFAULT_REGION`, then `us-east-1`."
+    )
+    sqs_endpoint_url: str = Field(
+        "", description="SQS endpoint other than AWS. Empty: `AWS_ENDPOINT_URL_SQS` or `AWS_ENDPOINT_URL`, then AWS."
+    )
+    s3_endpoint_url: str = Field(
+        "", description="S3 endpoint other than AWS. Empty: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, then AWS."
+    )
+    result_url: str = Field("redis://127.0.0.1:6379/0", description="Redis that holds results and claims.")
+    monitor_url: str = Field(
+        "redis://127.0.0.1:6379/1",
+        description="Redis (another database) that carries worker events and remote control for Flower.",
+    )
+    docker_url: str = Field("unix:///var/run/docker.sock", description="Docker engine of this host.")
+    data_dir: Path = Field(
+        default_factory=_default_data_dir,
+        description="Folder of the code cache, run folders and lock files. On the engine's host, under the same path. Default: `/var/lib/nanogrid` for root, else `~/.local/share/nanogrid`.",
+    )
+    cgroup_dir: Path = Field(Path("/sys/fs/cgroup"), description="Where the host's cgroup tree is mounted.")
+
+    # -- queues
+    create_queues: bool = Field(
+        False,
+        description="Create missing queues, each with a dead-letter queue. For local stacks; in AWS queues belong to the deployment.",
+    )
+    queue_urls: dict[str, str] = Field(
+        default_factory=dict,
+        description="Queue name → SQS queue URL (JSON). Queues not named here are looked up by `queue_prefix` + name.",
+    )
+    queue_prefix: str = Field("", description="Put before each queue's name in SQS.")
+    visibility_timeout_s: int = Field(
+        30,
+        ge=3,
+        le=SQS_LONGEST_VISIBILITY_S,
+        description="How long a held message stays invisible without renewal; the time to redelivery after a host is lost.",
+    )
+    visibility_heartbeat_s: float = Field(
+        10.0, ge=0, description="Renew the invisibility of every held message this often. 0 switches renewal off."
+    )
+    receive_wait_s: int = Field(20, ge=0, le=20, description="SQS long-poll time.")
+    max_receives: int = Field(
+        5, ge=1, le=1000, description="Deliveries before a created queue moves a message to its dead-letter queue."
+    )
+    dead_letter_check_s: float = Field(
+        30.0, gt=0, description="How often dead-letter queues are read, to store a result for what died there."
+    )
+
+    # -- requests
+    timeout_ms: int = Field(10_000, ge=1, description="`timeoutMs` of a request that names none.")
+    max_timeout_ms: int = Field(900_000, ge=1, description="Largest accepted `timeoutMs`.")
+    memory_mb: int = Field(512, ge=6, description="`memoryMb` of a request that names none.")
+    max_memory_mb: int = Field(4096, ge=6, description="Largest accepted `memoryMb`.")
+    cpus: float = Field(1.0, gt=0, description="`cpus` of a request that names none.")
+    max_cpus: float = Field(4.0, gt=0, description="Largest accepted `cpus`.")
+    allowed_networks: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("none",), description="Docker networks a request may name, separated by commas."
+    )
+    message_limit_bytes: int = Field(
+        SQS_MESSAGE_LIMIT_BYTES,
+        ge=1024,
+        description="Largest message that is sent; larger ones are refused at the producer.",
+    )
+
+    # -- runtimes
+    runtimes: dict[str, Runtime] = Field(
+        default_factory=dict,
+        description="Further or replaced runtimes (JSON): name → image, command, requiredFile and, optional, queue, aliases, supportsHandler.",
+    )
+    python_image: str = Field("", description="Image of the runtime `python` in place of `python:3.9-slim`.")
+    cpp_image: str = Field("", description="Image of the runtime `cpp` in place of `gcc:11`.")
+    pull_images: bool = Field(True, description="Pull a missing image. False: a missing image is an error at once.")
+
+    # -- code
+    archive_limit_mb: int = Field(256, ge=1, description="Largest S3 object that is downloaded.")
+    unpacked_limit_mb: int = Field(512, ge=1, description="Largest size of an unpacked function.")
+    unpacked_files_limit: int = Field(10_000, ge=1, description="Most files and folders in an archive.")
+    compression_ratio_limit: int = Field(
+        200, ge=1, description="Largest ratio of unpacked to packed bytes of an archive over 1 MiB unpacked."
+    )
+    code_cache_mb: int = Field(
+        4096, ge=1, description="Size of the code cache on disk; the least recently used code is evicted beyond it."
+    )
+
+    # -- containers
+    workspace_mb: int = Field(
+        256, ge=1, description="Size of the writable `/workspace` (memory-backed, counts towards the memory limit)."
+    )
+    tmp_mb: int = Field(64, ge=1, description="Size of `/tmp` (memory-backed, counts towards the memory limit).")
+    pids_limit: int = Field(128, ge=4, description="Most processes and threads of a container.")
+    nofile_limit: int = Field(1024, ge=64, description="Most open files of a process.")
+    container_uid: int = Field(65534, ge=1, description="User and group id that functions run as.")
+    output_limit_bytes: int = Field(
+        1024 * 1024,
+        ge=1,
+        description="Most bytes kept of stdout, and of stderr. A function that writes more is ended with OUTPUT_LIMIT.",
+    )
+    value_limit_bytes: int = Field(1024 * 1024, ge=2, description="Largest JSON value in `NANOGRID_RESULT`.")
+    reap_interval_s: float = Field(
+        60.0, gt=0, description="How often containers and folders of dead workers are looked for."
+    )
+
+    # -- attempts and results
+    max_attempts: int = Field(
+        5, ge=1, description="Attempts at a request when NanoGrid's own parts fail, the first included."
+    )
+    retry_backoff_s: float = Field(
+        1.0, gt=0, description="Wait before the second attempt; doubles with each one, with full jitter."
+    )
+    retry_backoff_max_s: float = Field(60.0, gt=0, description="Longest wait between attempts.")
+    overhead_s: float = Field(
+        120.0,
+        gt=0,
+        description="Added to `timeoutMs` for Celery's soft time limit: what fetching code and starting a container may take.",
+    )
+    hard_limit_grace_s: float = Field(15.0, gt=0, description="Time between Celery's soft and its hard limit.")
+    claim_ttl_s: float = Field(
+        15.0, ge=1, description="A claim on a request id that is not renewed for this long is free again."
+    )
+    result_expires_s: int = Field(86_400, ge=1, description="How long results stay in Redis.")
+    concurrency: int = Field(0, ge=0, description="Worker children. 0: one per core.")
+
+    # -- Flower
+    flower_insecure: bool = Field(
+        False, description="Let Flower listen beyond loopback although no authentication is configured."
+    )
+
+    @field_validator("allowed_networks", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.visibility_heartbeat_s * 2 > self.visibility_timeout_s:
+            raise ValueError(
+                f"visibility_heartbeat_s is {self.visibility_heartbeat_s:g} and visibility_timeout_s is "
+                f"{self.visibility_timeout_s}: the heartbeat must come at least twice per timeout"
+            )
+        for default, largest in (
+            ("timeout_ms", "max_timeout_ms"),
+            ("memory_mb", "max_memory_mb"),
+            ("cpus", "max_cpus"),
+        ):
+            if getattr(self, default) > getattr(self, largest):
+                raise ValueError(
+                    f"{default} is {getattr(self, default)}, more than {largest} ({getattr(self, largest)})"
+                )
+        return self
+
+    @cached_property
+    def region(self) -> str:
+        """The AWS region in force."""
+        return (
+            self.aws_region
+            or os.environ.get("AWS_REGION", "")
+            or os.environ.get("AWS_DEFAULT_REGION", "")
+            or "us-east-1"
+        )
+
+    @cached_property
+    def runtime_table(self) -> RuntimeTable:
+        """Built-in runtimes with the deployment's images, then the deployment's own entries."""
+        table = dict(BUILT_IN)
+        for name, image in (("python", self.python_image), ("cpp", self.cpp_image)):
+            if image:
+                table[name] = table[name].model_copy(update={"image": image})
+        return RuntimeTable({**table, **self.runtimes})
+
+    @property
+    def longest_run_s(self) -> float:
+        """Longest time one delivery of a message can be held: the largest timeout and what surrounds it."""
+        return self.max_timeout_ms / 1000 + self.overhead_s + self.hard_limit_grace_s
+
+
+_current: Settings | None = None
+
+
+def current() -> Settings:
+    """The settings of this process: those given to `configure`, else those of the environment at the first call."""
+    global _current
+    if _current is None:
+        _current = Settings()
+    return _current
+
+
+def configure(settings: Settings) -> None:
+    """Use these settings in this process. To be called before the first task is sent or the worker starts."""
+    global _current
+    _current = settings
