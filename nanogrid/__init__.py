@@ -12,8 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nanogrid.client import Client, PartFailure
+    from nanogrid.client import Client
     from nanogrid.errors import InvalidRequestError, NanoGridError
+    from nanogrid.mapping import PartFailure
     from nanogrid.request import FunctionRequest
     from nanogrid.result import ExecutionResult, Outcome
     from nanogrid.settings import Settings, configure
@@ -28,7 +29,7 @@ _HOMES = {
     "InvalidRequestError": "nanogrid.errors",
     "NanoGridError": "nanogrid.errors",
     "Outcome": "nanogrid.result",
-    "PartFailure": "nanogrid.client",
+    "PartFailure": "nanogrid.mapping",
     "Settings": "nanogrid.settings",
     "configure": "nanogrid.settings",
     "execute_function": "nanogrid.tasks",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from nanogrid.runtimes import BUILT_IN, Runtime, RuntimeTable
@@ -189,6 +190,16 @@ class Settings(BaseSettings):
                     f"{default} is {getattr(self, default)}, more than {largest} ({getattr(self, largest)})"
                 )
         return self
+
+    @classmethod
+    def documented(cls) -> list[tuple[str, str]]:
+        """(name, "default | description") of every setting, as `docs/operations.md` shows them."""
+        rows = []
+        for name, field in cls.model_fields.items():
+            default = "" if field.default is PydanticUndefined else field.default
+            shown = ",".join(default) if isinstance(default, tuple) else str(default)
+            rows.append((name, f"{f'`{shown}`' if shown else '–'} | {field.description}"))  # noqa: RUF001  # a dash for "none"
+        return rows
 
     @cached_property
     def region(self) -> str:

@@ -1,0 +1,52 @@
+"""The Celery application, where `celery -A nanogrid` looks for it.
+
+Importing it reads no environment and opens no connection; the configuration is computed when it is first needed.
+It never becomes the process's current app by import: a producer may have an app of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+
+from nanogrid.configuration import celery_configuration
+from nanogrid.monitoring import use_dashboard
+from nanogrid.settings import Settings, current
+
+
+class NanoGrid(Celery):
+    """A Celery app with SQS as broker and Redis beside it for events and remote control."""
+
+    control_cls = "nanogrid.monitoring:Control"
+
+    def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._settings = settings
+        self.add_defaults(lambda: celery_configuration(self.settings))
+
+    @property
+    def settings(self) -> Settings:
+        """The settings given to this app, else those of the process."""
+        return self._settings or current()
+
+
+def make_app(settings: Settings | None = None) -> NanoGrid:
+    """An app with settings of its own, for a process that talks to more than one NanoGrid."""
+    return NanoGrid("nanogrid", settings=settings, set_as_current=False, include=["nanogrid.tasks", "nanogrid.worker"])
+
+
+app = make_app()
+use_dashboard()
+
+# A checkout's celeryconfig.py lies beside the package; an installed package has none, and a producer's own is not ours.
+_celeryconfig = Path(__file__).resolve().parent.parent / "celeryconfig.py"
+if _celeryconfig.is_file():
+    _spec = importlib.util.spec_from_file_location("nanogrid_celeryconfig", _celeryconfig)
+    assert _spec is not None
+    assert _spec.loader is not None
+    _module = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(_module)
+    app.config_from_object(_module)

@@ -1,0 +1,106 @@
+"""Effectively once: a run claims its request id in Redis, atomically and with an expiry that it renews.
+
+The rule: whoever holds the claim runs; everybody else waits for the holder's result, or for the claim to come free.
+SQS delivers at least once and says nothing about redelivery, so this is the only guard against a second run.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from nanogrid.errors import ClaimBusyError
+from nanogrid.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Both compare the token first: a claim that was lost to expiry and taken by another is left alone.
+RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) else return 0 end"
+RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end"
+
+
+def connect(settings: Settings) -> redis.Redis:
+    """A client for the result Redis that rides out a restart: about half a minute of retries with backoff."""
+    return redis.Redis.from_url(
+        settings.result_url,
+        decode_responses=True,
+        socket_connect_timeout=5,
+        socket_timeout=10,
+        health_check_interval=15,
+        retry=Retry(ExponentialBackoff(cap=2, base=0.05), 20),
+        retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+    )
+
+
+class Claims:
+    """Claims of one process. Thread-safe."""
+
+    def __init__(self, settings: Settings, client: redis.Redis | None = None) -> None:
+        self._ttl_s = settings.claim_ttl_s
+        self._redis = client or connect(settings)
+        self._renew = self._redis.register_script(RENEW)
+        self._release = self._redis.register_script(RELEASE)
+
+    def take(self, request_id: str, token: str) -> bool:
+        """Claim a request id, or renew the claim where `token` holds it already. False: somebody else holds it."""
+        key = _key(request_id)
+        ttl_ms = int(self._ttl_s * 1000)
+        return bool(self._redis.set(key, token, nx=True, px=ttl_ms)) or bool(
+            self._renew(keys=[key], args=[token, ttl_ms])
+        )
+
+    def is_held(self, request_id: str) -> bool:
+        """Whether anybody holds a claim on the request id."""
+        return bool(self._redis.exists(_key(request_id)))
+
+    def release(self, request_id: str, token: str) -> None:
+        """Give the claim up, if `token` still holds it."""
+        self._release(keys=[_key(request_id)], args=[token])
+
+    @contextmanager
+    def hold(self, request_id: str, token: str) -> Iterator[None]:
+        """Renew a taken claim for the length of a `with` block. It is *not* released at the end.
+
+        The result is stored by Celery after the task has returned; until then the claim must stand. It runs out by
+        itself, or is released by `release`.
+        """
+        done = threading.Event()
+        keeper = threading.Thread(
+            target=self._keep, args=(request_id, token, done), name=f"claim-{request_id}", daemon=True
+        )
+        keeper.start()
+        try:
+            yield
+        finally:
+            done.set()
+            keeper.join()
+
+    def wait(self, request_id: str, timeout_s: float) -> None:
+        """Return when nobody holds the claim any more. Raises ClaimBusyError when that takes longer than `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while self.is_held(request_id):
+            if time.monotonic() > deadline:
+                raise ClaimBusyError(f"request {request_id!r} is still running elsewhere after {timeout_s:g} s")
+            time.sleep(0.1)
+
+    def _keep(self, request_id: str, token: str, done: threading.Event) -> None:
+        while not done.wait(self._ttl_s / 3):
+            self._renew_or_warn(request_id, token)
+
+    def _renew_or_warn(self, request_id: str, token: str) -> None:
+        try:
+            if not self.take(request_id, token):
+                log.warning("request %s: the claim was lost to another worker; it may run twice", request_id)
+        except redis.RedisError as error:
+            log.warning("request %s: the claim could not be renewed (%s)", request_id, error)
+
+
+def _key(request_id: str) -> str:
+    return f"nanogrid:claim:{request_id}"

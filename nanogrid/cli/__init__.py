@@ -1,0 +1,11 @@
+"""The `nanogrid` command.
+
+The one rule: a module here imports at its top only what its help text needs. Docker, boto3, Celery and the local stack
+are imported by the command that uses them, so that `nanogrid --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from nanogrid.cli.application import main
+
+__all__ = ["main"]

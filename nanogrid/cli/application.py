@@ -1,0 +1,86 @@
+"""Puts the commands together and turns errors into sentences and exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from nanogrid.cli import console
+from nanogrid.cli.doctor import doctor
+from nanogrid.cli.invoke import invoke
+from nanogrid.cli.results import cancel, result
+from nanogrid.cli.stack import down, env, status, up
+from nanogrid.errors import NanoGridError
+
+ABOUT = """Run functions on a queue: code from S3, requests over SQS, hardened Docker containers, results in Redis.
+
+\b
+Try it on this machine:
+  nanogrid up --detach          start SQS, S3, Redis, a worker and Flower
+  nanogrid invoke hello.py      run a file and print what it prints
+  nanogrid invoke ./thumbs --payload '{"width": 80}' --timeout-ms 5000
+  nanogrid status               see how each part is
+  nanogrid down                 end it
+
+Commands that need a deployment take it from the environment (AWS_* and NANOGRID_*). Where that names none, they use
+the local stack that runs on this machine, and say so.
+
+\b
+Exit codes:
+  0    done
+  1    something is not as it should be (status, doctor, cancel)
+  2    wrong use, or the command could not do it
+  3    nothing runs (status)
+  130  interrupted
+  invoke and result: the function's own; 124 timed out; 137 out of memory;
+  125 not run
+"""
+
+app = typer.Typer(
+    name="nanogrid",
+    help=ABOUT,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from nanogrid import __version__
+
+        typer.echo(f"nanogrid {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def nanogrid(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command as a whole; `--version` ends it in its callback."""
+
+
+for command in (up, down, status, env, invoke, result, cancel, doctor):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point. Expected errors are one sentence on stderr and exit code 2; anything else is a bug and shows its traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        app()
+    except NanoGridError as error:
+        console.complain(error)
+        sys.exit(console.OWN_FAILURE)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing to say, and nowhere to say it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)

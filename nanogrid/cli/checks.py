@@ -1,0 +1,321 @@
+"""The checks of `nanogrid doctor`, one function each.
+
+The one rule: a check looks and never changes, and always comes back with one line that says what was found, and with
+the remedy where something is wrong. One that fails in a way nobody thought of is itself a finding.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from enum import Enum
+from typing import Any
+
+from nanogrid.errors import NanoGridError
+from nanogrid.settings import Settings
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 5.0
+TOLERABLE_SKEW_S = 5.0
+REFUSED_SKEW_S = 300.0
+"""AWS refuses signatures from clocks that are further off."""
+
+_MIB = 1024 * 1024
+
+
+class Health(str, Enum):
+    """What a check found."""
+
+    OK = "ok"
+    WARNING = "warning"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of `nanogrid doctor`. `remedy` is empty where nothing is to be done."""
+
+    name: str
+    health: Health
+    found: str
+    remedy: str = ""
+
+    def to_wire(self) -> dict[str, str]:
+        """The JSON object."""
+        return {"name": self.name, "health": self.health.value, "found": self.found, "remedy": self.remedy}
+
+
+def run_checks(settings: Settings) -> list[Check]:
+    """All checks, side by side, in a fixed order."""
+    checks: list[tuple[str, Callable[[Settings], Iterator[Check]]]] = [
+        ("docker", _check_docker),
+        ("images", _check_images),
+        ("s3", _check_s3),
+        ("queues", _check_queues),
+        ("redis", _check_redis),
+        ("workers", _check_workers),
+        ("disk", _check_disk),
+        ("cgroups", _check_cgroups),
+    ]
+    with ThreadPoolExecutor(len(checks)) as pool:
+        found = pool.map(lambda named: _guarded(named[0], named[1], settings), checks)
+        return [check for lines in found for check in lines]
+
+
+def _guarded(name: str, check: Callable[[Settings], Iterator[Check]], settings: Settings) -> list[Check]:
+    lines: list[Check] = []
+    try:
+        lines.extend(check(settings))
+    except Exception as unexpected:  # any failure of a check is a finding, and must not hide the others
+        log.debug("check %s failed", name, exc_info=True)
+        lines.append(
+            _broken(name, f"could not be checked: {type(unexpected).__name__}: {unexpected}", "see the message")
+        )
+    return lines
+
+
+def _ok(name: str, found: str) -> Check:
+    return Check(name, Health.OK, found)
+
+
+def _warning(name: str, found: str, remedy: str) -> Check:
+    return Check(name, Health.WARNING, found, remedy)
+
+
+def _broken(name: str, found: str, remedy: str) -> Check:
+    return Check(name, Health.BROKEN, found, remedy)
+
+
+def _check_docker(settings: Settings) -> Iterator[Check]:
+    from nanogrid.container.engine import Engine
+
+    try:
+        version = Engine(settings).version()
+    except NanoGridError as silent:
+        yield _broken(
+            "docker",
+            str(silent),
+            f"start the engine, see that you may use {settings.docker_url}, or name another by NANOGRID_DOCKER_URL",
+        )
+        return
+    yield _ok("docker", f"engine {version['Version']}, API {version['ApiVersion']}, kernel {version['KernelVersion']}")
+
+
+def _check_images(settings: Settings) -> Iterator[Check]:
+    from nanogrid.container.engine import Engine
+
+    engine = Engine(settings)
+    for name, runtime in settings.runtime_table.items():
+        label = f"image {name}"
+        try:
+            if engine.has_image(runtime.image):
+                yield _ok(label, f"{runtime.image} is present")
+            elif settings.pull_images and (refusal := _registry_refusal(engine, runtime.image)) is None:
+                yield _ok(label, f"{runtime.image} is not present; it is pulled at the first run")
+            else:
+                reason = f"and cannot be pulled: {refusal}" if settings.pull_images else "and pulling is switched off"
+                yield _broken(label, f"{runtime.image} is not present, {reason}", _image_remedy(name))
+        except NanoGridError as silent:
+            yield _broken(label, str(silent), "mend the engine first")
+
+
+def _registry_refusal(engine: Any, image: str) -> str | None:
+    """Why the registry does not give the image; None when it would."""
+    from docker.errors import DockerException
+    from requests.exceptions import RequestException
+
+    try:
+        engine.api.inspect_distribution(image)
+    except (DockerException, RequestException) as refusal:
+        return str(getattr(refusal, "explanation", None) or refusal).strip()
+    return None
+
+
+def _image_remedy(runtime: str) -> str:
+    variable = {"python": "NANOGRID_PYTHON_IMAGE", "cpp": "NANOGRID_CPP_IMAGE"}.get(runtime, "NANOGRID_RUNTIMES")
+    return f"let the engine reach a registry, or build equivalents (deploy/images/build) and name them by {variable}"
+
+
+def _check_s3(settings: Settings) -> Iterator[Check]:
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    once = Config(connect_timeout=PATIENCE_S, read_timeout=PATIENCE_S, retries={"total_max_attempts": 1})
+    client = boto3.client("s3", region_name=settings.region, endpoint_url=settings.s3_endpoint_url or None, config=once)
+    where = client.meta.endpoint_url
+    try:
+        answer: Any = client.list_buckets()["ResponseMetadata"]
+    except ClientError as refusal:
+        answer = refusal.response["ResponseMetadata"]
+        code = refusal.response["Error"]["Code"]
+        if code != "AccessDenied":  # that one only says that listing is not allowed, which no worker needs
+            yield _broken("s3", f"{where} refuses: {code}", "check the AWS credentials and the clock of this machine")
+            return
+    except BotoCoreError as silent:
+        remedy = "check the AWS credentials, the region, and AWS_ENDPOINT_URL or NANOGRID_S3_ENDPOINT_URL"
+        yield _broken("s3", str(silent), remedy)
+        return
+    yield _ok("s3", f"{where} answers")
+    yield from _check_clock("clock", f"S3 at {where}", _server_time(answer))
+
+
+def _server_time(answer: dict[str, Any]) -> float | None:
+    date = answer.get("HTTPHeaders", {}).get("date")
+    return parsedate_to_datetime(date).timestamp() if date else None
+
+
+def _check_clock(name: str, other: str, their_time: float | None) -> Iterator[Check]:
+    """Compare this machine's clock: `maxAgeMs` and signatures count on it."""
+    if their_time is None:
+        return
+    skew_s = abs(time.time() - their_time)
+    found = f"{skew_s:.0f} s from that of {other}"
+    if skew_s < TOLERABLE_SKEW_S:
+        yield _ok(name, found)
+    else:
+        make = _broken if skew_s > REFUSED_SKEW_S else _warning
+        yield make(name, found, "let the machines keep time with NTP: `maxAgeMs` and AWS signatures count on it")
+
+
+def _check_queues(settings: Settings) -> Iterator[Check]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from nanogrid.queues import check_queues, depths
+
+    # A check creates nothing, whatever the settings allow a worker.
+    looking = settings.model_copy(update={"create_queues": False})
+    for queue in settings.runtime_table.queues():
+        label = f"queue {queue}"
+        try:
+            findings = check_queues([queue], looking)
+            for finding in findings:
+                yield _broken(label, finding.problem.partition(":")[0], _after_colon(finding.problem))
+            if not findings:
+                yield _depth_line(label, depths([queue], looking)[0])
+        except (NanoGridError, BotoCoreError, ClientError) as silent:
+            yield _broken(label, str(silent), "check the AWS credentials, the region and the SQS endpoint")
+
+
+def _after_colon(problem: str) -> str:
+    return problem.partition(":")[2].strip() or problem
+
+
+def _depth_line(label: str, depth: Any) -> Check:
+    found = f"has a dead-letter queue; {depth.visible} waiting, {depth.in_flight} held, {depth.delayed} delayed"
+    if depth.dead_letters:
+        return _warning(
+            label,
+            f"{found}; {depth.dead_letters} dead letters",
+            "look at the dead-letter queue: nobody could handle these",
+        )
+    return _ok(label, found)
+
+
+def _check_redis(settings: Settings) -> Iterator[Check]:
+    yield from _check_one_redis("redis results", settings.result_url, "NANOGRID_RESULT_URL", keeps_results=True)
+    yield from _check_one_redis("redis monitor", settings.monitor_url, "NANOGRID_MONITOR_URL", keeps_results=False)
+    if _place(settings.result_url) == _place(settings.monitor_url):
+        yield _broken(
+            "redis databases",
+            "results and monitoring share one database",
+            "give NANOGRID_MONITOR_URL another database number: a flush or scan of one would hit the other",
+        )
+
+
+def _check_one_redis(label: str, url: str, variable: str, *, keeps_results: bool) -> Iterator[Check]:
+    import redis
+
+    try:
+        with redis.Redis.from_url(url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S) as client:
+            client.ping()
+            info: dict[str, Any] = client.info()
+    except (redis.RedisError, ValueError) as silent:
+        yield _broken(label, f"{_without_password(url)}: {silent}", f"start Redis, or name another one by {variable}")
+        return
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    found = f"{_without_password(url)}: Redis {info['redis_version']}"
+    if keeps_results and info.get("maxmemory") and policy != "noeviction":
+        remedy = "set maxmemory-policy noeviction: it throws results and claims away when its memory is full"
+        yield _warning(label, f"{found}, evicts ({policy})", remedy)
+    else:
+        yield _ok(label, found)
+
+
+def _place(url: str) -> tuple[Any, ...]:
+    """Host, port and database (or socket) of a Redis URL, with the defaults filled in."""
+    from redis.connection import parse_url
+
+    options = parse_url(url)  # type: ignore[no-untyped-call]
+    server = options.get("path") or (options.get("host", "localhost"), options.get("port", 6379))
+    return (server, options.get("db", 0))
+
+
+def _without_password(url: str) -> str:
+    from kombu.utils.url import maybe_sanitize_url
+
+    return str(maybe_sanitize_url(url))
+
+
+def _check_workers(settings: Settings) -> Iterator[Check]:
+    from kombu.exceptions import OperationalError
+
+    from nanogrid.celery import make_app
+
+    try:
+        with make_app(settings) as app:
+            replies = app.control.ping(timeout=1.0) or []
+    except (OperationalError, OSError) as silent:
+        yield _broken("workers", f"cannot be asked: {silent}", "mend the monitoring Redis first")
+        return
+    names = sorted(name for reply in replies for name in reply)
+    if names:
+        yield _ok("workers", ", ".join(names))
+    else:
+        yield _warning("workers", "none answers", "start one: celery -A nanogrid worker -Q python,cpp")
+
+
+def _check_disk(settings: Settings) -> Iterator[Check]:
+    folder = settings.data_dir
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        yield _broken("disk", f"{existing} cannot be written", "run as its owner, or name another by NANOGRID_DATA_DIR")
+        return
+    free_mb = shutil.disk_usage(existing).free // _MIB
+    found = f"{folder}: {free_mb / 1024:.1f} GiB free"
+    one_function_mb = settings.archive_limit_mb + settings.unpacked_limit_mb
+    if free_mb < one_function_mb:
+        remedy = "free some, or name another folder by NANOGRID_DATA_DIR"
+        yield _broken("disk", f"{found}, less than the largest function needs ({one_function_mb} MiB)", remedy)
+    elif free_mb + _used_mb(settings) < settings.code_cache_mb:
+        remedy = "free some, or lower NANOGRID_CODE_CACHE_MB"
+        yield _warning("disk", f"{found}, less than the code cache may take ({settings.code_cache_mb} MiB)", remedy)
+    else:
+        yield _ok("disk", found)
+
+
+def _used_mb(settings: Settings) -> int:
+    """What the code cache takes already, which counts as room for it."""
+    folder = settings.data_dir
+    if not folder.exists():
+        return 0
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file()) // _MIB
+
+
+def _check_cgroups(settings: Settings) -> Iterator[Check]:
+    from nanogrid.container.cgroup import detect
+
+    hierarchy = detect(settings)
+    if hierarchy.version is None or not hierarchy.readable:
+        remedy = "mount the host's cgroup tree where the worker runs, and name it by NANOGRID_CGROUP_DIR"
+        found = f"{settings.cgroup_dir} is not readable, so peak memory and CPU time stay unknown"
+        yield _warning("cgroups", found, remedy)
+    else:
+        yield _ok("cgroups", f"version {hierarchy.version}, readable at {settings.cgroup_dir}")

@@ -1,0 +1,47 @@
+"""`nanogrid doctor`: what stands between a request and its result, and how to mend it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nanogrid.cli import console
+
+if TYPE_CHECKING:
+    from nanogrid.cli.checks import Check
+
+BROKEN = 1
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False) -> None:
+    """Check Docker, images, S3, queues, Redis, workers, disk, cgroups and clocks; say how to mend what is wrong.
+
+    Exit code: 0 nothing is broken (warnings are fine); 1 something is.
+    """
+    from nanogrid.cli.checks import Health, run_checks
+    from nanogrid.cli.target import find_target
+
+    target = find_target(required=False)
+    checks = run_checks(target.settings)
+    if as_json:
+        console.print_json([check.to_wire() for check in checks])
+    else:
+        _print(checks)
+    if any(check.health is Health.BROKEN for check in checks):
+        raise typer.Exit(BROKEN)
+
+
+def _print(checks: list[Check]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    marks = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "broken": ("✗", "red")}
+    table = Table.grid(padding=(0, 2))
+    for check in checks:
+        mark, colour = marks[check.health.value]
+        said = Text(check.found)
+        if check.remedy:
+            said.append(f"\n→ {check.remedy}", style=colour)
+        table.add_row(Text(mark, style=colour), Text(check.name, style="bold"), said)
+    console.stdout().print(table)

@@ -1,0 +1,94 @@
+"""Which deployment a command talks to.
+
+The one rule: what the environment names wins; only where it names none, the local stack that is running is used, and
+the command says so.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nanogrid.cli import console
+from nanogrid.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from nanogrid.settings import Settings
+
+REGIONS = frozenset({"AWS_REGION", "AWS_DEFAULT_REGION"})
+"""People have these set for other reasons; a region alone names no deployment."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Settings of the deployment, and whether it is a local stack of ours."""
+
+    settings: Settings
+    is_local: bool
+
+
+def find_target(*, required: bool = True) -> Target:
+    """The deployment for this command. Raises ConfigurationError when there is none and one is `required`.
+
+    Puts the local stack's variables into this process's environment: boto3 reads them there.
+    """
+    named = deployment_variables()
+    if named:
+        return Target(load_settings(), is_local=_is_local_endpoint())
+    folder, environment = _running_stack()
+    if environment is not None:
+        console.note(f"using the local stack in {folder}")
+        os.environ.update(environment)
+        return Target(load_settings(), is_local=True)
+    if required:
+        raise ConfigurationError(
+            "there is nothing to talk to: no local stack runs (start one: nanogrid up --detach), and the environment "
+            "names no deployment (AWS_*, NANOGRID_RESULT_URL, ...)"
+        )
+    return Target(load_settings(), is_local=False)
+
+
+def deployment_variables() -> list[str]:
+    """Variables of the environment that say where a deployment is."""
+    from nanogrid.local.environment import names_a_place
+
+    return sorted(name for name in os.environ if names_a_place(name) and name not in REGIONS)
+
+
+def load_settings() -> Settings:
+    """The settings of the environment. Raises ConfigurationError that names the variable which is wrong."""
+    from pydantic import ValidationError
+    from pydantic_settings.exceptions import SettingsError
+
+    from nanogrid.settings import Settings, configure
+
+    try:
+        settings = Settings()
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        where = f"NANOGRID_{str(first['loc'][0]).upper()}: " if first["loc"] else ""
+        raise ConfigurationError(f"{where}{first['msg']}, got {str(first['input'])[:80]!r}") from None
+    except SettingsError as invalid:
+        raise ConfigurationError(f"the environment is not usable: {invalid}") from None
+    configure(settings)
+    return settings
+
+
+def _running_stack() -> tuple[str, dict[str, str] | None]:
+    from nanogrid.local.folder import StackFolder
+
+    folder = StackFolder()
+    state = folder.read()
+    if state is None or not any(record.is_alive for record in state.processes.values()):
+        return str(folder.root), None
+    return str(folder.root), state.environment
+
+
+def _is_local_endpoint() -> bool:
+    """Whether the named S3 is a server on this machine, such as that of `eval "$(nanogrid env)"`."""
+    from urllib.parse import urlsplit
+
+    url = os.environ.get("NANOGRID_S3_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3")
+    host = urlsplit(url or os.environ.get("AWS_ENDPOINT_URL", "")).hostname
+    return host in {"127.0.0.1", "localhost", "::1"}

@@ -1,0 +1,155 @@
+"""What a producer can do beyond `execute_function.delay`: send, wait, read, cancel, upload code, map and reduce.
+
+    client = Client()
+    request_id = client.submit({"functionId": "f", "runtime": "python", "s3Bucket": "code", "s3Key": "f.zip"})
+    print(client.wait(request_id).stdout)
+
+Needs neither Docker nor a configuration file; settings come from the environment or by argument. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from celery import chord
+from celery.result import AsyncResult
+from pydantic import JsonValue
+
+from nanogrid.celery import NanoGrid, make_app
+from nanogrid.celery import app as default_app
+from nanogrid.errors import InvalidRequestError, ResultUnavailableError
+from nanogrid.mapping import PartFailure
+from nanogrid.request import FunctionRequest
+from nanogrid.result import ExecutionResult, not_run
+from nanogrid.settings import Settings
+from nanogrid.submission import Submission
+
+EXECUTE = "nanogrid.execute_function"
+REDUCE = "nanogrid.reduce_function"
+
+MAP_LIMIT = 10_000
+
+
+class Client:
+    """A producer's connection to one NanoGrid."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.app: NanoGrid = default_app if settings is None else make_app(settings)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self.app.settings
+
+    def submit(self, request: dict[str, Any] | FunctionRequest) -> str:
+        """Send a request and return its id. Raises InvalidRequestError before anything is sent."""
+        submission = Submission.of(_wire(request), self.settings)
+        self.app.send_task(EXECUTE, args=(submission.wire,), **submission.options())
+        return submission.task_id
+
+    def wait(self, request_id: str, timeout_s: float | None = None) -> ExecutionResult:
+        """Wait for a result. Raises ResultUnavailableError when there is none within `timeout_s` (None: no limit)."""
+        from celery.exceptions import TimeoutError as CeleryTimeoutError
+
+        handle = self._handle(request_id)
+        try:
+            return _read(request_id, handle.get(timeout=timeout_s, propagate=False))
+        except CeleryTimeoutError:
+            raise ResultUnavailableError(
+                f"request {request_id!r} has no result after {timeout_s:g} s; its state is {handle.state}"
+            ) from None
+
+    def result(self, request_id: str) -> ExecutionResult:
+        """The stored result. Raises ResultUnavailableError where there is none (yet, any more, or ever)."""
+        handle = self._handle(request_id)
+        if not handle.ready():
+            hint = "unknown, not started or expired" if handle.state == "PENDING" else f"state {handle.state}"
+            raise ResultUnavailableError(f"request {request_id!r} has no result: {hint}")
+        return _read(request_id, handle.result)
+
+    def state(self, request_id: str) -> str:
+        """Celery's word for where the request is: PENDING (or unknown), STARTED, RETRY, SUCCESS."""
+        return str(self._handle(request_id).state)
+
+    def cancel(self, request_id: str) -> bool:
+        """Cancel a request that waits or runs; a running function is killed. False: it has a result already.
+
+        Workers keep the ids of cancelled requests in memory: one that waits in SQS is run after all when every worker
+        that heard of the cancellation is restarted before its turn comes.
+        """
+        if self._handle(request_id).ready():
+            return False
+        self.app.control.revoke(request_id, terminate=True, signal="SIGTERM")
+        return True
+
+    def upload(self, archive: bytes, bucket: str, key: str | None = None) -> tuple[str, str]:
+        """Put an archive into S3 and return its key and SHA-256. The key defaults to the digest: same code, same key."""
+        from nanogrid.code.source import s3_client
+
+        digest = hashlib.sha256(archive).hexdigest()
+        key = key or f"{digest}.zip"
+        s3_client(self.settings).put_object(Bucket=bucket, Key=key, Body=archive)
+        return key, digest
+
+    def map(self, function: dict[str, Any], payloads: Iterable[JsonValue]) -> list[str]:
+        """Send one request per payload and return their ids, in order."""
+        return [self.submit(part) for part in _parts(function, payloads)]
+
+    def map_reduce(
+        self,
+        function: dict[str, Any],
+        payloads: Iterable[JsonValue],
+        reducer: dict[str, Any],
+        *,
+        on_failure: PartFailure = PartFailure.FAIL,
+    ) -> str:
+        """Run `function` over every payload, then `reducer` over the list of results, and return the reducer's id.
+
+        `function` and `reducer` are requests without payload. The reducer's payload is the list of the parts'
+        ExecutionResults in the order of `payloads`; `on_failure` says what a part that did not succeed does to it. The
+        parts' ids are the reducer's id and `/0`, `/1`, ... Raises InvalidRequestError before anything is sent.
+        """
+        final = Submission.of(reducer, self.settings)
+        named = {**function, "requestId": final.task_id}
+        parts = [Submission.of(part, self.settings) for part in _parts(named, payloads)]
+        if not parts:
+            raise InvalidRequestError("payloads", "at least one is needed")
+        header = [
+            self.app.signature(EXECUTE, args=(part.wire,), options=part.options(), app=self.app) for part in parts
+        ]
+        ids = [part.task_id for part in parts]
+        body = self.app.signature(
+            REDUCE, args=(final.wire, ids, on_failure.value), options=final.options(), app=self.app
+        )
+        chord(header, app=self.app)(body)
+        return final.task_id
+
+    def _handle(self, request_id: str) -> AsyncResult:
+        return AsyncResult(request_id, app=self.app)
+
+
+def _wire(request: dict[str, Any] | FunctionRequest) -> dict[str, Any]:
+    return request.to_wire() if isinstance(request, FunctionRequest) else request
+
+
+def _parts(function: dict[str, Any], payloads: Iterable[JsonValue]) -> list[dict[str, Any]]:
+    """One request per payload, with ids of its own under the function's request id."""
+    if "payload" in function:
+        raise InvalidRequestError("payload", "the function of a map has none of its own; it comes from the payloads")
+    name = function.get("requestId") or str(uuid.uuid4())
+    parts = [
+        {**function, "requestId": f"{name}/{number}", "payload": payload} for number, payload in enumerate(payloads)
+    ]
+    if len(parts) > MAP_LIMIT:
+        raise InvalidRequestError("payloads", f"{len(parts)} are more than the accepted {MAP_LIMIT}")
+    return parts
+
+
+def _read(request_id: str, stored: object) -> ExecutionResult:
+    """A stored value as a result. What Celery stores where no worker could (an exception) becomes NOT_RUN."""
+    if isinstance(stored, dict) and "outcome" in stored:
+        return ExecutionResult.from_wire(stored)
+    return not_run(request_id, "", f"Celery stored no ExecutionResult but {stored!r}")

@@ -1,0 +1,58 @@
+"""Celery's configuration, computed from NanoGrid's settings.
+
+Every choice stands here with its reason. `celeryconfig.py` beside the package shows the same names to people who look
+for them there, and is the place to change one for a deployment.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kombu import Queue
+
+from nanogrid.settings import Settings
+from nanogrid.transport import transport_options
+
+RESULT_KEY_PREFIX = "nanogrid:"
+"""Before every key in the result Redis: a request id that a sender chose cannot name another application's key."""
+
+
+def celery_configuration(settings: Settings) -> dict[str, Any]:
+    """Celery's settings by their lowercase names."""
+    return {
+        # Broker: SQS by our transport, without touching kombu's own for other applications in the process.
+        "broker_url": settings.broker_url,
+        "broker_transport": "nanogrid.transport:Transport",
+        "broker_transport_options": transport_options(settings),
+        "broker_connection_retry_on_startup": True,
+        "task_queues": [Queue(name) for name in settings.runtime_table.queues()],
+        "task_default_queue": settings.runtime_table.queues()[0],
+        # Results: JSON only, in Redis, for a bounded time. Storing is repeated while Redis is away.
+        "result_backend": settings.result_url,
+        "result_backend_transport_options": {"global_keyprefix": RESULT_KEY_PREFIX},
+        "result_backend_always_retry": True,
+        "result_backend_max_sleep_between_retries_ms": 1000,
+        "result_expires": settings.result_expires_s,
+        "redis_socket_timeout": 10.0,
+        "redis_socket_connect_timeout": 5.0,
+        "redis_socket_keepalive": True,
+        "redis_backend_health_check_interval": 15,
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "task_track_started": True,
+        # Delivery: acknowledge after the result is stored; a child that dies gives its message back.
+        "task_acks_late": True,
+        "task_acks_on_timeout": True,
+        "task_acks_on_failure": True,
+        "task_reject_on_worker_lost": True,
+        # One message per child: what waits stays visible to other hosts.
+        "worker_prefetch_multiplier": 1,
+        "worker_concurrency": settings.concurrency or None,
+        "worker_pool": "prefork",
+        "worker_consumer": "nanogrid.side_channel:Consumer",
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_send_task_events": True,
+        "worker_hijack_root_logger": True,
+        "worker_redirect_stdouts": False,
+    }

@@ -1,0 +1,191 @@
+"""The Docker engine of this host: images, and containers by label.
+
+The only module that talks to Docker and translates its errors. docker-py is imported on first use: a producer never
+needs it. Thread-safe: docker-py's connection pool is, and an image is pulled by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nanogrid.errors import ContainerError, ContainerStartError, ImageUnavailableError
+from nanogrid.settings import Settings
+
+if TYPE_CHECKING:
+    from docker import APIClient
+
+log = logging.getLogger(__name__)
+
+API_TIMEOUT_S = 60
+PROGRESS_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """A container that the engine knows: id, name, labels, and `running`, `paused`, `exited`, ..."""
+
+    id: str
+    name: str
+    labels: dict[str, str]
+    state: str
+
+
+@dataclass(frozen=True)
+class End:
+    """How a container's first process ended, as the engine saw it."""
+
+    running: bool
+    exit_code: int
+    oom_killed: bool
+
+
+class Engine:
+    """One Docker engine. Every method raises ContainerError or a subclass when the engine fails or is away."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client: APIClient | None = None
+        self._lock = threading.Lock()
+        self._pulls: dict[str, threading.Lock] = {}
+
+    @property
+    def api(self) -> APIClient:
+        """The low-level client, connected on first use."""
+        with self._lock:
+            if self._client is None:
+                from docker import APIClient
+
+                with _translated("connect to the engine"):
+                    self._client = APIClient(
+                        base_url=self._settings.docker_url, version="auto", timeout=API_TIMEOUT_S, max_pool_size=64
+                    )
+            return self._client
+
+    def version(self) -> dict[str, Any]:
+        """The engine's own description: Version, ApiVersion, KernelVersion, ..."""
+        with _translated("ask for the version"):
+            return dict(self.api.version())
+
+    # -- images
+
+    def has_image(self, image: str) -> bool:
+        """Whether the image is on this host."""
+        from docker.errors import ImageNotFound
+
+        with _translated("look for an image"):
+            try:
+                self.api.inspect_image(image)
+            except ImageNotFound:
+                return False
+            return True
+
+    def ensure_image(self, image: str) -> None:
+        """Pull the image where it is missing, with progress in the log. Raises ImageUnavailableError."""
+        with self._lock:
+            lock = self._pulls.setdefault(image, threading.Lock())
+        with lock:
+            if not self.has_image(image):
+                self._pull(image)
+
+    def _pull(self, image: str) -> None:
+        advice = "pull it by hand, build one with deploy/images/build, or name another by NANOGRID_RUNTIMES"
+        if not self._settings.pull_images:
+            raise ImageUnavailableError(f"image {image} is not on this host and pulling is switched off: {advice}")
+        from docker.errors import DockerException
+
+        log.info("image %s: pulling", image)
+        started = time.monotonic()
+        repository, _, tag = image.partition(":") if "@" not in image else (image, "", "")
+        try:
+            for line in _every(PROGRESS_EVERY_S, self.api.pull(repository, tag=tag or None, stream=True, decode=True)):
+                if "error" in line:
+                    raise ImageUnavailableError(f"image {image} cannot be pulled ({line['error'].strip()}): {advice}")
+                log.info("image %s: %s %s", image, line.get("status", ""), line.get("progress", ""))
+        except (DockerException, OSError) as error:
+            raise ImageUnavailableError(f"image {image} cannot be pulled ({_reason(error)}): {advice}") from error
+        log.info("image %s: pulled in %.1f s", image, time.monotonic() - started)
+
+    # -- containers
+
+    def create(self, name: str, options: dict[str, Any]) -> str:
+        """Create a container from an API body and return its id. A taken name gets a suffix."""
+        from docker.errors import APIError
+
+        with _translated(f"create container {name}", ContainerStartError):
+            try:
+                return str(self.api.create_container_from_config(options, name)["Id"])
+            except APIError as error:
+                if error.status_code != 409:
+                    raise
+                log.warning("container name %s is taken; another suffix is used", name)
+                return str(self.api.create_container_from_config(options, f"{name}-{time.time_ns():x}")["Id"])
+
+    def start(self, container_id: str) -> int:
+        """Start a created container and return the host's pid of its first process (0 when it has ended already)."""
+        with _translated(f"start container {container_id[:12]}", ContainerStartError):
+            self.api.start(container_id)
+            return int(self.api.inspect_container(container_id)["State"]["Pid"])
+
+    def end_of(self, container_id: str) -> End:
+        """How the container ended. One that is gone ended with -1."""
+        from docker.errors import NotFound
+
+        with _translated(f"inspect container {container_id[:12]}"):
+            try:
+                state = self.api.inspect_container(container_id)["State"]
+            except NotFound:
+                return End(running=False, exit_code=-1, oom_killed=False)
+            return End(bool(state["Running"]), int(state["ExitCode"]), bool(state["OOMKilled"]))
+
+    def remove(self, container_id: str) -> None:
+        """Kill and remove a container in whatever state it is. One that is gone, or going, already is fine."""
+        from docker.errors import APIError, NotFound
+
+        with _translated(f"remove container {container_id[:12]}"):
+            try:
+                self.api.remove_container(container_id, force=True, v=True)
+            except NotFound:
+                return
+            except APIError as error:
+                if error.status_code != 409:  # 409: removal is in progress already
+                    raise
+
+    def find(self, labels: dict[str, str]) -> list[Found]:
+        """All containers, in any state, that carry all these labels with these values."""
+        with _translated("list containers"):
+            rows = self.api.containers(
+                all=True, filters={"label": [f"{name}={value}" for name, value in labels.items()]}
+            )
+        return [Found(row["Id"], row["Names"][0].lstrip("/"), row["Labels"], row["State"]) for row in rows]
+
+
+@contextmanager
+def _translated(doing: str, error_class: Callable[[str], ContainerError] = ContainerError) -> Iterator[None]:
+    from docker.errors import DockerException
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except (DockerException, RequestException, OSError) as error:
+        raise error_class(f"Docker could not {doing}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "explanation", None) or error).strip()
+
+
+def _every(seconds: float, lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Lines with an error, and of the others one per `seconds`."""
+    due = 0.0
+    for line in lines:
+        if "error" in line:
+            yield line
+        elif time.monotonic() >= due:
+            due = time.monotonic() + seconds
+            yield line

@@ -1,0 +1,30 @@
+# The first process of a container: copies the code, runs the command, ends all that is left, reports, and stays.
+#
+# It stays so that the container's cgroup stays: memory peak, CPU time and OOM kills are read by the host after the
+# function has ended and before the container is removed. It speaks to the host by one pipe, in one line per event:
+#   started          the command is about to run        exited N         it ended with this code
+#   unready WORDS    the code could not be copied
+# It is plain POSIX sh, so that it works in any image that has one. The function runs as the same user, and could write
+# the same lines: it would only end its own run early. What is measured is measured outside.
+exec 3>/nanogrid/control </dev/null >/dev/null 2>&1
+
+stay() {
+    while :; do read -r _ </nanogrid/hold; done
+}
+
+if ! problem=$(cp -R /nanogrid/code/. /workspace/ 2>&1 && chmod -R u+w /workspace 2>&1); then
+    echo "unready $(echo "$problem" | head -n 1)" >&3
+    stay
+fi
+
+echo started >&3
+(
+    exec 3>&- </nanogrid/payload.json >/nanogrid/stdout 2>/nanogrid/stderr
+    # The kernel shall choose the function, never this shell, when memory runs out.
+    echo 1000 >/proc/self/oom_score_adj
+    exec "$@"
+)
+code=$?
+kill -9 -1
+echo "exited $code" >&3
+stay

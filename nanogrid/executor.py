@@ -1,0 +1,169 @@
+"""One request from start to end: request → code → lease → run → result. Knows nothing of Celery, SQS or Redis.
+
+The rule: the function's failure comes back as a result, NanoGrid's failure is raised as an error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any
+
+from pydantic import JsonValue
+
+from nanogrid.code import CodeStore
+from nanogrid.container.cgroup import Usage
+from nanogrid.container.hardening import MOUNT, Confinement, environment
+from nanogrid.container.run import Ended, RunReport
+from nanogrid.errors import ContainerLostError
+from nanogrid.pool.lease import Container, Pool
+from nanogrid.pool.wire import LeaseRequest
+from nanogrid.request import FunctionRequest
+from nanogrid.result import ExecutionResult, Outcome, Phases, StartKind
+from nanogrid.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Executor:
+    """Runs requests, one at a time, with the parts of one worker."""
+
+    def __init__(self, settings: Settings, pool: Pool, worker: str) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._code = CodeStore(settings)
+        self._worker = worker
+
+    def execute(self, request: FunctionRequest, *, attempt: int = 1, queue_ms: float | None = None) -> ExecutionResult:
+        """Run the function once. Raises a CodeError or ContainerError where NanoGrid could not do its part."""
+        runtime = self._settings.runtime_table[request.runtime]
+        command, required_file = runtime.command, runtime.required_file
+        if request.handler:
+            command, required_file = handler_command(request.handler)
+        with self._code.checkout(
+            request.s3_bucket, request.s3_key, sha256=request.code_sha256, required_file=required_file
+        ) as code:
+            wanted = LeaseRequest(
+                request.request_id,
+                request.function_id,
+                runtime.image,
+                command,
+                environment(request),
+                str(code.path),
+                Confinement(request.memory_mb, request.cpus, request.network),
+            )
+            asked = time.monotonic()
+            with self._pool.lease(wanted, request.payload) as container:
+                acquired = time.monotonic()
+                report = container.run(timeout_s=request.timeout_ms / 1000)
+                ran = time.monotonic()
+                outcome, exit_code = classify(report, container)
+                value, complaint = self._value(container)
+                container_id = container.id
+            phases = Phases(
+                queue=_rounded(queue_ms),
+                fetch=_rounded(code.fetch_ms),
+                unpack=_rounded(code.unpack_ms),
+                acquire=_rounded((acquired - asked) * 1000),
+                run=_rounded((ran - acquired) * 1000),
+                collect=_rounded((time.monotonic() - ran) * 1000),
+            )
+        return ExecutionResult(
+            request_id=request.request_id,
+            function_id=request.function_id,
+            exit_code=exit_code,
+            stdout=_text(report.stdout.data),
+            stderr=_text(report.stderr.data) + explain(outcome, request, self._settings) + complaint,
+            duration_millis=round(report.duration_ms),
+            success=outcome is Outcome.SUCCEEDED,
+            outcome=outcome,
+            value=value,
+            peak_memory_bytes=report.usage.peak_memory_bytes,
+            memory_limit_mb=request.memory_mb,
+            cpu_millis=_cpu_millis(report.usage),
+            start_kind=StartKind.COLD,
+            stdout_truncated=report.stdout.truncated,
+            stderr_truncated=report.stderr.truncated,
+            phases=phases,
+            worker=self._worker,
+            container_id=container_id,
+            attempt=attempt,
+        )
+
+    def _value(self, container: Container) -> tuple[JsonValue, str]:
+        """The JSON value of `NANOGRID_RESULT`, and a line for stderr where there is one that cannot be used."""
+        size, limit = container.folder.result_size(), self._settings.value_limit_bytes
+        if size == 0:
+            return None, ""
+        if size > limit:
+            return None, f"nanogrid: the value in NANOGRID_RESULT has {size} bytes, more than the accepted {limit}\n"
+        try:
+            return json.loads(container.folder.read_result(limit) or b"", parse_constant=_refuse), ""
+        except (ValueError, RecursionError) as error:
+            return None, f"nanogrid: the value in NANOGRID_RESULT is no JSON: {error}\n"
+
+
+def classify(report: RunReport, container: Container) -> tuple[Outcome, int]:
+    """The one outcome of a run and its exit code: the function's own where it ended by itself, else -1.
+
+    OUT_OF_MEMORY needs a kill by the kernel that it counted in the container's own account, and a failure: a function
+    that loses a child to the OOM killer and still exits with 0 has coped. Raises ContainerLostError where the container
+    went away and memory was not the reason.
+    """
+    if report.ended is Ended.TIMED_OUT:
+        return Outcome.TIMED_OUT, -1
+    if report.ended is Ended.OUTPUT_LIMIT:
+        return Outcome.OUTPUT_LIMIT, -1
+    if report.ended is Ended.LOST or report.exit_code is None:
+        if container.end is not None and container.end.oom_killed:
+            return Outcome.OUT_OF_MEMORY, 137
+        raise ContainerLostError(f"container {container.name} went away during the run")
+    if report.exit_code == 0:
+        return Outcome.SUCCEEDED, 0
+    if _ran_out_of_memory(report, container):
+        return Outcome.OUT_OF_MEMORY, report.exit_code
+    return Outcome.FAILED, report.exit_code
+
+
+def _ran_out_of_memory(report: RunReport, container: Container) -> bool:
+    if report.usage.oom_kills is not None:
+        return report.usage.oom_kills > 0
+    container.destroy()  # the accounts cannot be read here: the engine's flag is right once the container has ended
+    return container.end is not None and container.end.oom_killed
+
+
+def handler_command(handler: str) -> tuple[tuple[str, ...], str]:
+    """The command that calls `module.function`, and the file or folder that must be in the code for it."""
+    module = handler.rpartition(".")[0]
+    top = module.partition(".")[0]
+    return ("python", f"{MOUNT}/call_handler.py", handler), top if "." in module else f"{top}.py"
+
+
+def explain(outcome: Outcome, request: FunctionRequest, settings: Settings) -> str:
+    """One line for stderr where a limit ended the run; empty otherwise."""
+    match outcome:
+        case Outcome.TIMED_OUT:
+            return f"\nnanogrid: ended after timeoutMs = {request.timeout_ms}\n"
+        case Outcome.OUT_OF_MEMORY:
+            return f"\nnanogrid: out of memory with memoryMb = {request.memory_mb} (/workspace and /tmp count)\n"
+        case Outcome.OUTPUT_LIMIT:
+            return f"\nnanogrid: ended because it wrote more than {settings.output_limit_bytes} bytes of output\n"
+        case _:
+            return ""
+
+
+def _text(data: bytearray) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _rounded(ms: float | None) -> float | None:
+    return None if ms is None else round(ms, 3)
+
+
+def _cpu_millis(usage: Usage) -> int | None:
+    return None if usage.cpu_ns is None else round(usage.cpu_ns / 1e6)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")

@@ -1,0 +1,87 @@
+"""The environment of the local stack: what its own processes get, and what a producer needs to reach it.
+
+The one rule: nothing of the person's real AWS account or deployment reaches the local stack. Everything that says
+*where* things are is replaced; everything else they set (limits, runtimes, images) is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+
+from nanogrid.local.folder import Ports, StackFolder
+from nanogrid.local.probes import LOOPBACK
+
+OFFICIAL_AND_OURS = {
+    "NANOGRID_PYTHON_IMAGE": ("python:3.9-slim", "nanogrid/python:3.9"),
+    "NANOGRID_CPP_IMAGE": ("gcc:11", "nanogrid/gcc:11"),
+}
+"""Setting → the official image and the equivalent that `deploy/images` builds where no registry can be reached."""
+
+CANDIDATE_IMAGES = [image for pair in OFFICIAL_AND_OURS.values() for image in pair]
+
+KEPT_AWS = frozenset({"AWS_CA_BUNDLE", "AWS_PAGER", "AWS_EC2_METADATA_DISABLED"})
+"""AWS variables that say nothing about an account or a place."""
+
+PLACES = frozenset(
+    {
+        "NANOGRID_AWS_REGION",
+        "NANOGRID_BROKER_URL",
+        "NANOGRID_SQS_ENDPOINT_URL",
+        "NANOGRID_S3_ENDPOINT_URL",
+        "NANOGRID_RESULT_URL",
+        "NANOGRID_MONITOR_URL",
+        "NANOGRID_DATA_DIR",
+        "NANOGRID_CREATE_QUEUES",
+        "NANOGRID_QUEUE_URLS",
+        "NANOGRID_QUEUE_PREFIX",
+    }
+)
+"""NanoGrid's settings that say where a deployment is."""
+
+
+def names_a_place(variable: str) -> bool:
+    """Whether this variable points to an AWS account or a deployment, so that the local stack must not inherit it."""
+    return variable in PLACES or (variable.startswith("AWS_") and variable not in KEPT_AWS)
+
+
+def producer_environment(folder: StackFolder, ports: Ports, present_images: Iterable[str]) -> dict[str, str]:
+    """What a producer, and every command of ours, needs to use this stack."""
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{LOOPBACK}:{ports.sqs}",
+        "AWS_ACCESS_KEY_ID": "local",
+        "AWS_SECRET_ACCESS_KEY": "local",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "NANOGRID_RESULT_URL": f"redis://{LOOPBACK}:{ports.redis}/0",
+        "NANOGRID_MONITOR_URL": f"redis://{LOOPBACK}:{ports.redis}/1",
+        "NANOGRID_CREATE_QUEUES": "true",
+        "NANOGRID_DATA_DIR": str(folder.worker_data),
+    }
+    return environment | _images(set(present_images))
+
+
+def process_environment(producer: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the stack's processes: the person's own without any place, and the stack's on top."""
+    inherited = {name: value for name, value in os.environ.items() if not names_a_place(name)}
+    # Flower's API on loopback, as its pages: whoever can reach either has an account on this machine.
+    return {**inherited, "AWS_EC2_METADATA_DISABLED": "true", "FLOWER_UNAUTHENTICATED_API": "true", **producer}
+
+
+def shell_lines(environment: Mapping[str, str]) -> list[str]:
+    """Lines for `eval`: the caller's variables that would win over the stack's are unset, then the stack's are set."""
+    disturbing = sorted(name for name in os.environ if names_a_place(name) and name not in environment)
+    lines = [f"unset {' '.join(disturbing)}"] if disturbing else []
+    return lines + [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+
+
+def _images(present: set[str]) -> dict[str, str]:
+    """A person's own choice first; the official image where it is present; else ours where it is."""
+    chosen = {}
+    for variable, (official, ours) in OFFICIAL_AND_OURS.items():
+        own = os.environ.get(variable)
+        if own:
+            chosen[variable] = own
+        elif official not in present and ours in present:
+            chosen[variable] = ours
+    return chosen

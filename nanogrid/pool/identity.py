@@ -1,0 +1,133 @@
+"""Who owns what on a Docker host: data folders, and the workers that live in them.
+
+The rule: an owner is dead exactly when its lock file can be locked. The kernel drops a lock with the process that held
+it, however that process ended. Containers carry the id of their data folder, and a worker judges only owners of its own
+folder: of no other worker can it see the lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from nanogrid.errors import ConfigurationError
+
+DATA_LABEL = "nanogrid.data"
+OWNER_LABEL = "nanogrid.owner"
+LEASE_LABEL = "nanogrid.lease"
+REQUEST_LABEL = "nanogrid.request"
+FUNCTION_LABEL = "nanogrid.function"
+
+
+def data_id(data_dir: Path) -> str:
+    """The id of a data folder, made with it. Raises ConfigurationError where the folder cannot be written."""
+    path = data_dir / "id"
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            fresh = data_dir / f"id.{uuid.uuid4().hex}"
+            fresh.write_text(uuid.uuid4().hex)
+            try:
+                os.link(fresh, path)  # fails where another process was first: its id counts
+            except FileExistsError:
+                pass
+            finally:
+                fresh.unlink()
+        return path.read_text()
+    except OSError as error:
+        raise ConfigurationError(
+            f"the data folder {data_dir} cannot be used ({error.strerror}): name another by NANOGRID_DATA_DIR"
+        ) from error
+
+
+class Owner:
+    """A living owner: holds its lock from construction until `close`, or until the process ends."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.data_id = data_id(data_dir)
+        self.id = uuid.uuid4().hex[:16]
+        _owners(data_dir).mkdir(exist_ok=True)
+        self.runs.mkdir(parents=True)
+        (data_dir / "runs").chmod(0o711)
+        self.runs.chmod(0o711)
+        self._lock = _lock_new(_lock_path(data_dir, self.id))
+
+    @property
+    def runs(self) -> Path:
+        """The folder that holds this owner's run folders."""
+        return runs_of(self.data_dir, self.id)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What marks this owner's containers."""
+        return {DATA_LABEL: self.data_id, OWNER_LABEL: self.id}
+
+    def detach(self) -> None:
+        """In a forked child: let go of the lock that belongs to the parent, so that it ends with the parent."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def close(self) -> None:
+        """Give the lock up: from now on this owner counts as dead."""
+        if self._lock >= 0:
+            _lock_path(self.data_dir, self.id).unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def runs_of(data_dir: Path, owner_id: str) -> Path:
+    """The folder of an owner's run folders."""
+    return data_dir / "runs" / owner_id
+
+
+def known_owners(data_dir: Path) -> Iterator[str]:
+    """Ids of all owners, living or dead, that left a lock file or run folders."""
+    locks = {path.stem for path in _owners(data_dir).glob("*.lock")}
+    folders = {path.name for path in (data_dir / "runs").glob("*")}
+    yield from sorted(locks | folders)
+
+
+def is_dead(data_dir: Path, owner_id: str) -> bool:
+    """Whether no process holds the owner's lock. An owner without a lock file is dead."""
+    try:
+        fd = os.open(_lock_path(data_dir, owner_id), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(fd)
+
+
+def forget(data_dir: Path, owner_id: str) -> None:
+    """Delete a dead owner's lock file."""
+    _lock_path(data_dir, owner_id).unlink(missing_ok=True)
+
+
+def _owners(data_dir: Path) -> Path:
+    return data_dir / "owners"
+
+
+def _lock_path(data_dir: Path, owner_id: str) -> Path:
+    return _owners(data_dir) / f"{owner_id}.lock"
+
+
+def _lock_new(path: Path) -> int:
+    """Lock a file under a fresh name and only then give it its own: no other process ever sees it unlocked.
+
+    A forked child shares the descriptor, and with it the lock, until it calls `Owner.detach`.
+    """
+    fresh = path.with_suffix(".new")
+    fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    fresh.rename(path)
+    return fd

@@ -1,0 +1,84 @@
+"""How a checked request becomes a Celery message: its id, queue, time limits, and what may be shown of it.
+
+The rule: producers, the client and the transport's adoption of bare messages all agree here.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from nanogrid.errors import InvalidRequestError
+from nanogrid.request import FunctionRequest, TimeLimits, parse_request, time_limits
+from nanogrid.settings import Settings
+
+SENT_AT = "nanogrid_sent_at_ms"
+"""Header: when the request was first sent, in milliseconds since 1970. Stays the same over retries."""
+
+HIDDEN_FIELDS = ("payload", "env")
+"""Request fields that may hold secrets: never in logs, events or Flower."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A request that is ready to be sent."""
+
+    request: FunctionRequest
+    task_id: str
+    queue: str
+    limits: TimeLimits
+
+    @classmethod
+    def of(cls, data: object, settings: Settings, *, task_id: str | None = None) -> Submission:
+        """Check a wire object and work out what follows from it. Raises InvalidRequestError.
+
+        The task's id is `task_id` where Celery has chosen one (retries, groups), else the request's own, else a new one.
+        """
+        request = parse_request(data, settings, request_id=task_id or str(uuid.uuid4()))
+        return cls(
+            request,
+            task_id or request.request_id,
+            settings.runtime_table[request.runtime].queue,
+            time_limits(request.timeout_ms, settings),
+        )
+
+    @property
+    def wire(self) -> dict[str, Any]:
+        """The request as it travels."""
+        return self.request.to_wire()
+
+    def options(self, given: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Celery's options for this call, over those that were given."""
+        given = given or {}
+        kept = {key: value for key, value in given.items() if key not in ("exchange", "routing_key")}
+        headers = dict(given.get("headers") or {})
+        headers[SENT_AT] = headers.get(SENT_AT) or int(time.time() * 1000)
+        return {
+            **kept,
+            "task_id": self.task_id,
+            "queue": self.queue,
+            "soft_time_limit": self.limits.soft_s,
+            "time_limit": self.limits.hard_s,
+            "headers": headers,
+            "argsrepr": redacted(self.wire),
+            "kwargsrepr": "{}",
+        }
+
+
+def merge_fields(args: Any, kwargs: Any) -> dict[str, Any]:
+    """The one request in `delay({...})`, `delay(requestId=..., ...)` or both. Raises InvalidRequestError for other shapes."""
+    args, kwargs = tuple(args or ()), dict(kwargs or {})
+    if len(args) > 1 or (args and not isinstance(args[0], dict)):
+        raise InvalidRequestError(
+            "", f"one request object or keyword fields are accepted, got {len(args)} arguments; in chains use .si(...)"
+        )
+    return {**(args[0] if args else {}), **kwargs}
+
+
+def redacted(wire: dict[str, Any]) -> str:
+    """One line about a request for logs and Flower, without payload and environment values."""
+    shown = {key: "..." if key in HIDDEN_FIELDS else value for key, value in wire.items()}
+    text = ", ".join(f"{key}={value!r}" for key, value in shown.items())
+    return f"({text if len(text) <= 1000 else text[:997] + '...'})"

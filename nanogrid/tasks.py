@@ -1,0 +1,210 @@
+"""The tasks: what producers call, and the policy around one run (claim, attempts, who is to blame).
+
+The rule: every request ends with an ExecutionResult under its request id. A task never fails in Celery's sense: what is
+wrong with a request, a function or NanoGrid itself is told by the result's outcome.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import time
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery import Task
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.utils.log import get_task_logger
+
+from nanogrid.celery import app
+from nanogrid.claims import Claims
+from nanogrid.errors import InvalidRequestError, NanoGridError
+from nanogrid.mapping import reducer_input
+from nanogrid.request import FunctionRequest, parse_request
+from nanogrid.result import ExecutionResult, not_run
+from nanogrid.settings import Settings
+from nanogrid.submission import SENT_AT, Submission, merge_fields
+
+if TYPE_CHECKING:
+    from nanogrid.executor import Executor
+
+log = get_task_logger(__name__)
+
+EXECUTE = "nanogrid.execute_function"
+REDUCE = "nanogrid.reduce_function"
+
+
+class FunctionTask(Task):
+    """A task whose one argument is a request: checked, routed and given its time limits before it is sent."""
+
+    Request = "nanogrid.worker_request:WorkerRequest"
+    ignore_result = False
+    max_retries = None  # our own limit counts, see `attempt`
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any) -> Any:
+        """Send the request. Raises InvalidRequestError before anything is sent."""
+        request, rest = self.split(args, kwargs)
+        submission = Submission.of(request, self.app.settings, task_id=task_id)
+        return super().apply_async((submission.wire, *rest), {}, **submission.options(options))
+
+    def split(self, args: Any, kwargs: Any) -> tuple[object, tuple[Any, ...]]:
+        """The request, and what else the task takes."""
+        return merge_fields(args, kwargs), ()
+
+    def signature(self, args: Any = None, *more: Any, **options: Any) -> Any:
+        """A signature whose task id is the request's own id, so that a group or chord finds its results under it."""
+        signature = super().signature(args, *more, **options)
+        request = signature.args[-1] if signature.args else signature.kwargs
+        if isinstance(request, dict) and request.get("requestId"):
+            signature.options.setdefault("task_id", request["requestId"])
+        return signature
+
+
+class ReduceTask(FunctionTask):
+    """Runs a function over the results of a map. Those stay in Redis: only their ids travel."""
+
+    def split(self, args: Any, kwargs: Any) -> tuple[object, tuple[Any, ...]]:
+        """Celery's chord puts the list of results before the arguments; it is dropped here, before it meets SQS."""
+        *_, request, parts, on_failure = args
+        return request, (parts, on_failure)
+
+
+@app.task(base=FunctionTask, bind=True, name=EXECUTE)
+def execute_function(task: FunctionTask, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Run one function once and return its ExecutionResult as a JSON object."""
+    return answer(task, merge_fields(args, kwargs))
+
+
+@app.task(base=ReduceTask, bind=True, name=REDUCE)
+def reduce_function(task: ReduceTask, request: dict[str, Any], parts: list[str], on_failure: str) -> dict[str, Any]:
+    """Run a function whose payload is the list of the parts' values."""
+
+    def with_payload(parsed: FunctionRequest) -> FunctionRequest:
+        results = [load_result(task, part) or not_run(part, "", "its result is not stored any more") for part in parts]
+        return parsed.model_copy(update={"payload": reducer_input(results, on_failure)})
+
+    return answer(task, request, with_payload)
+
+
+def answer(
+    task: FunctionTask, data: object, prepare: Callable[[FunctionRequest], FunctionRequest] | None = None
+) -> dict[str, Any]:
+    """What is stored for a request: its result, or why there is none. Raises Celery's Retry where another attempt may help."""
+    settings: Settings = task.app.settings
+    request_id = str(task.request.id)
+    try:
+        request = parse_request(data, settings, request_id=request_id)
+        if too_old := _too_old(request, task):
+            return too_old.to_wire()
+    except InvalidRequestError as invalid:
+        log.warning("request %s is refused: %s", request_id, invalid)
+        return not_run(request_id, _function_id(data), str(invalid), worker=task.request.hostname).to_wire()
+    return _effectively_once(task, request, prepare or (lambda same: same)).to_wire()
+
+
+def _effectively_once(
+    task: FunctionTask, request: FunctionRequest, prepare: Callable[[FunctionRequest], FunctionRequest]
+) -> ExecutionResult:
+    """Run under the claim of the task's id; a duplicate gets the stored result, or waits for the one who runs."""
+    claims, token, key = _claims(task.app.settings), uuid.uuid4().hex, str(task.request.id)
+    while True:
+        if (stored := load_result(task, key)) is not None:
+            log.info("request %s was run before; its stored result stands", key)
+            return stored
+        if claims.take(key, token):
+            break
+        log.info("request %s is running elsewhere; waiting for it", key)
+        claims.wait(key, task.app.settings.longest_run_s)
+    with claims.hold(key, token):
+        return _attempt(task, request, prepare, give_up_claim=functools.partial(claims.release, key, token))
+
+
+def _attempt(
+    task: FunctionTask,
+    request: FunctionRequest,
+    prepare: Callable[[FunctionRequest], FunctionRequest],
+    give_up_claim: Callable[[], None],
+) -> ExecutionResult:
+    """One attempt. NanoGrid's own trouble is retried up to the limit, and then told by the result."""
+    settings: Settings = task.app.settings
+    attempt = task.request.retries + 1
+    executor = _executor(settings, task.request.hostname)
+    try:
+        return executor.execute(prepare(request), attempt=attempt, queue_ms=_age_ms(task))
+    except NanoGridError as error:
+        reason, retryable = str(error), error.retryable
+    except SoftTimeLimitExceeded:
+        reason, retryable = f"the attempt took longer than timeoutMs and {settings.overhead_s:g} s of overhead", True
+    except Exception as error:  # a bug of ours must not lose the request
+        log.exception("request %s: unexpected error", request.request_id)
+        reason, retryable = f"unexpected {type(error).__name__}: {error}", True
+    if retryable and attempt < settings.max_attempts:
+        give_up_claim()
+        wait_s = backoff_s(attempt, settings)
+        log.warning("request %s: attempt %d failed: %s; again in %.1f s", request.request_id, attempt, reason, wait_s)
+        raise task.retry(countdown=wait_s, headers={SENT_AT: task.request.get(SENT_AT)}, throw=False)
+    if retryable:
+        reason = f"NanoGrid gave up after {attempt} attempts; the last one failed because {reason}"
+    log.error("request %s is not run: %s", request.request_id, reason)
+    return not_run(request.request_id, request.function_id, reason, worker=task.request.hostname, attempt=attempt)
+
+
+def backoff_s(attempt: int, settings: Settings) -> float:
+    """Wait after a failed attempt (1, 2, ...): full jitter below an exponential bound, never under a tenth of it.
+
+    Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
+    bound = min(settings.retry_backoff_max_s, settings.retry_backoff_s * 2.0 ** (attempt - 1))
+    return random.uniform(bound / 10, bound)  # noqa: S311  # no secret
+
+
+def load_result(task: Task, request_id: str) -> ExecutionResult | None:
+    """The final result that is stored under an id, or None."""
+    meta = task.backend.get_task_meta(request_id, cache=False)
+    if meta["status"] == "SUCCESS" and isinstance(meta["result"], dict):
+        return ExecutionResult.from_wire(meta["result"])
+    return None
+
+
+def _too_old(request: FunctionRequest, task: FunctionTask) -> ExecutionResult | None:
+    age_ms = _age_ms(task)
+    if request.max_age_ms is None or age_ms is None or age_ms <= request.max_age_ms:
+        return None
+    reason = f"maxAgeMs: the request was {age_ms:.0f} ms old when its turn came, more than {request.max_age_ms}"
+    return not_run(request.request_id, request.function_id, reason, worker=task.request.hostname)
+
+
+def _age_ms(task: FunctionTask) -> float | None:
+    """Milliseconds since the request was first sent, by the clocks of producer (or SQS) and worker."""
+    sent_at_ms = task.request.get(SENT_AT)
+    return None if sent_at_ms is None else max(0.0, time.time() * 1000 - float(sent_at_ms))
+
+
+def _function_id(data: object) -> str:
+    value = data.get("functionId") if isinstance(data, dict) else None
+    return value if isinstance(value, str) else ""
+
+
+# Made on first use in each child: a client that crossed a fork would share its sockets with its siblings.
+_per_process: dict[tuple[int, str], Any] = {}
+
+
+def _claims(settings: Settings) -> Claims:
+    key = (os.getpid(), "claims")
+    if key not in _per_process:
+        _per_process[key] = Claims(settings)
+    claims: Claims = _per_process[key]
+    return claims
+
+
+def _executor(settings: Settings, worker: str) -> Executor:
+    from nanogrid.executor import Executor
+    from nanogrid.worker import pool
+
+    key = (os.getpid(), "executor")
+    if key not in _per_process:
+        _per_process[key] = Executor(settings, pool(settings), worker)
+    executor: Executor = _per_process[key]
+    return executor

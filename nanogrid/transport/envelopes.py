@@ -1,0 +1,191 @@
+"""What a message in a queue is: a Celery message, a bare request, or garbage; and how a bare request is adopted.
+
+The one rule: these functions are pure and take any text whatsoever. They never raise for what a sender wrote.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from nanogrid.errors import InvalidRequestError
+from nanogrid.request import RequestId, parse_request, time_limits
+from nanogrid.settings import Settings
+
+FUNCTION_TASK = "nanogrid.execute_function"
+SENT_AT_HEADER = "nanogrid_sent_at_ms"
+RECEIVES_HEADER = "nanogrid_receives"
+BARE_ORIGIN = "bare-sqs"
+
+_SHOWN_FIELDS = ("requestId", "functionId", "runtime", "s3Bucket", "s3Key", "timeoutMs")
+_SHOWN_LENGTH = 80
+_REQUEST_ID: TypeAdapter[str] = TypeAdapter(RequestId)
+
+
+@dataclass(frozen=True)
+class CeleryEnvelope:
+    """A message that a Celery producer sent: kombu's envelope, as it stands in the queue."""
+
+    payload: dict[str, Any]
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """Celery's headers: `id` and `task` are strings."""
+        headers: dict[str, Any] = self.payload["headers"]
+        return headers
+
+
+@dataclass(frozen=True)
+class BareRequest:
+    """A JSON object that anyone put on the queue: a request, valid or not."""
+
+    request: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Neither of the two, and why."""
+
+    problem: str
+
+
+def read_body(text: str) -> CeleryEnvelope | BareRequest | Garbage:
+    """Tell what a message body is. Bodies in base64, as kombu sends them by default, are understood too."""
+    try:
+        data = json.loads(_without_base64(text))
+    except (ValueError, RecursionError) as error:
+        return Garbage(f"the body is not JSON: {error}")
+    if not isinstance(data, dict):
+        return Garbage(f"the body is JSON, but a {type(data).__name__} and no object")
+    if "properties" not in data or "body" not in data:
+        return BareRequest(data)
+    return _checked_envelope(data)
+
+
+def _checked_envelope(data: dict[str, Any]) -> CeleryEnvelope | Garbage:
+    """Refuse what would make kombu or Celery raise where no one catches it."""
+    headers, properties = data.get("headers"), data["properties"]
+    if not isinstance(properties, dict) or not isinstance(properties.get("delivery_info", {}), dict):
+        return Garbage("the Celery envelope's properties are no object")
+    if not isinstance(data["body"], str):
+        return Garbage("the Celery envelope's body is no string")
+    if not isinstance(headers, dict) or not all(isinstance(headers.get(name), str) for name in ("id", "task")):
+        return Garbage("the Celery envelope's headers name no task and id")
+    limits = headers.get("timelimit")
+    if limits is not None and not _is_pair_of_limits(limits):
+        return Garbage("the Celery envelope's timelimit is no pair of seconds")
+    return CeleryEnvelope(data)
+
+
+def _is_pair_of_limits(limits: object) -> bool:
+    return (
+        isinstance(limits, list)
+        and len(limits) == 2
+        and all(limit is None or (isinstance(limit, (int, float)) and not isinstance(limit, bool)) for limit in limits)
+    )
+
+
+def _without_base64(text: str) -> str:
+    """The text inside one layer of base64, or the text itself. A JSON object or array is never base64."""
+    candidate = text.strip()
+    if not candidate or candidate[0] in '{["':
+        return text
+    try:
+        return base64.b64decode(candidate, validate=True).decode()
+    except (binascii.Error, ValueError):
+        return text
+
+
+def valid_request_id(value: object) -> str | None:
+    """The value if it can be a request id, else None."""
+    try:
+        return _REQUEST_ID.validate_python(value)
+    except ValidationError:
+        return None
+
+
+def bare_request_id(request: dict[str, Any], message_id: str) -> str:
+    """The id under which a bare request's result is found: its own where it is a valid one, else the SQS message's."""
+    return valid_request_id(request.get("requestId")) or message_id
+
+
+def adopt(request: dict[str, Any], message_id: str, sent_at_ms: int | None, settings: Settings) -> dict[str, Any]:
+    """A bare request as the kombu envelope that a Celery producer would have sent.
+
+    An invalid request is adopted as well, with default limits: the task answers it with a stored result. `argsrepr`, which
+    shows in logs and in Flower, carries neither payload nor environment: they may be secret.
+    """
+    request_id = bare_request_id(request, message_id)
+    soft_s, hard_s = time_limits(_timeout_ms(request, request_id, settings), settings)
+    headers: dict[str, Any] = {
+        "lang": "py",
+        "task": FUNCTION_TASK,
+        "id": request_id,
+        "root_id": request_id,
+        "parent_id": None,
+        "group": None,
+        "shadow": None,
+        "eta": None,
+        "expires": None,
+        "retries": 0,
+        "timelimit": [hard_s, soft_s],
+        "argsrepr": _shown(request),
+        "kwargsrepr": "{}",
+        "origin": BARE_ORIGIN,
+        "ignore_result": False,
+    }
+    if sent_at_ms is not None:
+        headers[SENT_AT_HEADER] = sent_at_ms
+    embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    return {
+        "body": json.dumps([[request], {}, embed]),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": headers,
+        "properties": {
+            "correlation_id": request_id,
+            "reply_to": "",
+            "body_encoding": "utf-8",
+            "priority": 0,
+            "delivery_info": {},
+        },
+    }
+
+
+def _timeout_ms(request: dict[str, Any], request_id: str, settings: Settings) -> int:
+    try:
+        return parse_request(request, settings, request_id=request_id).timeout_ms
+    except (InvalidRequestError, RecursionError):
+        return settings.timeout_ms
+
+
+def _shown(request: dict[str, Any]) -> str:
+    """The request's plain fields, each cut, as a one-element tuple: what Celery shows for arguments."""
+    shown: dict[str, str | int | float] = {}
+    for name in _SHOWN_FIELDS:
+        value = request.get(name)
+        if isinstance(value, str):
+            shown[name] = value if len(value) <= _SHOWN_LENGTH else value[: _SHOWN_LENGTH - 1] + "…"
+        elif isinstance(value, (int, float)) and abs(value) < 10**15:
+            shown[name] = value
+    return f"({shown!r},)"
+
+
+def request_of(envelope: CeleryEnvelope) -> dict[str, Any] | None:
+    """The wire request inside a Celery message of `nanogrid.execute_function`, or None where there is none to be read."""
+    if envelope.headers["task"] != FUNCTION_TASK:
+        return None
+    try:
+        body = envelope.payload["body"]
+        if envelope.payload["properties"].get("body_encoding") == "base64":
+            body = base64.b64decode(body).decode()
+        args, kwargs, _embed = json.loads(body)
+        request = args[0] if args else kwargs
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
+    return request if isinstance(request, dict) else None

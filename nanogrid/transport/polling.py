@@ -1,0 +1,124 @@
+"""Asynchronous polls that always end: with messages, with none, or with a `PollFailure`. They never raise.
+
+kombu's own connection has no time limit on a poll, takes a server error for an empty answer without saying so, and raises
+for every other status, which ends the worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, NamedTuple
+
+from kombu.asynchronous.aws.connection import AsyncHTTPSConnection
+from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
+
+FIRST_BACKOFF_S = 1.0
+LONGEST_BACKOFF_S = 30.0
+CONNECT_TIMEOUT_S = 5
+GRACE_S = 10
+"""A poll may take this much longer than the long-poll time before it is given up."""
+
+MOST_POLLS = 100
+"""Polls under way at once, that is queues of one worker. kombu's default of 10 would starve the eleventh queue."""
+
+
+class PollFailure(NamedTuple):
+    """A poll that brought neither messages nor the news that there are none."""
+
+    reason: str
+    code: str = ""
+
+    @property
+    def queue_is_gone(self) -> bool:
+        """Whether SQS said that the queue does not exist."""
+        return "QueueDoesNotExist" in self.code or "NonExistentQueue" in self.code
+
+
+class Backoff:
+    """Waiting times that double from 1 to 30 s while attempts fail."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+
+    def failed(self) -> float:
+        """Count a failure; seconds to wait before the next attempt."""
+        self.failures += 1
+        return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(self.failures - 1, 10))
+
+    def succeeded(self) -> int:
+        """Start anew; the number of failures that came before."""
+        failures, self.failures = self.failures, 0
+        return failures
+
+
+class BoundedConnection(AsyncHTTPSConnection):
+    """An HTTP request that ends `limit_s` seconds after it began, whatever the other side does."""
+
+    def __init__(self, http_client: Any, limit_s: float) -> None:
+        super().__init__(http_client=http_client)  # type: ignore[no-untyped-call]
+        self.limit_s = limit_s
+
+    def getrequest(self) -> Any:
+        """kombu's request, with limits that curl enforces and the CA file that boto uses."""
+        request = super().getrequest()  # type: ignore[no-untyped-call]
+        request.on_prepare = self._limit
+        request.ca_certs = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or request.ca_certs
+        return request
+
+    def _limit(self, curl: Any) -> None:
+        import pycurl
+
+        curl.setopt(pycurl.NOSIGNAL, 1)
+        curl.setopt(pycurl.CONNECTTIMEOUT, CONNECT_TIMEOUT_S)
+        curl.setopt(pycurl.TIMEOUT_MS, int(self.limit_s * 1000))
+
+
+class PollingConnection(AsyncSQSConnection):
+    """kombu's asynchronous SQS connection with polls as described above."""
+
+    def __init__(self, client: Any, http_client: Any, wait_s: int, system_attributes: list[str]) -> None:
+        super().__init__(  # type: ignore[no-untyped-call]
+            sqs_connection=client, http_client=http_client, message_system_attribute_names=system_attributes
+        )
+        self._limit_s = wait_s + GRACE_S
+
+    def get_http_connection(self) -> Any:
+        """A connection per request, as kombu does it; curl keeps the sockets."""
+        return BoundedConnection(self._httpclient, self._limit_s)
+
+    def _on_list_ready(self, *context: Any) -> dict[str, Any] | PollFailure:
+        response = context[-1]
+        return read_answer(response.status, response.read(), response.reason)
+
+
+def read_answer(status: int, body: bytes | None, reason: str = "") -> dict[str, Any] | PollFailure:
+    """ReceiveMessage's answer: an object whose `Messages` all have a receipt handle, or what is wrong with it."""
+    try:
+        answer = json.loads(body or b"")
+    except (ValueError, RecursionError):
+        answer = None
+    if status != 200:
+        return _refusal(status, answer, reason)
+    if not isinstance(answer, dict):
+        return PollFailure("the answer is not the JSON object that SQS sends; is another server at this address?")
+    messages = answer.get("Messages") or []
+    if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
+        return PollFailure("the answer holds messages without body, id or receipt handle")
+    return {"Messages": messages}
+
+
+def _is_message(message: object) -> bool:
+    return isinstance(message, dict) and all(
+        isinstance(message.get(name), str) for name in ("Body", "MessageId", "ReceiptHandle")
+    )
+
+
+def _refusal(status: int, answer: object, reason: str) -> PollFailure:
+    if status == 599:  # curl's own errors: refused, reset, timed out
+        return PollFailure(reason or "no connection")
+    if not isinstance(answer, dict):
+        return PollFailure(f"HTTP {status}")
+    code = str(answer.get("__type", "")).rpartition("#")[2]
+    message = answer.get("message") or answer.get("Message") or ""
+    return PollFailure(": ".join(str(part) for part in (f"HTTP {status}", code, message) if part), code)

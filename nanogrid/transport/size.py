@@ -1,0 +1,33 @@
+"""Refuses messages that SQS would refuse, before anything is sent.
+
+The one rule: what is counted is what is sent, after all encoding: the body's bytes and those of the message attributes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nanogrid.errors import InvalidRequestError
+
+
+def message_size_bytes(parameters: dict[str, Any]) -> int:
+    """Size of SendMessage's parameters as SQS counts it: body, and name, type and value of each attribute."""
+    total = len(parameters.get("MessageBody", "").encode())
+    for name, attribute in (parameters.get("MessageAttributes") or {}).items():
+        total += len(name.encode()) + len(attribute.get("DataType", "").encode())
+        total += len(attribute.get("StringValue", "").encode()) + len(attribute.get("BinaryValue", b""))
+    return total
+
+
+def refuse_large_messages(client: Any, limit_bytes: int) -> None:
+    """Make a boto3 SQS client raise InvalidRequestError for messages over the limit."""
+
+    def check(params: dict[str, Any], **_: Any) -> None:
+        size_bytes = message_size_bytes(params)
+        if size_bytes > limit_bytes:
+            raise InvalidRequestError(
+                "payload",
+                f"the message takes {size_bytes} bytes and {limit_bytes} are allowed: put large data in S3 and send its address",
+            )
+
+    client.meta.events.register("provide-client-params.sqs.SendMessage", check)

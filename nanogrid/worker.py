@@ -1,0 +1,141 @@
+"""What a worker has beside Celery's own parts: the owner of its containers, and what it checks and prepares at start.
+
+Imported by `celery -A nanogrid worker` alone. The main process owns; the children, forked from it, only ask.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from celery import bootsteps, signals
+from celery.utils.log import get_logger
+from celery.worker import components
+
+from nanogrid.celery import NanoGrid, app
+from nanogrid.container.engine import Engine
+from nanogrid.dead_letters import DeadLetterReader
+from nanogrid.errors import NanoGridError, PoolExhaustedError
+from nanogrid.pool.lease import Pool
+from nanogrid.pool.owner import Owner
+from nanogrid.queues import check_queues
+from nanogrid.result import not_run
+from nanogrid.settings import Settings
+from nanogrid.tasks import load_result
+
+log = get_logger(__name__)
+
+PR_SET_PDEATHSIG = 1
+
+_owner: Owner | None = None
+
+
+def pool(settings: Settings) -> Pool:
+    """The pool of this worker, for its children."""
+    if _owner is None:
+        raise PoolExhaustedError("this process has no container owner: functions run only in a NanoGrid worker")
+    return Pool(Path(_owner.address), settings)
+
+
+class Containers(bootsteps.StartStopStep):
+    """Owns the containers of this worker. Starts before the children and stops after them."""
+
+    requires = (components.Hub,)
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        self._settings: Settings = worker.app.settings
+
+    def start(self, worker: Any) -> None:
+        """Take the data folder, remove what dead workers left, and listen for the children."""
+        global _owner
+        _owner = Owner(self._settings)
+        _owner.start()
+        log.info("containers: owner %s in %s", _owner.id, self._settings.data_dir)
+
+    def stop(self, worker: Any) -> None:
+        """Destroy every container of this worker."""
+        global _owner
+        if _owner is not None:
+            _owner.stop()
+            _owner = None
+
+    terminate = stop
+
+
+class Preparation(bootsteps.StartStopStep):
+    """Says at start what is wrong with the queues, fetches missing images, and answers for what died in a queue."""
+
+    requires = (components.Pool,)
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        self._app: NanoGrid = worker.app
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, worker: Any) -> None:
+        """Begin; nothing here holds up the first task."""
+        queues = list(self._app.amqp.queues.consume_from)
+        for target, arguments in ((self._check, (queues,)), (self._fetch_images, (queues,)), (self._dead_letters, ())):
+            thread = threading.Thread(target=target, args=arguments, name=f"worker{target.__name__}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self, worker: Any) -> None:
+        """End the threads; a pull that is under way ends with the process."""
+        self._stopping.set()
+
+    terminate = stop
+
+    def _check(self, queues: list[str]) -> None:
+        try:
+            for finding in check_queues(queues, self._app.settings):
+                log.warning("queue %s: %s", finding.queue, finding.problem)
+        except Exception as error:  # noqa: BLE001  # advice must not stop a worker
+            log.warning("the queues could not be checked: %s", error)
+
+    def _fetch_images(self, queues: list[str]) -> None:
+        engine = Engine(self._app.settings)
+        for name, runtime in self._app.settings.runtime_table.items():
+            if runtime.queue not in queues:
+                continue
+            try:
+                engine.ensure_image(runtime.image)
+            except NanoGridError as error:
+                log.warning("runtime %s: %s", name, error)
+
+    def _dead_letters(self) -> None:
+        reader = DeadLetterReader(self._app.settings, self._answer_for_dead)
+        while not self._stopping.wait(self._app.settings.dead_letter_check_s):
+            try:
+                reader.scan()
+            except Exception as error:  # noqa: BLE001  # the next scan may work
+                log.warning("the dead-letter queues could not be read: %s", error)
+
+    def _answer_for_dead(self, request_id: str, function_id: str, reason: str) -> bool:
+        """Store why a request died, unless it has a result. True: stored now."""
+        task = self._app.tasks["nanogrid.execute_function"]
+        if load_result(task, request_id) is not None:
+            return False
+        task.backend.store_result(request_id, not_run(request_id, function_id, reason).to_wire(), "SUCCESS")
+        return True
+
+
+@signals.worker_process_init.connect
+def _child_started(**_: Any) -> None:
+    """A child keeps nothing of the owner's, and ends with its parent: what it runs could not be answered for any more."""
+    if _owner is not None:
+        _owner.leave_to_parent()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+app.steps["worker"] |= {Containers, Preparation}
+# Celery orders steps by what they require: the process pool comes after the owner, and goes before it.
+components.Pool.requires = (*components.Pool.requires, Containers)

@@ -1,0 +1,63 @@
+"""The main process's view of one task: what is stored when a child cannot store it any more.
+
+The rule: a child that was killed (hard limit, revoke) leaves an ExecutionResult behind like any other run. Celery would
+store an exception here, that other languages cannot read and chords would stumble over.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import signals
+from celery.utils.log import get_task_logger
+from celery.worker import state
+from celery.worker.request import Request
+
+from nanogrid.result import ExecutionResult, Outcome, not_run
+
+log = get_task_logger(__name__)
+
+
+class WorkerRequest(Request):
+    """A task that is executed by a child of this worker."""
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Celery's own time limits: the soft one is the child's to handle, after the hard one the child is dead."""
+        if soft:
+            super().on_timeout(soft, timeout)
+            return
+        state.task_ready(self)
+        log.error("request %s: killed after Celery's hard time limit of %g s", self.id, timeout)
+        self._store(Outcome.NOT_RUN, f"the worker child did not end within Celery's hard time limit of {timeout:g} s")
+        self.send_event("task-failed", exception=f"hard time limit ({timeout:g} s)", traceback="")
+        self.acknowledge()
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        """Revoked before or during the run, or expired in the queue."""
+        state.task_ready(self)
+        self.send_event("task-revoked", terminated=terminated, signum=signum, expired=expired)
+        if expired:
+            self._store(Outcome.NOT_RUN, "the request expired before its turn came")
+        else:
+            self._store(Outcome.CANCELLED, "cancelled " + ("while it ran" if terminated else "before it ran"))
+        self.acknowledge()
+        self._already_revoked = True
+        signals.task_revoked.send(
+            sender=self.task, request=self._context, terminated=terminated, signum=signum, expired=expired
+        )
+
+    def _store(self, outcome: Outcome, reason: str) -> None:
+        result = self._result(outcome, reason)
+        self.task.backend.mark_as_done(self.id, result.to_wire(), request=self._context, store_result=True)
+
+    def _result(self, outcome: Outcome, reason: str) -> ExecutionResult:
+        request = next((argument for argument in self.args if isinstance(argument, dict)), {})
+        function_id = request.get("functionId")
+        return not_run(
+            self.id,
+            function_id if isinstance(function_id, str) else "",
+            reason,
+            outcome=outcome,
+            worker=self.hostname,
+            attempt=int(self.request_dict.get("retries") or 0) + 1,
+        )

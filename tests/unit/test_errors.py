@@ -1,0 +1,53 @@
+"""Errors come back as themselves."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import pytest
+from celery.backends.base import Backend
+
+from nanogrid import errors
+from nanogrid.celery import make_app
+
+CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, errors.NanoGridError)]
+
+
+def example(cls: type[errors.NanoGridError]) -> errors.NanoGridError:
+    if cls is errors.InvalidRequestError:
+        return errors.InvalidRequestError("timeoutMs", "0 is too small")
+    return cls("what is wrong, which value, what to do")
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_error_survives_pickling(cls: type[errors.NanoGridError]) -> None:
+    """An error that crosses a process boundary is the same class with the same sentence."""
+    error = example(cls)
+    back = pickle.loads(pickle.dumps(error))
+    assert type(back) is cls
+    assert (str(back), back.args) == (str(error), error.args)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_error_survives_celerys_json_backend(cls: type[errors.NanoGridError]) -> None:
+    """An error that Celery stores as JSON is raised as the same class with the same sentence."""
+    backend = Backend(app=make_app())
+    error = example(cls)
+    back = backend.exception_to_python(backend.prepare_exception(error, serializer="json"))
+    assert type(back) is cls
+    assert str(back) == str(error)
+
+
+def test_only_platform_trouble_is_retryable() -> None:
+    """What the sender or the operator has to mend is never tried again."""
+    retryable = {cls.__name__ for cls in CLASSES if cls.retryable}
+    assert retryable == {
+        "ClaimBusyError",
+        "CodeUnavailableError",
+        "ContainerError",
+        "ContainerLostError",
+        "ContainerStartError",
+        "ImageUnavailableError",
+        "PoolExhaustedError",
+    }

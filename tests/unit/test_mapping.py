@@ -1,0 +1,44 @@
+"""Map and reduce: what a failing part does to the whole."""
+
+from __future__ import annotations
+
+import pytest
+
+from nanogrid.errors import MapPartFailedError
+from nanogrid.mapping import PartFailure, reducer_input
+from nanogrid.result import ExecutionResult, Outcome, not_run
+
+GOOD = ExecutionResult(
+    request_id="m/0",
+    function_id="f",
+    exit_code=0,
+    stdout="",
+    stderr="",
+    duration_millis=1,
+    success=True,
+    outcome=Outcome.SUCCEEDED,
+    value=4,
+)
+BAD = not_run("m/1", "f", "broken")
+
+
+def test_fail_names_the_parts_that_failed() -> None:
+    """With FAIL, one failing part stops the reduction, and the error says which and how many."""
+    with pytest.raises(MapPartFailedError, match="1 of 2 parts failed: m/1 NOT_RUN"):
+        reducer_input([GOOD, BAD], PartFailure.FAIL.value)
+
+
+def test_skip_feeds_what_succeeded() -> None:
+    """With SKIP, the reducing function sees only the parts that succeeded."""
+    assert [part["requestId"] for part in reducer_input([GOOD, BAD], "skip")] == ["m/0"]
+
+
+def test_include_feeds_everything_in_order() -> None:
+    """With INCLUDE, the reducing function sees all parts, in order, and their outcomes."""
+    fed = reducer_input([BAD, GOOD], "include")
+    assert [(part["requestId"], part["outcome"]) for part in fed] == [("m/1", "NOT_RUN"), ("m/0", "SUCCEEDED")]
+
+
+def test_without_failures_every_choice_is_the_same() -> None:
+    """The choice matters only where a part failed."""
+    assert all(reducer_input([GOOD], policy.value) == [GOOD.to_wire()] for policy in PartFailure)

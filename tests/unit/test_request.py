@@ -1,0 +1,128 @@
+"""Requests: what is accepted, what is refused and in which words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanogrid.errors import InvalidRequestError
+from nanogrid.request import parse_request, time_limits
+from nanogrid.settings import Settings
+
+ORIGINAL: dict[str, Any] = {
+    "requestId": "req-1",
+    "functionId": "thumb",
+    "runtime": "python",
+    "s3Bucket": "code",
+    "s3Key": "thumb.zip",
+    "timeoutMs": 2000,
+}
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings()
+
+
+def test_the_original_message_is_accepted(settings: Settings) -> None:
+    """The six fields of the original message are a whole request; the others take the deployment's defaults."""
+    request = parse_request(ORIGINAL, settings)
+    assert (request.request_id, request.runtime, request.timeout_ms) == ("req-1", "python", 2000)
+    assert (request.memory_mb, request.cpus, request.network, request.payload) == (512, 1.0, "none", None)
+
+
+@pytest.mark.parametrize("name", ["cpp", "c++", "C++", "CPP"])
+def test_an_alias_means_its_runtime(settings: Settings, name: str) -> None:
+    """c++ and cpp are one runtime, whatever the case."""
+    assert parse_request({**ORIGINAL, "runtime": name}, settings).runtime == "cpp"
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "words"),
+    [
+        ({"functionId": None}, "functionId", "missing"),
+        ({"s3Key": None}, "s3Key", "missing"),
+        ({"runtime": None}, "runtime", "accepted are python, cpp, c++"),
+        ({"runtime": "ruby"}, "runtime", "'ruby' is not known; accepted are python, cpp, c++"),
+        ({"runtime": 3}, "runtime", "3 is not known"),
+        ({"timeoutMs": 0}, "timeoutMs", "greater than 0"),
+        ({"timeoutMs": -5}, "timeoutMs", "greater than 0"),
+        ({"timeoutMs": 900_001}, "timeoutMs", "900000"),
+        ({"timeoutMs": "soon"}, "timeoutMs", "'soon' is not accepted"),
+        ({"memoryMb": 5}, "memoryMb", "from 6"),
+        ({"memoryMb": 10**6}, "memoryMb", "4096"),
+        ({"cpus": 0}, "cpus", "greater than 0"),
+        ({"cpus": float("nan")}, "cpus", "nan"),
+        ({"requestId": "a b"}, "requestId", "does not match"),
+        ({"requestId": "x" * 201}, "requestId", "at most 200"),
+        ({"requestid": "r"}, "requestid", "did you mean requestId"),
+        ({"colour": "red"}, "colour", "unknown field; accepted are requestId, functionId"),
+        ({"env": {"1A": "x"}}, "env", "'1A'"),
+        ({"env": {"NANOGRID_RESULT": "x"}}, "env", "reserved"),
+        ({"env": {"A": "x\0y"}}, "env", "NUL"),
+        ({"network": "bridge"}, "network", "accepted are none"),
+        ({"codeSha256": "abc"}, "codeSha256", "does not match"),
+        ({"handler": "main"}, "handler", "does not match"),
+        ({"handler": "main.run", "runtime": "cpp"}, "handler", "no handlers"),
+        ({"maxAgeMs": 0}, "maxAgeMs", "greater than 0"),
+    ],
+)
+def test_a_bad_field_is_named_with_what_is_accepted(
+    settings: Settings, change: dict[str, Any], field: str, words: str
+) -> None:
+    """The error is one sentence with the field's wire name, the value and what is accepted."""
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_request({**ORIGINAL, **change}, settings)
+    assert caught.value.field == field
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(field)
+
+
+@pytest.mark.parametrize("data", [None, [], "text", 3, True])
+def test_what_is_no_object_is_refused(settings: Settings, data: object) -> None:
+    """A request is a JSON object."""
+    with pytest.raises(InvalidRequestError, match="must be a JSON object"):
+        parse_request(data, settings)
+
+
+def test_a_missing_request_id_is_filled_in(settings: Settings) -> None:
+    """The caller's id counts where the request has none, and only there."""
+    anonymous = {key: value for key, value in ORIGINAL.items() if key != "requestId"}
+    assert parse_request(anonymous, settings, request_id="given").request_id == "given"
+    assert parse_request(ORIGINAL, settings, request_id="given").request_id == "req-1"
+
+
+def test_limits_follow_from_the_timeout(settings: Settings) -> None:
+    """Celery's soft limit is the timeout and the overhead; the hard one comes a grace later."""
+    limits = time_limits(2000, settings)
+    assert limits.soft_s == 2 + settings.overhead_s
+    assert limits.hard_s == limits.soft_s + settings.hard_limit_grace_s
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(payload=json_values, env=st.dictionaries(st.from_regex(r"\A[A-Z]{1,8}\Z"), st.text("abc\n\"'é"), max_size=3))
+def test_a_request_survives_the_wire(payload: object, env: dict[str, str]) -> None:
+    """Parse, serialise, parse again: the same request."""
+    settings = Settings()
+    request = parse_request({**ORIGINAL, "payload": payload, "env": env}, settings)
+    assert parse_request(json.loads(json.dumps(request.to_wire())), settings) == request
+
+
+@given(data=st.dictionaries(st.sampled_from([*ORIGINAL, "payload", "env", "cpus", "x"]), json_values))
+def test_no_json_object_breaks_the_parser(data: dict[str, Any]) -> None:
+    """Any JSON object is a request or an InvalidRequestError of one line."""
+    try:
+        parse_request(data, Settings())
+    except InvalidRequestError as error:
+        assert "\n" not in str(error)  # noqa: PT017  # most objects are refused, some are not

@@ -1,0 +1,73 @@
+"""Results: their wire format and what follows from an outcome."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nanogrid.result import ExecutionResult, Outcome, not_run
+
+
+def result(**changes: object) -> ExecutionResult:
+    base = ExecutionResult(
+        request_id="r",
+        function_id="f",
+        exit_code=0,
+        stdout="out",
+        stderr="",
+        duration_millis=12,
+        success=True,
+        outcome=Outcome.SUCCEEDED,
+    )
+    return base.model_copy(update=changes)
+
+
+def test_the_original_fields_are_on_the_wire() -> None:
+    """The seven fields of the original result keep their names and types."""
+    wire = json.loads(json.dumps(result().to_wire()))
+    original = {"requestId", "functionId", "exitCode", "stdout", "stderr", "durationMillis", "success"}
+    assert {key: wire[key] for key in original} == {
+        "requestId": "r",
+        "functionId": "f",
+        "exitCode": 0,
+        "stdout": "out",
+        "stderr": "",
+        "durationMillis": 12,
+        "success": True,
+    }
+    assert wire["outcome"] == "SUCCEEDED"
+
+
+def test_a_result_survives_the_wire() -> None:
+    """What is stored is read back as the same result."""
+    assert ExecutionResult.from_wire(json.loads(json.dumps(result().to_wire()))) == result()
+
+
+def test_an_older_client_reads_a_newer_result() -> None:
+    """Fields that this version does not know are left out."""
+    assert ExecutionResult.from_wire({**result().to_wire(), "fromTheFuture": 1}) == result()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "exit_code", "expected"),
+    [
+        (Outcome.SUCCEEDED, 0, 0),
+        (Outcome.FAILED, 3, 3),
+        (Outcome.TIMED_OUT, -1, 124),
+        (Outcome.OUT_OF_MEMORY, 1, 137),
+        (Outcome.NOT_RUN, -1, 125),
+        (Outcome.CANCELLED, -1, 130),
+        (Outcome.OUTPUT_LIMIT, -1, 1),
+    ],
+)
+def test_the_shell_sees_the_outcome(outcome: Outcome, exit_code: int, expected: int) -> None:
+    """A command that ran a function exits with the function's own code, or with the one that the outcome stands for."""
+    assert result(outcome=outcome, exit_code=exit_code).shell_exit_code == expected
+
+
+def test_what_was_not_run_says_why() -> None:
+    """A request that was not run has exit code -1 and its reason, as one line, in stderr."""
+    answer = not_run("r", "f", "no such key")
+    assert (answer.exit_code, answer.success, answer.outcome) == (-1, False, Outcome.NOT_RUN)
+    assert answer.stderr == "no such key\n"
