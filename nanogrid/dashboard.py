@@ -43,6 +43,9 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 OWN_PAGES = frozenset({"same-origin", "none"})
 """Sec-Fetch-Site of Flower's own pages, and of what a person types. `same-site` is another port of this machine."""
 
+KNOWN_OF_A_WORKER = frozenset({"stats", "active_queues"})
+"""Answers without which a worker is asked again: its commands, and the consumers of each queue, build on them."""
+
 API_SWITCH = "FLOWER_UNAUTHENTICATED_API"
 
 _RELIED_ON: list[tuple[Any, tuple[str, ...]]] = [
@@ -262,13 +265,15 @@ class Dashboard(flower.app.Flower):
         self.events.on_event = self._on_event
 
     def _on_event(self, event: dict[str, Any]) -> None:
-        """Ask a worker about itself when it comes. Flower asks at its own start only, and refuses commands for others.
+        """Ask a worker about itself once it beats. Flower asks at its own start only, and refuses commands for others.
 
         Called in the thread that listens for events.
         """
         self._take_event(event)
         kind, worker = event["type"], event["hostname"]
-        if kind == "worker-online" or (kind == "worker-heartbeat" and worker not in self.workers):
+        if kind == "worker-online":  # what is known is about the one that ran before
+            self.io_loop.add_callback(self.workers.pop, worker, None)
+        elif kind == "worker-heartbeat" and not self.workers.get(worker, {}).keys() >= KNOWN_OF_A_WORKER:
             self.io_loop.add_callback(self.update_workers, worker)
 
     def start(self) -> None:

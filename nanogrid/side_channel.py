@@ -112,10 +112,8 @@ class SideChannel:
         return self._sending.is_set()
 
     def connection(self) -> Connection:
-        """A lazy connection that stands for this channel where Celery wants one; it is never opened."""
-        connection = monitor_connection(self._settings)
-        connection.side_channel = self
-        return connection
+        """What stands for this channel where Celery wants a connection."""
+        return UnopenedConnection(self._settings.monitor_url, side_channel=self)
 
     def publish(self, message: Outgoing) -> None:
         """Hand a message to the sender. Never waits and never fails."""
@@ -216,6 +214,18 @@ class SideChannel:
 
 def _expected(connection: Connection) -> tuple[type[BaseException], ...]:
     return (*connection.connection_errors, *connection.channel_errors, OSError)
+
+
+class UnopenedConnection(Connection):
+    """Tells Celery that events go to a Redis, and is never opened."""
+
+    def __init__(self, url: str, *, side_channel: SideChannel) -> None:
+        super().__init__(url)
+        self.side_channel = side_channel
+
+    def get_heartbeat_interval(self) -> int:
+        """None; kombu would connect to find out, in the event loop."""
+        return 0
 
 
 class Dispatcher(EventDispatcher):

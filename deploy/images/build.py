@@ -148,18 +148,19 @@ def current_image(client: docker.DockerClient, name: str, recipe: Recipe, *, reb
 
 
 def official_image(client: docker.DockerClient, name: str) -> str | None:
-    """The official image: present, or pulled now. None where no registry answers for it."""
+    """The official image: present, or pulled now. None where no registry gives it."""
     if label_of(client, name) is not None:
         say(f"{name}: present")
         return name
     try:
+        # Asking first keeps the wait short where nobody answers; a pull itself may take minutes.
         connect(REGISTRY_TIMEOUT_S).images.get_registry_data(name)
+        with timed(f"{name}: pulling"):
+            client.images.pull(name)
     except (APIError, RequestException) as error:
         reason = str(error.explanation if isinstance(error, APIError) else error)
-        say(f"{name}: cannot be pulled here ({reason[:120]})")
+        say(f"{name}: cannot be pulled here ({reason[:160]})")
         return None
-    with timed(f"{name}: pulling"):
-        client.images.pull(name)
     return name
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -11,10 +12,10 @@ import typer
 
 from nanogrid.cli import console
 from nanogrid.cli.doctor import doctor
+from nanogrid.cli.failures import explain
 from nanogrid.cli.invoke import invoke
 from nanogrid.cli.results import cancel, result
 from nanogrid.cli.stack import down, env, status, up
-from nanogrid.errors import NanoGridError
 
 ABOUT = """Run functions on a queue: code from S3, requests over SQS, hardened Docker containers, results in Redis.
 
@@ -76,11 +77,14 @@ def main() -> None:
     """Entry point. Expected errors are one sentence on stderr and exit code 2; anything else is a bug and shows its traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        app()
-    except NanoGridError as error:
-        console.complain(error)
-        sys.exit(console.OWN_FAILURE)
+        app(prog_name="nanogrid")
     except BrokenPipeError:
         # The reader of our output went away (`| head`): nothing to say, and nowhere to say it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + 13)
+        sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        console.complain(sentence)
+        sys.exit(console.OWN_FAILURE)

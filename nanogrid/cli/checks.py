@@ -76,7 +76,11 @@ def _guarded(name: str, check: Callable[[Settings], Iterator[Check]], settings: 
     except Exception as unexpected:  # any failure of a check is a finding, and must not hide the others
         log.debug("check %s failed", name, exc_info=True)
         lines.append(
-            _broken(name, f"could not be checked: {type(unexpected).__name__}: {unexpected}", "see the message")
+            _broken(
+                name,
+                f"could not be checked: {type(unexpected).__name__}: {unexpected}",
+                "this is a bug of the check, please report it",
+            )
         )
     return lines
 
@@ -144,12 +148,15 @@ def _image_remedy(runtime: str) -> str:
 
 
 def _check_s3(settings: Settings) -> Iterator[Check]:
-    import boto3
+    import boto3.session
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
     once = Config(connect_timeout=PATIENCE_S, read_timeout=PATIENCE_S, retries={"total_max_attempts": 1})
-    client = boto3.client("s3", region_name=settings.region, endpoint_url=settings.s3_endpoint_url or None, config=once)
+    session = boto3.session.Session()  # the default one is not safe beside the other checks
+    client = session.client(
+        "s3", region_name=settings.region, endpoint_url=settings.s3_endpoint_url or None, config=once
+    )
     where = client.meta.endpoint_url
     try:
         answer: Any = client.list_buckets()["ResponseMetadata"]
@@ -197,15 +204,12 @@ def _check_queues(settings: Settings) -> Iterator[Check]:
         try:
             findings = check_queues([queue], looking)
             for finding in findings:
-                yield _broken(label, finding.problem.partition(":")[0], _after_colon(finding.problem))
+                problem, _, remedy = finding.problem.rpartition(": ")
+                yield _broken(label, problem or remedy, remedy)
             if not findings:
                 yield _depth_line(label, depths([queue], looking)[0])
         except (NanoGridError, BotoCoreError, ClientError) as silent:
             yield _broken(label, str(silent), "check the AWS credentials, the region and the SQS endpoint")
-
-
-def _after_colon(problem: str) -> str:
-    return problem.partition(":")[2].strip() or problem
 
 
 def _depth_line(label: str, depth: Any) -> Check:

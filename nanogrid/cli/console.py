@@ -24,7 +24,8 @@ def stdout() -> Console:
     """The console for results meant for people."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    # A pipe has no width: a table is never cut for it.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 400)
 
 
 def stderr() -> Console:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nanogrid.cli import console
-from nanogrid.errors import InvalidRequestError, NanoGridError
+from nanogrid.cli.failures import exits_with
+from nanogrid.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from nanogrid.cli.source import Local, Stored
@@ -66,14 +67,14 @@ def invoke(
     from nanogrid.cli.waiting import wait_for
 
     wanted = {
+        "runtime": runtime,
+        "functionId": function_id,
         "timeoutMs": timeout_ms,
         "memoryMb": memory_mb,
         "cpus": cpus,
         "handler": handler,
-        "functionId": function_id,
-        "runtime": runtime,
     }
-    try:
+    with exits_with(console.NOT_RUN):
         given = {name: value for name, value in wanted.items() if value is not None}
         request = given | {"env": parse_env(env or []), "payload": parse_payload(payload)}
         target = find_target()
@@ -83,9 +84,6 @@ def invoke(
             _print_id(request_id, as_json=as_json)
             return
         exit_code = wait_for(client, request_id, None, as_json=as_json)
-    except NanoGridError as error:
-        console.complain(error)
-        raise typer.Exit(console.NOT_RUN) from None
     raise typer.Exit(exit_code)
 
 
@@ -162,19 +160,16 @@ def _default_bucket(target: Target) -> str:
 
 
 def _make_bucket(bucket: str, target: Target) -> None:
-    """Make the bucket on a local S3, where a second making changes nothing."""
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
+    """Make the bucket on a local S3 where it is missing."""
+    from nanogrid.code.source import s3_client
 
-    from nanogrid.errors import CodeUnavailableError
-
-    client = boto3.client(
-        "s3", region_name="us-east-1", endpoint_url=target.settings.s3_endpoint_url or None
-    )  # the one region that needs no location constraint
+    client, region = s3_client(target.settings), target.settings.region
+    # S3 wants every region named here but its first one.
+    where: Any = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
     try:
-        client.create_bucket(Bucket=bucket)
-    except (BotoCoreError, ClientError) as refused:
-        raise CodeUnavailableError(f"bucket {bucket} cannot be made: {refused}") from refused
+        client.create_bucket(Bucket=bucket, **where)
+    except (client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+        return
 
 
 def _function_id(source: Stored | Local) -> str:

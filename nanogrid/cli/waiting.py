@@ -40,6 +40,11 @@ def wait_for(client: Client, request_id: str, limit_s: float | None, *, as_json:
             f"\nto end it: nanogrid cancel {request_id}"
         )
         return INTERRUPTED
+    except ResultUnavailableError:  # the limit passed, and its sentence says so
+        raise
+    except Exception:
+        console.note(f"waiting for {request_id} failed; it goes on, its result: nanogrid result {request_id} --wait 60")
+        raise
     print_result(result, as_json=as_json)
     return result.shell_exit_code
 
@@ -53,7 +58,7 @@ def _watch(client: Client, request_id: str, limit_s: float | None) -> ExecutionR
             waited_s = time.monotonic() - started
             turn_s = LOOK_EVERY_S if limit_s is None else min(LOOK_EVERY_S, limit_s - waited_s)
             try:
-                return client.wait(request_id, max(turn_s, 0.0))
+                return client.wait(request_id, max(turn_s, 0.01))  # 0 would be no limit
             except ResultUnavailableError:
                 waited_s = time.monotonic() - started
                 if limit_s is not None and waited_s >= limit_s:

@@ -21,8 +21,11 @@ from nanogrid.code.tree import LONGEST_LINK
 from nanogrid.errors import CodeCorruptError
 
 MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 64 * 1024
+"""Well below DIRECTORY_BYTES, so that reading contents never meets the bound that is meant for the directory."""
+
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+METHOD_NAMES = {9: "deflate64", 12: "bzip2", 14: "LZMA", 93: "zstandard"}
 HEADER = struct.Struct("<4s5H3L2H")
 """Fixed part of a local file header; its last two numbers are the lengths of the name and of the extra field."""
 
@@ -58,7 +61,7 @@ def entries(path: Path, meter: Meter) -> Iterator[Entry]:
     """The entries of a zip, in the order of its directory. Raises CodeCorruptError, also between entries."""
     with path.open("rb") as file:
         with damage_is_corrupt("the zip archive"):
-            archive = zipfile.ZipFile(_BoundedReads(file, meter))  # type: ignore[arg-type]  # it needs no more than this
+            archive = zipfile.ZipFile(_BoundedReads(file, meter))  # needs no more of a file than this
         with archive:
             infos = archive.infolist()
             _refuse_missing_entries(path, infos)
@@ -95,7 +98,7 @@ def _refuse_unreadable(info: zipfile.ZipInfo, name: str) -> None:
     if info.flag_bits & ENCRYPTED:
         raise corrupt(name, "is encrypted: pack without a password")
     if info.compress_type not in METHODS:
-        method = zipfile.compressor_names.get(info.compress_type, str(info.compress_type))
+        method = METHOD_NAMES.get(info.compress_type, f"number {info.compress_type}")
         raise corrupt(name, f"uses the compression method {method}: accepted in a zip are stored and deflate")
 
 

@@ -67,6 +67,13 @@ class Engine:
                     )
             return self._client
 
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
+
     def version(self) -> dict[str, Any]:
         """The engine's own description: Version, ApiVersion, KernelVersion, ..."""
         with _translated("ask for the version"):

@@ -7,6 +7,8 @@
 # It is plain POSIX sh, so that it works in any image that has one. The function runs as the same user, and could write
 # the same lines: it would only end its own run early. What is measured is measured outside.
 exec 3>/nanogrid/control </dev/null >/dev/null 2>&1
+# Signals from inside must not end the first process. A trap, unlike ignoring them, is not passed on to the function.
+trap : HUP INT QUIT TERM
 
 stay() {
     while :; do read -r _ </nanogrid/hold; done

@@ -61,7 +61,7 @@ class RunReport:
 
 
 class Watch:
-    """Watches one run. Until it is open the launcher waits: a pipe without a reader blocks its writer."""
+    """Watches one run. To be opened before the container starts, so that even an early end shows as the end of a pipe."""
 
     def __init__(self, folder: RunFolder, output_limit_bytes: int) -> None:
         self._open = ExitStack()

@@ -27,10 +27,13 @@ from nanogrid.settings import Settings
 class Container:
     """A leased container, ready for one run."""
 
-    def __init__(self, leased: LeasedContainer, folder: RunFolder, line: Line, settings: Settings) -> None:
+    def __init__(
+        self, leased: LeasedContainer, folder: RunFolder, watch: Watch, line: Line, settings: Settings
+    ) -> None:
         self.id = leased.id
         self.name = leased.name
         self.folder = folder
+        self._watch = watch
         self._line = line
         self._settings = settings
         self._cgroup = cgroup.locate(leased.id, leased.pid, settings)
@@ -38,10 +41,9 @@ class Container:
 
     def run(self, *, timeout_s: float) -> RunReport:
         """Wait for the function's end and report it. When this returns, nothing of the function is alive."""
-        with Watch(self.folder, self._settings.output_limit_bytes) as watch:
-            return watch.run(
-                self._cgroup, start_timeout_s=self._settings.overhead_s / 2, timeout_s=timeout_s, stop=self.destroy
-            )
+        return self._watch.run(
+            self._cgroup, start_timeout_s=self._settings.overhead_s / 2, timeout_s=timeout_s, stop=self.destroy
+        )
 
     def destroy(self) -> None:
         """Have the owner kill and remove the container; `end` says how it had ended. Idempotent."""
@@ -70,10 +72,13 @@ class Pool:
         try:
             folder = RunFolder(Path(_answer(line)["runDir"]))
             folder.create(payload)
-            line.send({"lease": asdict(wanted)})
-            container = Container(LeasedContainer(**_answer(line)["container"]), folder, line, self._settings)
-            yield container
-            container.destroy()
+            # Opened before the container starts: the end of a pipe shows only to who was there when it was opened.
+            with Watch(folder, self._settings.output_limit_bytes) as watch:
+                line.send({"lease": asdict(wanted)})
+                leased = LeasedContainer(**_answer(line)["container"])
+                container = Container(leased, folder, watch, line, self._settings)
+                yield container
+                container.destroy()
         finally:
             line.close()
 

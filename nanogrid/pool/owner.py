@@ -84,6 +84,7 @@ class Owner:
             lease.thread.join()
         RunFolder(self._me.runs).remove()
         self._me.close()
+        self._engine.close()
 
     def leave_to_parent(self) -> None:
         """In a forked child: close what belongs to the main process alone."""

@@ -25,7 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from kombu.asynchronous import set_event_loop
 from kombu.asynchronous.http import get_client
 from kombu.transport import SQS, virtual
-from kombu.transport.virtual.base import queue_declare_ok_t  # type: ignore[attr-defined]
+from kombu.transport.virtual.base import queue_declare_ok_t
 from vine import promise
 
 from nanogrid import queues
@@ -242,6 +242,8 @@ class Channel(_SQSChannel):
 
         def decoded(message: Any) -> Any:
             # Celery would acknowledge, and so delete, a message whose body it cannot decode. Other types it rejects itself.
+            if message.errors:
+                message._reraise_error()
             if message.content_type == JSON:
                 message.accept = {JSON}
                 message.decode()

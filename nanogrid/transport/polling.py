@@ -56,12 +56,12 @@ class BoundedConnection(AsyncHTTPSConnection):
     """An HTTP request that ends `limit_s` seconds after it began, whatever the other side does."""
 
     def __init__(self, http_client: Any, limit_s: float) -> None:
-        super().__init__(http_client=http_client)  # type: ignore[no-untyped-call]
+        super().__init__(http_client=http_client)
         self.limit_s = limit_s
 
     def getrequest(self) -> Any:
         """kombu's request, with limits that curl enforces and the CA file that boto uses."""
-        request = super().getrequest()  # type: ignore[no-untyped-call]
+        request = super().getrequest()
         request.on_prepare = self._limit
         request.ca_certs = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or request.ca_certs
         return request
@@ -78,7 +78,7 @@ class PollingConnection(AsyncSQSConnection):
     """kombu's asynchronous SQS connection with polls as described above."""
 
     def __init__(self, client: Any, http_client: Any, wait_s: int, system_attributes: list[str]) -> None:
-        super().__init__(  # type: ignore[no-untyped-call]
+        super().__init__(
             sqs_connection=client, http_client=http_client, message_system_attribute_names=system_attributes
         )
         self._limit_s = wait_s + GRACE_S

@@ -1,0 +1,63 @@
+# One command each. `make` lists them. The work is done by scripts/, one file per verb.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+bin := .venv/bin
+python_code := nanogrid tests examples deploy celeryconfig.py
+demo_images := nanogrid/python:3.9 nanogrid/gcc:11
+# Arguments for pytest: make test ARGS="-k chord -x"
+ARGS ?=
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: ## Install what is missing and start a Docker engine where none answers
+	@scripts/setup
+
+.PHONY: images
+images: setup ## Pull the runtime images, or build equivalents where no registry answers
+	@deploy/images/build --if-unreachable $(demo_images)
+
+.PHONY: demo
+demo: setup ## Start the local stack and run functions of every kind on it
+	@deploy/images/build --if-unreachable $(demo_images) >/dev/null
+	@$(bin)/nanogrid up --detach
+	@$(bin)/python examples/demo.py
+
+.PHONY: down
+down: ## End the local stack
+	@$(bin)/nanogrid down
+
+.PHONY: check
+check: ## Format, lint, types, import contract and unit tests: what needs neither Docker nor Redis
+	@$(bin)/ruff format --check --quiet $(python_code)
+	@$(bin)/ruff check --quiet $(python_code)
+	@$(bin)/mypy --no-error-summary
+	@MYPYPATH=deploy/images $(bin)/mypy --no-error-summary deploy/images
+	@$(bin)/lint-imports --no-logo >/dev/null || { $(bin)/lint-imports; exit 1; }
+	@$(bin)/pytest -q tests/unit $(ARGS)
+
+.PHONY: test
+test: ## Set up, make all images, run the whole suite
+	@scripts/setup --tests
+	@deploy/images/build >/dev/null
+	@scripts/worker-image >/dev/null
+	@$(MAKE) check
+	@$(bin)/pytest tests --ignore tests/unit $(if $(CI),--color=no --durations=15) $(ARGS)
+
+.PHONY: worker-image
+worker-image: setup ## Build nanogrid/worker from locked wheels, without network
+	@scripts/worker-image
+
+.PHONY: lock
+lock: ## Regenerate requirements/*.txt from pyproject.toml (ARGS=--upgrade for newest versions)
+	@scripts/lock $(ARGS)
+
+.PHONY: clean
+clean: ## Remove build products and caches; .venv, images and data stay
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find nanogrid tests examples deploy -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,272 @@
+"""`nanogrid invoke`, `result`, `cancel` and `doctor` against a local stack that really runs functions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanogrid.result import ExecutionResult
+from tests.support.command import ENTRY, CommandLine
+from tests.support.services import wait_until
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    """A stack of this module that is up."""
+    line = CommandLine(tmp_path_factory.mktemp("stack"))
+    line.up()
+    yield line
+    line.ok("down", "--timeout-s", "0")
+
+
+@pytest.fixture
+def function(tmp_path: Path) -> Any:
+    """Writes a python function to a file and returns its path."""
+
+    def write(source: str) -> str:
+        path = tmp_path / "hello.py"
+        path.write_text(source)
+        return str(path)
+
+    return write
+
+
+def state_of(command: CommandLine, request_id: str) -> bytes:
+    """What is stored about a request, as text."""
+    return command.run("result", request_id).stderr
+
+
+def test_invoke_behaves_like_the_function(command: CommandLine, function: Any) -> None:
+    """Its bytes on both streams, its exit code, its input and variables; one summary line on stderr."""
+    source = function(
+        "import json, os, sys\n"
+        "sys.stdout.write(json.dumps([json.load(sys.stdin), os.environ['NAME']]) + '\\r\\nno end')\n"
+        "sys.stderr.write('warned\\n')\n"
+        "sys.exit(7)\n"
+    )
+    done = command.run("invoke", source, "--payload", "-", "--env", "NAME=a=b", stdin=b'{"width": 80}')
+    assert done.stdout == b'[{"width": 80}, "a=b"]\r\nno end'
+    assert done.returncode == 7
+    *notes, warned, summary = done.stderr.decode().splitlines()
+    assert notes == [f"using the local stack in {command.folder}", "runtime: python (seen from the files)"]
+    assert warned == "warned"
+    assert summary.startswith("FAILED · exit code 7 · ")
+
+
+def test_json_is_exactly_the_result(command: CommandLine, function: Any) -> None:
+    """stdout holds one ExecutionResult and nothing else; the exit code is still the function's."""
+    done = command.run("invoke", function("print('hi')\nraise SystemExit(3)"), "--json", "--function-id", "greet")
+    result = ExecutionResult.from_wire(json.loads(done.stdout))
+    assert (result.stdout, result.exit_code, result.function_id) == ("hi\n", 3, "greet")
+    assert done.returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "exit_code", "outcome"),
+    [
+        ("import time; time.sleep(60)", ["--timeout-ms", "500"], 124, "TIMED_OUT"),
+        (
+            "x = bytearray(200 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1",
+            ["--memory-mb", "32"],
+            137,
+            "OUT_OF_MEMORY",
+        ),
+        ("raise SystemExit(0)", [], 0, "SUCCEEDED"),
+    ],
+)
+def test_exit_code_stands_for_the_outcome(
+    command: CommandLine, function: Any, source: str, options: list[str], exit_code: int, outcome: str
+) -> None:
+    """As with timeout(1) and the shells: 124 timed out, 137 out of memory."""
+    done = command.run("invoke", function(source), *options)
+    assert done.returncode == exit_code
+    assert outcome in done.stderr.decode()
+
+
+def test_code_that_is_not_there_was_not_run(command: CommandLine) -> None:
+    """The worker answers with NOT_RUN: exit code 125 and the reason."""
+    done = command.run("invoke", "s3://no-such-bucket/f.zip", "--runtime", "python")
+    assert done.returncode == 125
+    assert b"NoSuchBucket" in done.stderr
+    assert b"NOT_RUN" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["/no/such/file"], "does not exist"),
+        (["s3://bucket/key"], "give --runtime"),
+        (["{file}", "--runtime", "cobol"], "'cobol' is not known; accepted are python"),
+        (["{file}", "--timeout-ms", "-5"], "timeoutMs: -5 is too small"),
+        (["{file}", "--env", "1A=2"], "'1A' is no usable name"),
+        (["{file}", "--payload", "text"], "is no JSON"),
+    ],
+)
+def test_unusable_request_exits_with_125(command: CommandLine, function: Any, words: list[str], message: str) -> None:
+    """One sentence, no traceback, and nothing is sent."""
+    path = function("print()")
+    done = command.run("invoke", *(path if word == "{file}" else word for word in words))
+    assert (done.returncode, done.stdout) == (125, b"")
+    last = done.stderr.decode().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+
+
+def test_folder_zip_and_stored_code_run_alike(command: CommandLine, tmp_path: Path) -> None:
+    """A folder is uploaded under its own hash; the same bytes run from a zip and from S3."""
+    folder = tmp_path / "thumbs"
+    folder.mkdir()
+    (folder / "main.py").write_text("import lib; print(lib.NAME)")
+    (folder / "lib.py").write_text("NAME = 'thumbs'")
+    assert command.ok("invoke", str(folder)) == "thumbs\n"
+    from nanogrid.packing import pack_folder
+
+    archive = pack_folder(folder)
+    (tmp_path / "f.zip").write_bytes(archive)
+    assert command.ok("invoke", str(tmp_path / "f.zip")) == "thumbs\n"
+    key = hashlib.sha256(archive).hexdigest()
+    assert command.ok("invoke", f"s3://nanogrid-functions/{key}.zip", "--runtime", "python") == "thumbs\n"
+
+
+def test_shell_function_runs(command: CommandLine, tmp_path: Path) -> None:
+    """A .sh file runs as run.sh of the cpp runtime, which compiles."""
+    script = tmp_path / "job.sh"
+    script.write_text("echo 'int main() { return 9; }' > /tmp/m.cpp && g++ -o /tmp/m /tmp/m.cpp && /tmp/m\n")
+    assert command.run("invoke", str(script), "--timeout-ms", "60000").returncode == 9
+
+
+def test_own_bucket_is_made_on_a_local_stack(command: CommandLine, function: Any, unique: str) -> None:
+    """Nobody has to prepare S3 to try something; the second time the bucket is there."""
+    source = function("print('hi')")
+    for _ in range(2):
+        assert command.ok("invoke", source, "--bucket", f"bucket-{unique}") == "hi\n"
+
+
+def test_request_is_fetched_and_cancelled_later(command: CommandLine, function: Any) -> None:
+    """--no-wait prints the id alone; without a result `result` exits with 2; `cancel` ends it once."""
+    request_id = command.ok(
+        "invoke", function("import time; time.sleep(100)"), "--timeout-ms", "100000", "--no-wait"
+    ).strip()
+    wait_until(lambda: b"state STARTED" in state_of(command, request_id), "the function runs")
+    assert command.run("result", request_id).returncode == 2
+    command.ok("cancel", request_id)
+    done = command.run("result", request_id, "--wait", "20", "--json")
+    assert (done.returncode, json.loads(done.stdout)["outcome"]) == (130, "CANCELLED")
+    again = command.run("cancel", request_id)
+    assert again.returncode == 1
+    assert b"was not cancelled" in again.stderr
+
+
+def test_result_that_does_not_come_in_time(command: CommandLine) -> None:
+    """An unknown id is no traceback and no endless wait."""
+    done = command.run("result", "no-such-request", "--wait", "1")
+    assert done.returncode == 2
+    assert b"has no result after" in done.stderr
+
+
+def test_interrupt_leaves_the_request_running(command: CommandLine, function: Any) -> None:
+    """Ctrl-C exits with 130 and says how to get the result and how to end the run."""
+    source = function("import time; time.sleep(4); print('done')")
+    process = command.start("invoke", source)
+    assert process.stdout is not None
+    while b"runtime: python" not in process.stdout.readline():
+        assert process.poll() is None
+    wait_until(lambda: command_line_waits(process.pid), "the command waits for the result")
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=30)[0].decode()
+    assert process.returncode == 130
+    request_id = told.split("nanogrid result ")[1].split()[0]
+    assert f"nanogrid cancel {request_id}" in told
+    assert command.ok("result", request_id, "--wait", "60") == "done\n"
+
+
+def command_line_waits(pid: int) -> bool:
+    """Whether a process has a connection to Redis: it only asks for the result once the request is sent."""
+    import psutil
+
+    remote = {connection.raddr.port for connection in psutil.Process(pid).net_connections("tcp") if connection.raddr}
+    return len(remote) > 1
+
+
+def test_terminal_shows_the_state(command: CommandLine, function: Any) -> None:
+    """On a terminal a spinner says what the request is doing; NO_COLOR takes the colours away."""
+    coloured = on_terminal(command, {}, "invoke", function("import time; time.sleep(2)"))
+    assert "running for" in coloured
+    assert "\x1b[1;32mSUCCEEDED" in coloured
+    assert "\x1b[1;32m" not in on_terminal(command, {"NO_COLOR": "1"}, "invoke", function("print()"))
+
+
+def on_terminal(command: CommandLine, variables: dict[str, str], *words: str) -> str:
+    """What the command shows to a person."""
+    ours, theirs = pty.openpty()
+    environment = {**command.environment, "TERM": "xterm-256color", **variables}
+    with subprocess.Popen([*ENTRY, *words], stdin=theirs, stdout=theirs, stderr=theirs, env=environment):
+        os.close(theirs)
+        shown = b""
+        try:
+            while data := os.read(ours, 65536):
+                shown += data
+        except OSError:  # how Linux says that the other end of a terminal is closed
+            pass
+        os.close(ours)
+    return shown.decode()
+
+
+def test_doctor_is_content_with_a_stack(command: CommandLine) -> None:
+    """Every part is looked at, and every line of a running stack is ok."""
+    lines = json.loads(command.ok("doctor", "--json"))
+    names = [line["name"] for line in lines]
+    assert names == [
+        "docker", "image python", "image cpp", "s3", "clock", "queue python", "queue cpp",
+        "redis results", "redis monitor", "workers", "disk", "cgroups",
+    ]  # fmt: skip
+    assert {line["health"] for line in lines} == {"ok"}, lines
+
+
+def test_doctor_names_every_remedy(command: CommandLine) -> None:
+    """With nothing reachable each line says what to do, no check hides another, and the exit code is 1."""
+    nowhere = {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
+        "NANOGRID_RESULT_URL": "redis://:secret@127.0.0.1:9/0", "NANOGRID_MONITOR_URL": "redis://:secret@127.0.0.1:9",
+        "NANOGRID_DOCKER_URL": "unix:///no/such/socket", "NANOGRID_CGROUP_DIR": "/no/such/folder",
+    }  # fmt: skip
+    done = command.run("doctor", "--json", variables=nowhere)
+    assert done.returncode == 1
+    lines = {line["name"]: line for line in json.loads(done.stdout)}
+    broken = {name for name, line in lines.items() if line["health"] == "broken"}
+    assert broken == {
+        "docker", "image python", "image cpp", "s3", "queue python", "queue cpp",
+        "redis results", "redis monitor", "redis databases", "workers",
+    }  # fmt: skip
+    assert all(lines[name]["remedy"] for name in broken | {"cgroups"})
+    assert b"secret" not in done.stdout
+
+
+def test_doctor_changes_nothing(command: CommandLine, unique: str) -> None:
+    """A missing queue is a finding, even where the settings allow workers to create it."""
+    environment: dict[str, str] = json.loads(command.ok("env", "--json"))
+    for _ in range(2):
+        done = command.run("doctor", "--json", variables={**environment, "NANOGRID_QUEUE_PREFIX": f"{unique}-"})
+        lines = {line["name"]: line for line in json.loads(done.stdout)}
+        assert lines["queue python"]["health"] == "broken"
+        assert f"'{unique}-python' does not exist" in lines["queue python"]["found"]
+
+
+def test_redis_that_is_away_is_one_sentence(command: CommandLine) -> None:
+    """No traceback, no endless wait, and the way to find out more."""
+    environment: dict[str, Any] = json.loads(command.ok("env", "--json")) | {
+        "NANOGRID_RESULT_URL": "redis://127.0.0.1:9/0"
+    }
+    done = command.run("result", "x", variables=environment)
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith("error: the queue or Redis does not answer")
+    assert len(done.stderr.splitlines()) == 1

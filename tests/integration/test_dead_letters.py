@@ -1,0 +1,198 @@
+"""Dead letters are answered and stay where they are."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nanogrid import queues
+from nanogrid.dead_letters import DeadLetterReader, Scan
+from nanogrid.settings import Settings
+from nanogrid.transport.envelopes import adopt
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.services import Service
+
+REQUEST = {"requestId": "r-1", "functionId": "thumb", "runtime": "python", "s3Bucket": "code", "s3Key": "f.zip"}
+
+
+@pytest.fixture
+def proxy(moto: Service) -> Iterator[FaultyProxy]:
+    """A proxy in front of SQS that breaks nothing yet."""
+    with FaultyProxy(moto.port) as running:
+        yield running
+
+
+@pytest.fixture
+def settings(proxy: FaultyProxy, unique: str) -> Settings:
+    """Settings for queues of this test."""
+    return Settings(sqs_endpoint_url=proxy.url, create_queues=True, queue_prefix=f"{unique}-")
+
+
+class DeadLetters:
+    """The dead-letter queue of `python`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.client = queues.sqs_client(settings)
+        url = queues.dead_letter_url(queues.resolve("python", settings, self.client), self.client)
+        assert url is not None
+        self.url = url
+
+    def add(self, body: Any) -> str:
+        """Put a message there; its id."""
+        text = body if isinstance(body, str) else json.dumps(body)
+        attributes = {"trace": {"DataType": "String", "StringValue": "t-1"}}
+        sent = self.client.send_message(QueueUrl=self.url, MessageBody=text, MessageAttributes=attributes)
+        return str(sent["MessageId"])
+
+    def bodies(self) -> dict[str, str]:
+        """What is visible there now, with the attributes of `add`. It is hidden afterwards."""
+        found = {}
+        while messages := self.client.receive_message(
+            QueueUrl=self.url, MaxNumberOfMessages=10, MessageAttributeNames=["All"]
+        ).get("Messages"):
+            for message in messages:
+                assert message["MessageAttributes"]["trace"]["StringValue"] == "t-1"
+                found[message["MessageId"]] = message["Body"]
+        return found
+
+
+@pytest.fixture
+def dead_letters(settings: Settings) -> DeadLetters:
+    """The dead-letter queue of `python`."""
+    return DeadLetters(settings)
+
+
+class Answers:
+    """Collects answers, as the result store would."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[str, str, str]] = []
+        self.broken = False
+
+    def __call__(self, request_id: str, function_id: str, reason: str) -> bool:
+        if self.broken:
+            raise ConnectionError("the result store is away")
+        self.given.append((request_id, function_id, reason))
+        return True
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the answered requests, sorted."""
+        return sorted(request_id for request_id, _, _ in self.given)
+
+
+def test_every_kind_of_request_is_answered(settings: Settings, dead_letters: DeadLetters) -> None:
+    """Bare requests and Celery messages, plain or in base64, with a good request or a bad one, each get their failure."""
+    celery = adopt({**REQUEST, "requestId": "r-2"}, "m", 1, settings)
+    encoded = adopt({**REQUEST, "requestId": "r-3"}, "m", 1, settings)
+    encoded["body"] = base64.b64encode(encoded["body"].encode()).decode()
+    encoded["properties"]["body_encoding"] = "base64"
+    dead_letters.add(REQUEST)
+    dead_letters.add(celery)
+    dead_letters.add(base64.b64encode(json.dumps(encoded).encode()).decode())
+    nameless = dead_letters.add({"functionId": 5})
+    answers = Answers()
+    assert DeadLetterReader(settings, answers).scan() == Scan(read=4, answered=4, garbage=0)
+    assert answers.ids == sorted(["r-1", "r-2", "r-3", nameless])
+    by_id = {request_id: (function_id, reason) for request_id, function_id, reason in answers.given}
+    assert by_id["r-2"][0] == "thumb"
+    assert by_id[nameless][0] == ""
+    assert f"{settings.queue_prefix}python-dlq" in by_id["r-1"][1]
+
+
+def test_messages_stay_for_the_operator(settings: Settings, dead_letters: DeadLetters) -> None:
+    """After a scan all messages are visible, with their content and attributes."""
+    sent = {dead_letters.add({**REQUEST, "requestId": f"r-{number}"}): number for number in range(23)}
+    answers = Answers()
+    assert DeadLetterReader(settings, answers).scan().read == 23
+    bodies = dead_letters.bodies()
+    assert {message_id: json.loads(body)["requestId"] for message_id, body in bodies.items()} == {
+        message_id: f"r-{number}" for message_id, number in sent.items()
+    }
+
+
+def test_an_answered_message_is_not_answered_again(
+    settings: Settings, dead_letters: DeadLetters, proxy: FaultyProxy
+) -> None:
+    """When nothing changed a scan only asks how many there are; a new message is answered alone."""
+    dead_letters.add(REQUEST)
+    answers = Answers()
+    reader = DeadLetterReader(settings, answers, ["python"])
+    reader.scan()
+    seen = proxy.count()
+    assert reader.scan() == Scan()
+    assert [request.action for request in proxy.requests()[seen:]] == ["GetQueueAttributes"]
+    dead_letters.add({**REQUEST, "requestId": "r-2"})
+    assert reader.scan() == Scan(read=2, answered=1)
+    assert answers.ids == ["r-1", "r-2"]
+
+
+def test_garbage_is_counted_and_logged_once(
+    settings: Settings, dead_letters: DeadLetters, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What holds no request stays unanswered; it is named in the log one time."""
+    other = adopt(REQUEST, "m", 1, settings)
+    other["headers"]["task"] = "another.task"
+    broken = adopt(REQUEST, "m", 1, settings)
+    broken["body"] = "{"
+    for body in ("hello", "[1]", other, broken):
+        dead_letters.add(body)
+    answers = Answers()
+    reader = DeadLetterReader(settings, answers)
+    assert reader.scan() == Scan(read=4, answered=0, garbage=4)
+    dead_letters.add(REQUEST)
+    assert reader.scan() == Scan(read=5, answered=1, garbage=0)
+    assert caplog.text.count("holds no request") == 4
+    assert answers.ids == ["r-1"]
+
+
+def test_an_answer_that_fails_is_tried_again(
+    settings: Settings, dead_letters: DeadLetters, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While results cannot be stored the request stays unanswered; the next scan answers it."""
+    dead_letters.add(REQUEST)
+    answers = Answers()
+    answers.broken = True
+    reader = DeadLetterReader(settings, answers)
+    assert reader.scan() == Scan(read=1)
+    assert "could not be answered" in caplog.text
+    answers.broken = False
+    assert reader.scan() == Scan(read=1, answered=1)
+
+
+def test_a_scan_survives_an_sqs_that_is_away(
+    settings: Settings, dead_letters: DeadLetters, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Server errors are logged, and the next scan does the work."""
+    dead_letters.add(REQUEST)
+    answers = Answers()
+    reader = DeadLetterReader(settings, answers, ["python"])
+    proxy.fail("ReceiveMessage", status=503)
+    assert reader.scan() == Scan()
+    assert "could not be read" in caplog.text
+    proxy.heal()
+    reader.scan()
+    assert answers.ids == ["r-1"]
+
+
+def test_a_queue_without_dead_letter_queue_is_passed_over(aws_url: str, unique: str) -> None:
+    """Where the deployment gave a queue no dead-letter queue there is nothing to read, and nothing fails."""
+    settings = Settings(sqs_endpoint_url=aws_url, queue_prefix=f"{unique}-")
+    queues.sqs_client(settings).create_queue(QueueName=f"{unique}-python")
+    assert DeadLetterReader(settings, Answers(), ["python", "missing"]).scan() == Scan()
+
+
+def test_an_emptied_dead_letter_queue_is_forgotten(settings: Settings, dead_letters: DeadLetters) -> None:
+    """What comes after an operator has purged the queue is answered as new."""
+    answers = Answers()
+    reader = DeadLetterReader(settings, answers)
+    dead_letters.add(REQUEST)
+    reader.scan()
+    dead_letters.client.purge_queue(QueueUrl=dead_letters.url)
+    reader.scan()
+    dead_letters.add(REQUEST)
+    assert reader.scan() == Scan(read=1, answered=1)

@@ -1,0 +1,173 @@
+"""Leases, and what happens to containers when somebody dies."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from nanogrid.container.engine import Engine
+from nanogrid.errors import ContainerError, ContainerLostError, ImageUnavailableError, PoolExhaustedError
+from nanogrid.executor import classify
+from nanogrid.pool import identity
+from nanogrid.pool.lease import Container, Pool
+from nanogrid.pool.owner import container_name
+from nanogrid.pool.reaper import reap
+from nanogrid.settings import Settings
+from tests.support.rig import Rig
+from tests.support.rig import rig as open_rig
+from tests.support.services import wait_until
+
+SLEEP = {"main.py": "import time; print('up', flush=True); time.sleep(600)"}
+
+
+def in_another_process(tmp_path: Path, program: str) -> subprocess.Popen[str]:
+    """A process that opens a rig on `tmp_path`, runs `program` with it as `g`, and prints "ready"."""
+    source = (
+        "from tests.support.rig import rig\nfrom pathlib import Path\nimport time\n"
+        f"with rig(Path({str(tmp_path)!r})) as g:\n    {program}\n    print('ready', flush=True)\n    time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_child_that_dies_loses_its_container(rig: Rig, tmp_path: Path) -> None:
+    """kill -9 of the lease's holder destroys container and run folder, without any timer."""
+    wanted, _ = rig.wanted(SLEEP)
+    child = os.fork()
+    if child == 0:
+        with rig.pool.lease(wanted, None) as container:
+            container.run(timeout_s=600)
+        os._exit(0)
+    name = container_name(wanted.request_id)
+    wait_until(lambda: name in rig.containers(), "the container is there")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    wait_until(lambda: name not in rig.containers(), "the container is gone", 5)
+    folders = [path.name for path in rig.owner.address.parent.iterdir()]
+    wait_until(
+        lambda: [path.name for path in rig.owner.address.parent.iterdir()] == ["owner.sock"],
+        f"no run folder: {folders}",
+    )
+
+
+def test_orphans_of_a_killed_worker_go_at_the_next_start(tmp_path: Path) -> None:
+    """After kill -9 of an owner, the next owner of the same data folder removes its containers, folders and lock."""
+    worker = in_another_process(
+        tmp_path,
+        "lease = g.pool.lease(g.wanted({'main.py': 'import time; time.sleep(600)'})[0], None); lease.__enter__()",
+    )
+    data_dir = tmp_path / "data"
+    dead = next(iter(identity.known_owners(data_dir)))
+    end(worker)
+    with open_rig(tmp_path) as here:
+        wait_until(lambda: dead not in list(identity.known_owners(data_dir)), "the dead owner is forgotten")
+        assert here.containers() == []
+
+
+def test_a_living_workers_containers_are_left_alone(tmp_path: Path) -> None:
+    """A reaper of the same data folder touches nothing of an owner that is alive."""
+    worker = in_another_process(
+        tmp_path,
+        "lease = g.pool.lease(g.wanted({'main.py': 'import time; time.sleep(600)'})[0], None); lease.__enter__()",
+    )
+    try:
+        with closing(Engine(Settings())) as engine:
+            assert reap(tmp_path / "data", engine) == 0
+            label = {identity.DATA_LABEL: identity.data_id(tmp_path / "data")}
+            assert len(engine.find(label)) == 1
+    finally:
+        end(worker)
+        with closing(Engine(Settings())) as engine:
+            assert reap(tmp_path / "data", engine) == 1
+
+
+def test_another_data_folders_containers_are_left_alone(tmp_path: Path) -> None:
+    """Of owners of another data folder nothing is known, so nothing is touched, dead or alive."""
+    worker = in_another_process(
+        tmp_path / "theirs", "lease = g.pool.lease(g.wanted({'main.py': 'pass'})[0], None); lease.__enter__()"
+    )
+    end(worker)
+    with open_rig(tmp_path / "ours") as here:
+        assert reap(tmp_path / "ours" / "data", here.engine, keep=here.owner.id) == 0
+        label = {identity.DATA_LABEL: identity.data_id(tmp_path / "theirs" / "data")}
+        assert len(here.engine.find(label)) == 1
+        assert reap(tmp_path / "theirs" / "data", here.engine) == 1
+
+
+def test_a_container_that_was_removed_by_hand_is_lost(rig: Rig) -> None:
+    """When somebody removes the container under a run, that is NanoGrid's trouble, and retryable."""
+
+    def remove_by_hand(container: Container) -> None:
+        threading.Timer(1.0, rig.engine.remove, [container.id]).start()
+
+    run = rig.run("import time; time.sleep(600)", during=remove_by_hand, timeoutMs=60_000)
+    with pytest.raises(ContainerLostError):
+        classify(run.report, run.container)
+
+
+def test_a_missing_image_is_told_with_what_to_do(rig: Rig) -> None:
+    """An image that is not there and may not be pulled is an error that names it and the ways out."""
+    wanted, _ = rig.wanted({"main.py": "pass"})
+    missing = type(wanted)(**{**vars(wanted), "image": "nanogrid/no-such:1"})
+    with (
+        pytest.raises(ImageUnavailableError, match=r"nanogrid/no-such:1 .*deploy/images/build"),
+        rig.pool.lease(missing, None),
+    ):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # docker-py drops the socket that could not connect
+def test_an_engine_that_is_away_is_a_retryable_error(tmp_path: Path) -> None:
+    """Without an engine a lease fails with a sentence, not with a hang."""
+    engine = Engine(Settings(docker_url=f"unix://{tmp_path}/none.sock"))
+    with pytest.raises(ContainerError, match="Docker could not connect") as caught:
+        engine.version()
+    assert caught.value.retryable
+    caught.value.__cause__ = None
+    gc.collect()
+
+
+def test_without_an_owner_there_is_no_lease(rig: Rig, tmp_path: Path) -> None:
+    """A child whose owner is gone is told so."""
+    wanted, _ = rig.wanted({"main.py": "pass"})
+    with pytest.raises(PoolExhaustedError), Pool(tmp_path / "no.sock", rig.settings).lease(wanted, None):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("request_id", "name"),
+    [
+        ("abc-1", "nanogrid-abc-1"),
+        ("a/b:c", "nanogrid-a-b-c-"),
+        ("x" * 200, "nanogrid-" + "x" * 60 + "-"),
+    ],
+)
+def test_container_names_are_safe_and_short(request_id: str, name: str) -> None:
+    """A request id becomes a name that Docker takes; different ids never share one."""
+    made = container_name(request_id)
+    assert made.startswith(name)
+    assert len(made) <= 80
+    assert made != container_name(request_id + "y")
+
+
+def test_two_runs_of_one_request_id_do_not_collide(rig: Rig) -> None:
+    """A name that is still taken gets a suffix instead of failing the run."""
+    wanted, timeout_s = rig.wanted({"main.py": "print(1)"})
+    with rig.pool.lease(wanted, None) as first, rig.pool.lease(wanted, None) as second:
+        assert first.id != second.id
+        assert second.run(timeout_s=timeout_s).exit_code == 0

@@ -1,0 +1,139 @@
+"""`scripts/start-engine` with a second, real dockerd that shares nothing with the machine's own.
+
+It lives in network and mount namespaces of its own: an engine removes another's bridge when both see it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.services import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class SecondEngine:
+    """Paths of an engine in a folder, and the script applied to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "docker.sock"
+        self.pid_file = folder / "docker.pid"
+        self.exec_root = folder / "run"
+        self.containerd_socket = folder / "containerd.sock"
+
+    def start(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """Run the script."""
+        environment = {name: value for name, value in os.environ.items() if name != "DOCKER_HOST"}
+        command = ["unshare", "--net", "--mount", str(ROOT / "scripts" / "start-engine"), *options]
+        command += ["--socket", str(self.socket), "--pid-file", str(self.pid_file), "--exec-root", str(self.exec_root)]
+        command += ["--containerd-socket", str(self.containerd_socket), "--log", str(self.folder / "log")]
+        command += ["--", "--data-root", str(self.folder / "data")]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    @property
+    def pid(self) -> int:
+        """Process id of its dockerd."""
+        return int(self.pid_file.read_text())
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send its dockerd a signal."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it as a power cut would, containerd included."""
+        pids = [self.pid, int((self.exec_root / "containerd" / "containerd.pid").read_text())]
+        for pid in pids:
+            if is_alive(pid):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(map(is_alive, pids)), "dockerd and containerd are gone")
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs. One that has ended and was not reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[SecondEngine]:
+    """A second engine that is not started yet, and does not outlive the test."""
+    second = SecondEngine(tmp_path)
+    yield second
+    if second.pid_file.exists() and is_alive(second.pid):
+        second.kill()
+
+
+@pytest.fixture
+def bystander() -> Iterator[int]:
+    """A process that has nothing to do with Docker."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def test_an_engine_is_started_once(engine: SecondEngine) -> None:
+    """Where none answers one is started; where one answers nothing happens, and nothing is said."""
+    assert engine.start("--check").returncode == 1
+    assert not engine.pid_file.exists()
+    first = engine.start()
+    assert first.returncode == 0, first.stderr
+    pid = engine.pid
+    second = engine.start()
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+    assert engine.pid == pid
+    assert engine.start("--check").returncode == 0
+
+
+def test_a_hard_kill_is_no_obstacle_and_no_bystander_is_hurt(engine: SecondEngine, bystander: int) -> None:
+    """Pid files that name a process of somebody else and sockets without a listener are removed, and it starts again."""
+    assert engine.start().returncode == 0
+    engine.kill()
+    for path in (engine.pid_file, engine.exec_root / "containerd" / "containerd.pid"):
+        path.write_text(str(bystander))
+    with socket.socket(socket.AF_UNIX) as abandoned:
+        abandoned.bind(str(engine.containerd_socket))
+    again = engine.start()
+    assert again.returncode == 0, again.stderr
+    assert engine.pid != bystander
+    assert is_alive(bystander)
+    assert not engine.containerd_socket.exists()
+
+
+def test_a_folder_in_place_of_the_socket_is_no_obstacle(engine: SecondEngine) -> None:
+    """A container that mounted the missing socket has left an empty folder of its name: it gives way."""
+    engine.socket.mkdir()
+    started = engine.start()
+    assert started.returncode == 0, started.stderr
+    assert engine.socket.is_socket()
+
+
+def test_an_engine_that_is_alive_is_left_alone(engine: SecondEngine) -> None:
+    """A dockerd that does not answer is named with its process id, and is neither killed nor robbed of its files."""
+    assert engine.start().returncode == 0
+    engine.signal(signal.SIGSTOP)
+    try:
+        refused = engine.start("--patience", "1")
+        assert refused.returncode == 1
+        assert f"dockerd (pid {engine.pid}) is alive and did not answer" in refused.stderr
+    finally:
+        engine.signal(signal.SIGCONT)
+    assert engine.start("--check").returncode == 0
+
+
+def test_a_failing_start_shows_the_engines_own_words(engine: SecondEngine) -> None:
+    """When dockerd cannot come up, the end of its log is shown and the exit code says so."""
+    (engine.folder / "data").write_text("a file where a folder should be")
+    failed = engine.start()
+    assert failed.returncode == 1
+    assert "dockerd did not come up" in failed.stderr
+    assert str(engine.folder / "data") in failed.stderr

@@ -1,0 +1,171 @@
+"""The SQS transport in a producer: what is refused, what an error looks like, and what other apps notice (nothing)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from kombu.exceptions import OperationalError
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport.SQS import Transport as KombusTransport
+
+from nanogrid import queues
+from nanogrid.errors import ConfigurationError, InvalidRequestError
+from nanogrid.settings import Settings
+from nanogrid.transport import Transport, transport_options
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.services import Service, free_port
+from tests.support.transport_worker import TASK, make_app
+
+
+@pytest.fixture
+def proxy(moto: Service) -> Iterator[FaultyProxy]:
+    """A proxy in front of SQS that breaks nothing yet."""
+    with FaultyProxy(moto.port) as running:
+        yield running
+
+
+@pytest.fixture
+def settings(proxy: FaultyProxy, unique: str) -> Settings:
+    """Settings for queues of this test."""
+    return Settings(
+        sqs_endpoint_url=proxy.url, create_queues=True, queue_prefix=f"{unique}-", message_limit_bytes=20_000
+    )
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[Celery]:
+    """A producer."""
+    app = make_app(settings)
+    yield app
+    app.close()
+
+
+def sent_message(settings: Settings, name: str = "python") -> dict[str, Any]:
+    """The one message in a queue, as SQS holds it."""
+    client = queues.sqs_client(settings)
+    received = client.receive_message(QueueUrl=queues.resolve(name, settings, client), WaitTimeSeconds=2)
+    (message,) = received["Messages"]
+    return dict(message)
+
+
+def test_a_call_is_one_readable_json_message(app: Celery, settings: Settings) -> None:
+    """No layer of base64: what operators see in a queue is JSON, and a payload costs little more than its own size."""
+    payload = "x" * 10_000
+    app.send_task(TASK, [{"payload": payload}], queue="python")
+    body = sent_message(settings)["Body"]
+    assert json.loads(json.loads(body)["body"])[0] == [{"payload": payload}]
+    assert len(body) < 12_000
+
+
+def test_a_message_over_the_limit_is_refused_before_anything_is_sent(app: Celery, proxy: FaultyProxy) -> None:
+    """The error names the field, the true size, the limit, and what to do instead."""
+    with pytest.raises(InvalidRequestError) as refused:
+        app.send_task(TASK, [{"payload": "x" * 30_000}], queue="python")
+    assert refused.value.field == "payload"
+    assert "20000" in refused.value.problem
+    assert "S3" in refused.value.problem
+    assert proxy.count("SendMessage") == 0
+
+
+def test_message_attributes_count_towards_the_limit(app: Celery, proxy: FaultyProxy) -> None:
+    """SQS counts attributes, so they are counted."""
+    attributes = {"trace": {"DataType": "String", "StringValue": "é" * 10_000}}
+    with pytest.raises(InvalidRequestError, match="allowed"):
+        app.send_task(TASK, [{}], queue="python", message_attributes=attributes)
+    assert proxy.count("SendMessage") == 0
+
+
+def test_the_size_is_that_of_the_encoded_message(app: Celery, proxy: FaultyProxy) -> None:
+    """A payload below the limit is refused when it is above it as it travels."""
+    with pytest.raises(InvalidRequestError):
+        app.send_task(TASK, [{"payload": "\N{SNOWMAN}" * 6_000}], queue="python")
+    app.send_task(TASK, [{"payload": "x" * 18_000}], queue="python")
+    assert [request.status for request in proxy.requests("SendMessage")] == [200]
+
+
+@pytest.mark.parametrize(("status", "code"), [(503, "ServiceUnavailable"), (403, "AccessDenied")])
+def test_a_send_that_sqs_refuses_raises_one_clean_error(
+    status: int, code: str, app: Celery, proxy: FaultyProxy
+) -> None:
+    """The producer gets kombu's OperationalError, as with any other broker."""
+    proxy.fail("SendMessage", status=status, code=code)
+    with pytest.raises(OperationalError, match=code):
+        app.send_task(TASK, [{}], queue="python", retry_policy={"max_retries": 1})
+
+
+def test_a_send_goes_through_after_a_short_outage(app: Celery, proxy: FaultyProxy) -> None:
+    """Two server errors are made up for without the caller noticing."""
+    proxy.fail("SendMessage", status=500, times=2)
+    app.send_task(TASK, [{}], queue="python")
+    assert proxy.requests("SendMessage")[-1].status == 200
+
+
+def test_a_send_without_any_endpoint_raises_one_clean_error(unique: str) -> None:
+    """Nothing listens at the address: the producer is told, in bounded time."""
+    app = make_app(Settings(sqs_endpoint_url=f"http://127.0.0.1:{free_port()}", create_queues=True))
+    with pytest.raises(OperationalError, match="connect"):
+        app.send_task(TASK, [{}], queue="python", retry_policy={"max_retries": 1})
+    app.close()
+
+
+def test_a_missing_queue_is_named_and_not_created(proxy: FaultyProxy, unique: str) -> None:
+    """Where queues belong to the deployment, a send to a missing one says which, and creates nothing."""
+    app = make_app(Settings(sqs_endpoint_url=proxy.url, queue_prefix=f"{unique}-"))
+    with pytest.raises(ConfigurationError, match=f"{unique}-python.*does not exist"):
+        app.send_task(TASK, [{}], queue="python")
+    assert proxy.count("CreateQueue") == 0
+    app.close()
+
+
+def test_a_queue_named_by_url_is_never_looked_up(proxy: FaultyProxy, settings: Settings) -> None:
+    """With a URL in the settings a producer needs the permission to send, and no other."""
+    url = queues.resolve("python", settings)
+    seen = proxy.count()
+    app = make_app(Settings(sqs_endpoint_url=proxy.url, queue_urls={"python": url}))
+    app.send_task(TASK, [{}], queue="python")
+    assert [request.action for request in proxy.requests()[seen:]] == ["SendMessage"]
+    app.close()
+
+
+def test_another_celery_app_on_sqs_keeps_kombus_transport(app: Celery) -> None:
+    """kombu's table of transports is as it was, and an app beside ours that says sqs:// gets kombu's own."""
+    other = Celery("other", broker="sqs://", set_as_current=False)
+    with app.connection_for_write() as ours, other.connection_for_write() as theirs:
+        assert ours.get_transport_cls() is Transport
+        assert theirs.get_transport_cls() is KombusTransport
+    assert TRANSPORT_ALIASES["sqs"] == "kombu.transport.SQS:Transport"
+    other.close()
+
+
+def test_the_endpoint_comes_from_the_aws_environment(
+    proxy: FaultyProxy, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a setting, AWS_ENDPOINT_URL_SQS and AWS_ENDPOINT_URL lead to SQS."""
+    for variable in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SQS"):
+        with monkeypatch.context() as environment:
+            environment.setenv(variable, proxy.url)
+            seen = proxy.count()
+            app = make_app(Settings(create_queues=True, queue_prefix=f"{unique}-"))
+            app.send_task(TASK, [{}], queue="python")
+            assert proxy.count() > seen
+            app.close()
+
+
+@pytest.mark.parametrize("url", ["sqs://key:secret@", "sqs://localhost:9324", "redis://localhost", "amqp://"])
+def test_a_broker_url_with_more_than_sqs_is_refused(url: str) -> None:
+    """Endpoint and credentials have one place each; the error says which, and repeats no secret."""
+    with pytest.raises(ConfigurationError, match="NANOGRID_SQS_ENDPOINT_URL") as refused:
+        transport_options(Settings(broker_url=url))
+    assert "secret" not in str(refused.value)
+
+
+def test_transport_options_show_no_secrets() -> None:
+    """`celery report` and `inspect conf` print the options: no URL with a password is in them."""
+    first = Settings(result_url="redis://:hunter2@h/0", monitor_url="redis://:hunter2@h/1")
+    shown = repr(transport_options(first))
+    assert "hunter2" not in shown
+    assert shown != repr(transport_options(first.model_copy(update={"queue_prefix": "x"})))

@@ -1,0 +1,167 @@
+"""What a hostile function tries, in the real container. Each test is named after its threat."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from nanogrid.container.run import Ended
+from tests.support.rig import Rig
+
+
+def attempt(rig: Rig, code: str, **fields: Any) -> str:
+    """Run an attack as the body of a `try`; its output is the name of the exception, or what it printed."""
+    body = "\n".join(f"    {line}" for line in code.splitlines())
+    program = f"import os, socket, ctypes, json\ntry:\n{body}\nexcept BaseException as e: print(type(e).__name__)"
+    return rig.run(program, **fields).out.strip()
+
+
+def test_reaching_the_network(rig: Rig) -> None:
+    """There is no interface but loopback, and no route."""
+    assert attempt(rig, "print(sorted(os.listdir('/sys/class/net')))") == "['lo']"
+    assert attempt(rig, "socket.create_connection(('192.0.2.1', 80), 2)") == "OSError"
+
+
+def test_reading_the_workers_environment(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the worker's environment is to be seen, by any process of the container."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "worker-secret")
+    seen = attempt(rig, "print(dict(os.environ), open('/proc/1/environ', 'rb').read())")
+    assert "worker-secret" not in seen
+    assert "AWS" not in seen
+
+
+def test_being_or_becoming_root(rig: Rig) -> None:
+    """The function is an unprivileged user without any capability, and cannot change that."""
+    assert attempt(rig, "print(os.getuid(), os.getgid(), os.getgroups())") == "65534 65534 [65534]"
+    assert attempt(rig, "os.setuid(0)") == "PermissionError"
+    status = attempt(rig, "print(open('/proc/self/status').read())")
+    fields = dict(
+        line.split(":\t") for line in status.splitlines() if line.startswith(("Cap", "NoNewPrivs", "Seccomp:"))
+    )
+    assert {name: int(value, 16) for name, value in fields.items()} == {
+        "CapInh": 0,
+        "CapPrm": 0,
+        "CapEff": 0,
+        "CapBnd": 0,
+        "CapAmb": 0,
+        "NoNewPrivs": 1,
+        "Seccomp": 2,
+    }
+
+
+def test_using_a_setuid_program(rig: Rig) -> None:
+    """The image's setuid programs give nothing."""
+    code = "import subprocess\nprint(subprocess.run(['su', '-c', 'id'], capture_output=True, text=True, stdin=-3).returncode != 0)"
+    assert attempt(rig, code) == "True"
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/usr/bin/python3", "/nanogrid/launch.sh", "/nanogrid/code/main.py"])
+def test_changing_what_others_share(rig: Rig, path: str) -> None:
+    """The root file system, our programs and the cached code cannot be written."""
+    assert attempt(rig, f"open({path!r}, 'r+b')") in ("OSError", "PermissionError")
+
+
+@pytest.mark.parametrize("folder", ["/", "/etc", "/nanogrid", "/nanogrid/code", "/usr", "/var/tmp"])
+def test_leaving_files_behind(rig: Rig, folder: str) -> None:
+    """Nothing can be created outside of the folders in memory."""
+    assert attempt(rig, f"open({folder!r} + '/left', 'w')") in ("OSError", "PermissionError")
+
+
+def test_filling_the_disk_through_the_workspace(rig: Rig) -> None:
+    """/workspace ends at its size, with the usual error."""
+    code = "f = open('/workspace/big', 'wb')\nfor _ in range(1 << 20): f.write(bytes(1 << 20))"
+    assert attempt(rig, code, memoryMb=1024, timeoutMs=60_000) == "OSError"
+
+
+def test_filling_the_disk_through_the_result_file(rig: Rig) -> None:
+    """The one file on the host that a function can write ends at a size."""
+    code = "f = open(os.environ['NANOGRID_RESULT'], 'wb')\nfor _ in range(1 << 20): f.write(bytes(1 << 20))"
+    assert attempt(rig, code, timeoutMs=60_000) == "OSError"
+
+
+def test_exhausting_inodes(rig: Rig) -> None:
+    """The number of files in /workspace has an end too."""
+    code = "for n in range(1 << 20): open(f'/workspace/{n}', 'w').close()"
+    assert attempt(rig, code, timeoutMs=60_000) == "OSError"
+
+
+def test_a_fork_bomb(rig: Rig) -> None:
+    """A fork bomb ends at the limit of processes, and then with its run."""
+    run = rig.run("import os\nwhile True:\n  try: os.fork()\n  except OSError: pass", timeoutMs=1500)
+    assert run.report.ended is Ended.TIMED_OUT
+    assert rig.containers() == []
+
+
+def test_a_memory_bomb_in_the_workspace(rig: Rig) -> None:
+    """Files in memory count: writing past the memory limit ends the function, not the host."""
+    run = rig.run("f = open('/workspace/x', 'wb')\nfor _ in range(200): f.write(bytes(1 << 20))", memoryMb=64)
+    assert run.report.exit_code == 137
+    assert run.usage.oom_kills
+
+
+def test_memory_that_spills_into_swap(rig: Rig) -> None:
+    """The limit counts swap as well, so there is no slow way around it."""
+    run = rig.run("x = [bytearray(1 << 20) for _ in range(200)]", memoryMb=64)
+    assert run.report.exit_code == 137
+
+
+def test_opening_too_many_files(rig: Rig) -> None:
+    """Open files have a limit that cannot be raised."""
+    assert attempt(rig, "x = [open('/dev/null') for _ in range(5000)]") == "OSError"
+    assert attempt(rig, "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (9999, 9999))") == "ValueError"
+
+
+def test_ipc_that_outlives_the_run(rig: Rig) -> None:
+    """System V shared memory, semaphores and message queues are off."""
+    for call in ("shmget(0x1234, 4096, 0o1666)", "semget(0x1234, 1, 0o1666)", "msgget(0x1234, 0o1666)"):
+        assert attempt(rig, f"print(ctypes.CDLL(None).{call})") == "-1"
+
+
+def test_killing_the_first_process(rig: Rig) -> None:
+    """Signals do not reach PID 1: the run ends with the function's own code."""
+    run = rig.run("import os, sys\nfor n in (9, 15, 2, 1, 19):\n  os.kill(1, n)\nsys.exit(5)")
+    assert (run.report.ended, run.report.exit_code) == (Ended.EXITED, 5)
+
+
+def test_claiming_an_early_end(rig: Rig) -> None:
+    """A function that writes the launcher's words only ends its own run, and nothing of it lives on."""
+    run = rig.run("import time; open('/nanogrid/control', 'w').write('exited 0\\n'); time.sleep(600)", timeoutMs=5000)
+    assert (run.report.ended, run.report.exit_code) == (Ended.EXITED, 0)
+    assert rig.containers() == []
+
+
+def test_outliving_the_timeout_by_talking(rig: Rig) -> None:
+    """Flooding the control pipe, in lines or without any, neither delays the timeout nor costs the worker memory."""
+    for text in ("x\\n", "y"):
+        run = rig.run(f"f = open('/nanogrid/control', 'w', 1)\nwhile True: f.write('{text}' * 4096)", timeoutMs=800)
+        assert run.report.ended is Ended.TIMED_OUT
+        assert run.report.duration_ms < 3000
+
+
+def test_mounting_and_devices(rig: Rig) -> None:
+    """No mount, no device node, no namespace with more rights."""
+    assert attempt(rig, "print(ctypes.CDLL(None).mount(b'none', b'/tmp', b'tmpfs', 0, None))") == "-1"
+    assert attempt(rig, "os.mknod('/tmp/d', 0o60666, os.makedev(8, 0))") == "PermissionError"
+    assert attempt(rig, "print(ctypes.CDLL(None).unshare(0x10000000))") == "-1"
+
+
+def test_replacing_the_result_with_a_link(rig: Rig) -> None:
+    """The result file cannot be exchanged for a link to a file of the host."""
+    assert attempt(rig, "os.unlink(os.environ['NANOGRID_RESULT'])") in ("OSError", "PermissionError")
+
+
+def test_seeing_another_functions_run(rig: Rig) -> None:
+    """Two runs at once see neither each other's processes nor files."""
+    other, _timeout_s = rig.wanted({"main.py": "import time; time.sleep(2)"})
+    with rig.pool.lease(other, "secret-payload"):
+        seen = json.loads(
+            attempt(
+                rig,
+                "pids = [p for p in os.listdir('/proc') if p.isdigit()]\n"
+                "print(json.dumps([len(pids), os.listdir('/nanogrid'), open('/nanogrid/payload.json').read()]))",
+            )
+        )
+    assert seen[0] <= 3
+    assert "secret" not in seen[2]

@@ -1,0 +1,129 @@
+"""A container owner and its pool on the real engine, for tests that run functions without Celery, SQS or S3."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanogrid.container.cgroup import Usage
+from nanogrid.container.engine import End, Engine
+from nanogrid.container.hardening import Confinement, environment
+from nanogrid.container.run import RunReport
+from nanogrid.pool.identity import DATA_LABEL, data_id
+from nanogrid.pool.lease import Container, Pool
+from nanogrid.pool.owner import Owner
+from nanogrid.pool.wire import LeaseRequest
+from nanogrid.request import parse_request
+from nanogrid.settings import Settings
+
+PYTHON_IMAGE = "nanogrid/python:3.9"
+NEWEST_PYTHON_IMAGE = "nanogrid/python:3.13"
+CPP_IMAGE = "nanogrid/gcc:11"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of a test gave."""
+
+    report: RunReport
+    value: bytes | None
+    end: End | None
+    container: Container
+
+    @property
+    def out(self) -> str:
+        return self.report.stdout.data.decode()
+
+    @property
+    def err(self) -> str:
+        return self.report.stderr.data.decode()
+
+    @property
+    def usage(self) -> Usage:
+        return self.report.usage
+
+
+class Rig:
+    """Runs programs the way a worker's child does."""
+
+    def __init__(self, settings: Settings, code_dir: Path) -> None:
+        self.settings = settings
+        self.engine = Engine(settings)
+        self.owner = Owner(settings, self.engine)
+        self.pool = Pool(self.owner.address, settings)
+        self._code_dir = code_dir
+
+    def wanted(self, files: dict[str, str], runtime: str = "python", **fields: Any) -> tuple[LeaseRequest, float]:
+        """A lease request for a function made of these files, and its timeout in seconds."""
+        code = self._code_dir / uuid.uuid4().hex
+        code.mkdir(parents=True)
+        for name, text in files.items():
+            (code / name).write_text(text)
+            (code / name).chmod(0o444)
+        code.chmod(0o555)
+        request = parse_request(
+            {"functionId": "f", "runtime": runtime, "s3Bucket": "none", "s3Key": "none", **fields},
+            self.settings,
+            request_id=f"test-{uuid.uuid4().hex[:12]}",
+        )
+        entry = self.settings.runtime_table[runtime]
+        limits = Confinement(request.memory_mb, request.cpus, request.network)
+        wanted = LeaseRequest(
+            request.request_id, "f", entry.image, entry.command, environment(request), str(code), limits
+        )
+        return wanted, request.timeout_ms / 1000
+
+    def run(
+        self,
+        main: str | dict[str, str],
+        *,
+        runtime: str = "python",
+        payload: Any = None,
+        during: Callable[[Container], None] | None = None,
+        **fields: Any,
+    ) -> Run:
+        """Run a python source (or the files of any function) once."""
+        files = {"main.py": main} if isinstance(main, str) else main
+        wanted, timeout_s = self.wanted(files, runtime, **fields)
+        with self.pool.lease(wanted, payload) as container:
+            if during is not None:
+                during(container)
+            report = container.run(timeout_s=timeout_s)
+            value = container.folder.read_result(self.settings.value_limit_bytes)
+        return Run(report, value, container.end, container)
+
+    def containers(self) -> list[str]:
+        """Names of all containers of this data folder."""
+        label = {DATA_LABEL: data_id(self.settings.data_dir)}
+        return [found.name for found in self.engine.find(label)]
+
+
+@contextmanager
+def rig(tmp_path: Path, **changes: Any) -> Iterator[Rig]:
+    """A rig on a data folder of its own. At its end no container and no run folder is left, or the test fails."""
+    settings = Settings(
+        **{
+            "data_dir": tmp_path / "data",
+            "python_image": PYTHON_IMAGE,
+            "cpp_image": CPP_IMAGE,
+            "pull_images": False,
+            **changes,
+        }
+    )
+    here = Rig(settings, tmp_path / "code")
+    for image in (PYTHON_IMAGE, CPP_IMAGE):
+        assert here.engine.has_image(image), f"image {image} is missing: run `make images`"
+    here.owner.start()
+    try:
+        yield here
+    finally:
+        here.owner.stop()
+        left = here.containers()
+        here.engine.close()
+    assert left == []
+    assert list((settings.data_dir / "runs").iterdir()) == []
+    assert list((settings.data_dir / "owners").iterdir()) == []

@@ -1,0 +1,321 @@
+"""The code cache: right content, within its limit, never taking away what is in use."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from nanogrid.code.cache import Cache, Entry, source_name
+from nanogrid.code.locks import try_exclusive, try_shared, wait_for_file
+from nanogrid.code.source import Identity
+from nanogrid.code.tree import BLOCK_BYTES, Unpacked, remove_tree
+
+SOME = Identity("etag", "")
+
+
+def digest(name: str) -> str:
+    """A digest to stand for some object."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def publish(cache: Cache, name: str, blocks: int = 1) -> Entry:
+    """Put code of this name and size into the cache, and use it."""
+    with cache.workplace() as workplace:
+        draft = workplace / "draft"
+        (draft / "tree").mkdir(parents=True)
+        (draft / "tree" / "name").write_text(name)
+        (draft / "tree").chmod(0o555)
+        return cache.publish(draft, digest(name), Unpacked(len(name), blocks * BLOCK_BYTES, 1))
+
+
+@pytest.fixture
+def cache(data_dir: Path) -> Cache:
+    """An empty cache with room for 10 blocks."""
+    return Cache(data_dir / "code", 10 * BLOCK_BYTES)
+
+
+def kept(cache: Cache, *names: str) -> list[str]:
+    """Which of these are in the cache. Does not count as a use."""
+    return [name for name in names if (cache._entries / digest(name)).exists()]
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Publish, use, release and evict in any order, against a model of what must hold."""
+
+    limit_blocks = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.cache = Cache(self.folder / "code", self.limit_blocks * BLOCK_BYTES)
+        self.blocks: dict[str, int] = {}
+        self.used: list[tuple[str, Entry]] = []
+        self.order: list[str] = []
+
+    def teardown(self) -> None:
+        for _, entry in self.used:
+            entry.release()
+        remove_tree(self.folder)
+
+    names = st.sampled_from("abcdefgh")
+
+    def present(self) -> list[str]:
+        return [name for name in self.blocks if (self.cache._entries / digest(name)).exists()]
+
+    def in_use(self) -> set[str]:
+        return {name for name, _ in self.used}
+
+    def touch(self, name: str) -> None:
+        self.order = [other for other in self.order if other != name] + [name]
+
+    def expect_evictions(self, before: list[str], coming: int) -> None:
+        """What went must be the least recently used idle ones, and no more than needed."""
+        total = sum(self.blocks[name] for name in before) + coming
+        expected = set()
+        for name in self.order:
+            if total <= self.limit_blocks:
+                break
+            if name in before and name not in self.in_use():
+                expected.add(name)
+                total -= self.blocks[name]
+        assert set(before) - set(self.present()) == expected
+
+    @rule(name=names, blocks=st.integers(1, 6), keep=st.booleans())
+    def fetch(self, name: str, blocks: int, keep: bool) -> None:
+        before = self.present()
+        fresh = name not in before
+        if fresh:
+            self.blocks[name] = blocks
+        entry = publish(self.cache, name, self.blocks[name])
+        assert (entry.path / "name").read_text() == name
+        self.expect_evictions([other for other in before if other != name or not fresh], blocks if fresh else 0)
+        self.touch(name)
+        self.used.append((name, entry))
+        if not keep:
+            self.release(len(self.used) - 1)
+
+    @rule(name=names, keep=st.booleans())
+    def use(self, name: str, keep: bool) -> None:
+        entry = self.cache.use(digest(name))
+        assert (entry is not None) == (name in self.present())
+        if entry is not None:
+            assert (entry.path / "name").read_text() == name
+            self.touch(name)
+            self.used.append((name, entry))
+            if not keep:
+                self.release(len(self.used) - 1)
+
+    @precondition(lambda self: self.used)
+    @rule(which=st.integers(0, 100))
+    def release(self, which: int) -> None:
+        _, entry = self.used.pop(which % len(self.used))
+        entry.release()
+        before = self.present()
+        self.cache.trim()
+        self.expect_evictions(before, 0)
+
+    @rule()
+    def sweep(self) -> None:
+        self.cache.sweep()
+
+    @rule()
+    def empty(self) -> None:
+        self.cache.empty()
+        assert set(self.present()) == self.in_use()
+
+    @invariant()
+    def what_is_in_use_stays(self) -> None:
+        for name, entry in self.used:
+            assert (entry.path / "name").read_text() == name
+
+    @invariant()
+    def the_limit_holds_but_for_what_is_in_use(self) -> None:
+        usage = self.cache.usage()
+        assert usage.entries == len(self.present())
+        assert usage.disk_bytes == sum(self.blocks[name] for name in self.present()) * BLOCK_BYTES
+        assert usage.disk_bytes <= usage.limit_bytes or set(self.present()) == self.in_use()
+
+    @invariant()
+    def nothing_unfinished_is_left(self) -> None:
+        workplaces = self.cache._workplaces
+        assert not workplaces.exists() or list(workplaces.iterdir()) == []
+
+
+TestCacheInAnyOrder = CacheMachine.TestCase
+TestCacheInAnyOrder.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+TestCacheInAnyOrder.__doc__ = "The cache holds its promises whatever the order of its uses."
+
+
+def test_a_record_is_what_was_remembered_last(cache: Cache) -> None:
+    """A source's record holds the identity and digest of the last fetch, and each fetch makes a new one."""
+    assert cache.record("source") is None
+    cache.remember("source", Identity('"1"', "v"), digest("a"))
+    first = cache.record("source")
+    cache.remember("source", Identity('"1"', "v"), digest("a"))
+    second = cache.record("source")
+    assert first
+    assert second
+    assert (second.identity, second.sha256) == (Identity('"1"', "v"), digest("a"))
+    assert first != second
+
+
+def test_a_record_that_a_power_loss_emptied_is_no_record(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+    """An unreadable record costs one download and a line in the log."""
+    cache.remember("source", SOME, digest("a"))
+    (cache._index / "source.json").write_text("")
+    assert cache.record("source") is None
+    assert "cannot be read" in caplog.text
+
+
+def test_records_of_evicted_code_are_forgotten(cache: Cache) -> None:
+    """The index does not grow with code that is long gone."""
+    for name in ("old", "new"):
+        publish(cache, name, blocks=6).release()
+        cache.remember(f"source of {name}", SOME, digest(name))
+    publish(cache, "newer", blocks=4).release()
+    assert kept(cache, "old", "new", "newer") == ["new", "newer"]
+    assert cache.record("source of new")
+    publish(cache, "newest", blocks=9).release()
+    assert list(cache._index.iterdir()) == []
+
+
+def test_names_of_sources_differ() -> None:
+    """Endpoint, bucket and key together name a source, and do not run into each other."""
+    names = {source_name(*parts) for parts in [("", "a", "b/c"), ("", "a/b", "c"), ("a", "", "b/c"), ("x", "a", "b/c")]}
+    assert len(names) == 4
+
+
+def test_code_in_use_in_another_cache_object_is_not_evicted(cache: Cache, data_dir: Path) -> None:
+    """Use is known to all who open the same folder, not only to the object that began it."""
+    held = publish(cache, "held", blocks=6)
+    publish(Cache(data_dir / "code", 10 * BLOCK_BYTES), "other", blocks=6).release()
+    assert (held.path / "name").read_text() == "held"
+    assert kept(cache, "held", "other") == ["held", "other"]
+    held.release()
+    cache.trim()
+    assert kept(cache, "held", "other") == ["other"]
+
+
+def test_a_workplace_of_a_dead_process_is_swept_and_a_living_one_is_not(cache: Cache) -> None:
+    """What nobody holds a lock on is removed; what somebody works in stays."""
+    with cache.workplace() as alive:
+        dead = cache._workplaces / "dead"
+        (dead / "tree" / "sealed").mkdir(parents=True)
+        (dead / "tree" / "sealed" / "file").touch(0o444)
+        (dead / "tree" / "sealed").chmod(0o555)
+        (cache._locks / "source of the dead").touch()
+        with cache.fetching("source of the living"):
+            cache.sweep()
+            assert sorted(path.name for path in cache._locks.iterdir()) == ["source of the living"]
+        assert list(cache._workplaces.iterdir()) == [alive]
+    assert list(cache._workplaces.iterdir()) == []
+
+
+def test_one_fetch_at_a_time_for_each_source(cache: Cache) -> None:
+    """Threads that fetch the same source take turns, and leave no lock file."""
+    inside: list[int] = []
+    most = 0
+
+    def fetch(number: int) -> None:
+        nonlocal most
+        with cache.fetching("source"):
+            inside.append(number)
+            most = max(most, len(inside))
+            cache.remember("source", SOME, digest("a"))
+            inside.remove(number)
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(fetch, range(60)))
+    assert most == 1
+    assert list(cache._locks.iterdir()) == []
+
+
+def test_threads_that_publish_and_use_the_same_code(cache: Cache) -> None:
+    """Publishing, using and evicting at once from many threads always gives the right content, and keeps the limit."""
+
+    def work(number: int) -> None:
+        name = "abcde"[number % 5]
+        entry = cache.use(digest(name)) or publish(cache, name, blocks=4)
+        assert (entry.path / "name").read_text() == name
+        entry.release()
+        cache.trim()
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(work, range(150)))
+    usage = cache.usage()
+    assert usage.disk_bytes <= usage.limit_bytes
+    assert list(cache._workplaces.iterdir()) == []
+
+
+def test_the_second_to_publish_gets_the_first_ones_entry(cache: Cache) -> None:
+    """Two processes that unpacked the same code end up with one entry."""
+    first, second = publish(cache, "same"), publish(cache, "same")
+    assert first.path.samefile(second.path)
+    assert cache.usage().entries == 1
+    first.release()
+    second.release()
+
+
+def test_a_cache_without_a_folder_is_empty(tmp_path: Path) -> None:
+    """Asking for what is not there makes nothing."""
+    cache = Cache(tmp_path / "nothing" / "code", 1)
+    assert cache.usage().entries == 0
+    assert cache.use(digest("a")) is None
+    cache.trim()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_users_see_nothing(cache: Cache) -> None:
+    """The cache's folder is closed to other users of the host: code may hold secrets."""
+    publish(cache, "a").release()
+    assert cache._folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_lock_is_exclusive_or_shared(tmp_path: Path) -> None:
+    """Shared locks go together, an exclusive one with none, and release makes room."""
+    path = tmp_path / "lock"
+    path.touch()
+    first, second = try_shared(path), try_shared(path)
+    assert first
+    assert second
+    assert try_exclusive(path) is None
+    first.release()
+    first.release()
+    second.release()
+    with wait_for_file(path):
+        assert try_shared(path) is None
+
+
+def test_a_lock_on_what_was_replaced_is_no_lock(tmp_path: Path) -> None:
+    """A folder that was taken away and made anew while its lock was waited for is locked anew."""
+    path = tmp_path / "folder"
+    path.mkdir()
+    old = try_exclusive(path)
+    assert old
+    shutil.rmtree(path)
+    assert try_shared(path) is None
+    path.mkdir()
+    new = try_exclusive(path)
+    assert new
+    assert not os.path.samestat(os.fstat(old._descriptor), os.fstat(new._descriptor))
+    old.release()
+    new.release()
+
+
+def test_a_forgotten_lock_ends_with_its_last_reference(tmp_path: Path) -> None:
+    """A holder that was interrupted before it could release does not hold for ever."""
+    path = tmp_path / "lock"
+    path.touch()
+    lock = try_exclusive(path)
+    assert lock
+    del lock
+    assert try_exclusive(path)

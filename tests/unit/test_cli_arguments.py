@@ -1,0 +1,325 @@
+"""What `nanogrid` makes of its arguments, without any service."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from nanogrid.cli.failures import explain
+from nanogrid.cli.invoke import parse_env, parse_payload
+from nanogrid.cli.printing import facts, print_result
+from nanogrid.cli.source import Local, Stored, find_source, guess_runtime, pack
+from nanogrid.cli.target import deployment_variables, find_target
+from nanogrid.errors import CodeError, ConfigurationError, InvalidRequestError
+from nanogrid.local.environment import process_environment, producer_environment, shell_lines
+from nanogrid.local.folder import Ports, StackFolder
+from nanogrid.result import ExecutionResult, Outcome
+from nanogrid.settings import Settings
+from tests.support.command import ENTRY
+
+PYTHON = Settings().runtime_table["python"]
+CPP = Settings().runtime_table["cpp"]
+
+
+@pytest.fixture
+def no_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that names no deployment."""
+    for name in deployment_variables():
+        monkeypatch.delenv(name)
+
+
+def result(**fields: object) -> ExecutionResult:
+    base = {
+        "requestId": "r", "functionId": "f", "exitCode": 0, "stdout": "", "stderr": "",
+        "durationMillis": 5, "success": True, "outcome": Outcome.SUCCEEDED,
+    }  # fmt: skip
+    return ExecutionResult.model_validate({**base, **fields})
+
+
+def test_env_words_become_a_mapping() -> None:
+    """The value may hold further equals signs, or nothing; the last of a name wins."""
+    assert parse_env(["A=1", "B=x=y", "C=", "A=2"]) == {"A": "2", "B": "x=y", "C": ""}
+
+
+def test_env_word_without_equals_sign_is_refused() -> None:
+    """The sentence shows the word."""
+    with pytest.raises(InvalidRequestError, match="'A' is no NAME=VALUE"):
+        parse_env(["A"])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [(None, None), ("3", 3), ('"text"', "text"), ('{"a": [1, null]}', {"a": [1, None]})]
+)
+def test_payload_is_json(text: str | None, value: object) -> None:
+    """Any JSON value is a payload."""
+    assert parse_payload(text) == value
+
+
+def test_payload_from_a_file(tmp_path: Path) -> None:
+    """@NAME reads the file, as UTF-8."""
+    (tmp_path / "p.json").write_bytes('{"ü": 1}'.encode())
+    assert parse_payload(f"@{tmp_path / 'p.json'}") == {"ü": 1}
+
+
+def test_payload_from_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dash reads standard input."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"[1]")))
+    assert parse_payload("-") == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("hello", "is no JSON.*quotes of its own"), ("@/no/such", "/no/such cannot be read"), ("", "is no JSON")],
+)
+def test_unusable_payload_is_explained(text: str, message: str) -> None:
+    """The sentence says how a plain text has to be written."""
+    with pytest.raises(InvalidRequestError, match=message):
+        parse_payload(text)
+
+
+def test_s3_url_is_taken_apart() -> None:
+    """Bucket, key with its slashes, and a name for the function."""
+    assert find_source("s3://b/a/thumb.v2.zip") == Stored("b", "a/thumb.v2.zip")
+    assert Stored("b", "a/thumb.v2.zip").stem == "thumb"
+
+
+@pytest.mark.parametrize("text", ["s3://bucket", "s3://bucket/", "s3:/bucket/key", "s3:///key"])
+def test_broken_s3_url_is_refused(text: str) -> None:
+    """A typo does not become the name of a local file."""
+    with pytest.raises(CodeError, match="no usable S3 address"):
+        find_source(text)
+
+
+def test_missing_path_is_refused() -> None:
+    """The sentence says what is accepted."""
+    with pytest.raises(CodeError, match="does not exist; give a folder"):
+        find_source("/no/such/function")
+
+
+def zipped(path: Path, *names: str) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return path
+
+
+@pytest.mark.parametrize(("name", "runtime"), [("main.py", "python"), ("run.sh", "cpp")])
+def test_runtime_is_seen_from_the_required_file(tmp_path: Path, name: str, runtime: str) -> None:
+    """In a folder and in a zip alike."""
+    archive = zipped(tmp_path / "f.zip", name, "data.txt")
+    folder = tmp_path / "f"
+    folder.mkdir()
+    (folder / name).write_text("")
+    for source in (find_source(str(folder)), find_source(str(archive))):
+        assert guess_runtime(source, Settings()) == runtime
+
+
+@pytest.mark.parametrize(("name", "runtime"), [("hello.py", "python"), ("job.sh", "cpp")])
+def test_runtime_is_seen_from_a_files_ending(tmp_path: Path, name: str, runtime: str) -> None:
+    """A file alone says by its ending what it is."""
+    (tmp_path / name).write_text("")
+    assert guess_runtime(find_source(str(tmp_path / name)), Settings()) == runtime
+
+
+def test_deployments_own_runtime_is_seen(tmp_path: Path) -> None:
+    """A runtime that a deployment adds is guessed by the same rule."""
+    settings = Settings.model_validate(
+        {"runtimes": {"node": {"image": "node:22", "command": ["node", "main.js"], "requiredFile": "main.js"}}}
+    )
+    (tmp_path / "main.js").write_text("")
+    assert guess_runtime(find_source(str(tmp_path)), settings) == "node"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [((), "holds no main.py or run.sh"), (("main.py", "run.sh"), "what python and cpp start")]
+)
+def test_runtime_is_never_a_coin_toss(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    """Nothing to see, or two things, ask for --runtime."""
+    for name in names:
+        (tmp_path / name).write_text("")
+    with pytest.raises(InvalidRequestError, match=f"{message}.*give --runtime"):
+        guess_runtime(find_source(str(tmp_path)), Settings())
+
+
+def test_archives_are_uploaded_as_they_are(tmp_path: Path) -> None:
+    """Zip and tar keep their bytes."""
+    archive = zipped(tmp_path / "f.zip", "main.py")
+    tar = tmp_path / "f.tar.gz"
+    with tarfile.open(tar, "w:gz") as opened:
+        opened.add(archive, "main.py")
+    for path in (archive, tar):
+        source = find_source(str(path))
+        assert isinstance(source, Local)
+        assert pack(source, PYTHON, Settings(), needs_required_file=True) == path.read_bytes()
+
+
+def test_archive_over_the_limit_is_refused(tmp_path: Path) -> None:
+    """Before it is read into memory."""
+    path = zipped(tmp_path / "f.zip", "main.py")
+    with path.open("ab") as file:
+        file.truncate(2 * 1024 * 1024)
+    source = Local(path, frozenset(), is_archive=True)
+    with pytest.raises(CodeError, match="workers accept 1048576 at most"):
+        pack(source, PYTHON, Settings(archive_limit_mb=1), needs_required_file=True)
+
+
+def test_folder_needs_what_its_runtime_starts(tmp_path: Path) -> None:
+    """Said here, and not by a container that finds no file; a handler needs no main.py."""
+    (tmp_path / "app.py").write_text("")
+    source = find_source(str(tmp_path))
+    assert isinstance(source, Local)
+    with pytest.raises(CodeError, match=r"holds no main\.py"):
+        pack(source, PYTHON, Settings(), needs_required_file=True)
+    assert pack(source, PYTHON, Settings(), needs_required_file=False)
+
+
+def test_cpp_source_alone_gets_a_recipe(tmp_path: Path) -> None:
+    """A source file cannot be started; the sentence holds the run.sh that compiles it."""
+    (tmp_path / "hello.cpp").write_text("int main() {}")
+    source = find_source(str(tmp_path / "hello.cpp"))
+    assert isinstance(source, Local)
+    with pytest.raises(CodeError, match=r"run\.sh such as: g\+\+ -O2 -o /tmp/main hello\.cpp"):
+        pack(source, CPP, Settings(), needs_required_file=True)
+
+
+def test_output_is_passed_on_byte_by_byte(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """No line end is translated, none is added, and the streams stay apart."""
+    print_result(result(stdout="a\r\nb\x00ü", stderr="e"), as_json=False)
+    captured = capfdbinary.readouterr()
+    assert captured.out == "a\r\nb\x00ü".encode()
+    assert captured.err.startswith(b"e\nSUCCEEDED")
+
+
+def test_json_is_the_result_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    """It reads back as the same ExecutionResult, in any locale, and stderr stays empty."""
+    told = result(stdout="ü\n", value={"a": 1})
+    print_result(told, as_json=True)
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.isascii()
+    assert ExecutionResult.from_wire(json.loads(captured.out)) == told
+
+
+def test_summary_tells_what_was_cut() -> None:
+    """Truncated output and further attempts are worth a word."""
+    told = result(stdoutTruncated=True, attempt=2, peakMemoryBytes=3 * 2**20, memoryLimitMb=64)
+    assert facts(told) == ["exit code 0", "5 ms", "3 of 64 MiB", "attempt 2", "stdout was cut", "r"]
+
+
+def test_region_alone_names_no_deployment(no_deployment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """People have AWS_REGION set for other reasons; a profile, key or endpoint does name one."""
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    monkeypatch.setenv("NANOGRID_TIMEOUT_MS", "5")
+    assert deployment_variables() == []
+    monkeypatch.setenv("AWS_PROFILE", "x")
+    monkeypatch.setenv("NANOGRID_RESULT_URL", "redis://x")
+    assert deployment_variables() == ["AWS_PROFILE", "NANOGRID_RESULT_URL"]
+
+
+def test_no_deployment_at_all_says_how_to_get_one(
+    no_deployment: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither an environment nor a running stack: nothing is sent to AWS by accident."""
+    monkeypatch.setenv("NANOGRID_LOCAL_DIR", str(tmp_path))
+    with pytest.raises(ConfigurationError, match="nanogrid up --detach"):
+        find_target()
+
+
+def test_environment_wins_over_the_local_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is named explicitly is used, and a server on this machine counts as local."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:4566")
+    monkeypatch.setenv("NANOGRID_MEMORY_MB", "77")
+    target = find_target()
+    assert (target.settings.memory_mb, target.is_local) == (77, True)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example.org")
+    assert not find_target().is_local
+
+
+def test_broken_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence holds the variable's own name and its value."""
+    monkeypatch.setenv("NANOGRID_TIMEOUT_MS", "soon")
+    with pytest.raises(ConfigurationError, match=r"NANOGRID_TIMEOUT_MS: .*got 'soon'"):
+        find_target()
+
+
+def test_bugs_keep_their_traceback() -> None:
+    """Only what is understood is made short."""
+    assert explain(ValueError("bug")) is None
+    assert explain(ConfigurationError("told")) == "told"
+
+
+def test_shell_lines_survive_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Blanks, quotes and dollar signs of a path come out of the shell as they went in."""
+    folder = StackFolder(tmp_path / "a b'c $HOME")
+    monkeypatch.setenv("AWS_PROFILE", "real")
+    lines = shell_lines(producer_environment(folder, Ports(), []))
+    assert lines[0].startswith("unset ")
+    assert "AWS_PROFILE" in lines[0].split()
+    script = "\n".join([*lines, 'printf %s "$NANOGRID_DATA_DIR"'])
+    assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == str(
+        folder.worker_data
+    )
+
+
+@pytest.mark.parametrize(
+    ("present", "image"),
+    [
+        ({"python:3.9-slim", "nanogrid/python:3.9"}, None),
+        ({"nanogrid/python:3.9"}, "nanogrid/python:3.9"),
+        (set(), None),
+    ],
+)
+def test_own_image_only_where_the_official_is_missing(tmp_path: Path, present: set[str], image: str | None) -> None:
+    """The official image comes first; where neither is there, it is left to be pulled."""
+    environment = producer_environment(StackFolder(tmp_path), Ports(), present)
+    assert environment.get("NANOGRID_PYTHON_IMAGE") == image
+
+
+def test_chosen_image_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the person set wins over what is there."""
+    monkeypatch.setenv("NANOGRID_PYTHON_IMAGE", "mine")
+    environment = producer_environment(StackFolder(tmp_path), Ports(), {"nanogrid/python:3.9"})
+    assert process_environment(environment)["NANOGRID_PYTHON_IMAGE"] == "mine"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """`nanogrid --help` answers at once: no Docker, AWS, Celery, Redis, pydantic or rich is loaded for it."""
+    script = (
+        "import sys; sys.argv[1:] = ['--help']\n"
+        "import atexit; heavy = {'docker', 'boto3', 'botocore', 'celery', 'kombu', 'redis', 'pydantic', 'rich.console'}\n"
+        "atexit.register(lambda: print('HEAVY', sorted(heavy & set(sys.modules))))\n"
+        "from nanogrid.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("HEAVY []\n"), done.stdout
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status", "env", "invoke", "result", "cancel", "doctor"])
+def test_every_command_has_help(command: str) -> None:
+    """Help needs no stack, no Docker and no settings, and goes to stdout."""
+    done = subprocess.run([*ENTRY, command, "--help"], capture_output=True, text=True, check=True)
+    assert "Usage: " in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nonsense"], "No such command"),
+        (["invoke"], "Missing argument"),
+        (["up", "--redis-port", "0"], "Invalid value for '--redis-port'"),
+        (["invoke", "x", "--timeout-ms", "soon"], "Invalid value for '--timeout-ms'"),
+    ],
+)
+def test_wrong_use_exits_with_2(words: list[str], message: str) -> None:
+    """Wrong words end in one message on stderr and exit code 2."""
+    done = subprocess.run([*ENTRY, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
