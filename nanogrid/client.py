@@ -25,10 +25,7 @@ from nanogrid.mapping import PartFailure
 from nanogrid.request import FunctionRequest
 from nanogrid.result import ExecutionResult, not_run
 from nanogrid.settings import Settings
-from nanogrid.submission import Submission
-
-EXECUTE = "nanogrid.execute_function"
-REDUCE = "nanogrid.reduce_function"
+from nanogrid.submission import EXECUTE, REDUCE, Submission
 
 MAP_LIMIT = 10_000
 

@@ -14,6 +14,10 @@ from nanogrid.errors import InvalidRequestError
 from nanogrid.request import FunctionRequest, TimeLimits, parse_request, time_limits
 from nanogrid.settings import Settings
 
+EXECUTE = "nanogrid.execute_function"
+REDUCE = "nanogrid.reduce_function"
+"""Names of the two tasks."""
+
 SENT_AT = "nanogrid_sent_at_ms"
 """Header: when the request was first sent, in milliseconds since 1970. Stays the same over retries."""
 

@@ -25,15 +25,12 @@ from nanogrid.mapping import reducer_input
 from nanogrid.request import FunctionRequest, parse_request
 from nanogrid.result import ExecutionResult, not_run
 from nanogrid.settings import Settings
-from nanogrid.submission import SENT_AT, Submission, merge_fields
+from nanogrid.submission import EXECUTE, REDUCE, SENT_AT, Submission, merge_fields
 
 if TYPE_CHECKING:
     from nanogrid.executor import Executor
 
 log = get_task_logger(__name__)
-
-EXECUTE = "nanogrid.execute_function"
-REDUCE = "nanogrid.reduce_function"
 
 
 class FunctionTask(Task):

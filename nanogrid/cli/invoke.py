@@ -63,7 +63,7 @@ def invoke(
     Exit code: the function's own; 124 it timed out; 137 it ran out of memory; 130 cancelled or interrupted;
     125 it was not run.
     """
-    from nanogrid.cli.target import find_target
+    from nanogrid.cli.target import connect, find_target
     from nanogrid.cli.waiting import wait_for
 
     wanted = {
@@ -78,7 +78,7 @@ def invoke(
         given = {name: value for name, value in wanted.items() if value is not None}
         request = given | {"env": parse_env(env or []), "payload": parse_payload(payload)}
         target = find_target()
-        client = _client(target)
+        client = connect(target)
         request_id = _submit(source, request, bucket, target, client)
         if no_wait:
             _print_id(request_id, as_json=as_json)
@@ -111,12 +111,6 @@ def parse_payload(text: str | None) -> Any:
         raise InvalidRequestError(
             "payload", f"is no JSON ({invalid}); a text needs quotes of its own: --payload '\"text\"'"
         ) from None
-
-
-def _client(target: Target) -> Client:
-    from nanogrid.client import Client
-
-    return Client(target.settings)
 
 
 def _submit(source_text: str, request: dict[str, Any], bucket: str | None, target: Target, client: Client) -> str:

@@ -56,7 +56,7 @@ def facts(result: ExecutionResult) -> list[str]:
     if result.attempt > 1:
         found.append(f"attempt {result.attempt}")
     found += [f"{name} was cut" for name in ("stdout", "stderr") if getattr(result, f"{name}_truncated")]
-    return [*found, result.request_id]
+    return found
 
 
 def _ends_line(result: ExecutionResult) -> bool:

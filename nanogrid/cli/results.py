@@ -26,11 +26,10 @@ def result(
     Exit code: the function's own, as with `invoke`; 2 there is no result (yet).
     """
     from nanogrid.cli.printing import print_result
-    from nanogrid.cli.target import find_target
+    from nanogrid.cli.target import connect, find_target
     from nanogrid.cli.waiting import wait_for
-    from nanogrid.client import Client
 
-    client = Client(find_target().settings)
+    client = connect(find_target())
     if wait_s:
         raise typer.Exit(wait_for(client, request_id, wait_s, as_json=as_json))
     found = client.result(request_id)
@@ -43,10 +42,9 @@ def cancel(request_id: RequestIdArgument) -> None:
 
     Exit code: 0 it was cancelled; 1 it had ended already, or no worker answered.
     """
-    from nanogrid.cli.target import find_target
-    from nanogrid.client import Client
+    from nanogrid.cli.target import connect, find_target
 
-    if Client(find_target().settings).cancel(request_id):
+    if connect(find_target()).cancel(request_id):
         console.note(f"cancelled {request_id}")
         return
     console.complain(f"{request_id} was not cancelled: it has ended already, or no worker answered")

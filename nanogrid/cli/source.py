@@ -116,5 +116,5 @@ def _refuse_sources(path: Path, runtime: Runtime) -> None:
     if path.suffix in _SOURCE_SUFFIXES:
         raise CodeError(
             f"{path} is source code, and the runtime starts {runtime.required_file}: put both in a folder, "
-            f"with a {runtime.required_file} such as: g++ -O2 -o /tmp/main {path.name} && /tmp/main"
+            f"with a {runtime.required_file} such as: g++ -O2 -o main {path.name} && ./main"
         )

@@ -14,6 +14,7 @@ from nanogrid.cli import console
 from nanogrid.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from nanogrid.client import Client
     from nanogrid.settings import Settings
 
 REGIONS = frozenset({"AWS_REGION", "AWS_DEFAULT_REGION"})
@@ -47,6 +48,15 @@ def find_target(*, required: bool = True) -> Target:
             "names no deployment (AWS_*, NANOGRID_RESULT_URL, ...)"
         )
     return Target(load_settings(), is_local=False)
+
+
+def connect(target: Target) -> Client:
+    """A client for a person who is waiting: it says that Redis is away, where a worker would try for ever."""
+    from nanogrid.client import Client
+
+    client = Client(target.settings)
+    client.app.conf.result_backend_always_retry = False
+    return client
 
 
 def deployment_variables() -> list[str]:

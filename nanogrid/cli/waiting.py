@@ -33,6 +33,7 @@ def wait_for(client: Client, request_id: str, limit_s: float | None, *, as_json:
     `limit_s` passes.
     """
     try:
+        console.note(f"request: {request_id}")
         result = _watch(client, request_id, limit_s)
     except KeyboardInterrupt:
         console.note(

@@ -172,12 +172,23 @@ def running_worker(
     *,
     queues: Sequence[str] = ("python", "cpp"),
     concurrency: int = 2,
+    arguments: Sequence[str] = (),
     ready: str = "ready.",
 ) -> Iterator[Worker]:
     """A worker for the length of a `with` block, ready when the block begins."""
     log = folder / f"worker-{time.monotonic_ns()}.log"
     argv = [sys.executable, "-m", "celery", "-A", "tests.support.transport_worker", "worker", "-P", "prefork"]
-    argv += ["-c", str(concurrency), "-Q", ",".join(queues), "-l", "INFO", "--without-gossip", "--without-mingle"]
+    argv += [
+        "-c",
+        str(concurrency),
+        "-Q",
+        ",".join(queues),
+        "-l",
+        "INFO",
+        "--without-gossip",
+        "--without-mingle",
+        *arguments,
+    ]
     changed = settings.model_dump(mode="json", exclude_unset=True)
     given = {
         f"NANOGRID_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
