@@ -25,7 +25,7 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
         "broker_transport": "nanogrid.transport:Transport",
         "broker_transport_options": transport_options(settings),
         "broker_connection_retry_on_startup": True,
-        "task_queues": [Queue(name) for name in settings.runtime_table.queues()],
+        "task_queues": [Queue(name, routing_key=name) for name in settings.runtime_table.queues()],
         "task_default_queue": settings.runtime_table.queues()[0],
         # Results: JSON only, in Redis, for a bounded time. Storing is repeated while Redis is away.
         "result_backend": settings.result_url,

@@ -6,7 +6,6 @@ wrong with a request, a function or NanoGrid itself is told by the result's outc
 
 from __future__ import annotations
 
-import functools
 import os
 import random
 import time
@@ -14,6 +13,7 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import redis
 from celery import Task
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from nanogrid.executor import Executor
 
 log = get_task_logger(__name__)
+
+Prepare = Callable[[FunctionRequest], FunctionRequest]
 
 
 class FunctionTask(Task):
@@ -85,25 +87,22 @@ def reduce_function(task: ReduceTask, request: dict[str, Any], parts: list[str],
     return answer(task, request, with_payload)
 
 
-def answer(
-    task: FunctionTask, data: object, prepare: Callable[[FunctionRequest], FunctionRequest] | None = None
-) -> dict[str, Any]:
+def answer(task: FunctionTask, data: object, prepare: Prepare = lambda request: request) -> dict[str, Any]:
     """What is stored for a request: its result, or why there is none. Raises Celery's Retry where another attempt may help."""
-    settings: Settings = task.app.settings
-    request_id = str(task.request.id)
     try:
-        request = parse_request(data, settings, request_id=request_id)
-        if too_old := _too_old(request, task):
-            return too_old.to_wire()
+        request = parse_request(data, task.app.settings, request_id=str(task.request.id))
     except InvalidRequestError as invalid:
-        log.warning("request %s is refused: %s", request_id, invalid)
-        return not_run(request_id, _function_id(data), str(invalid), worker=task.request.hostname).to_wire()
-    return _effectively_once(task, request, prepare or (lambda same: same)).to_wire()
+        log.warning("request %s is refused: %s", task.request.id, invalid)
+        return _not_run(task, str(task.request.id), _function_id(data), str(invalid)).to_wire()
+    if too_old := _too_old(request, task):
+        return _not_run(task, request.request_id, request.function_id, too_old).to_wire()
+    try:
+        return _effectively_once(task, request, prepare).to_wire()
+    except redis.RedisError as error:
+        return _again_or_give_up(task, request, f"Redis does not answer: {error}").to_wire()
 
 
-def _effectively_once(
-    task: FunctionTask, request: FunctionRequest, prepare: Callable[[FunctionRequest], FunctionRequest]
-) -> ExecutionResult:
+def _effectively_once(task: FunctionTask, request: FunctionRequest, prepare: Prepare) -> ExecutionResult:
     """Run under the claim of the task's id; a duplicate gets the stored result, or waits for the one who runs."""
     claims, token, key = _claims(task.app.settings), uuid.uuid4().hex, str(task.request.id)
     while True:
@@ -115,37 +114,46 @@ def _effectively_once(
         log.info("request %s is running elsewhere; waiting for it", key)
         claims.wait(key, task.app.settings.longest_run_s)
     with claims.hold(key, token):
-        return _attempt(task, request, prepare, give_up_claim=functools.partial(claims.release, key, token))
+        outcome = _attempt(task, request, prepare)
+    if isinstance(outcome, ExecutionResult):
+        return outcome
+    claims.release(key, token)
+    return _again_or_give_up(task, request, outcome)
 
 
-def _attempt(
-    task: FunctionTask,
-    request: FunctionRequest,
-    prepare: Callable[[FunctionRequest], FunctionRequest],
-    give_up_claim: Callable[[], None],
-) -> ExecutionResult:
-    """One attempt. NanoGrid's own trouble is retried up to the limit, and then told by the result."""
+def _attempt(task: FunctionTask, request: FunctionRequest, prepare: Prepare) -> ExecutionResult | str:
+    """One attempt: a result, or NanoGrid's own trouble in words, that another attempt may not meet."""
     settings: Settings = task.app.settings
-    attempt = task.request.retries + 1
-    executor = _executor(settings, task.request.hostname)
     try:
-        return executor.execute(prepare(request), attempt=attempt, queue_ms=_age_ms(task))
+        executor = _executor(settings, task.request.hostname)
+        return executor.execute(prepare(request), attempt=task.request.retries + 1, queue_ms=_age_ms(task))
     except NanoGridError as error:
-        reason, retryable = str(error), error.retryable
+        if error.retryable:
+            return str(error)
+        log.warning("request %s is not run: %s", request.request_id, error)
+        return _not_run(task, request.request_id, request.function_id, str(error))
     except SoftTimeLimitExceeded:
-        reason, retryable = f"the attempt took longer than timeoutMs and {settings.overhead_s:g} s of overhead", True
+        return f"it took longer than timeoutMs and {settings.overhead_s:g} s of overhead"
     except Exception as error:  # a bug of ours must not lose the request
         log.exception("request %s: unexpected error", request.request_id)
-        reason, retryable = f"unexpected {type(error).__name__}: {error}", True
-    if retryable and attempt < settings.max_attempts:
-        give_up_claim()
+        return f"unexpected {type(error).__name__}: {error}"
+
+
+def _again_or_give_up(task: FunctionTask, request: FunctionRequest, trouble: str) -> ExecutionResult:
+    """Raise Celery's Retry, or, after the last attempt, return a result that says how many there were."""
+    settings: Settings = task.app.settings
+    attempt = task.request.retries + 1
+    if attempt < settings.max_attempts:
         wait_s = backoff_s(attempt, settings)
-        log.warning("request %s: attempt %d failed: %s; again in %.1f s", request.request_id, attempt, reason, wait_s)
+        log.warning("request %s: attempt %d failed: %s; again in %.1f s", request.request_id, attempt, trouble, wait_s)
         raise task.retry(countdown=wait_s, headers={SENT_AT: task.request.get(SENT_AT)}, throw=False)
-    if retryable:
-        reason = f"NanoGrid gave up after {attempt} attempts; the last one failed because {reason}"
-    log.error("request %s is not run: %s", request.request_id, reason)
-    return not_run(request.request_id, request.function_id, reason, worker=task.request.hostname, attempt=attempt)
+    log.error("request %s: gave up after %d attempts: %s", request.request_id, attempt, trouble)
+    reason = f"NanoGrid gave up after {attempt} attempts; the last one failed: {trouble}"
+    return _not_run(task, request.request_id, request.function_id, reason)
+
+
+def _not_run(task: FunctionTask, request_id: str, function_id: str, reason: str) -> ExecutionResult:
+    return not_run(request_id, function_id, reason, worker=task.request.hostname, attempt=task.request.retries + 1)
 
 
 def backoff_s(attempt: int, settings: Settings) -> float:
@@ -165,12 +173,12 @@ def load_result(task: Task, request_id: str) -> ExecutionResult | None:
     return None
 
 
-def _too_old(request: FunctionRequest, task: FunctionTask) -> ExecutionResult | None:
+def _too_old(request: FunctionRequest, task: FunctionTask) -> str | None:
+    """Why the request is too old to be run, or None."""
     age_ms = _age_ms(task)
     if request.max_age_ms is None or age_ms is None or age_ms <= request.max_age_ms:
         return None
-    reason = f"maxAgeMs: the request was {age_ms:.0f} ms old when its turn came, more than {request.max_age_ms}"
-    return not_run(request.request_id, request.function_id, reason, worker=task.request.hostname)
+    return f"maxAgeMs: the request was {age_ms:.0f} ms old when its turn came, more than {request.max_age_ms}"
 
 
 def _age_ms(task: FunctionTask) -> float | None:

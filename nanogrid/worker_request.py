@@ -8,29 +8,36 @@ from __future__ import annotations
 
 from typing import Any
 
+from billiard.exceptions import TimeLimitExceeded
 from celery import signals
-from celery.utils.log import get_task_logger
+from celery.utils.log import get_logger
 from celery.worker import state
 from celery.worker.request import Request
 
 from nanogrid.result import ExecutionResult, Outcome, not_run
 
-log = get_task_logger(__name__)
+log = get_logger(__name__)
 
 
 class WorkerRequest(Request):
     """A task that is executed by a child of this worker."""
 
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """A child that failed. After Celery's hard time limit it is dead, and only this process can answer for it."""
+        if not isinstance(exc_info.exception, TimeLimitExceeded):
+            return super().on_failure(exc_info, send_failed_event, return_ok)
+        state.task_ready(self)
+        limit_s = exc_info.exception.args[0]
+        log.error("request %s: killed after Celery's hard time limit of %g s", self.id, limit_s)
+        self._store(Outcome.NOT_RUN, f"the worker child did not end within Celery's hard time limit of {limit_s:g} s")
+        self.send_event("task-failed", exception=f"hard time limit ({limit_s:g} s)", traceback="")
+        self.acknowledge()
+        return None
+
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Celery's own time limits: the soft one is the child's to handle, after the hard one the child is dead."""
+        """The soft limit is the child's to handle; the hard one came by `on_failure` just before."""
         if soft:
             super().on_timeout(soft, timeout)
-            return
-        state.task_ready(self)
-        log.error("request %s: killed after Celery's hard time limit of %g s", self.id, timeout)
-        self._store(Outcome.NOT_RUN, f"the worker child did not end within Celery's hard time limit of {timeout:g} s")
-        self.send_event("task-failed", exception=f"hard time limit ({timeout:g} s)", traceback="")
-        self.acknowledge()
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """Revoked before or during the run, or expired in the queue."""

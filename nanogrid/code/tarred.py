@@ -153,7 +153,8 @@ def entries(path: Path, meter: Meter, open_raw: Callable[[BinaryIO], BinaryIO] |
     with path.open("rb") as file:
         stream = _Forward(open_raw(file) if open_raw else file, meter)
         archive = _open(stream)
-        while True:
+        # Where the first header is the end mark, there is no entry to ask for (Python 3.10 would seek before the start).
+        while stream.last_header.strip(b"\0"):
             with damage_is_corrupt("the tar archive"):
                 member = archive.next()
             if member is None:

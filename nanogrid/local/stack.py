@@ -132,8 +132,8 @@ class LocalStack:
 
     def down(self, warm_shutdown_s: float = WARM_SHUTDOWN_S) -> bool:
         """End all that belongs to this stack, the worker first. False when nothing of it ran."""
-        if not self.folder.root.is_dir():
-            return False
+        if not self.folder.root.is_dir():  # never made, or deleted under a stack that still runs
+            return self._end_strays(StackState())
         with self._locked():
             state = self.folder.read() or StackState()
             waves = stack_parts(self.folder, state.ports, state.environment, warm_shutdown_s=warm_shutdown_s)

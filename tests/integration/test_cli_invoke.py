@@ -23,9 +23,11 @@ from tests.support.services import wait_until
 def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """A stack of this module that is up."""
     line = CommandLine(tmp_path_factory.mktemp("stack"))
-    line.up()
-    yield line
-    line.ok("down", "--timeout-s", "0")
+    try:
+        line.up()
+        yield line
+    finally:
+        line.ok("down", "--timeout-s", "0")
 
 
 @pytest.fixture

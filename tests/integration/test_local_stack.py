@@ -198,6 +198,15 @@ def test_down_without_a_stack_is_fine(tmp_path: Path) -> None:
     assert not command.folder.exists()
 
 
+def test_deleted_folder_is_no_obstacle(tmp_path: Path) -> None:
+    """Somebody removed the folder under a running stack: `down` ends its processes all the same."""
+    command = CommandLine(tmp_path / "stack")
+    with subprocess.Popen(["sleep", "300"], env={MARK: str(command.folder)}, start_new_session=True) as process:
+        wait_until(lambda: of_stack(command.folder), "the process carries the mark")
+        command.ok("down")
+        assert process.wait(5) == -signal.SIGTERM
+
+
 def test_taken_port_is_named_with_its_option(tmp_path: Path) -> None:
     """Somebody else's server is left alone; the message says who it is and which option to change."""
     command = CommandLine(tmp_path / "stack")

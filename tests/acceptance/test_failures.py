@@ -1,0 +1,244 @@
+"""Whatever breaks under a request, the request ends with the right result, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from nanogrid.client import Client
+from nanogrid.container.engine import Engine
+from nanogrid.pool.identity import REQUEST_LABEL
+from nanogrid.queues import depths, resolve, sqs_client
+from nanogrid.result import Outcome
+from nanogrid.settings import Settings
+from tests.acceptance.conftest import assert_nothing_left
+from tests.support import functions as programs
+from tests.support.engine_proxy import EngineProxy
+from tests.support.functions import Functions
+from tests.support.rig import PYTHON_IMAGE
+from tests.support.services import Service, redis_service, running, wait_until
+from tests.support.worker import Grid, Worker
+from tests.support.worker import grid as open_grid
+
+WAIT_S = 90.0
+
+OpenGrid = Callable[..., AbstractContextManager[Grid]]
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[Service]:
+    """A Redis that a test may stop."""
+    (tmp_path / "redis").mkdir()
+    with running(redis_service(tmp_path / "redis")) as service:
+        yield service
+
+
+@pytest.fixture
+def make_grid(tmp_path: Path, aws_url: str, redis_url: str, unique: str) -> OpenGrid:
+    """Opens a NanoGrid with settings of the test's choice; nothing may be left when it closes."""
+
+    @contextmanager
+    def make(**changes: Any) -> Iterator[Grid]:
+        options: dict[str, Any] = {
+            "aws_url": aws_url,
+            "result_url": redis_url,
+            "monitor_url": redis_url.replace("/0", "/1"),
+            "python_image": PYTHON_IMAGE,
+            "visibility_timeout_s": 4,
+            "visibility_heartbeat_s": 1.5,
+            "claim_ttl_s": 2,
+            "retry_backoff_s": 0.2,
+            "retry_backoff_max_s": 0.5,
+            "reap_interval_s": 1,
+            "dead_letter_check_s": 1,
+            "max_receives": 3,
+            "receive_wait_s": 1,
+            **changes,
+        }
+        with open_grid(tmp_path, unique=unique, **options) as here:
+            yield here
+            assert_nothing_left(here.settings)
+
+    return make
+
+
+@pytest.fixture
+def engine(data_dir: Path) -> Iterator[Engine]:
+    """The engine, to look at containers."""
+    with closing(Engine(Settings(data_dir=data_dir))) as here:
+        yield here
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """The grid's own data folder is made by the grid."""
+    return tmp_path / "elsewhere"
+
+
+def children(worker: Worker) -> list[psutil.Process]:
+    return psutil.Process(worker.process.pid).children()
+
+
+def busy_child(worker: Worker, grid: Grid, request_id: str) -> int:
+    """The pid of the child that runs a request, by the worker's own account."""
+    active = grid.app.control.inspect(timeout=2).active() or {}
+    return next(int(task["worker_pid"]) for tasks in active.values() for task in tasks if task["id"] == request_id)
+
+
+def runs_of(engine: Engine, request_id: str) -> list[str]:
+    return [found.id for found in engine.find({REQUEST_LABEL: request_id})]
+
+
+def await_container(engine: Engine, request_id: str) -> None:
+    wait_until(lambda: runs_of(engine, request_id), "the container runs")
+
+
+def test_kill_9_of_a_child(make_grid: OpenGrid, functions: Functions, engine: Engine) -> None:
+    """The message is delivered again, the new run gives the result, and the first container is gone."""
+    with make_grid() as grid, grid.worker(app="nanogrid") as worker:
+        client = Client(grid.settings)
+        request_id = client.submit(functions.request(programs.SLEEP, payload=2, timeoutMs=30_000))
+        await_container(engine, request_id)
+        (first,) = runs_of(engine, request_id)
+        os.kill(busy_child(worker, grid, request_id), signal.SIGKILL)
+        result = client.wait(request_id, WAIT_S)
+        assert (result.outcome, result.stdout) == (Outcome.SUCCEEDED, "up\n")
+        assert result.container_id != first
+        wait_until(lambda: not runs_of(engine, request_id), "no container is left", 10)
+
+
+def test_kill_9_of_the_worker(make_grid: OpenGrid, functions: Functions, engine: Engine) -> None:
+    """The next worker removes the orphans and runs what was in hand; the dead one's children are gone with it."""
+    with make_grid() as grid:
+        client = Client(grid.settings)
+        doomed = Worker(grid, "doomed@test", "nanogrid", "python,cpp")
+        wait_until(lambda: doomed.said("doomed@test ready."), "the first worker is ready")
+        request_id = client.submit(functions.request(programs.SLEEP, payload=2, timeoutMs=30_000))
+        await_container(engine, request_id)
+        (first,) = runs_of(engine, request_id)
+        orphans = children(doomed)
+        doomed.process.kill()
+        doomed.process.wait()
+        _, alive = psutil.wait_procs(orphans, timeout=5)
+        assert not alive
+        with grid.worker("second@test", app="nanogrid"):
+            wait_until(lambda: first not in runs_of(engine, request_id), "the orphan is gone")
+            result = client.wait(request_id, WAIT_S)
+            assert (result.outcome, result.worker) == (Outcome.SUCCEEDED, "second@test")
+
+
+def test_sigterm_during_a_run(make_grid: OpenGrid, functions: Functions, engine: Engine) -> None:
+    """SIGTERM drains: the running function ends by itself, its result is stored, then the worker goes."""
+    with make_grid() as grid:
+        client = Client(grid.settings)
+        with grid.worker(app="nanogrid") as worker:
+            request_id = client.submit(functions.request(programs.SLEEP, payload=2, timeoutMs=30_000))
+            await_container(engine, request_id)
+            worker.process.terminate()
+            worker.process.wait(30)
+        assert client.result(request_id).outcome is Outcome.SUCCEEDED
+
+
+def test_a_child_that_hangs(make_grid: OpenGrid, functions: Functions, engine: Engine) -> None:
+    """Celery's hard limit ends a child that does not end by itself, and the result says so."""
+    with make_grid(overhead_s=3, hard_limit_grace_s=1) as grid, grid.worker(app="nanogrid") as worker:
+        client = Client(grid.settings)
+        request_id = client.submit(functions.request(programs.SLEEP, timeoutMs=20_000, payload=15))
+        await_container(engine, request_id)
+        os.kill(busy_child(worker, grid, request_id), signal.SIGSTOP)
+        result = client.wait(request_id, WAIT_S)
+        assert result.outcome is Outcome.NOT_RUN
+        assert "hard time limit of 24 s" in result.stderr
+        wait_until(lambda: not runs_of(engine, request_id), "no container is left", 10)
+
+
+def test_a_request_that_kills_every_child(make_grid: OpenGrid, functions: Functions, engine: Engine) -> None:
+    """After the queue's last delivery the message is in the dead-letter queue, and its result says so."""
+    with make_grid() as grid, grid.worker(app="nanogrid") as worker:
+        client = Client(grid.settings)
+        request_id = client.submit(functions.request(programs.SLEEP, timeoutMs=30_000))
+        killed: set[str] = set()
+
+        def kill_the_next() -> bool:
+            for container in set(runs_of(engine, request_id)) - killed:
+                killed.add(container)
+                os.kill(busy_child(worker, grid, request_id), signal.SIGKILL)
+            return len(killed) == grid.settings.max_receives
+
+        wait_until(kill_the_next, "every delivery was killed", WAIT_S)
+        result = client.wait(request_id, WAIT_S)
+        assert result.outcome is Outcome.NOT_RUN
+        assert "dead-letter queue" in result.stderr
+        wait_until(lambda: depths(["python"], grid.settings)[0].dead_letters == 1, "it stays in the dead-letter queue")
+
+
+def test_garbage_ends_in_the_dead_letter_queue(make_grid: OpenGrid, functions: Functions) -> None:
+    """What is no request at all is never deleted, and holds up nothing."""
+    with make_grid() as grid, grid.worker(app="nanogrid"):
+        sqs = sqs_client(grid.settings)
+        sqs.send_message(QueueUrl=resolve("python", grid.settings), MessageBody="no request at all")
+        client = Client(grid.settings)
+        result = client.wait(client.submit(functions.request(programs.HELLO)), WAIT_S)
+        assert result.outcome is Outcome.SUCCEEDED
+        wait_until(lambda: depths(["python"], grid.settings)[0].dead_letters == 1, "it is in the dead-letter queue")
+
+
+def test_an_engine_that_is_away_for_a_while(make_grid: OpenGrid, functions: Functions, tmp_path: Path) -> None:
+    """Docker's trouble is tried again: the request succeeds at a later attempt."""
+    with (
+        EngineProxy(tmp_path / "docker.sock") as proxy,
+        make_grid(docker_url=proxy.url, max_attempts=20) as grid,
+        grid.worker(app="nanogrid") as worker,
+    ):
+        client = Client(grid.settings)
+        assert client.wait(client.submit(functions.request(programs.HELLO)), WAIT_S).attempt == 1
+        proxy.cut()
+        request_id = client.submit(functions.request(programs.HELLO, payload=2))
+        wait_until(lambda: worker.said("attempt 1 failed"), "the first attempt has failed")
+        proxy.mend()
+        result = client.wait(request_id, WAIT_S)
+        assert result.outcome is Outcome.SUCCEEDED
+        assert result.attempt > 1
+
+
+def test_an_engine_that_stays_away(make_grid: OpenGrid, functions: Functions, tmp_path: Path) -> None:
+    """After the last attempt the result says how many there were and what was wrong."""
+    with (
+        EngineProxy(tmp_path / "docker.sock") as proxy,
+        make_grid(docker_url=proxy.url, max_attempts=3) as grid,
+        grid.worker(app="nanogrid"),
+    ):
+        client = Client(grid.settings)
+        proxy.cut()
+        result = client.wait(client.submit(functions.request(programs.HELLO)), WAIT_S)
+        assert (result.outcome, result.exit_code, result.attempt) == (Outcome.NOT_RUN, -1, 3)
+        assert "gave up after 3 attempts" in result.stderr
+        assert "Docker could not" in result.stderr
+        proxy.mend()
+
+
+def test_redis_restarts_during_a_run(
+    make_grid: OpenGrid, functions: Functions, own_redis: Service, engine: Engine
+) -> None:
+    """A restart of Redis under running functions loses no result."""
+    url = f"redis://127.0.0.1:{own_redis.port}"
+    with (
+        make_grid(result_url=f"{url}/0", monitor_url=f"{url}/1") as grid,
+        grid.worker(app="nanogrid"),
+    ):
+        client = Client(grid.settings)
+        request_id = client.submit(functions.request(programs.SLEEP, payload=2, timeoutMs=30_000))
+        await_container(engine, request_id)
+        own_redis.kill()
+        time.sleep(3)  # the function ends while Redis is away
+        own_redis.start()
+        fresh = Client(grid.settings)
+        assert fresh.wait(request_id, WAIT_S).outcome is Outcome.SUCCEEDED
