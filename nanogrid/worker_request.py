@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import TimeLimitExceeded
 from celery import signals
 from celery.utils.log import get_logger
@@ -24,10 +25,13 @@ class WorkerRequest(Request):
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """A child that failed. After Celery's hard time limit it is dead, and only this process can answer for it."""
-        if not isinstance(exc_info.exception, TimeLimitExceeded):
+        error = exc_info.exception
+        if isinstance(error, ExceptionWithTraceback):
+            error = error.exc
+        if not isinstance(error, TimeLimitExceeded):
             return super().on_failure(exc_info, send_failed_event, return_ok)
         state.task_ready(self)
-        limit_s = exc_info.exception.args[0]
+        limit_s = error.args[0]
         log.error("request %s: killed after Celery's hard time limit of %g s", self.id, limit_s)
         self._store(Outcome.NOT_RUN, f"the worker child did not end within Celery's hard time limit of {limit_s:g} s")
         self.send_event("task-failed", exception=f"hard time limit ({limit_s:g} s)", traceback="")

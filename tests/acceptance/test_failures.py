@@ -89,7 +89,7 @@ def children(worker: Worker) -> list[psutil.Process]:
 
 def busy_child(worker: Worker, grid: Grid, request_id: str) -> int:
     """The pid of the child that runs a request, by the worker's own account."""
-    active = grid.app.control.inspect(timeout=2).active() or {}
+    active = grid.app.control.inspect(destination=[worker.name], timeout=5).active() or {}
     return next(int(task["worker_pid"]) for tasks in active.values() for task in tasks if task["id"] == request_id)
 
 
@@ -105,7 +105,7 @@ def test_kill_9_of_a_child(make_grid: OpenGrid, functions: Functions, engine: En
     """The message is delivered again, the new run gives the result, and the first container is gone."""
     with make_grid() as grid, grid.worker(app="nanogrid") as worker:
         client = Client(grid.settings)
-        request_id = client.submit(functions.request(programs.SLEEP, payload=2, timeoutMs=30_000))
+        request_id = client.submit(functions.request(programs.SLEEP, payload=4, timeoutMs=30_000))
         await_container(engine, request_id)
         (first,) = runs_of(engine, request_id)
         os.kill(busy_child(worker, grid, request_id), signal.SIGKILL)
