@@ -16,7 +16,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 from nanogrid import queues
 from nanogrid.errors import NanoGridError
 from nanogrid.settings import Settings
-from nanogrid.transport.envelopes import BareRequest, CeleryEnvelope, bare_request_id, read_body, request_of
+from nanogrid.transport.envelopes import (
+    BareRequest,
+    CeleryEnvelope,
+    bare_request_id,
+    context_of,
+    read_body,
+    request_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +34,19 @@ LARGEST_SCAN = 10_000
 FULL_SCAN_EVERY_S = 600.0
 """Counts are approximate and one message may replace another, so all are read again this often."""
 
-Answer = Callable[[str, str, str], bool]
-"""Store a failure for (request id, function id, reason), unless a final result is stored. True where it was stored."""
+
+@dataclass(frozen=True)
+class DeadRequest:
+    """A request that died in a queue, why, and Celery's context of its message (empty for a bare one)."""
+
+    request_id: str
+    function_id: str
+    reason: str
+    context: dict[str, Any]
+
+
+Answer = Callable[[DeadRequest], bool]
+"""Store a failure for the request, unless a final result is stored. True where it was stored."""
 
 
 @dataclass
@@ -137,18 +155,17 @@ class DeadLetterReader:
 
     def _handle(self, message: dict[str, Any], url: str, found: Scan) -> bool:
         """Answer one message that is new to this process. False where that failed and has to be tried again."""
-        request = _request(message)
         queue_name = url.rpartition("/")[2]
-        if request is None:
+        reason = f"not run to an end: every delivery failed, and the message is in the dead-letter queue {queue_name}"
+        dead = _dead_request(message, reason)
+        if dead is None:
             found.garbage += 1
             logger.warning("message %s in %s holds no request of NanoGrid", message["MessageId"], queue_name)
             return True
-        request_id, function_id = request
-        reason = f"not run to an end: every delivery failed, and the message is in the dead-letter queue {queue_name}"
         try:
-            found.answered += bool(self._answer(request_id, function_id, reason))
+            found.answered += bool(self._answer(dead))
         except Exception:  # the store's own errors are its own
-            logger.exception("request %s in %s could not be answered", request_id, queue_name)
+            logger.exception("request %s in %s could not be answered", dead.request_id, queue_name)
             return False
         return True
 
@@ -161,14 +178,14 @@ class DeadLetterReader:
             self._client.change_message_visibility_batch(QueueUrl=url, Entries=entries)
 
 
-def _request(message: dict[str, Any]) -> tuple[str, str] | None:
-    """Request id and function id of a dead letter, or None where it holds no request."""
+def _dead_request(message: dict[str, Any], reason: str) -> DeadRequest | None:
+    """A dead letter as a request, or None where it holds none."""
     body = read_body(message["Body"])
     if isinstance(body, BareRequest):
-        request_id, request = bare_request_id(body.request, message["MessageId"]), body.request
+        request_id, request, context = bare_request_id(body.request, message["MessageId"]), body.request, {}
     elif isinstance(body, CeleryEnvelope) and (inner := request_of(body)) is not None:
-        request_id, request = body.headers["id"], inner
+        request_id, request, context = body.headers["id"], inner, context_of(body)
     else:
         return None
     function_id = request.get("functionId")
-    return request_id, function_id if isinstance(function_id, str) else ""
+    return DeadRequest(request_id, function_id if isinstance(function_id, str) else "", reason, context)

@@ -90,6 +90,21 @@ class ExecutionResult(Wire):
         """The camelCase JSON object. Fields that could not be filled are null."""
         return self.model_dump(mode="json", by_alias=True)
 
+    def __json__(self) -> dict[str, Any]:
+        """What kombu's JSON encoder asks for: a task may return the result itself."""
+        return self.to_wire()
+
+    def __repr__(self) -> str:
+        """What logs, events and Flower show: no output of the function, which may be large and secret."""
+        words = [self.outcome.value, f"exit code {self.exit_code}", f"{self.duration_millis} ms"]
+        if self.peak_memory_bytes is not None:
+            words.append(f"peak {self.peak_memory_bytes / 2**20:.0f} MiB")
+        if self.start_kind is not None:
+            words.append(f"{self.start_kind.value} start")
+        if self.attempt > 1:
+            words.append(f"attempt {self.attempt}")
+        return f"<{', '.join(words)}>"
+
     @classmethod
     def from_wire(cls, data: dict[str, Any]) -> ExecutionResult:
         """Read a stored result. Fields of a newer NanoGrid are left out, so that clients may be older than workers."""

@@ -21,8 +21,11 @@ REDUCE = "nanogrid.reduce_function"
 SENT_AT = "nanogrid_sent_at_ms"
 """Header: when the request was first sent, in milliseconds since 1970. Stays the same over retries."""
 
-HIDDEN_FIELDS = ("payload", "env")
-"""Request fields that may hold secrets: never in logs, events or Flower."""
+SHOWN_FIELDS = ("requestId", "functionId", "runtime", "s3Bucket", "s3Key", "timeoutMs", "memoryMb", "handler")
+"""Request fields that logs, events and Flower may show. Payload and environment may hold secrets."""
+
+SHOWN_LENGTH = 80
+LARGEST_SHOWN = 10**15
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,12 @@ def merge_fields(args: Any, kwargs: Any) -> dict[str, Any]:
 
 
 def redacted(wire: dict[str, Any]) -> str:
-    """One line about a request for logs and Flower, without payload and environment values."""
-    shown = {key: "..." if key in HIDDEN_FIELDS else value for key, value in wire.items()}
-    text = ", ".join(f"{key}={value!r}" for key, value in shown.items())
-    return f"({text if len(text) <= 1000 else text[:997] + '...'})"
+    """One line about a request, checked or not, for logs and Flower: plain fields only, never payload or environment."""
+    shown = {name: _short(wire[name]) for name in SHOWN_FIELDS if isinstance(wire.get(name), (str, int, float))}
+    return f"({shown!r},)"
+
+
+def _short(value: str | float) -> str | float:
+    if isinstance(value, str):
+        return value if len(value) <= SHOWN_LENGTH else value[: SHOWN_LENGTH - 1] + "…"
+    return value if abs(value) < LARGEST_SHOWN else "…"

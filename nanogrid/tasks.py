@@ -71,13 +71,13 @@ class ReduceTask(FunctionTask):
 
 
 @app.task(base=FunctionTask, bind=True, name=EXECUTE)
-def execute_function(task: FunctionTask, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Run one function once and return its ExecutionResult as a JSON object."""
+def execute_function(task: FunctionTask, *args: Any, **kwargs: Any) -> ExecutionResult:
+    """Run one function once. Stored, and seen by whoever asks for it, is the ExecutionResult's JSON object."""
     return answer(task, merge_fields(args, kwargs))
 
 
 @app.task(base=ReduceTask, bind=True, name=REDUCE)
-def reduce_function(task: ReduceTask, request: dict[str, Any], parts: list[str], on_failure: str) -> dict[str, Any]:
+def reduce_function(task: ReduceTask, request: dict[str, Any], parts: list[str], on_failure: str) -> ExecutionResult:
     """Run a function whose payload is the list of the parts' values."""
 
     def with_payload(parsed: FunctionRequest) -> FunctionRequest:
@@ -87,19 +87,19 @@ def reduce_function(task: ReduceTask, request: dict[str, Any], parts: list[str],
     return answer(task, request, with_payload)
 
 
-def answer(task: FunctionTask, data: object, prepare: Prepare = lambda request: request) -> dict[str, Any]:
+def answer(task: FunctionTask, data: object, prepare: Prepare = lambda request: request) -> ExecutionResult:
     """What is stored for a request: its result, or why there is none. Raises Celery's Retry where another attempt may help."""
     try:
         request = parse_request(data, task.app.settings, request_id=str(task.request.id))
     except InvalidRequestError as invalid:
         log.warning("request %s is refused: %s", task.request.id, invalid)
-        return _not_run(task, str(task.request.id), _function_id(data), str(invalid)).to_wire()
+        return _not_run(task, str(task.request.id), _function_id(data), str(invalid))
     if too_old := _too_old(request, task):
-        return _not_run(task, request.request_id, request.function_id, too_old).to_wire()
+        return _not_run(task, request.request_id, request.function_id, too_old)
     try:
-        return _effectively_once(task, request, prepare).to_wire()
+        return _effectively_once(task, request, prepare)
     except redis.RedisError as error:
-        return _again_or_give_up(task, request, f"Redis does not answer: {error}").to_wire()
+        return _again_or_give_up(task, request, f"Redis does not answer: {error}")
 
 
 def _effectively_once(task: FunctionTask, request: FunctionRequest, prepare: Prepare) -> ExecutionResult:

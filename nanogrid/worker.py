@@ -6,6 +6,7 @@ Imported by `celery -A nanogrid worker` alone. The main process owns; the childr
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import threading
@@ -13,21 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from celery import bootsteps, signals
+from celery.app.task import Context
 from celery.utils.log import get_logger
 from celery.worker import components
 
 from nanogrid.celery import NanoGrid, app
 from nanogrid.container.engine import Engine
-from nanogrid.dead_letters import DeadLetterReader
+from nanogrid.dead_letters import DeadLetterReader, DeadRequest
 from nanogrid.errors import NanoGridError, PoolExhaustedError
 from nanogrid.pool.lease import Pool
 from nanogrid.pool.owner import Owner
 from nanogrid.queues import check_queues
 from nanogrid.result import not_run
 from nanogrid.settings import Settings
+from nanogrid.submission import EXECUTE
 from nanogrid.tasks import load_result
 
 log = get_logger(__name__)
+logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells at INFO, for each client, where it found credentials
 
 PR_SET_PDEATHSIG = 1
 
@@ -117,12 +121,13 @@ class Preparation(bootsteps.StartStopStep):
             except Exception as error:  # noqa: BLE001  # the next scan may work
                 log.warning("the dead-letter queues could not be read: %s", error)
 
-    def _answer_for_dead(self, request_id: str, function_id: str, reason: str) -> bool:
-        """Store why a request died, unless it has a result. True: stored now."""
-        task = self._app.tasks["nanogrid.execute_function"]
-        if load_result(task, request_id) is not None:
+    def _answer_for_dead(self, dead: DeadRequest) -> bool:
+        """Store why a request died, unless it has a result, and let a chord that waits for it go on. True: stored now."""
+        task = self._app.tasks[EXECUTE]
+        if load_result(task, dead.request_id) is not None:
             return False
-        task.backend.store_result(request_id, not_run(request_id, function_id, reason).to_wire(), "SUCCESS")
+        result = not_run(dead.request_id, dead.function_id, dead.reason)
+        task.backend.mark_as_done(dead.request_id, result.to_wire(), request=Context(dead.context))
         return True
 
 

@@ -36,16 +36,18 @@ Recipe = dict[str, Any]
 def load_recipes(path: Path = HERE / "recipes.json") -> dict[str, Recipe]:
     """Name of the equivalent → recipe, the common parts merged in."""
     data = json.loads(path.read_text())
-    common = data["common"]
+    return {name: _complete(image, data["common"]) for name, image in data["images"].items()}
+
+
+def _complete(image: Recipe, common: Recipe) -> Recipe:
+    """A recipe with the common parts; one that stands alone takes no packages and no commands from them."""
+    shared = {"packages": [], "customize": []} if "alone" in image else common
     return {
-        name: {
-            **image,
-            "packages": common["packages"] + image["packages"],
-            "customize": common["customize"] + image["customize"],
-            "dpkg_options": common["dpkg_options"],
-            "environment": common["environment"],
-        }
-        for name, image in data["images"].items()
+        **image,
+        "packages": shared["packages"] + image["packages"],
+        "customize": shared["customize"] + image["customize"],
+        "dpkg_options": common["dpkg_options"],
+        "environment": common["environment"],
     }
 
 
@@ -130,6 +132,7 @@ def import_tarball(client: docker.DockerClient, name: str, recipe: Recipe, tarba
     changes = [
         *(f"ENV {key}={value}" for key, value in recipe["environment"].items()),
         f"LABEL {RECIPE_LABEL}={recipe_hash(recipe)}",
+        *recipe.get("changes", []),
         f"CMD {json.dumps(recipe['command'])}",
     ]
     reply = client.api.import_image(src=str(tarball), repository=repository, tag=tag, changes=changes)

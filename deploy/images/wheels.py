@@ -47,10 +47,15 @@ def interpreter_of(client: docker.DockerClient, image: str) -> Interpreter:
     return found
 
 
+def marker_environment(interpreter: Interpreter) -> dict[str, str]:
+    """What markers are evaluated against to decide for an interpreter and not for this one."""
+    environment = dict(cast("Mapping[str, str]", default_environment()))
+    return environment | {key: str(value) for key, value in interpreter.items()}
+
+
 def lock_for(lock: str, interpreter: Interpreter) -> str:
     """The lines of a lock file that apply to an interpreter, without their markers, with their hashes."""
-    environment = dict(cast("Mapping[str, str]", default_environment()))
-    environment.update({key: str(value) for key, value in interpreter.items()})
+    environment = marker_environment(interpreter)
     kept = []
     for entry in lock.replace("\\\n", " ").splitlines():
         if not entry.strip() or entry.lstrip().startswith("#"):
@@ -78,9 +83,8 @@ def run_quietly(command: list[str], what: str) -> None:
         raise BuildError(f"{what} failed (exit code {done.returncode}):\n{done.stdout[-3000:]}")
 
 
-def gather_locked(context: Path, interpreter: Interpreter) -> None:
-    """Download the locked wheels for an interpreter, unless they are there from the same lock."""
-    requirements = lock_for((ROOT / "requirements" / "runtime.txt").read_text(), interpreter)
+def gather_locked(context: Path, requirements: str, interpreter: Interpreter) -> None:
+    """Download wheels for an interpreter by its lines of a lock, unless they are there from the very same lines."""
     written = context / "requirements.txt"
     if written.is_file() and written.read_text() == requirements:
         say("wheels: up to date")
@@ -110,7 +114,8 @@ def gather_project(context: Path) -> None:
 
 def gather(client: docker.DockerClient, base: str, context: Path = CONTEXT) -> Path:
     """Fill `context` with all that `deploy/Dockerfile` copies, for the Python of the image `base`."""
-    gather_locked(context, interpreter_of(client, base))
+    interpreter = interpreter_of(client, base)
+    gather_locked(context, lock_for((ROOT / "requirements" / "runtime.txt").read_text(), interpreter), interpreter)
     gather_project(context)
     return context
 

@@ -29,12 +29,12 @@ def base_image(client: docker.DockerClient) -> str:
     )
 
 
-def build_worker(client: docker.DockerClient, base: str, context: Path, tag: str) -> None:
-    """Build the image from a gathered context. Layers that did not change are the engine's from before."""
+def build_without_network(client: docker.DockerClient, base: str, context: Path, dockerfile: Path, tag: str) -> None:
+    """Build an image from a gathered context. Layers that did not change are the engine's from before."""
     try:
         client.images.build(
             path=str(context),
-            dockerfile=str(ROOT / "deploy" / "Dockerfile"),
+            dockerfile=str(dockerfile),
             buildargs={"BASE": base},
             tag=tag,
             network_mode="none",
@@ -61,7 +61,7 @@ def main() -> int:
         base = arguments.base or base_image(client)
         context = gather(client, base)
         with timed(f"{arguments.tag} on {base}"):
-            build_worker(client, base, context, arguments.tag)
+            build_without_network(client, base, context, ROOT / "deploy" / "Dockerfile", arguments.tag)
         say(f"{arguments.tag}: ready")
         print(arguments.tag)
     except (BuildError, DockerException) as error:

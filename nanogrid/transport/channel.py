@@ -31,6 +31,7 @@ from vine import promise
 from nanogrid import queues
 from nanogrid.errors import ConfigurationError
 from nanogrid.settings import Settings
+from nanogrid.submission import SENT_AT
 from nanogrid.transport import envelopes, size
 from nanogrid.transport.options import SETTINGS_OPTION
 from nanogrid.transport.polling import MOST_POLLS, Backoff, PollFailure, PollingConnection
@@ -287,7 +288,7 @@ class Channel(_SQSChannel):
         else:
             payload = body.payload
             if sent_at_ms is not None:
-                payload["headers"].setdefault(envelopes.SENT_AT_HEADER, sent_at_ms)
+                payload["headers"].setdefault(SENT_AT, sent_at_ms)
         payload["headers"][envelopes.RECEIVES_HEADER] = _receives(attributes)
         return _addressed(payload, message, url, queue)
 

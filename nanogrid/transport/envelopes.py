@@ -16,14 +16,11 @@ from pydantic import TypeAdapter, ValidationError
 from nanogrid.errors import InvalidRequestError
 from nanogrid.request import RequestId, parse_request, time_limits
 from nanogrid.settings import Settings
+from nanogrid.submission import EXECUTE, REDUCE, SENT_AT, redacted
 
-FUNCTION_TASK = "nanogrid.execute_function"
-SENT_AT_HEADER = "nanogrid_sent_at_ms"
 RECEIVES_HEADER = "nanogrid_receives"
 BARE_ORIGIN = "bare-sqs"
 
-_SHOWN_FIELDS = ("requestId", "functionId", "runtime", "s3Bucket", "s3Key", "timeoutMs")
-_SHOWN_LENGTH = 80
 _REQUEST_ID: TypeAdapter[str] = TypeAdapter(RequestId)
 
 
@@ -124,7 +121,7 @@ def adopt(request: dict[str, Any], message_id: str, sent_at_ms: int | None, sett
     soft_s, hard_s = time_limits(_timeout_ms(request, request_id, settings), settings)
     headers: dict[str, Any] = {
         "lang": "py",
-        "task": FUNCTION_TASK,
+        "task": EXECUTE,
         "id": request_id,
         "root_id": request_id,
         "parent_id": None,
@@ -134,13 +131,13 @@ def adopt(request: dict[str, Any], message_id: str, sent_at_ms: int | None, sett
         "expires": None,
         "retries": 0,
         "timelimit": [hard_s, soft_s],
-        "argsrepr": _shown(request),
+        "argsrepr": redacted(request),
         "kwargsrepr": "{}",
         "origin": BARE_ORIGIN,
         "ignore_result": False,
     }
     if sent_at_ms is not None:
-        headers[SENT_AT_HEADER] = sent_at_ms
+        headers[SENT_AT] = sent_at_ms
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     return {
         "body": json.dumps([[request], {}, embed]),
@@ -164,28 +161,31 @@ def _timeout_ms(request: dict[str, Any], request_id: str, settings: Settings) ->
         return settings.timeout_ms
 
 
-def _shown(request: dict[str, Any]) -> str:
-    """The request's plain fields, each cut, as a one-element tuple: what Celery shows for arguments."""
-    shown: dict[str, str | int | float] = {}
-    for name in _SHOWN_FIELDS:
-        value = request.get(name)
-        if isinstance(value, str):
-            shown[name] = value if len(value) <= _SHOWN_LENGTH else value[: _SHOWN_LENGTH - 1] + "…"
-        elif isinstance(value, (int, float)) and abs(value) < 10**15:
-            shown[name] = value
-    return f"({shown!r},)"
-
-
 def request_of(envelope: CeleryEnvelope) -> dict[str, Any] | None:
-    """The wire request inside a Celery message of `nanogrid.execute_function`, or None where there is none to be read."""
-    if envelope.headers["task"] != FUNCTION_TASK:
+    """The wire request inside a Celery message of one of our tasks, or None where there is none to be read."""
+    if envelope.headers["task"] not in (EXECUTE, REDUCE):
         return None
+    body = _body_of(envelope)
+    if body is None:
+        return None
+    request = body[0][0] if body[0] else body[1]
+    return request if isinstance(request, dict) else None
+
+
+def context_of(envelope: CeleryEnvelope) -> dict[str, Any]:
+    """What Celery knows of a message's place in a group or chord: its headers, and what is embedded in its body."""
+    body = _body_of(envelope)
+    embedded = body[2] if body is not None and isinstance(body[2], dict) else {}
+    return {**envelope.headers, **embedded}
+
+
+def _body_of(envelope: CeleryEnvelope) -> tuple[list[Any], dict[str, Any], Any] | None:
+    """Arguments, keyword arguments and what is embedded, or None where the body is not Celery's."""
     try:
-        body = envelope.payload["body"]
+        text = envelope.payload["body"]
         if envelope.payload["properties"].get("body_encoding") == "base64":
-            body = base64.b64decode(body).decode()
-        args, kwargs, _embed = json.loads(body)
-        request = args[0] if args else kwargs
+            text = base64.b64decode(text).decode()
+        args, kwargs, embedded = json.loads(text)
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
-    return request if isinstance(request, dict) else None
+    return (args, kwargs, embedded) if isinstance(args, list) and isinstance(kwargs, dict) else None

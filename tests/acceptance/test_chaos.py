@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from nanogrid.client import Client
 from nanogrid.result import ExecutionResult, Outcome
@@ -25,6 +26,7 @@ REQUESTS = 200
 OUTAGE_S = 10.0
 
 
+@pytest.mark.timeout(600)
 def test_nothing_is_lost(tmp_path: Path, aws_url: str, functions: Functions, unique: str) -> None:
     """kill -9 of a child, kill -9 of the worker, a restart of Redis and 503s from SQS: every request has its right result.
 
@@ -51,7 +53,9 @@ def test_nothing_is_lost(tmp_path: Path, aws_url: str, functions: Functions, uni
         ) as grid,
     ):
         client = Client(grid.settings)
-        numbers = {client.submit(functions.request(programs.SQUARE, payload=n, timeoutMs=30_000)): n for n in range(REQUESTS)}
+        numbers = {
+            client.submit(functions.request(programs.SQUARE, payload=n, timeoutMs=30_000)): n for n in range(REQUESTS)
+        }
 
         def done(share: float) -> None:
             """Wait until that share of all requests has a result."""

@@ -15,6 +15,7 @@ import pytest
 
 from nanogrid.client import Client
 from nanogrid.container.engine import Engine
+from nanogrid.mapping import PartFailure
 from nanogrid.pool.identity import REQUEST_LABEL
 from nanogrid.queues import depths, resolve, sqs_client
 from nanogrid.result import Outcome
@@ -178,6 +179,23 @@ def test_a_request_that_kills_every_child(make_grid: OpenGrid, functions: Functi
         assert result.outcome is Outcome.NOT_RUN
         assert "dead-letter queue" in result.stderr
         wait_until(lambda: depths(["python"], grid.settings)[0].dead_letters == 1, "it stays in the dead-letter queue")
+
+
+def test_a_dead_part_does_not_hold_up_its_whole(make_grid: OpenGrid, functions: Functions, engine: Engine) -> None:
+    """A part of a map that dies in its queue counts as failed, and the reduction goes on without it."""
+    with make_grid(max_receives=1) as grid, grid.worker(app="nanogrid") as worker:
+        client = Client(grid.settings)
+        whole = client.map_reduce(
+            functions.request(programs.SQUARE_SLOWLY, timeoutMs=60_000),
+            [1, 2],
+            functions.request(programs.SUM),
+            on_failure=PartFailure.SKIP,
+        )
+        await_container(engine, f"{whole}/0")
+        os.kill(busy_child(worker, grid, f"{whole}/0"), signal.SIGKILL)
+        result = client.wait(whole, WAIT_S)
+        assert (result.outcome, result.value) == (Outcome.SUCCEEDED, 4), result.stderr
+        assert client.result(f"{whole}/0").outcome is Outcome.NOT_RUN
 
 
 def test_garbage_ends_in_the_dead_letter_queue(make_grid: OpenGrid, functions: Functions) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nanogrid import queues
-from nanogrid.dead_letters import DeadLetterReader, Scan
+from nanogrid.dead_letters import DeadLetterReader, DeadRequest, Scan
 from nanogrid.settings import Settings
 from nanogrid.transport.envelopes import adopt
 from tests.support.faulty_proxy import FaultyProxy
@@ -73,10 +73,10 @@ class Answers:
         self.given: list[tuple[str, str, str]] = []
         self.broken = False
 
-    def __call__(self, request_id: str, function_id: str, reason: str) -> bool:
+    def __call__(self, dead: DeadRequest) -> bool:
         if self.broken:
             raise ConnectionError("the result store is away")
-        self.given.append((request_id, function_id, reason))
+        self.given.append((dead.request_id, dead.function_id, dead.reason))
         return True
 
     @property

@@ -16,6 +16,7 @@ FAIL = "import sys; print('bad', file=sys.stderr); sys.exit(3)"
 SLEEP = "import sys, time; print('up', flush=True); time.sleep(float(sys.stdin.read() or 600))"
 HUNGRY = "x = bytearray(900 << 20)"
 SQUARE = "import json, os, sys; n = json.load(sys.stdin); json.dump(n * n, open(os.environ['NANOGRID_RESULT'], 'w'))"
+SQUARE_SLOWLY = "import time; time.sleep(4)\n" + SQUARE
 SQUARE_OR_FAIL = (
     "import json, sys\nif json.loads(open(__import__('os').environ['NANOGRID_PAYLOAD']).read()) == 3: sys.exit(1)\n"
     + SQUARE

@@ -200,7 +200,7 @@ def grid(
     made = Grid(
         Settings(
             sqs_endpoint_url=aws_url,
-            s3_endpoint_url=aws_url,
+            s3_endpoint_url=settings.pop("s3_url", aws_url),
             result_url=result_url,
             monitor_url=monitor_url,
             data_dir=data_dir,

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogrid.settings import Settings
+from nanogrid.submission import EXECUTE, SENT_AT
 from nanogrid.transport.envelopes import (
-    FUNCTION_TASK,
-    SENT_AT_HEADER,
     BareRequest,
     CeleryEnvelope,
     Garbage,
@@ -49,9 +48,9 @@ def test_the_original_message_becomes_a_call_of_the_function_task() -> None:
     """Id, task, limits and arguments are those that a Celery producer would have sent."""
     message = adopt(ORIGINAL, MESSAGE_ID, 1_700_000_000_000, SETTINGS)
     headers = message["headers"]
-    assert (headers["task"], headers["id"], headers["root_id"]) == (FUNCTION_TASK, "req-1", "req-1")
+    assert (headers["task"], headers["id"], headers["root_id"]) == (EXECUTE, "req-1", "req-1")
     assert headers["timelimit"] == [115, 105]
-    assert headers[SENT_AT_HEADER] == 1_700_000_000_000
+    assert headers[SENT_AT] == 1_700_000_000_000
     assert headers["origin"] == "bare-sqs"
     args, kwargs, _ = json.loads(message["body"])
     assert (args, kwargs) == ([ORIGINAL], {})
@@ -69,7 +68,7 @@ def test_an_invalid_request_is_adopted_with_default_limits() -> None:
     """A request that can never work still becomes a task, which answers it; its own limits are not believed."""
     headers = adopt({**ORIGINAL, "timeoutMs": 10**12}, MESSAGE_ID, None, SETTINGS)["headers"]
     assert headers["timelimit"] == [120, 110]
-    assert SENT_AT_HEADER not in headers
+    assert SENT_AT not in headers
 
 
 def test_a_request_without_id_has_its_own_limits() -> None:

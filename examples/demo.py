@@ -1,0 +1,137 @@
+"""A tour of NanoGrid on the local stack: one function of every kind, and what became of it.
+
+    nanogrid up --detach && python examples/demo.py
+
+Everything here is what a producer would write. Exits with 0 when every row came out as expected.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import boto3
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+FUNCTIONS = Path(__file__).parent / "functions"
+BUCKET = "demo"
+WAIT_S = 120.0
+OUTPUT_WIDTH = 56
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+class Row(NamedTuple):
+    """What is shown, what sends the request and returns its id, and what is expected of the result."""
+
+    title: str
+    send: Callable[[], str]
+    outcome: str
+    contains: str
+
+
+def main() -> int:
+    """Send everything, show everything."""
+    use_the_local_stack()
+    from nanogrid import Client, execute_function  # after the environment is set, as in a producer of one's own
+    from nanogrid.packing import pack_folder
+    from nanogrid.queues import resolve
+
+    client, s3, sqs = Client(), boto3.client("s3"), boto3.client("sqs")
+    s3.create_bucket(Bucket=BUCKET)
+
+    def request(folder: str, runtime: str = "python", **fields: Any) -> dict[str, Any]:
+        key, digest = client.upload(pack_folder(FUNCTIONS / folder), BUCKET)
+        return {
+            "functionId": folder,
+            "runtime": runtime,
+            "s3Bucket": BUCKET,
+            "s3Key": key,
+            "codeSha256": digest,
+            **fields,
+        }
+
+    def bare_message() -> str:
+        body = {**request("hello", payload={"name": "SQS"}), "requestId": f"bare-{uuid.uuid4()}"}
+        sqs.send_message(QueueUrl=resolve("python", client.settings), MessageBody=json.dumps(body))
+        return str(body["requestId"])
+
+    texts = ["the quick brown fox", "jumps over", "the lazy dog"]
+    rows = [
+        Row("python function", lambda: execute_function.delay(request("hello", payload={"name": "Celery"})).id, "SUCCEEDED", "hello, Celery"),
+        Row("C++ that compiles", lambda: client.submit(request("primes", "cpp", payload=100_000, timeoutMs=60_000)), "SUCCEEDED", "9592 primes"),
+        Row("python handler", lambda: client.submit(request("shout", handler="texts.shout", payload={"text": "hello"})), "SUCCEEDED", "HELLO"),
+        Row("fails", lambda: client.submit(request("failing")), "FAILED", "not enough"),
+        Row("never ends", lambda: client.submit(request("endless", timeoutMs=1500)), "TIMED_OUT", "timeoutMs = 1500"),
+        Row("eats all memory", lambda: client.submit(request("hungry", memoryMb=64)), "OUT_OF_MEMORY", "memoryMb = 64"),
+        Row("bare message on SQS", bare_message, "SUCCEEDED", "hello, SQS"),
+        Row("map and reduce", lambda: client.map_reduce(request("count_words"), texts, request("add_counts")), "SUCCEEDED", "the 2"),
+    ]  # fmt: skip
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("", "request", "outcome", "exit code", "ms", "peak MB"):
+        right = column in ("exit code", "ms", "peak MB")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True, min_width=max(1, len(column)))
+    table.add_column("output")
+    started = time.monotonic()
+    unexpected = 0
+    sent = [(row, row.send()) for row in rows]
+    for row, request_id in sent:
+        with console.status(f"waiting for: {row.title}"):
+            result = client.wait(request_id, WAIT_S)
+        output = " ".join((result.stdout + result.stderr).split()) or json.dumps(result.value)
+        as_expected = result.outcome.value == row.outcome and row.contains in output + json.dumps(result.value)
+        unexpected += not as_expected
+        peak = "" if result.peak_memory_bytes is None else f"{result.peak_memory_bytes / 2**20:.1f}"
+        table.add_row(
+            "✓" if as_expected else "✗",
+            row.title,
+            result.outcome.value,
+            str(result.exit_code),
+            str(result.duration_millis),
+            peak,
+            output if len(output) <= OUTPUT_WIDTH else output[: OUTPUT_WIDTH - 1] + "…",
+        )
+    console.print(table)
+    took_s = time.monotonic() - started
+    console.print(f"{len(rows) - unexpected} of {len(rows)} as expected, in {took_s:.1f} s.")
+    console.print("Flower, with workers and tasks: " + flower_url())
+    console.print(
+        "The stack is still running. Try: .venv/bin/nanogrid invoke examples/functions/hello --payload '\"you\"'"
+    )
+    console.print("End it with: make down")
+    return 1 if unexpected else 0
+
+
+def use_the_local_stack() -> None:
+    """Put the local stack's environment into this process, as `eval "$(nanogrid env)"` does in a shell."""
+    answer = nanogrid("env", "--json")
+    os.environ.update(json.loads(answer))
+
+
+def flower_url() -> str:
+    """Where the local stack's Flower is."""
+    parts = json.loads(nanogrid("status", "--json"))["parts"]
+    return next((str(part["address"]) for part in parts if part["name"] == "flower"), "not running")
+
+
+def nanogrid(*arguments: str) -> str:
+    """The output of a `nanogrid` command of the same environment as this program."""
+    command = [str(Path(sys.executable).with_name("nanogrid")), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr.strip() or f"{' '.join(command)} failed")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())
