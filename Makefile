@@ -44,14 +44,19 @@ check: ## Format, lint, types, import contract and unit tests: what needs neithe
 .PHONY: test
 test: ## Set up, make all images, run the whole suite
 	@scripts/setup --tests
-	@deploy/images/build >/dev/null
-	@scripts/worker-image >/dev/null
+	@$(MAKE) test-images
 	@$(MAKE) check
 	@$(bin)/pytest tests --ignore tests/unit $(if $(CI),--color=no --durations=15) $(ARGS)
 
 .PHONY: worker-image
 worker-image: setup ## Build nanogrid/worker from locked wheels, without network
 	@scripts/worker-image
+
+.PHONY: test-images
+test-images: ## Make every image that the tests use
+	@deploy/images/build >/dev/null
+	@scripts/worker-image >/dev/null
+	@scripts/moto-image >/dev/null
 
 .PHONY: lock
 lock: ## Regenerate requirements/*.txt from pyproject.toml (ARGS=--upgrade for newest versions)

@@ -74,8 +74,7 @@ class Client:
     def cancel(self, request_id: str) -> bool:
         """Cancel a request that waits or runs; a running function is killed. False: it has a result already.
 
-        Workers keep the ids of cancelled requests in memory: one that waits in SQS is run after all when every worker
-        that heard of the cancellation is restarted before its turn comes.
+        Somebody must hear it: a request that waits while no worker is alive is run when one comes.
         """
         if self._handle(request_id).ready():
             return False

@@ -28,7 +28,7 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
         "task_queues": [Queue(name, routing_key=name) for name in settings.runtime_table.queues()],
         "task_default_queue": settings.runtime_table.queues()[0],
         # Results: JSON only, in Redis, for a bounded time. Storing is repeated while Redis is away.
-        "result_backend": settings.result_url,
+        "result_backend": f"nanogrid.backend:ResultBackend+{settings.result_url}",
         "result_backend_transport_options": {"global_keyprefix": RESULT_KEY_PREFIX},
         "result_backend_always_retry": True,
         "result_backend_max_sleep_between_retries_ms": 1000,

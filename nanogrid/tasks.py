@@ -38,7 +38,6 @@ Prepare = Callable[[FunctionRequest], FunctionRequest]
 class FunctionTask(Task):
     """A task whose one argument is a request: checked, routed and given its time limits before it is sent."""
 
-    Request = "nanogrid.worker_request:WorkerRequest"
     ignore_result = False
     max_retries = None  # our own limit counts, see `attempt`
 

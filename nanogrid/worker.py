@@ -36,6 +36,7 @@ logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells at INFO, for
 PR_SET_PDEATHSIG = 1
 
 _owner: Owner | None = None
+_main_pid = 0
 
 
 def pool(settings: Settings) -> Pool:
@@ -56,7 +57,8 @@ class Containers(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         """Take the data folder, remove what dead workers left, and listen for the children."""
-        global _owner
+        global _owner, _main_pid
+        _main_pid = os.getpid()
         _owner = Owner(self._settings)
         _owner.start()
         log.info("containers: owner %s in %s", _owner.id, self._settings.data_dir)
@@ -137,7 +139,8 @@ def _child_started(**_: Any) -> None:
     if _owner is not None:
         _owner.leave_to_parent()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:
+    # The parent may have gone before. It is not told by pid 1: in a container that is the main process itself.
+    if _main_pid not in (os.getpid(), os.getppid()):
         os.kill(os.getpid(), signal.SIGKILL)
 
 

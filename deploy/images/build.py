@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -205,11 +206,17 @@ def main() -> int:
     arguments = parse_arguments(recipes)
     try:
         client = connect(ENGINE_TIMEOUT_S)
-        for name in arguments.images or recipes:
-            image = choose_image(
+
+        def choose(name: str) -> str:
+            return choose_image(
                 client, name, recipes[name], if_unreachable=arguments.if_unreachable, rebuild=arguments.rebuild
             )
-            print(f"{recipes[name]['variable']}={image}", flush=True)
+
+        names = arguments.images or list(recipes)
+        # Two at a time: while one downloads, the other unpacks.
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            for name, image in zip(names, pool.map(choose, names), strict=True):
+                print(f"{recipes[name]['variable']}={image}", flush=True)
     except (BuildError, DockerException) as error:
         print(f"deploy/images/build: {error}", file=sys.stderr)
         return 1

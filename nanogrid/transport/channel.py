@@ -390,6 +390,13 @@ class Transport(_SQSTransport):
 
     Channel = Channel
 
+    can_parse_url = True  # `sqs://` says it all; taken apart, the worker's banner would show an invented host
+
+    @classmethod
+    def as_uri(cls, uri: str, include_password: bool = False, mask: str = "**") -> str:
+        """What banners show."""
+        return uri
+
     # A refusal by SQS is the connection's trouble: Celery tries again, and a producer gets OperationalError in the end.
     connection_errors = (*_SQSTransport.connection_errors, ClientError)
 

@@ -289,6 +289,20 @@ def test_cancel_kills_a_running_function(grid: Grid, client: Client, functions: 
     assert not client.cancel(request_id)
 
 
+def test_cancel_of_a_waiting_request_is_final(client: Client, functions: Functions, worker: Worker) -> None:
+    """A request that is cancelled before its turn has its outcome at once, and is not run when its turn comes."""
+    busy = [client.submit(functions.request(programs.SLEEP, payload=4, timeoutMs=30_000)) for _ in range(3)]
+    waiting = client.submit(functions.request(programs.HELLO))
+    assert client.cancel(waiting)
+    result = client.wait(waiting, 5)
+    assert (result.outcome, result.exit_code, result.stderr) == (Outcome.CANCELLED, -1, "cancelled before it ran\n")
+    for request_id in busy:
+        client.wait(request_id, WAIT_S)
+    run(client, functions.request(programs.HELLO))
+    assert client.result(waiting).outcome is Outcome.CANCELLED
+    assert f"{waiting}] succeeded" not in worker.log.read_text()
+
+
 def test_an_unknown_id_has_no_result(client: Client) -> None:
     """Asking for what is not there is an error that says so."""
     with pytest.raises(ResultUnavailableError, match="unknown"):

@@ -32,16 +32,18 @@ def environment(settings: Settings) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(OWN_VARIABLES) or name == "AWS_CA_BUNDLE"
     }
+    return {**inherited, **variables(settings), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+def variables(settings: Settings) -> dict[str, str]:
+    """What tells any process, here or in a container, these settings as far as they were given, and test credentials."""
     given = settings.model_dump(mode="json", include=settings.model_fields_set)
     return {
-        **inherited,
         **{f"NANOGRID_{name.upper()}": _text(value) for name, value in given.items()},
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test-secret",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
-        "PYTHONPATH": str(ROOT),
-        "PYTHONUNBUFFERED": "1",
     }
 
 

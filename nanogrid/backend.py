@@ -1,0 +1,70 @@
+"""Celery's Redis result backend, with one difference: every request ends with an ExecutionResult.
+
+Where a child is killed (hard limit, cancel), a request expires, or something unforeseen is raised, Celery would store an
+exception: other languages could not read it, and a chord would stop at it. Here the outcome tells instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from billiard.exceptions import TimeLimitExceeded
+from celery.backends.redis import RedisBackend
+
+from nanogrid.result import ExecutionResult, Outcome, not_run
+from nanogrid.submission import EXECUTE, REDUCE
+
+REASONS = {
+    "terminated": (Outcome.CANCELLED, "cancelled while it ran"),
+    "revoked": (Outcome.CANCELLED, "cancelled before it ran"),
+    "expired": (Outcome.NOT_RUN, "the request expired before its turn came"),
+}
+
+
+class ResultBackend(RedisBackend):
+    """Stores results of our tasks; those of other tasks of the app as Celery does."""
+
+    def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, request: Any = None, **kwargs: Any) -> None:
+        """Called where a task raised, or its child was killed at the hard time limit."""
+        if not _is_ours(request):
+            super().mark_as_failure(task_id, exc, *args, request=request, **kwargs)
+            return
+        self.mark_as_done(task_id, self._end(task_id, request, Outcome.NOT_RUN, _sentence(exc)), request=request)
+
+    def mark_as_revoked(self, task_id: str, reason: str = "", request: Any = None, **kwargs: Any) -> None:
+        """Called where a request was cancelled or expired.
+
+        Without a `request` no worker has it: it waits in its queue, or will come. Its stored end is final, so that it is
+        not run either by a worker that never heard of the cancellation.
+        """
+        if request is not None and not _is_ours(request):
+            super().mark_as_revoked(task_id, reason, request=request, **kwargs)
+            return
+        outcome, sentence = REASONS.get(reason, REASONS["revoked"])
+        self.mark_as_done(task_id, self._end(task_id, request, outcome, sentence), request=request)
+
+    def _end(self, task_id: str, request: Any, outcome: Outcome, reason: str) -> ExecutionResult:
+        return not_run(
+            task_id,
+            _function_id(request),
+            reason,
+            outcome=outcome,
+            worker=getattr(request, "hostname", None),
+            attempt=int(getattr(request, "retries", None) or 0) + 1,
+        )
+
+
+def _is_ours(request: Any) -> bool:
+    return getattr(request, "task", None) in (EXECUTE, REDUCE)
+
+
+def _function_id(request: Any) -> str:
+    data = next((argument for argument in getattr(request, "args", None) or () if isinstance(argument, dict)), {})
+    value = data.get("functionId")
+    return value if isinstance(value, str) else ""
+
+
+def _sentence(exc: BaseException) -> str:
+    if isinstance(exc, TimeLimitExceeded):
+        return f"the worker child did not end within Celery's hard time limit of {exc.args[0]:g} s"
+    return f"unexpected {type(exc).__name__}: {exc}"

@@ -1,0 +1,1 @@
+"""Acceptance tests through pytest-celery: every part of NanoGrid in a container, functions on this host's engine."""

@@ -1,0 +1,72 @@
+"""The worker's container is killed in the middle of a run. It is started as deploy/compose.yaml starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from pytest_celery import CeleryTestSetup
+from pytest_docker_tools import container
+
+from nanogrid.client import Client
+from nanogrid.container.engine import Engine
+from nanogrid.pool.identity import REQUEST_LABEL
+from nanogrid.result import Outcome
+from nanogrid.settings import Settings
+from tests.acceptance.conftest import assert_nothing_left
+from tests.acceptance.containers.components import Worker
+from tests.acceptance.containers.conftest import WORKER_OPTIONS
+from tests.support import functions as programs
+from tests.support.functions import Functions
+from tests.support.services import wait_until
+
+WAIT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def worker_pid_mode() -> str:
+    """The host's processes are seen."""
+    return "host"
+
+
+@pytest.fixture(scope="module")
+def worker_init() -> bool:
+    """The worker is not the first process of its container."""
+    return True
+
+
+successor_container = container(**WORKER_OPTIONS)
+
+
+@pytest.fixture
+def successor(successor_container: Worker, worker_settings: Settings) -> Iterator[Worker]:
+    """A second worker on the same data folder, started when a test asks for it by `request.getfixturevalue`."""
+    yield successor_container
+    assert successor_container.stop() == 0, successor_container.logs()
+    assert_nothing_left(worker_settings)
+
+
+def test_kill_9_of_the_workers_container(
+    request: pytest.FixtureRequest,
+    celery_setup: CeleryTestSetup,
+    client: Client,
+    functions: Functions,
+    engine: Engine,
+) -> None:
+    """The next worker removes the orphan on the host's engine and finishes the request; nothing of either is left."""
+    request_id = client.submit(functions.request(programs.SLEEP, payload=2, timeoutMs=30_000))
+
+    def containers() -> list[str]:
+        return [found.id for found in engine.find({REQUEST_LABEL: request_id})]
+
+    wait_until(containers, "the container runs")
+    (orphan,) = containers()
+    celery_setup.worker.kill()
+    assert celery_setup.worker.container.status == "exited"
+    assert containers() == [orphan]
+    successor: Worker = request.getfixturevalue("successor")
+    wait_until(lambda: orphan not in containers(), "the orphan is gone")
+    result = client.wait(request_id, WAIT_S)
+    assert (result.outcome, result.stdout) == (Outcome.SUCCEEDED, "up\n")
+    assert result.worker == f"celery@{successor.id[:12]}"
+    wait_until(lambda: not containers(), "no container is left", 5)
