@@ -11,10 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
 
+from nanogrid.errors import ConfigurationError
 from nanogrid.runtimes import BUILT_IN, Runtime, RuntimeTable
 
 SQS_MESSAGE_LIMIT_BYTES = 1024 * 1024
@@ -229,11 +231,23 @@ class Settings(BaseSettings):
 _current: Settings | None = None
 
 
+def from_environment() -> Settings:
+    """The settings of the environment. Raises ConfigurationError that names the variable which is wrong."""
+    try:
+        return Settings()
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        where = f"NANOGRID_{str(first['loc'][0]).upper()}: " if first["loc"] else ""
+        raise ConfigurationError(f"{where}{first['msg']}, got {str(first['input'])[:80]!r}") from None
+    except SettingsError as invalid:
+        raise ConfigurationError(f"the environment is not usable: {invalid}") from None
+
+
 def current() -> Settings:
     """The settings of this process: those given to `configure`, else those of the environment at the first call."""
     global _current
     if _current is None:
-        _current = Settings()
+        _current = from_environment()
     return _current
 
 

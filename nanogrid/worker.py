@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from celery.worker import components
 from nanogrid.celery import NanoGrid, app
 from nanogrid.container.engine import Engine
 from nanogrid.dead_letters import DeadLetterReader, DeadRequest
-from nanogrid.errors import NanoGridError, PoolExhaustedError
+from nanogrid.errors import ConfigurationError, NanoGridError, PoolExhaustedError
 from nanogrid.pool.lease import Pool
 from nanogrid.pool.owner import Owner
 from nanogrid.queues import check_queues
@@ -59,7 +60,11 @@ class Containers(bootsteps.StartStopStep):
         """Take the data folder, remove what dead workers left, and listen for the children."""
         global _owner, _main_pid
         _main_pid = os.getpid()
-        _owner = Owner(self._settings)
+        try:
+            _owner = Owner(self._settings)
+        except ConfigurationError as error:
+            log.critical("the worker cannot start: %s", error)
+            raise SystemExit(1) from None
         _owner.start()
         log.info("containers: owner %s in %s", _owner.id, self._settings.data_dir)
 
@@ -106,14 +111,14 @@ class Preparation(bootsteps.StartStopStep):
             log.warning("the queues could not be checked: %s", error)
 
     def _fetch_images(self, queues: list[str]) -> None:
-        engine = Engine(self._app.settings)
-        for name, runtime in self._app.settings.runtime_table.items():
-            if runtime.queue not in queues:
-                continue
-            try:
-                engine.ensure_image(runtime.image)
-            except NanoGridError as error:
-                log.warning("runtime %s: %s", name, error)
+        with closing(Engine(self._app.settings)) as engine:
+            for name, runtime in self._app.settings.runtime_table.items():
+                if runtime.queue not in queues:
+                    continue
+                try:
+                    engine.ensure_image(runtime.image)
+                except NanoGridError as error:
+                    log.warning("runtime %s: %s", name, error)
 
     def _dead_letters(self) -> None:
         reader = DeadLetterReader(self._app.settings, self._answer_for_dead)

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +79,7 @@ def mmdebstrap_command(recipe: Recipe, sources: Path, options: Path, tarball: Pa
         f"--aptopt={options}",
         *(f"--dpkgopt={option}" for option in recipe["dpkg_options"]),
         *(f"--setup-hook={hook}" for hook in hooks),
+        *(f"--hook-dir=/usr/share/mmdebstrap/hooks/{name}" for name in recipe.get("hooks", [])),
         *(f"--customize-hook={command}" for command in recipe["customize"]),
         f"--customize-hook={remove}",
         f"--include={','.join(recipe['packages'])}",
@@ -206,17 +206,11 @@ def main() -> int:
     arguments = parse_arguments(recipes)
     try:
         client = connect(ENGINE_TIMEOUT_S)
-
-        def choose(name: str) -> str:
-            return choose_image(
+        for name in arguments.images or recipes:
+            image = choose_image(
                 client, name, recipes[name], if_unreachable=arguments.if_unreachable, rebuild=arguments.rebuild
             )
-
-        names = arguments.images or list(recipes)
-        # Two at a time: while one downloads, the other unpacks.
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            for name, image in zip(names, pool.map(choose, names), strict=True):
-                print(f"{recipes[name]['variable']}={image}", flush=True)
+            print(f"{recipes[name]['variable']}={image}", flush=True)
     except (BuildError, DockerException) as error:
         print(f"deploy/images/build: {error}", file=sys.stderr)
         return 1

@@ -67,20 +67,10 @@ def deployment_variables() -> list[str]:
 
 
 def load_settings() -> Settings:
-    """The settings of the environment. Raises ConfigurationError that names the variable which is wrong."""
-    from pydantic import ValidationError
-    from pydantic_settings.exceptions import SettingsError
+    """The settings of the environment, for this whole process."""
+    from nanogrid.settings import configure, from_environment
 
-    from nanogrid.settings import Settings, configure
-
-    try:
-        settings = Settings()
-    except ValidationError as invalid:
-        first = invalid.errors()[0]
-        where = f"NANOGRID_{str(first['loc'][0]).upper()}: " if first["loc"] else ""
-        raise ConfigurationError(f"{where}{first['msg']}, got {str(first['input'])[:80]!r}") from None
-    except SettingsError as invalid:
-        raise ConfigurationError(f"the environment is not usable: {invalid}") from None
+    settings = from_environment()
     configure(settings)
     return settings
 

@@ -5,8 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-payload = json.load(sys.stdin)
-name = payload.get("name", "world")
+payload = json.loads(sys.stdin.read() or '"world"')
+name = payload["name"] if isinstance(payload, dict) else payload
 print(f"hello, {name}")
 
 Path(os.environ["NANOGRID_RESULT"]).write_text(json.dumps({"greeted": name}))

@@ -1,0 +1,81 @@
+"""A checked request as a Celery message: id, queue, limits, and what may be shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanogrid.errors import InvalidRequestError
+from nanogrid.settings import Settings
+from nanogrid.submission import SENT_AT, Submission, merge_fields, redacted
+
+REQUEST: dict[str, Any] = {
+    "requestId": "r-1",
+    "functionId": "f",
+    "runtime": "c++",
+    "s3Bucket": "code",
+    "s3Key": "f.zip",
+    "timeoutMs": 1000,
+}
+
+
+def test_everything_about_the_call_follows_from_the_request() -> None:
+    """Task id, queue and time limits are the request's."""
+    settings = Settings(overhead_s=100, hard_limit_grace_s=10)
+    options = Submission.of(REQUEST, settings).options()
+    assert (options["task_id"], options["queue"]) == ("r-1", "cpp")
+    assert (options["soft_time_limit"], options["time_limit"]) == (101, 111)
+
+
+def test_an_id_is_made_where_there_is_none() -> None:
+    """The producer makes the request id; the task's id is the same."""
+    anonymous = {key: value for key, value in REQUEST.items() if key != "requestId"}
+    first, second = (Submission.of(anonymous, Settings()) for _ in range(2))
+    assert first.task_id == first.request.request_id
+    assert first.task_id != second.task_id
+
+
+def test_a_retry_keeps_its_id_and_its_age() -> None:
+    """What Celery has chosen stays: the id, and the moment at which the request was first sent."""
+    submission = Submission.of(REQUEST, Settings(), task_id="r-1")
+    options = submission.options({"headers": {SENT_AT: 42}, "countdown": 3, "retries": 1, "routing_key": "x"})
+    assert (options["task_id"], options["headers"][SENT_AT]) == ("r-1", 42)
+    assert (options["countdown"], options["retries"]) == (3, 1)
+    assert "routing_key" not in options
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        (({"a": 1},), {}),
+        ((), {"a": 1}),
+        (({"a": 0},), {"a": 1}),
+    ],
+)
+def test_one_request_comes_in_either_form(args: Any, kwargs: Any) -> None:
+    """`delay({...})`, `delay(a=...)` and both at once mean one request; keywords win."""
+    assert merge_fields(args, kwargs) == {"a": 1}
+
+
+@pytest.mark.parametrize("args", [("text",), ({}, {}), ([1],)])
+def test_other_forms_are_refused(args: Any) -> None:
+    """What is no request object is refused before anything is sent."""
+    with pytest.raises(InvalidRequestError, match="one request object"):
+        merge_fields(args, {})
+
+
+@given(
+    wire=st.dictionaries(
+        st.sampled_from([*REQUEST, "memoryMb", "handler", "env"]),
+        st.text() | st.integers() | st.floats() | st.lists(st.integers()),
+    ),
+    secret=st.from_regex(r"\Asecret[a-z]{8}\Z"),
+)
+def test_what_is_shown_of_a_request_is_short_and_holds_no_secret(wire: dict[str, Any], secret: str) -> None:
+    """Whatever a sender wrote, the shown line has an end and neither payload nor environment in it."""
+    shown = redacted({**wire, "payload": secret, "env": {"TOKEN": secret}})
+    assert secret not in shown
+    assert len(shown) < 4000
