@@ -143,6 +143,7 @@ class Finding:
 
     queue: str
     problem: str
+    is_missing: bool = False
 
     def __str__(self) -> str:
         return f"queue {self.queue}: {self.problem}"
@@ -196,7 +197,7 @@ def _check_queue(name: str, settings: Settings, client: Any) -> list[Finding]:
         attributes = _attributes(client, url)
         problems = [*_check_redrive(name, attributes, settings, client), *_check_visibility(attributes, settings)]
     except (ConfigurationError, client.exceptions.QueueDoesNotExist):
-        problems = [_missing(name, settings)]
+        return [Finding(name, _missing(name, settings), is_missing=True)]
     except (ClientError, BotoCoreError) as error:
         problems = [f"cannot be read ({error}): check the endpoint, the credentials and the IAM policy"]
     return [Finding(name, problem) for problem in problems]

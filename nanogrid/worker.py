@@ -90,9 +90,10 @@ class Preparation(bootsteps.StartStopStep):
         self._threads: list[threading.Thread] = []
 
     def start(self, worker: Any) -> None:
-        """Begin; nothing here holds up the first task."""
+        """Look at the queues, then begin what does not hold up the first task."""
         queues = list(self._app.amqp.queues.consume_from)
-        for target, arguments in ((self._check, (queues,)), (self._fetch_images, (queues,)), (self._dead_letters, ())):
+        self._check(queues)
+        for target, arguments in ((self._fetch_images, (queues,)), (self._dead_letters, ())):
             thread = threading.Thread(target=target, args=arguments, name=f"worker{target.__name__}", daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -104,11 +105,13 @@ class Preparation(bootsteps.StartStopStep):
     terminate = stop
 
     def _check(self, queues: list[str]) -> None:
-        try:
-            for finding in check_queues(queues, self._app.settings):
-                log.warning("queue %s: %s", finding.queue, finding.problem)
-        except Exception as error:  # noqa: BLE001  # advice must not stop a worker
-            log.warning("the queues could not be checked: %s", error)
+        """One line per finding. A worker without its queues cannot start; one whose SQS is away tries until it is back."""
+        findings = check_queues(queues, self._app.settings)
+        for finding in findings:
+            log.warning("%s", finding)
+        if any(finding.is_missing for finding in findings):
+            log.critical("the worker cannot start without its queues")
+            raise SystemExit(1)
 
     def _fetch_images(self, queues: list[str]) -> None:
         with closing(Engine(self._app.settings)) as engine:

@@ -9,13 +9,19 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from pytest_celery import CeleryTestWorker, CeleryWorkerContainer, LocalstackContainer, RedisContainer
+from pytest_celery import (
+    CeleryTestContainer,
+    CeleryTestWorker,
+    CeleryWorkerContainer,
+    LocalstackContainer,
+    RedisContainer,
+)
 
 WORKER_IMAGE = f"nanogrid/worker:{version('nanogrid')}"
 MOTO_IMAGE = f"nanogrid/moto:{version('moto')}"
 REDIS_IMAGE = "nanogrid/redis:7"
 
-SQS_PORT, REDIS_PORT = 4566, 6379
+SQS_PORT, REDIS_PORT, FLOWER_PORT = 4566, 6379, 5555
 STOP_TIMEOUT_S = 20
 
 
@@ -78,6 +84,11 @@ class Worker(CeleryWorkerContainer):
         self.reload()
         return bool(self.status == "running")
 
+    def host_pids(self) -> set[int]:
+        """Its processes, by the host's numbers."""
+        listing = self._container.top(ps_args="-eo pid")
+        return {int(row[0]) for row in listing["Processes"]}
+
     def stop(self) -> int:
         """SIGTERM, as an orchestrator does it, and the exit code that follows."""
         self._container.stop(timeout=STOP_TIMEOUT_S)
@@ -89,3 +100,20 @@ class WorkerNode(CeleryTestWorker):
     """A worker node that knows its own container class."""
 
     container: Worker
+
+
+class Flower(CeleryTestContainer):
+    """The worker image with Flower's command, as deploy/compose.yaml starts it."""
+
+    @classmethod
+    def command(cls, *args: str, **kwargs: Any) -> list[str]:
+        return ["celery", "-A", "nanogrid", "flower", "--address=0.0.0.0", f"--port={FLOWER_PORT}", *args]
+
+    @property
+    def ready_prompt(self) -> str:
+        return "Visit me at"
+
+    @property
+    def host_url(self) -> str:
+        """Where its pages are, for this process."""
+        return f"http://{self.ips.primary}:{FLOWER_PORT}"

@@ -27,7 +27,15 @@ from nanogrid.client import Client
 from nanogrid.container.engine import Engine
 from nanogrid.settings import Settings
 from tests.acceptance.conftest import assert_nothing_left
-from tests.acceptance.containers.components import MOTO_IMAGE, REDIS_IMAGE, WORKER_IMAGE, Moto, Redis, Worker, WorkerNode
+from tests.acceptance.containers.components import (
+    MOTO_IMAGE,
+    REDIS_IMAGE,
+    WORKER_IMAGE,
+    Moto,
+    Redis,
+    Worker,
+    WorkerNode,
+)
 from tests.support.functions import Functions
 from tests.support.rig import CPP_IMAGE, PYTHON_IMAGE
 from tests.support.worker import variables
@@ -51,9 +59,9 @@ def module_labels(docker_client: docker.DockerClient) -> Iterator[dict[str, str]
         assert docker_client.images.list(image), f"image {image} is missing: run `make test-images`"
     mark = uuid.uuid4().hex
     yield {TEST_LABEL: mark}
-    marked = {"label": f"{TEST_LABEL}={mark}"}
-    assert docker_client.containers.list(all=True, filters=marked) == []
-    assert docker_client.networks.list(filters=marked) == []
+    marked = f"{TEST_LABEL}={mark}"
+    assert docker_client.containers.list(all=True, filters={"label": marked}) == []
+    assert docker_client.networks.list(filters={"label": marked}) == []
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +177,7 @@ def default_worker_env(worker_settings: Settings) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def producer_settings(default_localstack_broker: Moto, default_redis_backend: Redis, worker_data_dir: Path) -> Settings:
     """A producer's settings on this host."""
-    return settings_for(
-        default_localstack_broker.host_endpoint_url, default_redis_backend.host_url, worker_data_dir
-    )
+    return settings_for(default_localstack_broker.host_endpoint_url, default_redis_backend.host_url, worker_data_dir)
 
 
 # -- what tests use

@@ -180,7 +180,12 @@ def test_the_engine_confirms_the_confinement(
     client.cancel(request_id)
     host = container["HostConfig"]
     assert container["Config"]["User"] == "65534:65534"
-    assert (host["NetworkMode"], host["ReadonlyRootfs"], host["CapDrop"], host["Privileged"]) == ("none", True, ["ALL"], False)
+    assert (host["NetworkMode"], host["ReadonlyRootfs"], host["CapDrop"], host["Privileged"]) == (
+        "none",
+        True,
+        ["ALL"],
+        False,
+    )
     assert (host["Memory"], host["MemorySwap"]) == (96 << 20, 96 << 20)
     assert "no-new-privileges" in host["SecurityOpt"]
     assert not [mount for mount in container["Mounts"] if "docker.sock" in mount["Source"]]

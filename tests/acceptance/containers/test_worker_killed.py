@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from pytest_celery import CeleryTestSetup
 from pytest_docker_tools import container
@@ -61,8 +62,12 @@ def test_kill_9_of_the_workers_container(
 
     wait_until(containers, "the container runs")
     (orphan,) = containers()
+    doomed: Worker = celery_setup.worker.container
+    processes = doomed.host_pids()
+    assert len(processes) >= 4  # init, main process, two children
     celery_setup.worker.kill()
-    assert celery_setup.worker.container.status == "exited"
+    assert doomed.status == "exited"
+    wait_until(lambda: not any(map(psutil.pid_exists, processes)), "none of the worker's processes runs on", 5)
     assert containers() == [orphan]
     successor: Worker = request.getfixturevalue("successor")
     wait_until(lambda: orphan not in containers(), "the orphan is gone")
