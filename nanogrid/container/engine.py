@@ -105,12 +105,13 @@ class Engine:
         if not self._settings.pull_images:
             raise ImageUnavailableError(f"image {image} is not on this host and pulling is switched off: {advice}")
         from docker.errors import DockerException
+        from docker.utils import parse_repository_tag
 
         log.info("image %s: pulling", image)
         started = time.monotonic()
-        repository, _, tag = image.partition(":") if "@" not in image else (image, "", "")
+        repository, tag = parse_repository_tag(image)
         try:
-            for line in _every(PROGRESS_EVERY_S, self.api.pull(repository, tag=tag or None, stream=True, decode=True)):
+            for line in _every(PROGRESS_EVERY_S, self.api.pull(repository, tag=tag or "latest", stream=True, decode=True)):
                 if "error" in line:
                     raise ImageUnavailableError(f"image {image} cannot be pulled ({line['error'].strip()}): {advice}")
                 log.info("image %s: %s %s", image, line.get("status", ""), line.get("progress", ""))

@@ -76,12 +76,6 @@ def worker_pid_mode() -> str | None:
     return None
 
 
-@pytest.fixture(scope="module")
-def worker_init() -> bool | None:
-    """Whether the engine puts an init process before the worker."""
-    return None
-
-
 # -- containers. pytest-docker-tools makes a fixture of each call; strings in braces are the names of fixtures.
 
 default_pytest_celery_network = network(scope="module", labels=fxtr("module_labels"))
@@ -117,7 +111,6 @@ WORKER_OPTIONS: dict[str, Any] = {
         "{worker_data_dir}": {"bind": "{worker_data_dir}"},
     },
     "pid_mode": fxtr("worker_pid_mode"),
-    "init": fxtr("worker_init"),
     "wrapper_class": Worker,
     "timeout": START_TIMEOUT_S,
 }
