@@ -43,6 +43,7 @@ def up(
     flower_port: Annotated[
         int | None, typer.Option(min=1, max=65535, show_default="5555", help="Port of Flower.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Start the local stack: SQS and S3, Redis, a worker and Flower, on loopback.
 
@@ -54,13 +55,19 @@ def up(
     from nanogrid.cli.steps import StepPrinter
     from nanogrid.local.stack import PortChoice
 
+    if as_json and not detach:
+        raise typer.BadParameter("--json goes with --detach: without it the logs are shown")
     choice = PortChoice(sqs_port, redis_port, flower_port)
     with StepPrinter() as steps:
         stack = _stack(data_dir, steps)
         if not detach:
             raise typer.Exit(follow(stack, choice, _print_places))
         state = stack.up(choice)
-    _print_places(stack, state)
+    if as_json:
+        parts = [part.to_wire() for part in stack.status()]
+        console.print_json({"folder": str(stack.folder.root), "parts": parts, "environment": state.environment})
+    else:
+        _print_places(stack, state)
 
 
 def down(
@@ -68,14 +75,18 @@ def down(
     timeout_s: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long functions that run now may go on.")
     ] = 20.0,
+    as_json: AsJson = False,
 ) -> None:
     """End the local stack, the worker first. Also cleans up after a crash."""
     from nanogrid.cli.steps import StepPrinter
 
     with StepPrinter() as steps:
         stack = _stack(data_dir, steps)
-        if not stack.down(timeout_s):
-            console.note(f"no local stack runs in {stack.folder.root}")
+        ended = stack.down(timeout_s)
+    if as_json:
+        console.print_json({"folder": str(stack.folder.root), "ended": ended})
+    elif not ended:
+        console.note(f"no local stack runs in {stack.folder.root}")
 
 
 def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
