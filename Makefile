@@ -7,6 +7,9 @@ MAKEFLAGS += --no-print-directory
 bin := .venv/bin
 python_code := nanogrid tests examples deploy celeryconfig.py
 demo_images := nanogrid/python:3.9 nanogrid/gcc:11
+# Most tests wait for processes of their own, so three at a time fit on two cores; one file stays in one process, and
+# files start in the order of their names, the longest (the chaos test) among the first.
+parallel := -q -n 3 --dist loadfile --no-loadscope-reorder
 # Arguments for pytest: make test ARGS="-k chord -x"
 ARGS ?=
 
@@ -39,14 +42,15 @@ check: ## Format, lint, types, import contract and unit tests: what needs neithe
 	@$(bin)/mypy --no-error-summary
 	@MYPYPATH=deploy/images $(bin)/mypy --no-error-summary deploy/images
 	@$(bin)/lint-imports --no-logo >/dev/null || { $(bin)/lint-imports; exit 1; }
-	@$(bin)/pytest -q tests/unit $(ARGS)
+	@$(bin)/pytest -q -n 2 tests/unit $(ARGS)
 
 .PHONY: test
 test: ## Set up, make all images, run the whole suite
 	@scripts/setup --tests
 	@$(MAKE) test-images
 	@$(MAKE) check
-	@$(bin)/pytest tests --ignore tests/unit $(if $(CI),--color=no --durations=15) $(ARGS)
+	@$(bin)/pytest tests --ignore tests/unit -m "not alone" $(parallel) $(if $(CI),--color=no --durations=15) $(ARGS)
+	@$(bin)/pytest tests/acceptance/test_latency.py -s $(if $(CI),--color=no) $(ARGS)
 
 .PHONY: worker-image
 worker-image: setup ## Build nanogrid/worker from locked wheels, without network

@@ -13,7 +13,7 @@ from typing import Any
 from celery import Celery
 
 from nanogrid.configuration import celery_configuration
-from nanogrid.monitoring import use_dashboard
+from nanogrid.flower_command import use_dashboard
 from nanogrid.settings import Settings, current
 
 

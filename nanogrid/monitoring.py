@@ -6,9 +6,7 @@ goes to Redis by `monitor_connection`. The worker's end is `nanogrid.side_channe
 
 from __future__ import annotations
 
-import functools
 import socket
-import sys
 from typing import TYPE_CHECKING, Any
 
 from celery.app import control
@@ -74,23 +72,3 @@ class Control(control.Control):
             return super().broadcast(*args, connection=connection, **kwargs)
         with monitor_connection(settings_of(self.app), max_retries=QUICK_RETRIES) as own:
             return super().broadcast(*args, connection=own, **kwargs)
-
-
-def use_dashboard() -> None:
-    """Let `celery -A nanogrid flower` start NanoGrid's dashboard.
-
-    To be called where the app is made: the `celery` command has loaded its plugins by then. In any other process this
-    does nothing and loads nothing; in one that runs another command, it costs one attribute.
-    """
-    module = sys.modules.get("flower.command")
-    command = getattr(module, "flower", None)
-    if command is None or isinstance(command.callback, functools.partial):
-        return
-    command.callback = functools.partial(_run_flower, command.callback)
-
-
-def _run_flower(original: Any, *args: Any, **kwargs: Any) -> Any:
-    from nanogrid.dashboard import install
-
-    install()
-    return original(*args, **kwargs)

@@ -14,8 +14,8 @@ from pydantic import Field, JsonValue, StringConstraints, ValidationError, field
 from pydantic_core import ErrorDetails
 
 from nanogrid.errors import InvalidRequestError
-from nanogrid.result import Wire
 from nanogrid.settings import Settings
+from nanogrid.wire import Wire
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+=~-]*$"
 RequestId = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=ID_PATTERN)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
-from pydantic.alias_generators import to_camel
+from pydantic import Field, JsonValue
+
+from nanogrid.wire import Wire
 
 
 class Outcome(str, Enum):
@@ -36,14 +37,6 @@ class StartKind(str, Enum):
     COLD = "cold"
     PREWARMED = "prewarmed"
     WARM = "warm"
-
-
-class Wire(BaseModel):
-    """snake_case in Python, camelCase in JSON, immutable, unknown fields refused."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
-    )
 
 
 class Phases(Wire):

@@ -7,20 +7,17 @@ A deployment extends the table with one entry, by `NANOGRID_RUNTIMES` (JSON) or 
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import Field
+
+from nanogrid.wire import Wire
 
 
-class Runtime(BaseModel):
+class Runtime(Wire):
     """How functions of one language run.
 
     `command` is the argument vector inside the container, with `/workspace` as the working folder. `queue` defaults to
     the runtime's own name. `aliases` are other names that a request may use for it.
     """
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
-    )
 
     image: str = Field(min_length=1)
     command: tuple[str, ...] = Field(min_length=1)

@@ -112,7 +112,7 @@ class Settings(BaseSettings):
     )
     python_image: str = Field("", description="Image of the runtime `python` in place of `python:3.9-slim`.")
     cpp_image: str = Field("", description="Image of the runtime `cpp` in place of `gcc:11`.")
-    pull_images: bool = Field(True, description="Pull a missing image. False: a missing image is an error at once.")
+    pull_images: bool = Field(True, description="Pull a missing image. False: a missing image is an error.")
 
     # -- code
     archive_limit_mb: int = Field(256, ge=1, description="Largest S3 object that is downloaded.")

@@ -69,13 +69,14 @@ class ReduceTask(FunctionTask):
         return request, (parts, on_failure)
 
 
-@app.task(base=FunctionTask, bind=True, name=EXECUTE)
+# shared=False: a task belongs to this app alone, not to every other Celery app of a producer's process.
+@app.task(base=FunctionTask, bind=True, name=EXECUTE, shared=False)
 def execute_function(task: FunctionTask, *args: Any, **kwargs: Any) -> ExecutionResult:
     """Run one function once. Stored, and seen by whoever asks for it, is the ExecutionResult's JSON object."""
     return answer(task, merge_fields(args, kwargs))
 
 
-@app.task(base=ReduceTask, bind=True, name=REDUCE)
+@app.task(base=ReduceTask, bind=True, name=REDUCE, shared=False)
 def reduce_function(task: ReduceTask, request: dict[str, Any], parts: list[str], on_failure: str) -> ExecutionResult:
     """Run a function whose payload is the list of the parts' values."""
 
@@ -205,10 +206,10 @@ def _claims(settings: Settings) -> Claims:
 
 def _executor(settings: Settings, worker: str) -> Executor:
     from nanogrid.executor import Executor
-    from nanogrid.worker import pool
+    from nanogrid.pool.lease import own_pool
 
     key = (os.getpid(), "executor")
     if key not in _per_process:
-        _per_process[key] = Executor(settings, pool(settings), worker)
+        _per_process[key] = Executor(settings, own_pool(settings), worker)
     executor: Executor = _per_process[key]
     return executor

@@ -11,7 +11,6 @@ import os
 import signal
 import threading
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from celery import bootsteps, signals
@@ -22,8 +21,8 @@ from celery.worker import components
 from nanogrid.celery import NanoGrid, app
 from nanogrid.container.engine import Engine
 from nanogrid.dead_letters import DeadLetterReader, DeadRequest
-from nanogrid.errors import ConfigurationError, NanoGridError, PoolExhaustedError
-from nanogrid.pool.lease import Pool
+from nanogrid.errors import ConfigurationError, NanoGridError
+from nanogrid.pool.lease import use_owner
 from nanogrid.pool.owner import Owner
 from nanogrid.queues import check_queues
 from nanogrid.result import not_run
@@ -38,13 +37,6 @@ PR_SET_PDEATHSIG = 1
 
 _owner: Owner | None = None
 _main_pid = 0
-
-
-def pool(settings: Settings) -> Pool:
-    """The pool of this worker, for its children."""
-    if _owner is None:
-        raise PoolExhaustedError("this process has no container owner: functions run only in a NanoGrid worker")
-    return Pool(Path(_owner.address), settings)
 
 
 class Containers(bootsteps.StartStopStep):
@@ -66,12 +58,14 @@ class Containers(bootsteps.StartStopStep):
             log.critical("the worker cannot start: %s", error)
             raise SystemExit(1) from None
         _owner.start()
+        use_owner(_owner.address)
         log.info("containers: owner %s in %s", _owner.id, self._settings.data_dir)
 
     def stop(self, worker: Any) -> None:
         """Destroy every container of this worker."""
         global _owner
         if _owner is not None:
+            use_owner(None)
             _owner.stop()
             _owner = None
 

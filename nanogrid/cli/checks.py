@@ -121,25 +121,13 @@ def _check_images(settings: Settings) -> Iterator[Check]:
         try:
             if engine.has_image(runtime.image):
                 yield _ok(label, f"{runtime.image} is present")
-            elif settings.pull_images and (refusal := _registry_refusal(engine, runtime.image)) is None:
+            elif settings.pull_images and (refusal := engine.registry_refusal(runtime.image)) is None:
                 yield _ok(label, f"{runtime.image} is not present; it is pulled at the first run")
             else:
                 reason = f"and cannot be pulled: {refusal}" if settings.pull_images else "and pulling is switched off"
                 yield _broken(label, f"{runtime.image} is not present, {reason}", _image_remedy(name))
         except NanoGridError as silent:
             yield _broken(label, str(silent), "mend the engine first")
-
-
-def _registry_refusal(engine: Any, image: str) -> str | None:
-    """Why the registry does not give the image; None when it would."""
-    from docker.errors import DockerException
-    from requests.exceptions import RequestException
-
-    try:
-        engine.api.inspect_distribution(image)
-    except (DockerException, RequestException) as refusal:
-        return str(getattr(refusal, "explanation", None) or refusal).strip()
-    return None
 
 
 def _image_remedy(runtime: str) -> str:

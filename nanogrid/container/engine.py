@@ -100,6 +100,17 @@ class Engine:
             if not self.has_image(image):
                 self._pull(image)
 
+    def registry_refusal(self, image: str) -> str | None:
+        """Why the registry does not give the image; None when it would."""
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
+
+        try:
+            self.api.inspect_distribution(image)
+        except (DockerException, RequestException) as refusal:
+            return _reason(refusal)
+        return None
+
     def _pull(self, image: str) -> None:
         advice = "pull it by hand, build one with deploy/images/build, or name another by NANOGRID_RUNTIMES"
         if not self._settings.pull_images:
@@ -111,7 +122,9 @@ class Engine:
         started = time.monotonic()
         repository, tag = parse_repository_tag(image)
         try:
-            for line in _every(PROGRESS_EVERY_S, self.api.pull(repository, tag=tag or "latest", stream=True, decode=True)):
+            for line in _every(
+                PROGRESS_EVERY_S, self.api.pull(repository, tag=tag or "latest", stream=True, decode=True)
+            ):
                 if "error" in line:
                     raise ImageUnavailableError(f"image {image} cannot be pulled ({line['error'].strip()}): {advice}")
                 log.info("image %s: %s %s", image, line.get("status", ""), line.get("progress", ""))

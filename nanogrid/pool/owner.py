@@ -157,14 +157,14 @@ class Lease:
         self._container_id: str | None = None
 
     def serve(self) -> None:
-        """Answer the child until it ends the lease or is gone."""
+        """Answer the child until it lets go of the lease, or is gone."""
         try:
             self._line.send({"runDir": str(self._folder.path)})
             while (message := self._line.receive()) is not None:
                 if "end" in message:
                     self._line.send({"ended": asdict(self._finish())})
-                    return
-                self._line.send(self._answer(LeaseRequest.from_json(message["lease"])))
+                else:
+                    self._line.send(self._answer(LeaseRequest.from_json(message["lease"])))
         except OSError:
             log.info("lease %d: the child is gone; its container goes too", self.number)
 

@@ -3,10 +3,10 @@
 owner  {"runDir": PATH}                            at once, after the connection is made
 child  {"lease": {...LeaseRequest...}}             start a container in that run folder
 owner  {"container": {...LeasedContainer...}} or {"error": {"kind": CLASS, "message": TEXT}}
-child  {"end": true}                               destroy it; `End` says how its first process had ended
+child  {"end": true}                               destroy the container; `End` says how its first process had ended
 owner  {"ended": {...End...}}
 
-A connection that closes without `end` ends the lease just the same.
+The lease ends, and the run folder goes, when the connection closes; a container that is still there goes with it.
 """
 
 from __future__ import annotations

@@ -309,20 +309,6 @@ def test_an_unknown_id_has_no_result(client: Client) -> None:
         client.result("no-such-request")
 
 
-def test_an_idle_worker_starts_a_task_of_either_queue_at_once(grid: Grid, client: Client, functions: Functions) -> None:
-    """A task that comes on either queue while the other one is empty starts within 100 ms."""
-    run(client, functions.request(programs.HELLO))
-    run(client, functions.request(programs.CPP, runtime="cpp", payload=1, timeoutMs=60_000))
-    queue_ms: dict[str, list[float]] = {"python": [], "cpp": []}
-    for _ in range(5):
-        for runtime, program in (("python", {"main.py": "pass"}), ("cpp", {"run.sh": "true"})):
-            result = run(client, functions.request(program, runtime=runtime))
-            assert result.phases.queue is not None
-            queue_ms[runtime].append(result.phases.queue)
-    medians = {runtime: sorted(values)[len(values) // 2] for runtime, values in queue_ms.items()}
-    assert all(median < 100 for median in medians.values()), queue_ms
-
-
 def test_the_workers_log_shows_no_payload(client: Client, functions: Functions, worker: Worker) -> None:
     """Payloads and environment values are in no log line."""
     run(client, functions.request("pass", payload="payload-secret", env={"TOKEN": "env-secret"}))

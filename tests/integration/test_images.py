@@ -10,6 +10,7 @@ from pathlib import Path
 
 import docker
 import pytest
+from docker.utils.socket import frames_iter
 
 from nanogrid.celery import app
 
@@ -33,11 +34,9 @@ def run(engine: docker.DockerClient) -> Run:
     """Run a shell command in an image as functions run: no network, read-only root, unprivileged; returns its output."""
 
     def run_in(image: str, command: str) -> str:
-        output = engine.containers.run(
+        container = engine.containers.create(
             image,
             ["sh", "-c", command],
-            remove=True,
-            stderr=True,
             network_mode="none",
             read_only=True,
             user="65534:65534",
@@ -46,7 +45,17 @@ def run(engine: docker.DockerClient) -> Run:
             tmpfs={"/workspace": "uid=65534,exec", "/tmp": "exec"},
             working_dir="/workspace",
         )
-        return bytes(output).decode()
+        try:
+            # Attached before it starts: what is asked of the engine's log afterwards may come too late on a busy machine.
+            socket = engine.api.attach_socket(str(container.id), {"stdout": 1, "stderr": 1, "stream": 1})
+            container.start()
+            output = b"".join(data for _, data in frames_iter(socket, tty=False))  # type: ignore[no-untyped-call]
+            socket._response.close()  # docker-py ties the socket's life to it
+            socket.close()
+            assert container.wait()["StatusCode"] == 0, output
+        finally:
+            container.remove(force=True)
+        return output.decode()
 
     return run_in
 

@@ -14,13 +14,13 @@ QUICK = "probe.quick"
 NAP = "probe.nap"
 
 
-@app.task(name=QUICK)
+@app.task(name=QUICK, shared=False)
 def quick(number: int) -> int:
     """Return the number."""
     return number
 
 
-@app.task(name=NAP)
+@app.task(name=NAP, shared=False)
 def nap(seconds: float, log: str, mark: str) -> str:
     """Write the mark as a line of the log, then take some time."""
     with Path(log).open("a") as lines:

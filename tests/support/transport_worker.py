@@ -49,7 +49,7 @@ def make_app(settings: Settings, result_url: str | None = None) -> Celery:
         worker_hijack_root_logger=True,
     )
 
-    @app.task(name=TASK, bind=True)
+    @app.task(name=TASK, bind=True, shared=False)
     def execute_function(task: Any, request: dict[str, Any]) -> str:
         return _record(task, request)
 
