@@ -50,7 +50,7 @@ test: ## Set up, make all images, run the whole suite
 	@$(MAKE) test-images
 	@$(MAKE) check
 	@$(bin)/pytest tests --ignore tests/unit -m "not alone" $(parallel) $(if $(CI),--color=no --durations=15) $(ARGS)
-	@$(bin)/pytest tests/acceptance/test_latency.py -s $(if $(CI),--color=no) $(ARGS)
+	@$(if $(ARGS),:,$(bin)/pytest tests -q -m alone $(if $(CI),--color=no))
 
 .PHONY: worker-image
 worker-image: setup ## Build nanogrid/worker from locked wheels, without network

@@ -1,8 +1,9 @@
 # The first process of a container: copies the code, runs the command, ends all that is left, reports, and stays.
 #
 # It stays so that the container's cgroup stays: memory peak, CPU time and OOM kills are read by the host after the
-# function has ended and before the container is removed. It speaks to the host by one pipe, in one line per event:
-#   started          the command is about to run        exited N         it ended with this code
+# function has ended and before the container is removed. It speaks to the host by one pipe, in one line per event, with
+# the kernel's uptime in seconds where time matters (the host may be too busy to read a line at once):
+#   started UPTIME   the command is about to run        exited N UPTIME  it ended with this code
 #   unready WORDS    the code could not be copied
 # It is plain POSIX sh, so that it works in any image that has one. The function runs as the same user, and could write
 # the same lines: it would only end its own run early. What is measured is measured outside.
@@ -19,7 +20,8 @@ if ! problem=$(cp -R /nanogrid/code/. /workspace/ 2>&1 && chmod -R u+w /workspac
     stay
 fi
 
-echo started >&3
+read -r uptime _ </proc/uptime
+echo "started $uptime" >&3
 (
     exec 3>&- </nanogrid/payload.json >/nanogrid/stdout 2>/nanogrid/stderr
     # The kernel shall choose the function, never this shell, when memory runs out.
@@ -27,6 +29,7 @@ echo started >&3
     exec "$@"
 )
 code=$?
+read -r uptime _ </proc/uptime
 kill -9 -1
-echo "exited $code" >&3
+echo "exited $code $uptime" >&3
 stay

@@ -85,11 +85,14 @@ class Watch:
         `stop` ends the container and returns when nothing in it is alive; it is called where the command did not end by
         itself. Raises ContainerStartError when the command could not be started within `start_timeout_s`.
         """
-        self._await_start(start_timeout_s)
+        asked = time.monotonic()
+        began_at = self._await_start(start_timeout_s)
         base_cpu_ns = cgroup.read().cpu_ns or 0
         started = time.monotonic()
-        ended, exit_code = self._await_end(started + timeout_s)
-        duration_ms = (time.monotonic() - started) * 1000
+        ended, exit_code, ended_at = self._await_end(started + timeout_s)
+        now = time.monotonic()
+        # Both lines may have waited for this process: then the launcher's clock knows better (to 10 ms).
+        duration_s = max(now - started, min(ended_at - began_at, now - asked))
         usage = cgroup.read()
         if ended is not Ended.EXITED:
             stop()
@@ -99,7 +102,7 @@ class Watch:
         stdout, stderr = self._streams.values()
         if ended is Ended.EXITED and (stdout.truncated or stderr.truncated):
             ended = Ended.OUTPUT_LIMIT
-        return RunReport(ended, exit_code, stdout, stderr, duration_ms, usage)
+        return RunReport(ended, exit_code, stdout, stderr, duration_s * 1000, usage)
 
     def _pipe(self, folder: RunFolder, name: str) -> int:
         fd = os.open(folder.pipe(name), os.O_RDONLY | os.O_NONBLOCK)
@@ -107,12 +110,13 @@ class Watch:
         self._selector.register(fd, selectors.EVENT_READ)
         return fd
 
-    def _await_start(self, timeout_s: float) -> None:
+    def _await_start(self, timeout_s: float) -> float:
+        """Wait until the command begins; the uptime of that moment."""
         deadline = time.monotonic() + timeout_s
         while True:
             line = self._next_line(deadline)
-            if line == "started":
-                return
+            if line is not None and line.startswith("started "):
+                return _seconds(line.removeprefix("started "))
             if line is None:
                 raise ContainerStartError(f"the container did not start its command within {timeout_s:g} s")
             if line == "":
@@ -123,18 +127,19 @@ class Watch:
                 f"the container could not lay out the code: {line.removeprefix('unready').strip()}"
             )
 
-    def _await_end(self, deadline: float) -> tuple[Ended, int | None]:
+    def _await_end(self, deadline: float) -> tuple[Ended, int | None, float]:
+        """Wait until the command ends: how, its exit code, and the uptime of that moment (0 where it is not known)."""
         while True:
             line = self._next_line(deadline)
             if line is None:
-                return Ended.TIMED_OUT, None
+                return Ended.TIMED_OUT, None, 0.0
             if line == "":
-                return Ended.LOST, None
+                return Ended.LOST, None, 0.0
             if line == "output":
-                return Ended.OUTPUT_LIMIT, None
-            word, _, code = line.partition(" ")
+                return Ended.OUTPUT_LIMIT, None, 0.0
+            word, code, uptime = (*line.split(" "), "", "")[:3]
             if word == "exited" and code.isdigit():
-                return Ended.EXITED, int(code)
+                return Ended.EXITED, int(code), _seconds(uptime)
 
     def _next_line(self, deadline: float) -> str | None:
         """The launcher's next line; "" when it is gone, "output" when a stream passed its limit, None at the deadline.
@@ -179,3 +184,12 @@ class Watch:
                 return
             for key, _ in ready:
                 self._read(key.fd)
+
+
+def _seconds(uptime: str) -> float:
+    """The number in the kernel's words, or 0 where a function put other words in the launcher's mouth."""
+    try:
+        seconds = float(uptime)
+    except ValueError:
+        return 0.0
+    return seconds if 0 <= seconds < float("inf") else 0.0

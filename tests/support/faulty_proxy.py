@@ -78,6 +78,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 fault.break_it(self, request)
         except (BrokenPipeError, ConnectionResetError):
+            request.status = None
             self.close_connection = True
 
     def answer(self, request: Request, status: int, headers: dict[str, str], body: bytes, cut: int = 0) -> None:
@@ -87,9 +88,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        # Noted before the last byte leaves: whoever has the answer may ask for it.
+        request.status = None if cut else status
         self.wfile.write(body[: len(body) - cut])
         self.wfile.flush()
-        request.status = None if cut else status
         if cut:
             self.drop()
 
