@@ -11,6 +11,7 @@ from typing import Any
 from billiard.exceptions import TimeLimitExceeded
 from celery.backends.redis import RedisBackend
 
+from nanogrid.errors import NanoGridError
 from nanogrid.result import ExecutionResult, Outcome, not_run
 from nanogrid.submission import EXECUTE, REDUCE
 
@@ -67,4 +68,4 @@ def _function_id(request: Any) -> str:
 def _sentence(exc: BaseException) -> str:
     if isinstance(exc, TimeLimitExceeded):
         return f"the worker child did not end within Celery's hard time limit of {exc.args[0]:g} s"
-    return f"unexpected {type(exc).__name__}: {exc}"
+    return str(exc) if isinstance(exc, NanoGridError) else f"unexpected {type(exc).__name__}: {exc}"

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 from celery import Task
-from celery.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
 from nanogrid.celery import app
 from nanogrid.claims import Claims
-from nanogrid.errors import InvalidRequestError, NanoGridError
+from nanogrid.errors import ClaimBusyError, InvalidRequestError, NanoGridError
 from nanogrid.mapping import reducer_input
 from nanogrid.request import FunctionRequest, parse_request
 from nanogrid.result import ExecutionResult, not_run
@@ -112,7 +112,11 @@ def _effectively_once(task: FunctionTask, request: FunctionRequest, prepare: Pre
         if claims.take(key, token):
             break
         log.info("request %s is running elsewhere; waiting for it", key)
-        claims.wait(key, task.app.settings.longest_run_s)
+        try:
+            claims.wait(key, task.app.settings.longest_run_s)
+        except (ClaimBusyError, SoftTimeLimitExceeded):
+            # The run that is under way has the only say; this delivery goes back to its queue.
+            raise Reject(f"request {key} is still running elsewhere", requeue=True) from None
     with claims.hold(key, token):
         outcome = _attempt(task, request, prepare)
     if isinstance(outcome, ExecutionResult):

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from nanogrid.claims import Claims
 from nanogrid.client import Client
 from nanogrid.container.engine import Engine
 from nanogrid.mapping import PartFailure
@@ -134,6 +135,18 @@ def test_kill_9_of_the_worker(make_grid: OpenGrid, functions: Functions, engine:
             wait_until(lambda: first not in runs_of(engine, request_id), "the orphan is gone")
             result = client.wait(request_id, WAIT_S)
             assert (result.outcome, result.worker) == (Outcome.SUCCEEDED, "second@test")
+
+
+def test_a_duplicate_that_waits_in_vain(make_grid: OpenGrid, functions: Functions) -> None:
+    """A delivery whose request runs elsewhere has no say, also when its own time limit comes first: it is delivered again."""
+    with make_grid(overhead_s=2, hard_limit_grace_s=2) as grid, grid.worker(app="nanogrid") as worker:
+        client, claims = Client(grid.settings), Claims(grid.settings)
+        request = functions.request(programs.HELLO, timeoutMs=1000)
+        assert claims.take(request["requestId"], "elsewhere")
+        with claims.hold(request["requestId"], "elsewhere"):
+            client.submit(request)
+            wait_until(lambda: worker.said("still running elsewhere"), "the first delivery has given up")
+        assert client.wait(request["requestId"], WAIT_S).outcome is Outcome.SUCCEEDED
 
 
 def test_sigterm_during_a_run(make_grid: OpenGrid, functions: Functions, engine: Engine) -> None:
