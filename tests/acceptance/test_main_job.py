@@ -11,6 +11,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+import redis
 
 from nanogrid.client import Client
 from nanogrid.container.engine import Engine
@@ -315,3 +316,12 @@ def test_the_workers_log_shows_no_payload(client: Client, functions: Functions, 
     log = worker.log.read_text()
     assert "payload-secret" not in log
     assert "env-secret" not in log
+
+
+def test_every_key_of_ours_expires(grid: Grid, client: Client, functions: Functions) -> None:
+    """Results, claims and what a map needs in between: no key of NanoGrid stays in Redis for ever."""
+    client.wait(client.map_reduce(functions.request(programs.SQUARE), [1, 2], functions.request(programs.SUM)), WAIT_S)
+    with redis.Redis.from_url(grid.settings.result_url, decode_responses=True) as connection:
+        keys = list(connection.scan_iter("*nanogrid:*"))
+        assert keys
+        assert {key: connection.ttl(key) for key in keys if connection.ttl(key) == -1} == {}
