@@ -10,6 +10,7 @@ from typing import Any
 
 from kombu import Queue
 
+from nanogrid import plain_json
 from nanogrid.settings import Settings
 from nanogrid.transport import transport_options
 
@@ -37,9 +38,9 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
         "redis_socket_connect_timeout": 5.0,
         "redis_socket_keepalive": True,
         "redis_backend_health_check_interval": 15,
-        "task_serializer": "json",
-        "result_serializer": "json",
-        "accept_content": ["json"],
+        "task_serializer": plain_json.NAME,
+        "result_serializer": plain_json.NAME,
+        "accept_content": [plain_json.NAME, "json"],  # "json": Celery producers without this package
         "task_track_started": True,
         # Delivery: acknowledge after the result is stored; a child that dies gives its message back.
         "task_acks_late": True,

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from nanogrid import plain_json
 from nanogrid.errors import InvalidRequestError
 from nanogrid.request import RequestId, parse_request, time_limits
 from nanogrid.settings import Settings
@@ -141,7 +142,7 @@ def adopt(request: dict[str, Any], message_id: str, sent_at_ms: int | None, sett
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     return {
         "body": json.dumps([[request], {}, embed]),
-        "content-type": "application/json",
+        "content-type": plain_json.CONTENT_TYPE,
         "content-encoding": "utf-8",
         "headers": headers,
         "properties": {

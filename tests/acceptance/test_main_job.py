@@ -102,6 +102,16 @@ def test_a_handler_is_called(client: Client, functions: Functions) -> None:
     assert run(client, request).value == [{"a": 1}, request["requestId"]]
 
 
+def test_any_json_is_a_payload_and_a_value(grid: Grid, client: Client, functions: Functions) -> None:
+    """What looks like an internal mark of Celery's JSON is data like any other, sent by a producer or as a bare message."""
+    payload = {"__type__": "datetime", "__value__": "no date", "deep": [{"__type__": "x", "__value__": 1}]}
+    echo = "import os, sys; open(os.environ['NANOGRID_RESULT'], 'w').write(sys.stdin.read())"
+    assert run(client, functions.request(echo, payload=payload)).value == payload
+    bare = functions.request(echo, payload=payload)
+    sqs_client(grid.settings).send_message(QueueUrl=resolve("python", grid.settings), MessageBody=json.dumps(bare))
+    assert client.wait(bare["requestId"], WAIT_S).value == payload
+
+
 def test_the_environment_of_a_request_arrives(client: Client, functions: Functions) -> None:
     """`env` is set for the function."""
     result = run(client, functions.request("import os; print(os.environ['GREETING'])", env={"GREETING": "grüß gott"}))

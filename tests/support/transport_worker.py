@@ -21,6 +21,7 @@ import redis
 from celery import Celery, bootsteps
 from kombu import Queue
 
+from nanogrid import plain_json
 from nanogrid.settings import Settings
 from nanogrid.transport import transport_options
 from tests.support.services import wait_until
@@ -42,7 +43,7 @@ def make_app(settings: Settings, result_url: str | None = None) -> Celery:
         task_default_queue="python",
         task_acks_late=True,
         task_reject_on_worker_lost=True,
-        accept_content=["json"],
+        accept_content=["json", plain_json.NAME],
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_enable_remote_control=False,
