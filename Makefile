@@ -7,9 +7,9 @@ MAKEFLAGS += --no-print-directory
 bin := .venv/bin
 python_code := nanogrid tests examples deploy celeryconfig.py
 demo_images := nanogrid/python:3.9 nanogrid/gcc:11
-# Most tests wait for processes of their own, so three at a time fit on two cores. Files start in the order of their
-# names, the longest (the chaos test) among the first, and stay in one process unless they are marked `spread`.
-parallel := -q -n 3 --dist loadgroup --no-loadscope-reorder
+# Most tests wait for processes of their own, so three at a time fit on two cores; one file stays in one process, and
+# files start in the order of their names, the longest (the chaos test) among the first.
+parallel := -q -n 3 --dist loadfile --no-loadscope-reorder
 # Arguments for pytest: make test ARGS="-k chord -x"
 ARGS ?=
 

@@ -11,14 +11,6 @@ import pytest
 from tests.support.services import Service, moto_service, redis_service, running
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, because they share a stack, unless the file is marked `spread`."""
-    for item in items:
-        if item.get_closest_marker("spread") is None:
-            item.add_marker(pytest.mark.xdist_group(item.location[0]))
-
-
 @pytest.fixture(autouse=True)
 def aws_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads the credentials, region or NanoGrid settings of the person who runs it."""

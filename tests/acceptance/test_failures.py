@@ -30,8 +30,6 @@ from tests.support.services import Service, redis_service, running, wait_until
 from tests.support.worker import Grid, Worker
 from tests.support.worker import grid as open_grid
 
-pytestmark = pytest.mark.spread
-
 WAIT_S = 90.0
 
 OpenGrid = Callable[..., AbstractContextManager[Grid]]

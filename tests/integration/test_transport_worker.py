@@ -18,8 +18,6 @@ from tests.support.faulty_proxy import FaultyProxy
 from tests.support.services import Service, wait_until
 from tests.support.transport_worker import TASK, Records, make_app, running_worker
 
-pytestmark = pytest.mark.spread
-
 
 @pytest.fixture
 def proxy(moto: Service) -> Iterator[FaultyProxy]:
