@@ -10,8 +10,10 @@ The one rule: what is not told to break goes through unchanged, and every reques
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -65,6 +67,16 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: Server
+
+    def setup(self) -> None:
+        """Let the proxy know of the connection, so that it can end it."""
+        super().setup()
+        self.server.proxy.connections.add(self.connection)
+
+    def finish(self) -> None:
+        """The connection has ended."""
+        self.server.proxy.connections.discard(self.connection)
+        super().finish()
 
     def do_POST(self) -> None:
         """SQS requests are POSTs."""
@@ -131,6 +143,7 @@ class FaultyProxy:
         self._faults: list[Fault] = []
         self._requests: list[Request] = []
         self._released = threading.Event()
+        self.connections: set[socket.socket] = set()
         self._server = Server(self, port)
         self.port: int = self._server.server_address[1]
 
@@ -151,10 +164,13 @@ class FaultyProxy:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), name="faulty-proxy", daemon=True).start()
 
     def stop(self) -> None:
-        """Refuse connections from now on, and let go of hanging ones."""
+        """Refuse connections from now on, and end those that are open: a client that kept one would notice nothing."""
         self.heal()
         self._server.shutdown()
         self._server.server_close()
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     # -- faults
 
