@@ -14,13 +14,15 @@ from pydantic import JsonValue
 
 from nanogrid.code import CodeStore
 from nanogrid.container.cgroup import Usage
+from nanogrid.container.engine import Engine
 from nanogrid.container.hardening import MOUNT, Confinement, environment
-from nanogrid.container.run import Ended, RunReport
+from nanogrid.container.report import Ended, RunReport
 from nanogrid.errors import ContainerLostError
+from nanogrid.layers import LayerStore
 from nanogrid.pool.lease import Container, Pool
 from nanogrid.pool.wire import LeaseRequest
 from nanogrid.request import FunctionRequest
-from nanogrid.result import ExecutionResult, Outcome, Phases, StartKind
+from nanogrid.result import ExecutionResult, Outcome, Phases
 from nanogrid.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class Executor:
         self._settings = settings
         self._pool = pool
         self._code = CodeStore(settings)
+        self._layers = LayerStore(settings, Engine(settings))
         self._worker = worker
 
     def execute(self, request: FunctionRequest, *, attempt: int = 1, queue_ms: float | None = None) -> ExecutionResult:
@@ -41,17 +44,23 @@ class Executor:
         command, required_file = runtime.command, runtime.required_file
         if request.handler:
             command, required_file = handler_command(request.handler)
-        with self._code.checkout(
-            request.s3_bucket, request.s3_key, sha256=request.code_sha256, required_file=required_file
-        ) as code:
+        with (
+            self._code.checkout(
+                request.s3_bucket, request.s3_key, sha256=request.code_sha256, required_file=required_file
+            ) as code,
+            self._layers.prepare(code, runtime) as prepared,
+        ):
             wanted = LeaseRequest(
                 request.request_id,
                 request.function_id,
                 runtime.image,
                 command,
                 environment(request),
-                str(code.path),
+                str(prepared.tree),
                 Confinement(request.memory_mb, request.cpus, request.network),
+                key=f"{request.function_id}\0{prepared.key}",
+                packages_dir=None if prepared.packages is None else str(prepared.packages),
+                wait_s=self._wait_s(request, queue_ms),
             )
             asked = time.monotonic()
             with self._pool.lease(wanted, request.payload) as container:
@@ -60,11 +69,10 @@ class Executor:
                 ran = time.monotonic()
                 outcome, exit_code = classify(report, container)
                 value, complaint = self._value(container)
-                container_id = container.id
             phases = Phases(
                 queue=_rounded(queue_ms),
                 fetch=_rounded(code.fetch_ms),
-                unpack=_rounded(code.unpack_ms),
+                unpack=_rounded(code.unpack_ms + (prepared.build_ms or 0.0)),
                 acquire=_rounded((acquired - asked) * 1000),
                 run=_rounded((ran - acquired) * 1000),
                 collect=_rounded((time.monotonic() - ran) * 1000),
@@ -82,14 +90,20 @@ class Executor:
             peak_memory_bytes=report.usage.peak_memory_bytes,
             memory_limit_mb=request.memory_mb,
             cpu_millis=_cpu_millis(report.usage),
-            start_kind=StartKind.COLD,
+            start_kind=container.start_kind,
             stdout_truncated=report.stdout.truncated,
             stderr_truncated=report.stderr.truncated,
             phases=phases,
             worker=self._worker,
-            container_id=container_id,
+            container_id=container.id,
             attempt=attempt,
         )
+
+    def _wait_s(self, request: FunctionRequest, queue_ms: float | None) -> float:
+        """How long the request can wait for a container: the deployment's time, or what is left of its own largest age."""
+        if request.max_age_ms is None or queue_ms is None:
+            return self._settings.pool_wait_s
+        return max(0.0, min(self._settings.pool_wait_s, (request.max_age_ms - queue_ms) / 1000))
 
     def _value(self, container: Container) -> tuple[JsonValue, str]:
         """The JSON value of `NANOGRID_RESULT`, and a line for stderr where there is one that cannot be used."""
@@ -137,7 +151,7 @@ def handler_command(handler: str) -> tuple[tuple[str, ...], str]:
     """The command that calls `module.function`, and the file or folder that must be in the code for it."""
     module = handler.rpartition(".")[0]
     top = module.partition(".")[0]
-    return ("python", f"{MOUNT}/call_handler.py", handler), top if "." in module else f"{top}.py"
+    return ("python", f"{MOUNT}/runner/call_handler.py", handler), top if "." in module else f"{top}.py"
 
 
 def explain(outcome: Outcome, request: FunctionRequest, settings: Settings) -> str:

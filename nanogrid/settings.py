@@ -143,6 +143,61 @@ class Settings(BaseSettings):
         60.0, gt=0, description="How often containers and folders of dead workers are looked for."
     )
 
+    # -- pool
+    prewarmed: dict[str, int] = Field(
+        default_factory=dict,
+        description="Runtime → containers kept ready for code that was not run before (JSON). Default: one for each runtime whose queue the worker reads.",
+    )
+    pool_containers: int = Field(
+        160, ge=1, description="Most containers of this worker at a time; idle ones are evicted for new ones."
+    )
+    pool_memory_mb: int = Field(
+        0,
+        ge=0,
+        description="Memory for all containers of this worker: running ones count with their limit, idle ones with what they use. 0: half of the host's memory.",
+    )
+    function_containers: int = Field(
+        0, ge=0, description="Most containers that one function may have at a time. 0: no limit but the pool's."
+    )
+    idle_timeout_s: float = Field(
+        600.0, ge=0, description="How long a warm container waits for the next run of its function. 0: no container is reused."
+    )
+    pause_after_s: float = Field(
+        0.25, ge=0, description="A container that is idle for this long is paused until its next run."
+    )
+    image_check_s: float = Field(
+        10.0, gt=0, description="How often the pool looks whether an image's name stands for another image by now."
+    )
+    pool_wait_s: float = Field(
+        60.0, gt=0, description="Longest wait for a container when all are in use; then the request is tried again later."
+    )
+
+    # -- layers
+    build_network: str = Field(
+        "bridge", description="Docker network of containers that build layers (`requirements.txt`, `build.sh`)."
+    )
+    build_index_url: str = Field("", description="Package index for `requirements.txt`. Empty: pip's own default.")
+    build_pip_env: dict[str, str] = Field(
+        default_factory=dict, description="Further environment of pip in build containers, such as `PIP_TRUSTED_HOST` (JSON)."
+    )
+    build_wheels_only: bool = Field(
+        True, description="Install wheels only. False: source distributions too, whose set-up code then runs in the build container."
+    )
+    build_memory_mb: int = Field(2048, ge=64, description="Memory of a build, its files included.")
+    build_cpus: float = Field(2.0, gt=0, description="CPUs of a build.")
+    build_timeout_s: float = Field(300.0, gt=0, description="Longest build.")
+    layer_limit_mb: int = Field(1024, ge=1, description="Largest layer.")
+    layer_files_limit: int = Field(100_000, ge=1, description="Most files and folders in a layer.")
+    layer_cache_mb: int = Field(
+        8192, ge=1, description="Size of all layers on disk; the least recently used ones are evicted beyond it."
+    )
+    layer_failure_ttl_s: float = Field(
+        600.0, ge=0, description="How long a failed build is remembered and answered without being repeated."
+    )
+    compiler_cache_mb: int = Field(
+        64, ge=1, description="Size of a container's compiler cache (memory-backed, counts towards the memory limit)."
+    )
+
     # -- attempts and results
     max_attempts: int = Field(
         5, ge=1, description="Attempts at a request when NanoGrid's own parts fail, the first included."

@@ -6,6 +6,7 @@ Imported by `celery -A nanogrid worker` alone. The main process owns; the childr
 from __future__ import annotations
 
 import ctypes
+import importlib
 import logging
 import os
 import signal
@@ -34,6 +35,7 @@ log = get_logger(__name__)
 logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells at INFO, for each client, where it found credentials
 
 PR_SET_PDEATHSIG = 1
+USED_BY_THREADS = ("docker", "docker.errors", "docker.utils", "requests.exceptions")
 
 _owner: Owner | None = None
 _main_pid = 0
@@ -52,6 +54,9 @@ class Containers(bootsteps.StartStopStep):
         """Take the data folder, remove what dead workers left, and listen for the children."""
         global _owner, _main_pid
         _main_pid = os.getpid()
+        # A child that is forked while a thread imports something finds that module locked for ever: import it all before.
+        for module in USED_BY_THREADS:
+            importlib.import_module(module)
         try:
             _owner = Owner(self._settings)
         except ConfigurationError as error:
@@ -87,7 +92,7 @@ class Preparation(bootsteps.StartStopStep):
         """Look at the queues, then begin what does not hold up the first task."""
         queues = list(self._app.amqp.queues.consume_from)
         self._check(queues)
-        for target, arguments in ((self._fetch_images, (queues,)), (self._dead_letters, ())):
+        for target, arguments in ((self._prepare_runtimes, (queues,)), (self._dead_letters, ())):
             thread = threading.Thread(target=target, args=arguments, name=f"worker{target.__name__}", daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -107,7 +112,9 @@ class Preparation(bootsteps.StartStopStep):
             log.critical("the worker cannot start without its queues")
             raise SystemExit(1)
 
-    def _fetch_images(self, queues: list[str]) -> None:
+    def _prepare_runtimes(self, queues: list[str]) -> None:
+        """Fetch the images of the runtimes whose queues are read, and have containers made beforehand."""
+        ready = []
         with closing(Engine(self._app.settings)) as engine:
             for name, runtime in self._app.settings.runtime_table.items():
                 if runtime.queue not in queues:
@@ -116,6 +123,9 @@ class Preparation(bootsteps.StartStopStep):
                     engine.ensure_image(runtime.image)
                 except NanoGridError as error:
                     log.warning("runtime %s: %s", name, error)
+                ready.append(name)
+        if _owner is not None:
+            _owner.prewarm(ready)
 
     def _dead_letters(self) -> None:
         reader = DeadLetterReader(self._app.settings, self._answer_for_dead)

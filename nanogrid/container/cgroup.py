@@ -1,11 +1,12 @@
-"""What a container used, read from the kernel's own accounts (cgroup v1 and v2).
+"""What a container uses, and its freezer, in the kernel's own files (cgroup v1 and v2).
 
 The engine's stats call takes seconds and its OOM flag lags; the files here are exact, and exist as long as a process of
-the container does. Sources: the kernel's `cgroup-v1/memory.rst` and `cgroup-v2.rst`.
+the container does. Sources: the kernel's `cgroup-v1/memory.rst`, `cgroup-v1/freezer-subsystem.rst` and `cgroup-v2.rst`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,35 +16,120 @@ from nanogrid.settings import Settings
 
 @dataclass(frozen=True)
 class Usage:
-    """Figures since the container's start. None: this host does not tell."""
+    """Figures of one run, or since the container's start. None: this host does not tell."""
 
     peak_memory_bytes: int | None = None
     cpu_ns: int | None = None
     oom_kills: int | None = None
 
 
+class Gauge:
+    """Measures one run in a container that has had others: peak from now on, CPU time and OOM kills as differences.
+
+    On v1 writing to the peak's file resets it. On v2 the reset counts for the descriptor that it was written to alone, and
+    needs Linux 6.12; where neither works, the peak of a container that was used before is not known.
+    """
+
+    def __init__(self, cgroup: Cgroup, *, used_before: bool) -> None:
+        self._cgroup = cgroup
+        self._v2_peak = -1
+        self._knows_peak = self._reset_peak() or not used_before
+        self._cpu_ns = cgroup.cpu_ns()
+        self._oom_kills = cgroup.oom_kills()
+
+    def read(self) -> Usage:
+        """What was used since this gauge was made."""
+        return Usage(
+            self._peak() if self._knows_peak else None,
+            _difference(self._cgroup.cpu_ns(), self._cpu_ns),
+            _difference(self._cgroup.oom_kills(), self._oom_kills),
+        )
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self._v2_peak >= 0:
+            os.close(self._v2_peak)
+            self._v2_peak = -1
+
+    def _reset_peak(self) -> bool:
+        folder = self._cgroup.memory
+        if folder is None:
+            return False
+        if _write(folder, "memory.max_usage_in_bytes", b"0"):
+            return True
+        try:
+            self._v2_peak = os.open(folder / "memory.peak", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            os.write(self._v2_peak, b"reset")
+        except OSError:
+            self.close()
+            return False
+        return True
+
+    def _peak(self) -> int | None:
+        if self._v2_peak >= 0:
+            return int(os.pread(self._v2_peak, 64, 0))
+        return self._cgroup.peak_memory_bytes()
+
+
+def _difference(now: int | None, before: int | None) -> int | None:
+    return None if now is None or before is None else max(0, now - before)
+
+
 @dataclass(frozen=True)
 class Cgroup:
-    """Where one container's accounts lie. On v2 both folders are the same."""
+    """Where one container's accounts and its freezer lie. On v2 all folders are the same."""
 
     memory: Path | None
     cpu: Path | None
+    freezer: Path | None = None
 
     def read(self) -> Usage:
-        """The figures now. Files that are missing or unreadable give None."""
-        return Usage(
-            _first_number(self.memory, "memory.peak", "memory.max_usage_in_bytes"),
-            self._cpu_ns(),
-            self._oom_kills(),
-        )
+        """The figures since the container's start. Files that are missing or unreadable give None."""
+        return Usage(self.peak_memory_bytes(), self.cpu_ns(), self.oom_kills())
 
-    def _cpu_ns(self) -> int | None:
+    def peak_memory_bytes(self) -> int | None:
+        """The largest use of memory since the start or the last reset."""
+        return _first_number(self.memory, "memory.max_usage_in_bytes", "memory.peak")
+
+    def memory_bytes(self) -> int | None:
+        """The memory in use now."""
+        return _first_number(self.memory, "memory.usage_in_bytes", "memory.current")
+
+    def cpu_ns(self) -> int | None:
+        """CPU time since the start, in nanoseconds."""
+        v1_ns = _first_number(self.cpu, "cpuacct.usage")
+        if v1_ns is not None:
+            return v1_ns
         v2_us = _field(self.cpu, "cpu.stat", "usage_usec")
-        return v2_us * 1000 if v2_us is not None else _first_number(self.cpu, "cpuacct.usage")
+        return None if v2_us is None else v2_us * 1000
 
-    def _oom_kills(self) -> int | None:
-        v2 = _field(self.memory, "memory.events", "oom_kill")
-        return v2 if v2 is not None else _field(self.memory, "memory.oom_control", "oom_kill")
+    def oom_kills(self) -> int | None:
+        """How many processes the kernel has killed here for memory."""
+        v1 = _field(self.memory, "memory.oom_control", "oom_kill")
+        return v1 if v1 is not None else _field(self.memory, "memory.events", "oom_kill")
+
+    def is_frozen(self) -> bool:
+        """Whether all processes stand still, whoever froze them."""
+        v1 = _read(self.freezer, "freezer.state")
+        if v1 is not None:
+            return v1.strip() != "THAWED"
+        return _field(self.freezer, "cgroup.events", "frozen") == 1
+
+    def freeze(self) -> bool:
+        """Let all processes stand still. False where this host does not let us."""
+        return _write(self.freezer, "freezer.state", b"FROZEN") or _write(self.freezer, "cgroup.freeze", b"1")
+
+    def thaw(self) -> bool:
+        """Let all processes go on. False where this host does not let us."""
+        return _write(self.freezer, "freezer.state", b"THAWED") or _write(self.freezer, "cgroup.freeze", b"0")
+
+    def can_freeze(self) -> bool:
+        """Whether this process may write the freezer's file."""
+        names = ("freezer.state", "cgroup.freeze")
+        return self.freezer is not None and any(os.access(self.freezer / name, os.W_OK) for name in names)
 
 
 @dataclass(frozen=True)
@@ -71,11 +157,12 @@ def locate(container_id: str, pid: int, settings: Settings) -> Cgroup:
     """
     root = settings.cgroup_dir
     unified = (root / "cgroup.controllers").is_file()
-    memory_root, cpu_root = (root, root) if unified else (root / "memory", root / "cpuacct")
-    return Cgroup(
-        _existing(memory_root, _relative(pid, "" if unified else "memory", container_id)),
-        _existing(cpu_root, _relative(pid, "" if unified else "cpuacct", container_id)),
-    )
+
+    def folder(controller: str) -> Path | None:
+        relative = _relative(pid, "" if unified else controller, container_id)
+        return _existing(root if unified else root / controller, relative)
+
+    return Cgroup(folder("memory"), folder("cpuacct"), folder("freezer"))
 
 
 def _relative(pid: int, controller: str, container_id: str) -> Iterator[str]:
@@ -103,9 +190,30 @@ def _read(folder: Path | None, name: str) -> str | None:
     if folder is None:
         return None
     try:
-        return (folder / name).read_text()
+        descriptor = os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        return os.read(descriptor, 65_536).decode()
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _write(folder: Path | None, name: str, text: bytes) -> bool:
+    if folder is None:
+        return False
+    try:
+        descriptor = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.write(descriptor, text) > 0
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _first_number(folder: Path | None, *names: str) -> int | None:

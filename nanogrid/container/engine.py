@@ -83,22 +83,29 @@ class Engine:
 
     def has_image(self, image: str) -> bool:
         """Whether the image is on this host."""
+        return self.image_id(image) is not None
+
+    def image_id(self, image: str) -> str | None:
+        """The id of what an image's name stands for now. None where it is not on this host."""
         from docker.errors import ImageNotFound
 
         with _translated("look for an image"):
             try:
-                self.api.inspect_image(image)
+                return str(self.api.inspect_image(image)["Id"])
             except ImageNotFound:
-                return False
-            return True
+                return None
 
-    def ensure_image(self, image: str) -> None:
-        """Pull the image where it is missing, with progress in the log. Raises ImageUnavailableError."""
+    def ensure_image(self, image: str) -> str:
+        """Pull the image where it is missing, with progress in the log; its id. Raises ImageUnavailableError."""
         with self._lock:
             lock = self._pulls.setdefault(image, threading.Lock())
         with lock:
-            if not self.has_image(image):
+            if (found := self.image_id(image)) is None:
                 self._pull(image)
+                found = self.image_id(image)
+        if found is None:
+            raise ImageUnavailableError(f"image {image} was pulled and is gone again: is somebody cleaning images?")
+        return found
 
     def registry_refusal(self, image: str) -> str | None:
         """Why the registry does not give the image; None when it would."""
@@ -152,6 +159,56 @@ class Engine:
         with _translated(f"start container {container_id[:12]}", ContainerStartError):
             self.api.start(container_id)
             return int(self.api.inspect_container(container_id)["State"]["Pid"])
+
+    def start_only(self, container_id: str) -> None:
+        """Start a created container."""
+        with _translated(f"start container {container_id[:12]}", ContainerStartError):
+            self.api.start(container_id)
+
+    def is_running(self, container_id: str) -> bool:
+        """Whether the container's first process is alive."""
+        return self.end_of(container_id).running
+
+    def pause(self, container_id: str) -> None:
+        """Let all processes of a container stand still, and the engine say so. One that is paused already is fine."""
+        from docker.errors import APIError
+
+        with _translated(f"pause container {container_id[:12]}"):
+            try:
+                self.api.pause(container_id)
+            except APIError as error:
+                if "already paused" not in str(error.explanation):
+                    raise
+
+    def unpause(self, container_id: str) -> None:
+        """Let them go on. One that is not paused is fine."""
+        from docker.errors import APIError
+
+        with _translated(f"unpause container {container_id[:12]}"):
+            try:
+                self.api.unpause(container_id)
+            except APIError as error:
+                if "not paused" not in str(error.explanation):
+                    raise
+
+    def limit(self, container_id: str, memory_bytes: int, cpus: float) -> None:
+        """Change the limits of a container, running or paused."""
+        body = {"Memory": memory_bytes, "MemorySwap": memory_bytes, "NanoCpus": int(cpus * 1e9)}
+        with _translated(f"change the limits of container {container_id[:12]}"):
+            # docker-py's own update knows no NanoCpus, and the engine takes no other measure where they were set before.
+            url = f"{self.api.base_url}/v{self.api.api_version}/containers/{container_id}/update"
+            self.api.post(url, json=body, timeout=API_TIMEOUT_S).raise_for_status()
+
+    def rename(self, container_id: str, name: str) -> None:
+        """Give a container another name. A taken one is left alone: names are for people."""
+        from docker.errors import APIError
+
+        with _translated(f"rename container {container_id[:12]}"):
+            try:
+                self.api.rename(container_id, name)
+            except APIError as error:
+                if error.status_code != 409:
+                    raise
 
     def end_of(self, container_id: str) -> End:
         """How the container ended. One that is gone ended with -1."""

@@ -7,6 +7,8 @@ A function is code that nobody here has read. It gets, and this is all it gets:
 - an unprivileged user and group, the same number inside and outside;
 - a read-only root file system; `/workspace` and `/tmp` in memory, sized, with a limit on the number of files;
 - its code from a read-only mount, copied into `/workspace`: what is in the cache cannot be written by any function;
+- in a warm container, nothing of the run before: every process ended, every file in memory removed, by the runner, which
+  it can neither signal, trace nor reach; a container runs one piece of code, and is destroyed when a run was cut short;
 - memory without swap, CPU, processes and threads, open files, file size: each with a limit;
 - IPC of its own, with none that could outlive it (System V and message queues are off), a private /dev/shm;
 - an environment of a few names of ours and the request's own, nothing of the worker's;
@@ -31,7 +33,11 @@ MOUNT = "/nanogrid"
 MIB = 1024 * 1024
 TMPFS_FILES_LIMIT = 65_536
 SHM_MB = 64
-SYSCTLS = {"kernel.shmmni": "0", "kernel.msgmni": "0", "kernel.sem": "0 0 0 0", "fs.mqueue.queues_max": "0"}
+IPC_SYSCTLS = {"kernel.shmmni": "0", "kernel.msgmni": "0", "kernel.sem": "0 0 0 0", "fs.mqueue.queues_max": "0"}
+NETWORK_SYSCTLS = {"net.ipv4.tcp_max_tw_buckets": "0"}
+"""No connection of one run waits in the kernel's tables for the next run to trip over (`Address already in use`)."""
+
+BASE_ENVIRONMENT = {"HOME": WORKSPACE, "LANG": "C.UTF-8"}
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,7 @@ class Confinement:
 def environment(request: FunctionRequest) -> dict[str, str]:
     """The whole environment that is set for a function (the image's own PATH and the like remain)."""
     return {
-        "HOME": WORKSPACE,
-        "LANG": "C.UTF-8",
+        **BASE_ENVIRONMENT,
         **request.env,
         "NANOGRID_REQUEST_ID": request.request_id,
         "NANOGRID_FUNCTION_ID": request.function_id,
@@ -58,11 +63,93 @@ def environment(request: FunctionRequest) -> dict[str, str]:
     }
 
 
-def host_config(limits: Confinement, settings: Settings, *, run_dir: str, code_dir: str) -> dict[str, Any]:
-    """The engine's HostConfig for a container (Docker API 1.41).
+def runner_options(
+    image: str,
+    interpreter: str,
+    limits: Confinement,
+    settings: Settings,
+    *,
+    slot_dir: str,
+    programs_dir: str,
+    labels: dict[str, str],
+) -> dict[str, Any]:
+    """The body of the engine's create call for a warm container: the runner as first process.
+
+    The runner is root with four capabilities, to become the function's user and to end what that user started. The function
+    gets none of them: the runner drops them, bounding set included, before it knows a request. `slot_dir` and
+    `programs_dir` are paths on the engine's host.
+    """
+    user = settings.container_uid
+    config = _host_config(limits, settings)
+    config["CapAdd"] = ["SETUID", "SETGID", "KILL", "SETPCAP"]
+    config["Tmpfs"][f"{MOUNT}/compiler-cache"] = _tmpfs(
+        settings.compiler_cache_mb, f"noexec,mode=0700,uid={user},gid={user}"
+    )
+    config["Mounts"] = [
+        _bind(slot_dir, MOUNT, read_only=True),
+        _bind(programs_dir, f"{MOUNT}/runner", read_only=True),
+        _bind(f"{slot_dir}/result.json", f"{MOUNT}/result.json", read_only=False),
+    ]
+    return {
+        **_container(image, limits, labels, config),
+        "Entrypoint": [interpreter, f"{MOUNT}/runner"],
+        "Cmd": ["--uid", str(user), "--gid", str(user)],
+        "User": "0:0",
+        "Env": [f"{name}={value}" for name, value in BASE_ENVIRONMENT.items()],
+    }
+
+
+def launcher_options(
+    image: str,
+    command: tuple[str, ...],
+    env: dict[str, str],
+    limits: Confinement,
+    settings: Settings,
+    *,
+    run_dir: str,
+    code_dir: str,
+    labels: dict[str, str],
+) -> dict[str, Any]:
+    """The body of the engine's create call for one run: the launcher as first process, the command as its arguments.
 
     `run_dir` and `code_dir` are paths on the engine's host.
     """
+    config = _host_config(limits, settings)
+    config["Mounts"] = [
+        _bind(run_dir, MOUNT, read_only=True),
+        _bind(code_dir, f"{MOUNT}/code", read_only=True),
+        _bind(f"{run_dir}/result.json", f"{MOUNT}/result.json", read_only=False),
+    ]
+    return {
+        **_container(image, limits, labels, config),
+        "Entrypoint": ["/bin/sh", f"{MOUNT}/launch.sh"],
+        "Cmd": list(command),
+        "User": f"{settings.container_uid}:{settings.container_uid}",
+        "Env": [f"{name}={value}" for name, value in env.items()],
+    }
+
+
+def _container(image: str, limits: Confinement, labels: dict[str, str], host_config: dict[str, Any]) -> dict[str, Any]:
+    """What the engine is told of every container that runs functions (Docker API 1.41)."""
+    return {
+        "Image": image,
+        "WorkingDir": WORKSPACE,
+        "Labels": labels,
+        "Hostname": "function",
+        # Without a network the engine need not make one that does nothing: the kernel's own empty one costs 100 ms less.
+        "NetworkDisabled": limits.network == "none",
+        "Tty": False,
+        "OpenStdin": False,
+        "AttachStdin": False,
+        "AttachStdout": False,
+        "AttachStderr": False,
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": host_config,
+    }
+
+
+def _host_config(limits: Confinement, settings: Settings) -> dict[str, Any]:
+    """The engine's HostConfig, without mounts."""
     memory_bytes = limits.memory_mb * MIB
     user = settings.container_uid
     return {
@@ -75,11 +162,6 @@ def host_config(limits: Confinement, settings: Settings, *, run_dir: str, code_d
             WORKSPACE: _tmpfs(settings.workspace_mb, f"exec,mode=0700,uid={user},gid={user}"),
             "/tmp": _tmpfs(settings.tmp_mb, "noexec,mode=1777"),  # noqa: S108
         },
-        "Mounts": [
-            _bind(run_dir, MOUNT, read_only=True),
-            _bind(code_dir, f"{MOUNT}/code", read_only=True),
-            _bind(f"{run_dir}/result.json", f"{MOUNT}/result.json", read_only=False),
-        ],
         "Memory": memory_bytes,
         "MemorySwap": memory_bytes,
         "NanoCpus": int(limits.cpus * 1e9),
@@ -92,41 +174,10 @@ def host_config(limits: Confinement, settings: Settings, *, run_dir: str, code_d
         ],
         "IpcMode": "private",
         "ShmSize": SHM_MB * MIB,
-        "Sysctls": SYSCTLS,
+        "Sysctls": IPC_SYSCTLS if limits.network == "host" else {**IPC_SYSCTLS, **NETWORK_SYSCTLS},
         "LogConfig": {"Type": "none", "Config": {}},
         "RestartPolicy": {"Name": "no"},
         "AutoRemove": False,
-    }
-
-
-def create_options(
-    image: str,
-    command: tuple[str, ...],
-    env: dict[str, str],
-    limits: Confinement,
-    settings: Settings,
-    *,
-    run_dir: str,
-    code_dir: str,
-    labels: dict[str, str],
-) -> dict[str, Any]:
-    """The body of the engine's create call: the launcher as first process, the function's command as its arguments."""
-    return {
-        "Image": image,
-        "Entrypoint": ["/bin/sh", f"{MOUNT}/launch.sh"],
-        "Cmd": list(command),
-        "User": f"{settings.container_uid}:{settings.container_uid}",
-        "WorkingDir": WORKSPACE,
-        "Env": [f"{name}={value}" for name, value in env.items()],
-        "Labels": labels,
-        "Hostname": "function",
-        "Tty": False,
-        "OpenStdin": False,
-        "AttachStdin": False,
-        "AttachStdout": False,
-        "AttachStderr": False,
-        "Healthcheck": {"Test": ["NONE"]},
-        "HostConfig": host_config(limits, settings, run_dir=run_dir, code_dir=code_dir),
     }
 
 
@@ -146,3 +197,48 @@ def _bind(source: str, target: str, *, read_only: bool) -> dict[str, Any]:
 
 def _ulimit(name: str, value: int) -> dict[str, Any]:
     return {"Name": name, "Soft": value, "Hard": value}
+
+
+BUILD_PIDS_LIMIT = 512
+"""Compilers and installers start more processes at a time than functions do."""
+
+
+def build_options(
+    image: str,
+    arguments: tuple[str, ...],
+    env: dict[str, str],
+    settings: Settings,
+    *,
+    build_dir: str,
+    binds: dict[str, str],
+    labels: dict[str, str],
+) -> dict[str, Any]:
+    """The body of the engine's create call for a container that builds a layer.
+
+    It is confined as a function is, with these differences: limits of its own (`build_*` in the settings), a network of
+    its own, and files that may be executed in `/tmp`. All it writes lies in memory; its result leaves it through a pipe.
+    `build_dir` is mounted as `/nanogrid`; `binds` are further read-only mounts, path in the container → path on the
+    engine's host.
+    """
+    limits = Confinement(settings.build_memory_mb, settings.build_cpus, settings.build_network)
+    config = _host_config(limits, settings)
+    user = settings.container_uid
+    config["PidsLimit"] = max(BUILD_PIDS_LIMIT, settings.pids_limit)
+    config["Ulimits"] = [_ulimit("nofile", settings.nofile_limit), _ulimit("core", 0)]
+    files = f"rw,nosuid,nodev,exec,size={settings.build_memory_mb * MIB},nr_inodes={2 * settings.layer_files_limit}"
+    config["Tmpfs"] = {
+        WORKSPACE: f"{files},mode=0700,uid={user},gid={user}",
+        "/tmp": f"{files},mode=1777",  # noqa: S108
+    }
+    config["Mounts"] = [
+        _bind(build_dir, MOUNT, read_only=True),
+        *(_bind(source, target, read_only=True) for target, source in binds.items()),
+    ]
+    return {
+        **_container(image, limits, labels, config),
+        "Hostname": "build",
+        "Entrypoint": ["/bin/sh", f"{MOUNT}/build.sh"],
+        "Cmd": list(arguments),
+        "User": f"{user}:{user}",
+        "Env": [f"{name}={value}" for name, value in env.items()],
+    }

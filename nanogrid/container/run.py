@@ -1,195 +1,170 @@
-"""The host's side of one run: read the pipes until the function has ended, was too slow, or wrote too much.
+"""The host's side of one run in a warm container: hand over three pipes, read them, watch the clock and the runner.
 
-The rule: one loop, one deadline, and exactly one reason why it ended. Output is read from pipes that the container
-opens by name, so nothing but the kernel stands between the function and this loop.
+The rule: one loop, one deadline, and exactly one reason why it ended. The function writes straight into the pipes that
+this loop reads; the runner says when it has ended and everything it left behind is gone, so both pipes have an end.
 """
 
 from __future__ import annotations
 
 import os
-import selectors
+import select
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 
-from nanogrid.container.cgroup import Cgroup, Usage
-from nanogrid.container.run_folder import RunFolder
-from nanogrid.errors import ContainerStartError
+from nanogrid.container.cgroup import Cgroup, Gauge
+from nanogrid.container.link import Link, RunEnded, Unfit
+from nanogrid.container.report import Ended, RunReport, Stream
+from nanogrid.errors import ContainerLostError, ContainerStartError
 
 CHUNK_BYTES = 65_536
-DRAIN_S = 5.0
+KILL_S = 10.0
+"""How long a runner may take to end what it was told to end. It takes milliseconds; then it is taken for lost."""
 
-
-class Ended(Enum):
-    """Why the loop ended."""
-
-    EXITED = auto()
-    """The command ended by itself, and all it left behind has been ended."""
-    TIMED_OUT = auto()
-    OUTPUT_LIMIT = auto()
-    LOST = auto()
-    """The container's first process is gone, and did not say that the command had ended."""
-
-
-@dataclass
-class Stream:
-    """The kept first bytes of one output stream."""
-
-    limit_bytes: int
-    data: bytearray = field(default_factory=bytearray)
-    truncated: bool = False
-
-    def add(self, chunk: bytes) -> None:
-        """Keep what fits."""
-        room = self.limit_bytes - len(self.data)
-        self.data += chunk[:room]
-        self.truncated = self.truncated or len(chunk) > room
+READABLE = select.POLLIN | select.POLLHUP | select.POLLERR
 
 
 @dataclass(frozen=True)
-class RunReport:
-    """What happened in a container. Durations in milliseconds, usage of this run alone."""
+class Program:
+    """What is to be run. `in_process`: the runner's own interpreter may run it without starting another one."""
 
-    ended: Ended
-    exit_code: int | None
-    stdout: Stream
-    stderr: Stream
-    duration_ms: float
-    usage: Usage
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    in_process: bool
+    compiler_cache: bool
 
 
-class Watch:
-    """Watches one run. To be opened before the container starts, so that even an early end shows as the end of a pipe."""
+class Run:
+    """One run. Made, used and forgotten within one lease."""
 
-    def __init__(self, folder: RunFolder, output_limit_bytes: int) -> None:
-        self._open = ExitStack()
-        self._selector = self._open.enter_context(selectors.DefaultSelector())
-        self._control = self._pipe(folder, "control")
-        self._streams = {
-            self._pipe(folder, "stdout"): Stream(output_limit_bytes),
-            self._pipe(folder, "stderr"): Stream(output_limit_bytes),
-        }
-        self._lines = b""
+    def __init__(self, link: Link, cgroup: Cgroup, *, output_limit_bytes: int, uid: int, used_before: bool) -> None:
+        self._link = link
+        self._cgroup = cgroup
+        self._uid = uid
+        self._used_before = used_before
+        self._poll = select.poll()
+        self._streams = Stream(output_limit_bytes), Stream(output_limit_bytes)
+        self._by_fd: dict[int, Stream] = {}
+        self._ended: RunEnded | None = None
 
-    def __enter__(self) -> Watch:
-        return self
+    def run(self, program: Program, stdin: int, *, timeout_s: float, thaw: Callable[[], None]) -> RunReport:
+        """Run it. `thaw` lets a paused container go on; it is called when the request is there already.
 
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
-
-    def run(self, cgroup: Cgroup, *, start_timeout_s: float, timeout_s: float, stop: Callable[[], None]) -> RunReport:
-        """Wait for the end of the command.
-
-        `stop` ends the container and returns when nothing in it is alive; it is called where the command did not end by
-        itself. Raises ContainerStartError when the command could not be started within `start_timeout_s`.
+        Raises ContainerStartError where the runner could not start the command, ContainerLostError where somebody froze
+        the container from outside.
         """
-        asked = time.monotonic()
-        began_at = self._await_start(start_timeout_s)
-        base_cpu_ns = cgroup.read().cpu_ns or 0
-        started = time.monotonic()
-        ended, exit_code, ended_at = self._await_end(started + timeout_s)
-        now = time.monotonic()
-        # Both lines may have waited for this process: then the launcher's clock knows better (to 10 ms).
-        duration_s = max(now - started, min(ended_at - began_at, now - asked))
-        usage = cgroup.read()
-        if ended is not Ended.EXITED:
-            stop()
-        self._drain()
-        if usage.cpu_ns is not None:
-            usage = Usage(usage.peak_memory_bytes, max(0, usage.cpu_ns - base_cpu_ns), usage.oom_kills)
-        stdout, stderr = self._streams.values()
-        if ended is Ended.EXITED and (stdout.truncated or stderr.truncated):
-            ended = Ended.OUTPUT_LIMIT
-        return RunReport(ended, exit_code, stdout, stderr, duration_s * 1000, usage)
-
-    def _pipe(self, folder: RunFolder, name: str) -> int:
-        fd = os.open(folder.pipe(name), os.O_RDONLY | os.O_NONBLOCK)
-        self._open.callback(os.close, fd)
-        self._selector.register(fd, selectors.EVENT_READ)
-        return fd
-
-    def _await_start(self, timeout_s: float) -> float:
-        """Wait until the command begins; the uptime of that moment."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            line = self._next_line(deadline)
-            if line is not None and line.startswith("started "):
-                return _seconds(line.removeprefix("started "))
-            if line is None:
-                raise ContainerStartError(f"the container did not start its command within {timeout_s:g} s")
-            if line == "":
-                raise ContainerStartError(
-                    "the container ended before it started its command; is there a /bin/sh in the image?"
+        with ExitStack() as resources:
+            gauge = Gauge(self._cgroup, used_before=self._used_before)
+            resources.callback(gauge.close)
+            stdout, stderr = (self._pipe(resources, stream) for stream in self._streams)
+            try:
+                self._link.send_run(
+                    program.argv,
+                    program.env,
+                    (stdin, stdout, stderr),
+                    in_process=program.in_process,
+                    compiler_cache=program.compiler_cache,
                 )
-            raise ContainerStartError(
-                f"the container could not lay out the code: {line.removeprefix('unready').strip()}"
-            )
+            finally:
+                os.close(stdout)
+                os.close(stderr)
+            sent = time.monotonic()
+            thaw()
+            self._poll.register(self._link.fileno(), READABLE)
+            ended = self._watch(sent + timeout_s)
+            if ended in (Ended.TIMED_OUT, Ended.OUTPUT_LIMIT):
+                ended = self._kill(ended)
+            usage = gauge.read()
+            self._drain()
+        if ended is Ended.EXITED and any(stream.truncated for stream in self._streams):
+            ended = Ended.OUTPUT_LIMIT
+        return RunReport(
+            ended,
+            self._ended.exit_code if ended is Ended.EXITED and self._ended else None,
+            *self._streams,
+            self._duration_ms(sent),
+            usage,
+        )
 
-    def _await_end(self, deadline: float) -> tuple[Ended, int | None, float]:
-        """Wait until the command ends: how, its exit code, and the uptime of that moment (0 where it is not known)."""
+    def _pipe(self, resources: ExitStack, stream: Stream) -> int:
+        """Make a pipe for a stream and return the end that the function writes to; it belongs to the function's user."""
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(writing, True)
+        resources.callback(os.close, reading)
+        with suppress(OSError):  # not root: all that fails is to open /dev/stdout by its name
+            os.fchown(writing, self._uid, self._uid)
+        self._by_fd[reading] = stream
+        self._poll.register(reading, READABLE)
+        return writing
+
+    def _watch(self, deadline: float) -> Ended:
+        """Read until the run has ended, was too slow, or wrote too much."""
+        control = self._link.fileno()
         while True:
-            line = self._next_line(deadline)
-            if line is None:
-                return Ended.TIMED_OUT, None, 0.0
-            if line == "":
-                return Ended.LOST, None, 0.0
-            if line == "output":
-                return Ended.OUTPUT_LIMIT, None, 0.0
-            word, code, uptime = (*line.split(" "), "", "")[:3]
-            if word == "exited" and code.isdigit():
-                return Ended.EXITED, int(code), _seconds(uptime)
+            wait_s = deadline - time.monotonic()
+            events = self._poll.poll(wait_s * 1000) if wait_s > 0 else []
+            if not events and time.monotonic() >= deadline:
+                if self._cgroup.is_frozen():
+                    raise ContainerLostError("the container was paused by somebody else while the function ran")
+                return Ended.TIMED_OUT
+            for fd, _ in events:
+                if fd != control:
+                    self._read(fd)
+                elif not self._hear():
+                    return Ended.LOST
+            if self._ended:
+                return Ended.EXITED
+            if any(stream.truncated for stream in self._streams):
+                return Ended.OUTPUT_LIMIT
 
-    def _next_line(self, deadline: float) -> str | None:
-        """The launcher's next line; "" when it is gone, "output" when a stream passed its limit, None at the deadline.
+    def _hear(self) -> bool:
+        """Take the runner's word. False when it is gone."""
+        try:
+            message = self._link.receive(0)
+        except ContainerLostError:
+            return False
+        if isinstance(message, Unfit):
+            raise ContainerStartError(f"the container could not run the function: {message.reason}")
+        if isinstance(message, RunEnded):
+            self._ended = message
+        return True
 
-        Only ever consumes whole lines; what follows stays for the next call.
-        """
-        if time.monotonic() >= deadline:
-            return None
-        while b"\n" not in self._lines:
-            if any(stream.truncated for stream in self._streams.values()):
-                return "output"
-            ready = self._selector.select(max(0.0, deadline - time.monotonic()))
-            if not ready and time.monotonic() >= deadline:
-                return None
-            for key, _ in ready:
-                if key.fd == self._control:
-                    chunk = os.read(key.fd, CHUNK_BYTES)
-                    if not chunk:
-                        return ""
-                    self._lines = (self._lines + chunk)[-CHUNK_BYTES:]
-                else:
-                    self._read(key.fd)
-        line, _, self._lines = self._lines.partition(b"\n")
-        return line.decode("utf-8", "replace").strip() or "blank"
+    def _kill(self, ended: Ended) -> Ended:
+        """Have the runner end everything of the run. LOST when it does not answer."""
+        deadline = time.monotonic() + KILL_S
+        try:
+            self._link.send_kill()
+            while self._ended is None:
+                message = self._link.receive(deadline - time.monotonic())
+                if message is None:
+                    return ended  # the owner destroys the container, whatever it does
+                if isinstance(message, RunEnded):
+                    self._ended = message
+        except ContainerLostError:
+            return ended
+        return ended
 
     def _read(self, fd: int) -> bool:
-        """Read what is there. False at the end of the stream: no process has it open any more."""
-        chunk = os.read(fd, CHUNK_BYTES)
-        if chunk:
-            self._streams[fd].add(chunk)
-            return True
-        self._selector.unregister(fd)
-        return False
+        """Read what is there. False at the end, and when there is nothing right now."""
+        try:
+            chunk = os.read(fd, CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            self._poll.unregister(fd)
+            return False
+        self._by_fd[fd].add(chunk)
+        return True
 
     def _drain(self) -> None:
-        """Read both streams to their ends. All writers are dead or dying, so the ends come."""
-        self._selector.unregister(self._control)
-        deadline = time.monotonic() + DRAIN_S
-        while len(self._selector.get_map()) and time.monotonic() < deadline:
-            ready = self._selector.select(0.05)
-            if not ready:  # a stream that was never opened has no end to wait for
-                return
-            for key, _ in ready:
-                self._read(key.fd)
+        """Read what is left in both pipes. No process of the run is alive, so nothing more comes."""
+        for fd, stream in self._by_fd.items():
+            with suppress(KeyError):
+                while not stream.truncated and self._read(fd):
+                    pass
 
-
-def _seconds(uptime: str) -> float:
-    """The number in the kernel's words, or 0 where a function put other words in the launcher's mouth."""
-    try:
-        seconds = float(uptime)
-    except ValueError:
-        return 0.0
-    return seconds if 0 <= seconds < float("inf") else 0.0
+    def _duration_ms(self, sent: float) -> float:
+        if self._ended is None:
+            return (time.monotonic() - sent) * 1000
+        return max(0.0, (self._ended.ended_ns - self._ended.started_ns) / 1e6)

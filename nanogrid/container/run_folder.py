@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from nanogrid.errors import ContainerStartError
+from nanogrid.runner.programs import INSIDE
 
-PROGRAMS = {name: Path(__file__).with_name(name).read_bytes() for name in ("launch.sh", "call_handler.py")}
+PROGRAMS = {
+    "launch.sh": Path(__file__).with_name("launch.sh"),
+    "runner/call_handler.py": INSIDE / "call_handler.py",
+}
 """What runs in the container beside the function. Copied, because the engine's host may not see this package."""
 PIPES = ("control", "hold", "stdout", "stderr")
 
@@ -39,8 +43,9 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True)
             self.path.chmod(0o755)
+            (self.path / "runner").mkdir()
             for name, program in PROGRAMS.items():
-                _write(self.path / name, program, 0o444)
+                _write(self.path / name, program.read_bytes(), 0o444)
             text = b"" if payload is None else json.dumps(payload, ensure_ascii=False).encode("utf-8", "replace")
             _write(self.payload, text, 0o444)
             _write(self.result, b"", 0o666)

@@ -17,9 +17,7 @@ from nanogrid.errors import ConfigurationError
 
 DATA_LABEL = "nanogrid.data"
 OWNER_LABEL = "nanogrid.owner"
-LEASE_LABEL = "nanogrid.lease"
-REQUEST_LABEL = "nanogrid.request"
-FUNCTION_LABEL = "nanogrid.function"
+NUMBER_LABEL = "nanogrid.number"
 
 
 def data_id(data_dir: Path) -> str:

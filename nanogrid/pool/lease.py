@@ -8,89 +8,239 @@ The lease is the connection to the owner; leaving the block, and dying, both end
 
 from __future__ import annotations
 
+import os
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from nanogrid.container import cgroup
 from nanogrid.container.engine import End
-from nanogrid.container.run import RunReport, Watch
+from nanogrid.container.hardening import MOUNT
+from nanogrid.container.launched_run import Watch
+from nanogrid.container.link import Link
+from nanogrid.container.report import Ended, RunReport
+from nanogrid.container.run import Program, Run
 from nanogrid.container.run_folder import RunFolder
+from nanogrid.container.slot import Slot
 from nanogrid.errors import ContainerLostError, PoolExhaustedError
-from nanogrid.pool.wire import LeasedContainer, LeaseRequest, Line, error_from_json, short_path
+from nanogrid.pool.wire import LeasedContainer, LeaseRequest, Line, connect, error_from_json
+from nanogrid.result import StartKind
 from nanogrid.settings import Settings
 
 
-class Container:
-    """A leased container, ready for one run."""
+class Container(ABC):
+    """A leased container, ready for one run. `folder` holds what the run gives back."""
 
-    def __init__(
-        self, leased: LeasedContainer, folder: RunFolder, watch: Watch, line: Line, settings: Settings
-    ) -> None:
+    folder: Slot | RunFolder
+
+    def __init__(self, leased: LeasedContainer, line: Line, settings: Settings) -> None:
         self.id = leased.id
         self.name = leased.name
-        self.folder = folder
-        self._watch = watch
+        self.start_kind = StartKind(leased.start)
         self._line = line
         self._settings = settings
         self._cgroup = cgroup.locate(leased.id, leased.pid, settings)
         self.end: End | None = None
 
+    @abstractmethod
     def run(self, *, timeout_s: float) -> RunReport:
-        """Wait for the function's end and report it. When this returns, nothing of the function is alive."""
-        return self._watch.run(
-            self._cgroup, start_timeout_s=self._settings.overhead_s / 2, timeout_s=timeout_s, stop=self.destroy
-        )
+        """Run the function to its end and report it. When this returns, nothing of the function is alive."""
+
+    @abstractmethod
+    def give_back(self) -> None:
+        """The run is over and its result is read. Idempotent."""
 
     def destroy(self) -> None:
         """Have the owner kill and remove the container; `end` says how it had ended. Idempotent."""
         if self.end is None:
-            self._line.send({"end": True})
+            with suppress(OSError):
+                self._line.send({"end": "destroy"})
             answer = self._line.receive()
             if answer is None:
                 raise ContainerLostError(f"the owner of container {self.name} is gone")
             self.end = End(**answer["ended"])
 
 
+class WarmContainer(Container):
+    """A container with a runner: it can be used again."""
+
+    def __init__(
+        self,
+        leased: LeasedContainer,
+        line: Line,
+        settings: Settings,
+        wanted: LeaseRequest,
+        stdin: int,
+        link: Link,
+    ) -> None:
+        super().__init__(leased, line, settings)
+        self.folder: Slot = Slot(Path(leased.slot))
+        self._wanted = wanted
+        self._stdin = stdin
+        self._link = link
+        self._thaw = leased.thaw
+        self._given_back = False
+        self._reusable = False
+
+    def run(self, *, timeout_s: float) -> RunReport:
+        """Run the function. A container whose run was cut short, or killed for memory, is not used again."""
+        run = Run(
+            self._link,
+            self._cgroup,
+            output_limit_bytes=self._settings.output_limit_bytes,
+            uid=self._settings.container_uid,
+            used_before=self.start_kind is StartKind.WARM,
+        )
+        env = self._wanted.env
+        if self._wanted.packages_dir:
+            env = {**env, "PYTHONPATH": f"{MOUNT}/packages"}
+        in_process = self._wanted.in_process
+        program = Program(self._wanted.command, env, in_process, compiler_cache=not in_process)
+        report = run.run(program, self._stdin, timeout_s=timeout_s, thaw=self._go_on)
+        self._reusable = report.ended is Ended.EXITED and not report.usage.oom_kills
+        if report.ended is Ended.LOST:
+            self.destroy()
+        return report
+
+    def give_back(self) -> None:
+        """Let the owner clean it for the next run, or destroy it."""
+        if self._given_back or self.end is not None:
+            return
+        self._given_back = True
+        if self._reusable:
+            with suppress(OSError):  # an owner that is gone needs nothing from us
+                self._line.send({"end": "keep"})
+                self._line.receive()
+        else:
+            self.destroy()
+
+    def _go_on(self) -> None:
+        if self._thaw and not self._cgroup.thaw():
+            raise ContainerLostError(
+                f"container {self.name} cannot be let go on: its cgroup cannot be written any more"
+            )
+
+
+class LaunchedContainer(Container):
+    """A container of an image without Python, made for one run."""
+
+    def __init__(
+        self, leased: LeasedContainer, line: Line, settings: Settings, folder: RunFolder, watch: Watch
+    ) -> None:
+        super().__init__(leased, line, settings)
+        self.folder: RunFolder = folder
+        self._watch = watch
+
+    def run(self, *, timeout_s: float) -> RunReport:
+        """Wait for the function's end."""
+        return self._watch.run(
+            self._cgroup, start_timeout_s=self._settings.overhead_s / 2, timeout_s=timeout_s, stop=self.destroy
+        )
+
+    def give_back(self) -> None:
+        """It is used up."""
+        self.destroy()
+
+
 class Pool:
-    """Leases containers from the owner that listens at `address`. Holds no state, so it may cross a fork."""
+    """Leases containers from the owner that listens at `address`.
+
+    Keeps one connection open for the next lease, so that no lease waits for being connected. It may cross a fork: the
+    child makes connections of its own. Not thread-safe where leases of several threads begin at once: each then connects.
+    """
 
     def __init__(self, address: Path, settings: Settings) -> None:
         self._address = address
         self._settings = settings
+        self._next: tuple[int, Line] | None = None
 
     @contextmanager
     def lease(self, wanted: LeaseRequest, payload: Any) -> Iterator[Container]:
         """A container of this caller alone, with `payload` laid out in it, until the block is left.
 
-        Raises a ContainerError where none could be started, PoolExhaustedError where the owner does not answer.
+        Raises a ContainerError where none could be started, PoolExhaustedError where none came free in time or the owner
+        does not answer.
         """
+        line, answer = self._ask({"lease": wanted.to_json()})
+        with ExitStack() as resources:
+            resources.callback(line.close)
+            if "launch" in answer:
+                container = self._launched(
+                    wanted, payload, line, RunFolder(Path(answer["launch"]["run_dir"])), resources
+                )
+            else:
+                container = self._warm(wanted, payload, line, LeasedContainer(**answer["container"]), resources)
+            yield container
+            container.give_back()
+        self._connect_ahead()
+
+    def _warm(
+        self, wanted: LeaseRequest, payload: Any, line: Line, leased: LeasedContainer, resources: ExitStack
+    ) -> Container:
+        link = Link(socket.socket(fileno=line.take_descriptor()))
+        resources.callback(link.close)
+        slot = Slot(Path(leased.slot))
+        if leased.start != StartKind.WARM.value:
+            slot.place(Path(wanted.code_dir), Path(wanted.packages_dir) if wanted.packages_dir else None)
+        slot.clear_result()
+        stdin = slot.open_payload(payload)
+        resources.callback(os.close, stdin)
+        return WarmContainer(leased, line, self._settings, wanted, stdin, link)
+
+    def _launched(
+        self, wanted: LeaseRequest, payload: Any, line: Line, folder: RunFolder, resources: ExitStack
+    ) -> Container:
+        folder.create(payload)
+        # Opened before the container starts: the end of a pipe shows only to who was there when it was opened.
+        watch = resources.enter_context(Watch(folder, self._settings.output_limit_bytes))
+        line.send({"start": {"command": wanted.command, "env": wanted.env, "code_dir": wanted.code_dir}})
+        leased = LeasedContainer(**_understood(line.receive())["container"])
+        return LaunchedContainer(leased, line, self._settings, folder, watch)
+
+    def _ask(self, message: dict[str, Any]) -> tuple[Line, dict[str, Any]]:
+        """Send the first message of a lease, over the connection that waits for it where there is one."""
+        ahead, self._next = self._next, None
+        if ahead and ahead[0] == os.getpid():
+            line = ahead[1]
+            with suppress(OSError):
+                line.send(message)
+                if (answer := line.receive()) is not None:
+                    return line, self._checked(line, answer)
+            line.close()  # the owner was started again since
         line = self._connect()
         try:
-            folder = RunFolder(Path(_answer(line)["runDir"]))
-            folder.create(payload)
-            # Opened before the container starts: the end of a pipe shows only to who was there when it was opened.
-            with Watch(folder, self._settings.output_limit_bytes) as watch:
-                line.send({"lease": asdict(wanted)})
-                leased = LeasedContainer(**_answer(line)["container"])
-                container = Container(leased, folder, watch, line, self._settings)
-                yield container
-                container.destroy()
-        finally:
+            line.send(message)
+            return line, self._checked(line, line.receive())
+        except OSError as error:
             line.close()
+            raise PoolExhaustedError(f"the owner of this worker's containers hung up: {error}") from error
+
+    def _checked(self, line: Line, answer: dict[str, Any] | None) -> dict[str, Any]:
+        try:
+            return _understood(answer)
+        except BaseException:
+            line.close()
+            raise
 
     def _connect(self) -> Line:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with short_path(self._address) as address:
-                connection.connect(address)
+            return connect(self._address)
         except OSError as error:
-            connection.close()
             raise PoolExhaustedError(f"the owner of this worker's containers does not answer: {error}") from error
-        return Line(connection)
+
+    def _connect_ahead(self) -> None:
+        if self._next is None:
+            with suppress(PoolExhaustedError):
+                self._next = os.getpid(), self._connect()
+
+    def close(self) -> None:
+        """Close the connection that waits for the next lease."""
+        ahead, self._next = self._next, None
+        if ahead and ahead[0] == os.getpid():
+            ahead[1].close()
 
 
 _owner_address: Path | None = None
@@ -109,8 +259,7 @@ def own_pool(settings: Settings) -> Pool:
     return Pool(_owner_address, settings)
 
 
-def _answer(line: Line) -> dict[str, Any]:
-    message = line.receive()
+def _understood(message: dict[str, Any] | None) -> dict[str, Any]:
     if message is None:
         raise PoolExhaustedError("the owner of this worker's containers hung up")
     if "error" in message:

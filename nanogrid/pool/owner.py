@@ -1,58 +1,69 @@
 """The owner of all containers of one worker: threads in the worker's main process.
 
-A child asks for a container over a unix socket, and *the connection is the lease*: when the child releases it, or ends
-for whatever reason (hard time limit, revoke, OOM killer), its connection closes and the container is destroyed. There is
-no heartbeat and no timer to forget. What a crash of the whole worker leaves behind is found by label, here, at the next
-start and periodically.
+A child asks for a container over a unix socket, and *the connection is the lease*: when the child ends, for whatever
+reason (hard time limit, revoke, OOM killer), its connection closes and the container is destroyed. There is no heartbeat
+and no timer to forget. What a crash of the whole worker leaves behind is found by label, here, at the next start and
+periodically.
+
+    stock      every container and who waits; decides by `policy`, moves by `states`
+    starting   makes one container ready
+    leasing    one child's connection
+    tending    pauses, ends what is idle for too long, makes prewarmed ones
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import logging
-import re
+import os
+import queue
 import socket
 import threading
-import time
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 
-from nanogrid.container.engine import End, Engine
-from nanogrid.container.hardening import create_options
+from nanogrid.container.engine import Engine
 from nanogrid.container.run_folder import RunFolder
 from nanogrid.errors import NanoGridError
 from nanogrid.pool import identity
+from nanogrid.pool.images import Images
+from nanogrid.pool.leasing import Lease
+from nanogrid.pool.policy import Bounds
 from nanogrid.pool.reaper import reap
-from nanogrid.pool.wire import LeasedContainer, LeaseRequest, Line, error_to_json, short_path
+from nanogrid.pool.removing import remove
+from nanogrid.pool.snapshot import describe
+from nanogrid.pool.starting import Starter
+from nanogrid.pool.stock import Pooled, Stock
+from nanogrid.pool.tending import Tender
+from nanogrid.pool.wire import Line, short_path
 from nanogrid.settings import Settings
 
 log = logging.getLogger(__name__)
-
-NAME_LENGTH = 60
 
 
 class Owner:
     """Leases containers to the children of one worker.
 
-    All mutable state: `_leases` (open leases by number), guarded by `_lock`; docker calls are made outside of it.
+    All mutable state: `stock`, and `_lines` (open connections), guarded by `_lock`; docker calls are made outside of both.
     """
 
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self._settings = settings
         self._engine = engine or Engine(settings)
         self._me = identity.Owner(settings.data_dir)
-        self._numbers = itertools.count(1)
+        self.stock = Stock(bounds(settings), self._remove_later)
+        self._images = Images(self._engine)
+        self._starter = Starter(settings, self._engine, self._me)
+        self._tender = Tender(settings, self._engine, self.stock, self._starter, self._images)
         self._lock = threading.Lock()
-        self._leases: dict[int, Lease] = {}
+        self._lines: dict[Line, threading.Thread] = {}
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._doomed: queue.SimpleQueue[Pooled | None] = queue.SimpleQueue()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.address = self._me.runs / "owner.sock"
 
     def __repr__(self) -> str:
-        with self._lock:
-            return f"<Owner {self._me.id} leases={len(self._leases)}>"
+        return f"<Owner {self._me.id} {self.stock!r}>"
 
     @property
     def id(self) -> str:
@@ -61,27 +72,37 @@ class Owner:
 
     def start(self) -> None:
         """Listen for children, and begin to look for what dead owners left."""
+        self._starter.prepare()
         with short_path(self.address) as address:
             self._listener.bind(address)
         self.address.chmod(0o600)
         self._listener.listen(128)
-        for target in (self._accept, self._sweep):
+        for target in (self._accept, self._sweep, self._remove_doomed):
             thread = threading.Thread(target=target, name=f"owner-{target.__name__.strip('_')}", daemon=True)
             thread.start()
             self._threads.append(thread)
+        self._tender.start()
+
+    def prewarm(self, runtimes: Iterable[str]) -> None:
+        """Keep prewarmed containers for these runtimes from now on, as many as the settings say."""
+        self._tender.prewarm(runtimes)
 
     def stop(self) -> None:
         """End all leases, destroy their containers, and give the lock up."""
         self._stopping.set()
+        self.stock.close()
         with suppress(OSError):  # never started
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for lease in self._open_leases():
-            lease.hang_up()
+        self._tender.stop()
+        for line, _ in self._open_lines():
+            line.hang_up()
+        for _, thread in self._open_lines():
+            thread.join()
+        self.stock.retire([pooled.number for pooled in self.stock.all()])
+        self._doomed.put(None)
         for thread in self._threads:
             thread.join()
-        for lease in self._open_leases():
-            lease.thread.join()
         RunFolder(self._me.runs).remove()
         self._me.close()
         self._engine.close()
@@ -90,10 +111,15 @@ class Owner:
         """In a forked child: close what belongs to the main process alone."""
         self._listener.close()
         self._me.detach()
+        for pooled in self.stock.all_without_lock():
+            if pooled.link is not None:
+                pooled.link.close()
+        for line in list(self._lines):
+            line.close()
 
-    def _open_leases(self) -> list[Lease]:
+    def _open_lines(self) -> list[tuple[Line, threading.Thread]]:
         with self._lock:
-            return list(self._leases.values())
+            return list(self._lines.items())
 
     def _accept(self) -> None:
         while not self._stopping.is_set():
@@ -101,22 +127,39 @@ class Owner:
                 connection, _ = self._listener.accept()
             except OSError:
                 return  # stopped
-            number = next(self._numbers)
-            lease = Lease(number, connection, self._engine, self._settings, self._me)
+            line = Line(connection)
+            thread = threading.Thread(target=self._serve, args=(line,), name="lease", daemon=True)
             with self._lock:
-                self._leases[number] = lease
-            lease.thread = threading.Thread(target=self._serve, args=(lease,), name=f"lease-{number}", daemon=True)
-            lease.thread.start()
+                self._lines[line] = thread
+            thread.start()
 
-    def _serve(self, lease: Lease) -> None:
+    def _serve(self, line: Line) -> None:
+        lease = Lease(line, self.stock, self._starter, self._images, self._engine, self._me)
         try:
-            lease.serve()
+            while (message := line.receive()) is not None:
+                if "show" in message:
+                    line.send({"pool": [describe(pooled) for pooled in self.stock.all()], "pid": os.getpid()})
+                else:
+                    lease.serve(message["lease"])
+                    return
+        except OSError:
+            log.debug("a child hung up")
         except Exception:  # a lease must never take the owner down with it
-            log.exception("lease %d failed", lease.number)
+            log.exception("a lease failed")
         finally:
-            lease.destroy()
+            lease.end()
+            line.close()
             with self._lock:
-                del self._leases[lease.number]
+                del self._lines[line]
+
+    def _remove_later(self, doomed: Sequence[Pooled]) -> None:
+        for pooled in doomed:
+            self._doomed.put(pooled)
+
+    def _remove_doomed(self) -> None:
+        """Remove what was evicted. Failures are left to the sweep."""
+        while (pooled := self._doomed.get()) is not None:
+            remove(pooled, self._engine, self.stock)
 
     def _sweep(self) -> None:
         while True:
@@ -129,103 +172,16 @@ class Owner:
                 return
 
     def _remove_strays(self) -> None:
-        """Remove containers of this owner that no open lease knows: the engine failed when they were to go."""
+        """Remove containers of this owner that the stock does not know: the engine failed when they were to go."""
         found = self._engine.find(self._me.labels)
-        with self._lock:
-            open_numbers = {str(number) for number in self._leases}
+        known = {str(pooled.number) for pooled in self.stock.all()}
         for container in found:
-            if container.labels.get(identity.LEASE_LABEL) not in open_numbers:
-                log.warning("container %s: no lease holds it; removing it", container.name)
+            if container.labels.get(identity.NUMBER_LABEL) not in known:
+                log.warning("container %s: nobody holds it; removing it", container.name)
                 self._engine.remove(container.id)
 
 
-class Lease:
-    """One child's connection, run folder and container."""
-
-    thread: threading.Thread
-
-    def __init__(
-        self, number: int, connection: socket.socket, engine: Engine, settings: Settings, owner: identity.Owner
-    ) -> None:
-        self.number = number
-        self._connection = connection
-        self._line = Line(connection)
-        self._engine = engine
-        self._settings = settings
-        self._owner = owner
-        self._folder = RunFolder(owner.runs / str(number))
-        self._container_id: str | None = None
-
-    def serve(self) -> None:
-        """Answer the child until it lets go of the lease, or is gone."""
-        try:
-            self._line.send({"runDir": str(self._folder.path)})
-            while (message := self._line.receive()) is not None:
-                if "end" in message:
-                    self._line.send({"ended": asdict(self._finish())})
-                else:
-                    self._line.send(self._answer(LeaseRequest.from_json(message["lease"])))
-        except OSError:
-            log.info("lease %d: the child is gone; its container goes too", self.number)
-
-    def hang_up(self) -> None:
-        """Make `serve` return, from another thread."""
-        with suppress(OSError):  # the child was faster
-            self._connection.shutdown(socket.SHUT_RDWR)
-
-    def destroy(self) -> None:
-        """Remove container and run folder. What the engine fails to remove now, the sweep removes later."""
-        self._line.close()
-        if self._container_id is not None:
-            try:
-                self._engine.remove(self._container_id)
-            except NanoGridError as error:
-                log.warning("lease %d: %s; it will be tried again", self.number, error)
-        self._folder.remove()
-
-    def _answer(self, request: LeaseRequest) -> dict[str, object]:
-        try:
-            return {"container": asdict(self._start(request))}
-        except NanoGridError as error:
-            return {"error": error_to_json(error)}
-
-    def _start(self, request: LeaseRequest) -> LeasedContainer:
-        self._engine.ensure_image(request.image)
-        name = container_name(request.request_id)
-        labels = {
-            **self._owner.labels,
-            identity.LEASE_LABEL: str(self.number),
-            identity.REQUEST_LABEL: request.request_id,
-            identity.FUNCTION_LABEL: request.function_id,
-        }
-        options = create_options(
-            request.image,
-            request.command,
-            request.env,
-            request.limits,
-            self._settings,
-            run_dir=str(self._folder.path),
-            code_dir=request.code_dir,
-            labels=labels,
-        )
-        began = time.monotonic()
-        self._container_id = self._engine.create(name, options)
-        pid = self._engine.start(self._container_id)
-        log.debug("container %s: started in %.0f ms", name, (time.monotonic() - began) * 1000)
-        return LeasedContainer(self._container_id, name, pid)
-
-    def _finish(self) -> End:
-        if self._container_id is None:
-            return End(running=False, exit_code=-1, oom_killed=False)
-        end = self._engine.end_of(self._container_id)
-        self._engine.remove(self._container_id)
-        self._container_id = None
-        return end
-
-
-def container_name(request_id: str) -> str:
-    """`nanogrid-{requestId}`, safe and short: what Docker refuses becomes `-`, and a hash keeps altered names apart."""
-    safe = re.sub(r"[^A-Za-z0-9_.-]", "-", request_id)[:NAME_LENGTH]
-    if safe != request_id:
-        safe = f"{safe}-{hashlib.sha256(request_id.encode()).hexdigest()[:8]}"
-    return f"nanogrid-{safe}"
+def bounds(settings: Settings) -> Bounds:
+    """The pool's bounds. Without a setting, containers may use half of the host's memory."""
+    memory_mb = settings.pool_memory_mb or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**21
+    return Bounds(settings.pool_containers, memory_mb, settings.function_containers)

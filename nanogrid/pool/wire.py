@@ -1,32 +1,44 @@
 """What owner and children say to each other: one JSON object per line over a unix stream socket.
 
-owner  {"runDir": PATH}                            at once, after the connection is made
-child  {"lease": {...LeaseRequest...}}             start a container in that run folder
-owner  {"container": {...LeasedContainer...}} or {"error": {"kind": CLASS, "message": TEXT}}
-child  {"end": true}                               destroy the container; `End` says how its first process had ended
+child  {"lease": {...LeaseRequest, without env and command...}}
+owner  {"container": {...LeasedContainer...}} with the runner's connection as a descriptor, or
+       {"launch": {"run_dir": PATH}} where the image has no Python, or {"error": {"kind": CLASS, "message": TEXT}}
+child  {"start": {"command", "env", "code_dir"}}   only after `launch`, when the pipes in the run folder are open
+owner  {"container": {...}} or {"error": {...}}
+child  {"end": "keep"}                             clean the container for the next run
+owner  {"kept": true}                              at once: the function's next request will find it
+child  {"end": "destroy"}                          destroy it; `End` says how its first process had ended
 owner  {"ended": {...End...}}
 
-The lease ends, and the run folder goes, when the connection closes; a container that is still there goes with it.
+The lease ends when the connection closes; a container that was not given back goes with it. In place of a lease anybody on
+the host who may read the data folder can ask {"show": true} and gets {"pool": [...]} (see `snapshot`).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nanogrid import errors
 from nanogrid.container.hardening import Confinement
 
+PYTHON = re.compile(r"(?:^|/)python[0-9.]*$")
+
 
 @dataclass(frozen=True)
 class LeaseRequest:
-    """What a child wants to run."""
+    """What a child wants to run.
+
+    `key` names the code (and its layers): a container that has run it before is reused for nothing else. `code_dir` and
+    `packages_dir` are trees on this host; `wait_s` is how long the request can wait for a container.
+    """
 
     request_id: str
     function_id: str
@@ -35,20 +47,42 @@ class LeaseRequest:
     env: dict[str, str]
     code_dir: str
     limits: Confinement
+    key: str = ""
+    packages_dir: str | None = None
+    wait_s: float = 60.0
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> LeaseRequest:
-        """Read it from the line."""
-        return cls(**{**data, "command": tuple(data["command"]), "limits": Confinement(**data["limits"])})
+    def to_json(self) -> dict[str, Any]:
+        """What the owner needs of it."""
+        return {
+            "request_id": self.request_id,
+            "function_id": self.function_id,
+            "image": self.image,
+            "interpreter": self.command[0] if self.in_process else "python3",
+            "key": self.key or self.code_dir,
+            "limits": asdict(self.limits),
+            "wait_s": self.wait_s,
+        }
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the command is a python program, which a warm interpreter may run itself."""
+        return len(self.command) > 1 and bool(PYTHON.search(self.command[0])) and self.command[1].endswith(".py")
 
 
 @dataclass(frozen=True)
 class LeasedContainer:
-    """A started container. `pid` is its first process on the host."""
+    """A container that is ready for one run.
+
+    `pid` is its first process on the host, `start` cold, prewarmed or warm, `slot` its folder. `thaw`: it is paused, and
+    goes on by a write to its cgroup.
+    """
 
     id: str
     name: str
     pid: int
+    start: str = "cold"
+    slot: str = ""
+    thaw: bool = False
 
 
 def error_to_json(error: errors.NanoGridError) -> dict[str, str]:
@@ -63,28 +97,75 @@ def error_from_json(data: dict[str, str]) -> errors.NanoGridError:
 
 
 class Line:
-    """A connection that carries one JSON object per line."""
+    """A connection that carries one JSON object per line, some with a descriptor beside them."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._reader = connection.makefile("rb")
+        self._buffer = b""
+        self._descriptors: list[int] = []
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
         """Send one object. Raises OSError where the other side is gone."""
-        self._connection.sendall(json.dumps(message).encode() + b"\n")
+        data = json.dumps(message).encode() + b"\n"
+        if descriptor is not None:
+            sent = socket.send_fds(self._connection, [data], [descriptor])
+            data = data[sent:]
+        if data:
+            self._connection.sendall(data)
 
     def receive(self) -> dict[str, Any] | None:
         """The next object, or None when the other side is gone."""
+        while b"\n" not in self._buffer:
+            try:
+                chunk, descriptors, _, _ = socket.recv_fds(self._connection, 65_536, 4)
+            except OSError:
+                return None
+            self._descriptors += descriptors
+            if not chunk:
+                return None
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def take_descriptor(self) -> int:
+        """The descriptor that came with a message; it belongs to the caller."""
+        descriptor = self._descriptors.pop(0)
+        os.set_inheritable(descriptor, False)
+        return descriptor
+
+    def is_open(self) -> bool:
+        """Whether the other side is still there."""
         try:
-            line = self._reader.readline()
-        except ConnectionError:
-            return None
-        return json.loads(line) if line.endswith(b"\n") else None
+            return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def hang_up(self) -> None:
+        """Make the thread that waits in `receive` return, from another thread."""
+        with suppress(OSError):  # the other side was faster
+            self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection."""
-        self._reader.close()
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
         self._connection.close()
+
+
+def connect(address: Path) -> Line:
+    """A connection to the owner that listens at `address`. Raises OSError where none does."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with short_path(address) as short:
+            connection.connect(short)
+    except OSError:
+        connection.close()
+        raise
+    return Line(connection)
 
 
 @contextmanager

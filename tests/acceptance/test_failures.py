@@ -17,7 +17,6 @@ from nanogrid.claims import Claims
 from nanogrid.client import Client
 from nanogrid.container.engine import Engine
 from nanogrid.mapping import PartFailure
-from nanogrid.pool.identity import REQUEST_LABEL
 from nanogrid.queues import depths, resolve, sqs_client
 from nanogrid.result import Outcome
 from nanogrid.settings import Settings
@@ -25,6 +24,7 @@ from tests.acceptance.conftest import assert_nothing_left
 from tests.support import functions as programs
 from tests.support.engine_proxy import EngineProxy
 from tests.support.functions import Functions
+from tests.support.pool import containers_of, exists
 from tests.support.rig import PYTHON_IMAGE
 from tests.support.services import Service, redis_service, running, wait_until
 from tests.support.worker import Grid, Worker
@@ -95,12 +95,14 @@ def busy_child(worker: Worker, grid: Grid, request_id: str) -> int:
     return next(int(task["worker_pid"]) for tasks in active.values() for task in tasks if task["id"] == request_id)
 
 
-def runs_of(engine: Engine, request_id: str) -> list[str]:
-    return [found.id for found in engine.find({REQUEST_LABEL: request_id})]
+def runs_of(grid: Grid, request_id: str) -> list[str]:
+    return containers_of(grid.settings.data_dir, request_id)
 
 
-def await_container(engine: Engine, request_id: str) -> None:
-    wait_until(lambda: runs_of(engine, request_id), "the container runs")
+def await_container(grid: Grid, request_id: str) -> str:
+    """The id of the container that runs a request, as soon as one does."""
+    wait_until(lambda: runs_of(grid, request_id), "the container runs")
+    return runs_of(grid, request_id)[0]
 
 
 def test_kill_9_of_a_child(make_grid: OpenGrid, functions: Functions, engine: Engine) -> None:
@@ -108,13 +110,12 @@ def test_kill_9_of_a_child(make_grid: OpenGrid, functions: Functions, engine: En
     with make_grid() as grid, grid.worker(app="nanogrid") as worker:
         client = Client(grid.settings)
         request_id = client.submit(functions.request(programs.SLEEP, payload=4, timeoutMs=30_000))
-        await_container(engine, request_id)
-        (first,) = runs_of(engine, request_id)
+        first = await_container(grid, request_id)
         os.kill(busy_child(worker, grid, request_id), signal.SIGKILL)
         result = client.wait(request_id, WAIT_S)
         assert (result.outcome, result.stdout) == (Outcome.SUCCEEDED, "up\n")
         assert result.container_id != first
-        wait_until(lambda: not runs_of(engine, request_id), "no container is left", 10)
+        wait_until(lambda: not exists(engine, first, grid.settings), "the first container is gone", 10)
 
 
 def test_kill_9_of_the_worker(make_grid: OpenGrid, functions: Functions, engine: Engine) -> None:
@@ -124,15 +125,14 @@ def test_kill_9_of_the_worker(make_grid: OpenGrid, functions: Functions, engine:
         doomed = Worker(grid, "doomed@test", "nanogrid", "python,cpp")
         wait_until(lambda: doomed.said("doomed@test ready."), "the first worker is ready")
         request_id = client.submit(functions.request(programs.SLEEP, payload=2, timeoutMs=30_000))
-        await_container(engine, request_id)
-        (first,) = runs_of(engine, request_id)
+        first = await_container(grid, request_id)
         orphans = children(doomed)
         doomed.process.kill()
         doomed.process.wait()
         _, alive = psutil.wait_procs(orphans, timeout=5)
         assert not alive
         with grid.worker("second@test", app="nanogrid"):
-            wait_until(lambda: first not in runs_of(engine, request_id), "the orphan is gone")
+            wait_until(lambda: not exists(engine, first, grid.settings), "the orphan is gone")
             result = client.wait(request_id, WAIT_S)
             assert (result.outcome, result.worker) == (Outcome.SUCCEEDED, "second@test")
 
@@ -155,7 +155,7 @@ def test_sigterm_during_a_run(make_grid: OpenGrid, functions: Functions, engine:
         client = Client(grid.settings)
         with grid.worker(app="nanogrid") as worker:
             request_id = client.submit(functions.request(programs.SLEEP, payload=2, timeoutMs=30_000))
-            await_container(engine, request_id)
+            await_container(grid, request_id)
             worker.process.terminate()
             worker.process.wait(30)
         assert client.result(request_id).outcome is Outcome.SUCCEEDED
@@ -166,12 +166,12 @@ def test_a_child_that_hangs(make_grid: OpenGrid, functions: Functions, engine: E
     with make_grid(overhead_s=3, hard_limit_grace_s=1) as grid, grid.worker(app="nanogrid") as worker:
         client = Client(grid.settings)
         request_id = client.submit(functions.request(programs.SLEEP, timeoutMs=20_000, payload=15))
-        await_container(engine, request_id)
+        container = await_container(grid, request_id)
         os.kill(busy_child(worker, grid, request_id), signal.SIGSTOP)
         result = client.wait(request_id, WAIT_S)
         assert result.outcome is Outcome.NOT_RUN
         assert "hard time limit of 24 s" in result.stderr
-        wait_until(lambda: not runs_of(engine, request_id), "no container is left", 10)
+        wait_until(lambda: not exists(engine, container, grid.settings), "the container is gone", 10)
 
 
 def test_a_request_that_kills_every_child(make_grid: OpenGrid, functions: Functions, engine: Engine) -> None:
@@ -182,7 +182,7 @@ def test_a_request_that_kills_every_child(make_grid: OpenGrid, functions: Functi
         killed: set[str] = set()
 
         def kill_the_next() -> bool:
-            for container in set(runs_of(engine, request_id)) - killed:
+            for container in set(runs_of(grid, request_id)) - killed:
                 killed.add(container)
                 os.kill(busy_child(worker, grid, request_id), signal.SIGKILL)
             return len(killed) == grid.settings.max_receives
@@ -204,7 +204,7 @@ def test_a_dead_part_does_not_hold_up_its_whole(make_grid: OpenGrid, functions: 
             functions.request(programs.SUM),
             on_failure=PartFailure.SKIP,
         )
-        await_container(engine, f"{whole}/0")
+        await_container(grid, f"{whole}/0")
         os.kill(busy_child(worker, grid, f"{whole}/0"), signal.SIGKILL)
         result = client.wait(whole, WAIT_S)
         assert (result.outcome, result.value) == (Outcome.SUCCEEDED, 4), result.stderr
@@ -267,7 +267,7 @@ def test_redis_restarts_during_a_run(
     ):
         client = Client(grid.settings)
         request_id = client.submit(functions.request(programs.SLEEP, payload=2, timeoutMs=30_000))
-        await_container(engine, request_id)
+        await_container(grid, request_id)
         own_redis.kill()
         time.sleep(3)  # the function ends while Redis is away
         own_redis.start()

@@ -17,11 +17,11 @@ from nanogrid.client import Client
 from nanogrid.container.engine import Engine
 from nanogrid.errors import InvalidRequestError, ResultUnavailableError
 from nanogrid.mapping import PartFailure
-from nanogrid.pool.identity import REQUEST_LABEL
 from nanogrid.queues import resolve, sqs_client
 from nanogrid.result import ExecutionResult, Outcome, StartKind
 from tests.support import functions as programs
 from tests.support.functions import Functions
+from tests.support.pool import containers_of, exists
 from tests.support.services import wait_until
 from tests.support.worker import Grid, Worker, environment
 
@@ -42,13 +42,22 @@ def test_python_says_hello(client: Client, functions: Functions) -> None:
     assert (result.outcome, result.exit_code, result.success) == (Outcome.SUCCEEDED, 0, True)
     assert (result.stdout, result.stderr) == ('hello "world"\n', "")
     assert result.memory_limit_mb == 128
-    assert result.start_kind is StartKind.COLD
+    assert result.start_kind in (StartKind.COLD, StartKind.PREWARMED)
     assert result.duration_millis > 0
     assert result.cpu_millis is not None
     assert result.peak_memory_bytes is not None
     assert 1 << 20 < result.peak_memory_bytes < 128 << 20
-    phases = result.phases.model_dump(exclude={"store"})
+    phases = result.phases.model_dump()
     assert all(value is not None and value >= 0 for value in phases.values()), phases
+
+
+def test_the_second_run_is_a_warm_start(client: Client, functions: Functions) -> None:
+    """A function's next run reuses its container, and sees nothing of the run before."""
+    request = functions.request("import os; print(os.listdir('.')); open('left', 'w').close()")
+    first = run(client, request)
+    second = run(client, {**request, "requestId": f"{request['requestId']}-2"})
+    assert second.start_kind is StartKind.WARM
+    assert (second.container_id, second.stdout) == (first.container_id, first.stdout)
 
 
 def test_cpp_is_compiled_and_run(client: Client, functions: Functions) -> None:
@@ -291,11 +300,12 @@ def test_cancel_kills_a_running_function(grid: Grid, client: Client, functions: 
     """cancel ends the container within two seconds and leaves CANCELLED as the outcome."""
     request_id = client.submit(functions.request(programs.SLEEP, timeoutMs=120_000))
     with closing(Engine(grid.settings)) as engine:
-        wait_until(lambda: engine.find({REQUEST_LABEL: request_id}), "the container runs")
+        wait_until(lambda: containers_of(grid.settings.data_dir, request_id), "the container runs")
+        (container,) = containers_of(grid.settings.data_dir, request_id)
         asked = time.monotonic()
         assert client.cancel(request_id)
         assert client.wait(request_id, 10).outcome is Outcome.CANCELLED
-        wait_until(lambda: not engine.find({REQUEST_LABEL: request_id}), "the container is gone", 5)
+        wait_until(lambda: not exists(engine, container, grid.settings), "the container is gone", 5)
         assert time.monotonic() - asked < 2
     assert not client.cancel(request_id)
 

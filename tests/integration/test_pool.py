@@ -18,8 +18,8 @@ from nanogrid.errors import ContainerError, ContainerLostError, ImageUnavailable
 from nanogrid.executor import classify
 from nanogrid.pool import identity
 from nanogrid.pool.lease import Container, Pool
-from nanogrid.pool.owner import container_name
 from nanogrid.pool.reaper import reap
+from nanogrid.pool.starting import container_name
 from nanogrid.settings import Settings
 from tests.support.rig import Rig
 from tests.support.rig import rig as open_rig
@@ -53,16 +53,13 @@ def test_a_child_that_dies_loses_its_container(rig: Rig, tmp_path: Path) -> None
         with rig.pool.lease(wanted, None) as container:
             container.run(timeout_s=600)
         os._exit(0)
-    name = container_name(wanted.request_id)
-    wait_until(lambda: name in rig.containers(), "the container is there")
+    wait_until(lambda: rig.containers_of(wanted.request_id), "the container is there")
+    (name,) = rig.containers_of(wanted.request_id)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     wait_until(lambda: name not in rig.containers(), "the container is gone", 5)
-    folders = [path.name for path in rig.owner.address.parent.iterdir()]
-    wait_until(
-        lambda: [path.name for path in rig.owner.address.parent.iterdir()] == ["owner.sock"],
-        f"no run folder: {folders}",
-    )
+    slot = rig.owner.address.parent / name.rpartition("-")[2]
+    wait_until(lambda: not slot.exists(), "its folder is gone")
 
 
 def test_orphans_of_a_killed_worker_go_at_the_next_start(tmp_path: Path) -> None:

@@ -12,17 +12,21 @@ from typing import Any
 from nanogrid.container.cgroup import Usage
 from nanogrid.container.engine import End, Engine
 from nanogrid.container.hardening import Confinement, environment
-from nanogrid.container.run import RunReport
+from nanogrid.container.report import RunReport
 from nanogrid.pool.identity import DATA_LABEL, data_id
 from nanogrid.pool.lease import Container, Pool
 from nanogrid.pool.owner import Owner
+from nanogrid.pool.snapshot import snapshot
 from nanogrid.pool.wire import LeaseRequest
 from nanogrid.request import parse_request
+from nanogrid.runtimes import Runtime
 from nanogrid.settings import Settings
 
 PYTHON_IMAGE = "nanogrid/python:3.9"
 NEWEST_PYTHON_IMAGE = "nanogrid/python:3.13"
 CPP_IMAGE = "nanogrid/gcc:11"
+SHELL_IMAGE = "nanogrid/redis:7"
+"""An image without Python."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,14 @@ class Rig:
             value = container.folder.read_result(self.settings.value_limit_bytes)
         return Run(report, value, container.end, container)
 
+    def containers_of(self, request_id: str) -> list[str]:
+        """Names of the containers that a request has in hand."""
+        return [
+            shown.name
+            for shown in snapshot(self.settings.data_dir)
+            if shown.request_id == request_id and shown.state == "leased"
+        ]
+
     def containers(self) -> list[str]:
         """Names of all containers of this data folder."""
         label = {DATA_LABEL: data_id(self.settings.data_dir)}
@@ -111,16 +123,18 @@ def rig(tmp_path: Path, **changes: Any) -> Iterator[Rig]:
             "python_image": PYTHON_IMAGE,
             "cpp_image": CPP_IMAGE,
             "pull_images": False,
+            "runtimes": {"sh": Runtime(image=SHELL_IMAGE, command=("/bin/sh", "run.sh"), required_file="run.sh")},
             **changes,
         }
     )
     here = Rig(settings, tmp_path / "code")
-    for image in (PYTHON_IMAGE, CPP_IMAGE):
+    for image in (PYTHON_IMAGE, CPP_IMAGE, SHELL_IMAGE):
         assert here.engine.has_image(image), f"image {image} is missing: run `make images`"
     here.owner.start()
     try:
         yield here
     finally:
+        here.pool.close()
         here.owner.stop()
         left = here.containers()
         here.engine.close()

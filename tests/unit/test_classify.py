@@ -9,7 +9,7 @@ import pytest
 
 from nanogrid.container.cgroup import Usage
 from nanogrid.container.engine import End
-from nanogrid.container.run import Ended, RunReport, Stream
+from nanogrid.container.report import Ended, RunReport, Stream
 from nanogrid.errors import ContainerLostError
 from nanogrid.executor import classify, handler_command
 from nanogrid.result import Outcome

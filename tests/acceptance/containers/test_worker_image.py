@@ -12,12 +12,12 @@ from pytest_celery import CeleryTestSetup
 
 from nanogrid.client import Client
 from nanogrid.container.engine import Engine
-from nanogrid.pool.identity import REQUEST_LABEL
 from nanogrid.queues import resolve, sqs_client
 from nanogrid.result import ExecutionResult, Outcome
 from nanogrid.settings import Settings
 from tests.support import functions as programs
 from tests.support.functions import Functions
+from tests.support.pool import containers_of, exists
 from tests.support.services import wait_until
 from tests.support.worker import environment
 
@@ -96,23 +96,25 @@ def test_map_reduce(celery_setup: CeleryTestSetup, client: Client, functions: Fu
 
 
 def test_a_timeout_leaves_nothing_on_the_host(
-    celery_setup: CeleryTestSetup, client: Client, functions: Functions, engine: Engine
+    celery_setup: CeleryTestSetup, client: Client, functions: Functions, engine: Engine, worker_settings: Settings
 ) -> None:
     """A function that takes too long ends as TIMED_OUT, and its container is gone when the result is there."""
     result = run(client, functions.request(programs.SLEEP, timeoutMs=700))
     assert (result.outcome, result.stdout) == (Outcome.TIMED_OUT, "up\n")
-    assert engine.find({REQUEST_LABEL: result.request_id}) == []
+    assert result.container_id is not None
+    assert not exists(engine, result.container_id, worker_settings)
 
 
 def test_revoke_kills_the_container_on_the_host(
-    celery_setup: CeleryTestSetup, client: Client, functions: Functions, engine: Engine
+    celery_setup: CeleryTestSetup, client: Client, functions: Functions, engine: Engine, worker_settings: Settings
 ) -> None:
     """revoke with terminate ends the function's container, a sibling of the worker's, within two seconds."""
     request_id = client.submit(functions.request(programs.SLEEP, timeoutMs=120_000))
-    wait_until(lambda: engine.find({REQUEST_LABEL: request_id}), "the container runs")
+    wait_until(lambda: containers_of(worker_settings.data_dir, request_id), "the container runs")
+    (container,) = containers_of(worker_settings.data_dir, request_id)
     asked = time.monotonic()
     celery_setup.app.control.revoke(request_id, terminate=True)
-    wait_until(lambda: not engine.find({REQUEST_LABEL: request_id}), "the container is gone", 5)
+    wait_until(lambda: not exists(engine, container, worker_settings), "the container is gone", 5)
     assert time.monotonic() - asked < 2
     assert client.wait(request_id, WAIT_S).outcome is Outcome.CANCELLED
 
@@ -170,16 +172,20 @@ def test_functions_of_a_containerised_worker_are_confined_the_same(
 
 
 def test_the_engine_confirms_the_confinement(
-    celery_setup: CeleryTestSetup, client: Client, functions: Functions, engine: Engine
+    celery_setup: CeleryTestSetup, client: Client, functions: Functions, engine: Engine, worker_settings: Settings
 ) -> None:
     """What the host's engine has on record for a running function are the limits of hardening.py."""
     request_id = client.submit(functions.request(programs.SLEEP, payload=20, memoryMb=96))
-    wait_until(lambda: engine.find({REQUEST_LABEL: request_id}), "the container runs")
-    (found,) = engine.find({REQUEST_LABEL: request_id})
-    container = engine.api.inspect_container(found.id)
+    wait_until(lambda: containers_of(worker_settings.data_dir, request_id), "the container runs")
+    (found,) = containers_of(worker_settings.data_dir, request_id)
+    container = engine.api.inspect_container(found)
     client.cancel(request_id)
     host = container["HostConfig"]
-    assert container["Config"]["User"] == "65534:65534"
+    # The first process is the runner; the function, its child, is nobody (see the test before this one).
+    assert container["Config"]["User"] == "0:0"
+    assert sorted(host["CapAdd"]) == ["CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID"] or sorted(
+        host["CapAdd"]
+    ) == ["KILL", "SETGID", "SETPCAP", "SETUID"]
     assert (host["NetworkMode"], host["ReadonlyRootfs"], host["CapDrop"], host["Privileged"]) == (
         "none",
         True,

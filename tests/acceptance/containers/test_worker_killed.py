@@ -11,7 +11,6 @@ from pytest_docker_tools import container
 
 from nanogrid.client import Client
 from nanogrid.container.engine import Engine
-from nanogrid.pool.identity import REQUEST_LABEL
 from nanogrid.result import Outcome
 from nanogrid.settings import Settings
 from tests.acceptance.conftest import assert_nothing_left
@@ -19,6 +18,7 @@ from tests.acceptance.containers.components import Worker
 from tests.acceptance.containers.conftest import WORKER_OPTIONS
 from tests.support import functions as programs
 from tests.support.functions import Functions
+from tests.support.pool import containers_of, exists
 from tests.support.services import wait_until
 
 WAIT_S = 60.0
@@ -47,25 +47,22 @@ def test_kill_9_of_the_workers_container(
     client: Client,
     functions: Functions,
     engine: Engine,
+    worker_settings: Settings,
 ) -> None:
     """The next worker removes the orphan on the host's engine and finishes the request; nothing of either is left."""
     request_id = client.submit(functions.request(programs.SLEEP, payload=2, timeoutMs=30_000))
 
-    def containers() -> list[str]:
-        return [found.id for found in engine.find({REQUEST_LABEL: request_id})]
-
-    wait_until(containers, "the container runs")
-    (orphan,) = containers()
+    wait_until(lambda: containers_of(worker_settings.data_dir, request_id), "the container runs")
+    (orphan,) = containers_of(worker_settings.data_dir, request_id)
     doomed: Worker = celery_setup.worker.container
     processes = doomed.host_pids()
     assert len(processes) >= 3  # the main process and two children
     celery_setup.worker.kill()
     assert doomed.status == "exited"
     wait_until(lambda: not any(map(psutil.pid_exists, processes)), "none of the worker's processes runs on", 5)
-    assert containers() == [orphan]
+    assert exists(engine, orphan, worker_settings)
     successor: Worker = request.getfixturevalue("successor")
-    wait_until(lambda: orphan not in containers(), "the orphan is gone")
+    wait_until(lambda: not exists(engine, orphan, worker_settings), "the orphan is gone")
     result = client.wait(request_id, WAIT_S)
     assert (result.outcome, result.stdout) == (Outcome.SUCCEEDED, "up\n")
     assert result.worker == f"celery@{successor.id[:12]}"
-    wait_until(lambda: not containers(), "no container is left", 5)

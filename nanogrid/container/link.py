@@ -1,0 +1,198 @@
+"""The host's end of the connection to the runner, the first process of a warm container.
+
+The rule: what comes from the container is short ASCII text that is parsed with suspicion; what goes there is marshalled,
+because the runner has nothing else at hand that needs no import. `nanogrid/runner` holds the other end.
+
+    host → runner   {"do": "run", "argv", "env", "in_process", "compiler_cache"} with stdin, stdout, stderr · {"do": "kill"}
+    runner → host   hello VERSION · ready · ended STATUS HOW STARTED_NS ENDED_NS LEFT · unclean WORDS · broken WORDS
+
+After `hello` and `ready`, each run gives `ended` and then `ready`, or `unclean` or `broken` where there will be no next run.
+"""
+
+from __future__ import annotations
+
+import array
+import marshal
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanogrid.errors import ContainerLostError, ContainerStartError
+
+PACKET_BYTES = 65_536
+"""Larger messages travel in a memory file beside a packet that says so."""
+
+LOOK_EVERY_S = 0.25
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The runner is up. `version` is its Python's, such as (3, 9)."""
+
+    version: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The next run can come."""
+
+
+@dataclass(frozen=True)
+class RunEnded:
+    """A run is over and every process of it is gone. Times are of CLOCK_MONOTONIC in nanoseconds; `how`: python or exec."""
+
+    exit_code: int
+    how: str
+    started_ns: int
+    ended_ns: int
+    killed: int
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """There will be no next run: something was left behind, or could not be made."""
+
+    word: str
+    reason: str
+
+
+Message = Hello | Ready | RunEnded | Unfit
+
+
+class Link:
+    """One connection. Not thread-safe. Raises ContainerLostError when the runner is gone."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def fileno(self) -> int:
+        """The descriptor, for a poll."""
+        return self._connection.fileno()
+
+    def peer_pid(self) -> int:
+        """The runner's pid as this process sees it; 0 where it cannot be seen."""
+        credentials = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return int(struct.unpack("3i", credentials)[0])
+
+    def is_alive(self) -> bool:
+        """Whether the runner still holds its end, and has nothing to say."""
+        try:
+            return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def send_run(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        descriptors: Sequence[int],
+        *,
+        in_process: bool,
+        compiler_cache: bool,
+    ) -> None:
+        """Ask for a run with these three descriptors as stdin, stdout and stderr."""
+        message = {
+            "do": "run",
+            "argv": list(argv),
+            "env": dict(env),
+            "in_process": in_process,
+            "compiler_cache": compiler_cache,
+        }
+        data = marshal.dumps(message, 2)
+        if len(data) <= PACKET_BYTES:
+            self._send(data, descriptors)
+            return
+        file = os.memfd_create("request", os.MFD_CLOEXEC)
+        try:
+            os.pwrite(file, data, 0)
+            self._send(b"F", [*descriptors, file])
+        finally:
+            os.close(file)
+
+    def send_kill(self) -> None:
+        """Ask for the end of the run that is under way."""
+        self._send(marshal.dumps({"do": "kill"}, 2), ())
+
+    def receive(self, timeout_s: float) -> Message | None:
+        """The next message. None when none came in time."""
+        ready, _, _ = select.select([self._connection], [], [], max(0.0, timeout_s))
+        if not ready:
+            return None
+        try:
+            packet = self._connection.recv(PACKET_BYTES)
+        except OSError:
+            packet = b""
+        if not packet:
+            raise ContainerLostError("the runner of the container is gone")
+        return parse(packet)
+
+    def close(self) -> None:
+        """Close this end. A runner without any open end ends itself and its container."""
+        self._connection.close()
+
+    def _send(self, data: bytes, descriptors: Sequence[int]) -> None:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        try:
+            self._connection.sendmsg([data], ancillary)
+        except OSError as error:
+            raise ContainerLostError(f"the runner of the container does not listen: {error}") from error
+
+
+def parse(packet: bytes) -> Message:
+    """Read what a runner said. Raises ContainerLostError for anything else than its few words."""
+    word, _, rest = packet.decode("ascii", "replace").partition(" ")
+    try:
+        match word:
+            case "hello":
+                major, minor = rest.split(".")[:2]
+                return Hello((int(major), int(minor)))
+            case "ready":
+                return Ready()
+            case "ended":
+                status, how, started_ns, ended_ns, killed = rest.split()
+                code = os.waitstatus_to_exitcode(int(status))
+                return RunEnded(code if code >= 0 else 128 - code, how, int(started_ns), int(ended_ns), int(killed))
+            case "unclean" | "broken":
+                return Unfit(word, " ".join(rest.split())[:500])
+    except ValueError:
+        pass
+    raise ContainerLostError(f"the runner of the container says {packet[:80]!r}, which means nothing")
+
+
+class Listener:
+    """Waits for a new container's runner at a path that only its first process can reach, and takes one connection."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._socket.bind(f"/proc/self/fd/{folder}/{path.name}")
+        finally:
+            os.close(folder)
+        path.chmod(0o600)
+        self._socket.listen(1)
+
+    def accept(self, timeout_s: float, is_running: Callable[[], bool]) -> Link:
+        """The runner's connection. Raises ContainerStartError when it does not come; `is_running` is asked now and then."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            ready, _, _ = select.select([self._socket], [], [], LOOK_EVERY_S)
+            if ready:
+                connection, _ = self._socket.accept()
+                return Link(connection)
+            if not is_running():
+                raise ContainerStartError("the container ended before its runner was up")
+        raise ContainerStartError(f"the container's runner was not up within {timeout_s:g} s")
+
+    def close(self) -> None:
+        """Stop waiting, and take the path away: nobody connects any more."""
+        self._socket.close()
+        self._path.unlink(missing_ok=True)

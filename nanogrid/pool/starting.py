@@ -1,0 +1,128 @@
+"""Starts warm containers: slot, container, runner, connection.
+
+The rule: what is begun here is either ready when this returns, or gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import time
+from pathlib import Path
+
+from nanogrid.container import cgroup
+from nanogrid.container.engine import Engine
+from nanogrid.container.hardening import runner_options
+from nanogrid.container.link import Hello, Link, Listener, Ready
+from nanogrid.container.slot import Slot
+from nanogrid.errors import ContainerStartError, NanoGridError
+from nanogrid.pool import identity
+from nanogrid.pool.stock import Pooled
+from nanogrid.runner.programs import OLDEST_PYTHON, lay_out_programs
+from nanogrid.settings import Settings
+
+log = logging.getLogger(__name__)
+
+NAME_LENGTH = 60
+START_S = 60.0
+"""A runner answers within a tenth of a second; on a host that is this slow nothing works."""
+
+
+class NoRunnerError(ContainerStartError):
+    """The image has no Python that could run the runner."""
+
+
+class Starter:
+    """Starts containers for one owner. Thread-safe."""
+
+    def __init__(self, settings: Settings, engine: Engine, owner: identity.Owner) -> None:
+        self.settings = settings
+        self._engine = engine
+        self._owner = owner
+        self._programs = owner.runs / "programs"
+
+    def prepare(self) -> None:
+        """Lay out the programs that all containers of this owner share."""
+        lay_out_programs(self._programs)
+
+    def start(self, pooled: Pooled, interpreter: str) -> None:
+        """Start the container of this record and wait until it can run something.
+
+        Raises NoRunnerError where the image has no usable Python, another ContainerError where the engine failed.
+        """
+        pooled.slot = Slot(self.slot_path(pooled))
+        pooled.slot.create()
+        began = time.monotonic()
+        listener = Listener(pooled.slot.control)
+        try:
+            self._create(pooled, interpreter)
+            container_id = str(pooled.id)
+            pooled.link = listener.accept(START_S, lambda: self._engine.is_running(container_id))
+            self._await_ready(pooled.link)
+        except ContainerStartError as error:
+            raise self._explained(pooled, interpreter, error) from error
+        finally:
+            listener.close()
+        pooled.cgroup = cgroup.locate(container_id, pooled.link.peer_pid(), self.settings)
+        pooled.measure()
+        log.debug("container %s: ready after %.0f ms", pooled.name, (time.monotonic() - began) * 1000)
+
+    def name_of(self, pooled: Pooled) -> str:
+        """The name under which people find it: its function, its worker, its number."""
+        what = pooled.function_id or "prewarmed"
+        return f"{container_name(what)}-{self._owner.id[:6]}-{pooled.number}"
+
+    def slot_path(self, pooled: Pooled) -> Path:
+        """Where the container's folder lies."""
+        return self._owner.runs / str(pooled.number)
+
+    def labels(self, pooled: Pooled) -> dict[str, str]:
+        """What marks the container as this owner's."""
+        return {**self._owner.labels, identity.NUMBER_LABEL: str(pooled.number)}
+
+    def _create(self, pooled: Pooled, interpreter: str) -> None:
+        assert pooled.slot is not None
+        options = runner_options(
+            pooled.image,
+            interpreter,
+            pooled.limits,
+            self.settings,
+            slot_dir=str(pooled.slot.path),
+            programs_dir=str(self._programs),
+            labels=self.labels(pooled),
+        )
+        pooled.name = self.name_of(pooled)
+        pooled.id = self._engine.create(pooled.name, options)
+        self._engine.start_only(pooled.id)
+
+    def _await_ready(self, link: Link) -> None:
+        deadline = time.monotonic() + START_S
+        hello = link.receive(deadline - time.monotonic())
+        if not isinstance(hello, Hello) or hello.version < OLDEST_PYTHON:
+            raise ContainerStartError(f"the runner said {hello} and no usable version of Python")
+        ready = link.receive(deadline - time.monotonic())
+        if not isinstance(ready, Ready):
+            raise ContainerStartError(f"the runner said {ready} where it should have been ready")
+
+    def _explained(self, pooled: Pooled, interpreter: str, error: ContainerStartError) -> ContainerStartError:
+        """NoRunnerError where the image is the reason: no such program, or one that ended at once."""
+        if re.search(r"executable file not found|no such file or directory", str(error)) and interpreter in str(error):
+            return NoRunnerError(str(error))
+        if pooled.id is None:
+            return error
+        try:
+            end = self._engine.end_of(pooled.id)
+        except NanoGridError:
+            return error
+        if not end.running and end.exit_code > 0 and not end.oom_killed:
+            return NoRunnerError(f"{error} (exit code {end.exit_code})")
+        return error
+
+
+def container_name(what: str) -> str:
+    """`nanogrid-{what}`, safe and short: what Docker refuses becomes `-`, and a hash keeps altered names apart."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "-", what)[:NAME_LENGTH]
+    if safe != what:
+        safe = f"{safe}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+    return f"nanogrid-{safe}"

@@ -1,0 +1,21 @@
+"""The programs of a warm container, as files that can be mounted.
+
+They are copied once per worker, because the engine's host may not see this package (a worker in a container).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+INSIDE = Path(__file__).parent / "inside"
+OLDEST_PYTHON = (3, 9)
+"""What the programs need of the image's own Python."""
+
+
+def lay_out_programs(folder: Path) -> None:
+    """Copy the programs into `folder`, read-only."""
+    shutil.copytree(INSIDE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (folder, *folder.rglob("*")):
+        runs = path.is_dir() or path.stat().st_mode & 0o111
+        path.chmod(0o555 if runs else 0o444)

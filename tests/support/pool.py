@@ -1,0 +1,21 @@
+"""Which container runs what, as the owner tells it, and whether the engine still has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nanogrid.container.engine import Engine
+from nanogrid.pool.identity import DATA_LABEL, data_id
+from nanogrid.pool.snapshot import snapshot
+from nanogrid.settings import Settings
+
+
+def containers_of(data_dir: Path, request_id: str) -> list[str]:
+    """Ids of the containers that a request has in hand right now."""
+    return [shown.container_id for shown in snapshot(data_dir) if shown.request_id == request_id and shown.container_id]
+
+
+def exists(engine: Engine, container_id: str, settings: Settings) -> bool:
+    """Whether the engine has this container of the data folder, in whatever state."""
+    found = engine.find({DATA_LABEL: data_id(settings.data_dir)})
+    return container_id in [container.id for container in found]
