@@ -80,13 +80,19 @@ class Slot:
             os.truncate(self.result, 0)
 
     def result_size(self) -> int:
-        """Bytes that the function wrote to `NANOGRID_RESULT`."""
-        return self.result.stat().st_size
+        """Bytes that the function wrote to `NANOGRID_RESULT`; 0 also when the container, and the folder with it, is gone."""
+        try:
+            return self.result.stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def read_result(self, limit_bytes: int) -> bytes | None:
-        """What the function wrote to `NANOGRID_RESULT`. None: nothing, or more than `limit_bytes`."""
-        with self.result.open("rb") as file:
-            data = file.read(limit_bytes + 1)
+        """What the function wrote to `NANOGRID_RESULT`. None: nothing, more than `limit_bytes`, or the folder is gone."""
+        try:
+            with self.result.open("rb") as file:
+                data = file.read(limit_bytes + 1)
+        except FileNotFoundError:
+            return None
         return data if 0 < len(data) <= limit_bytes else None
 
     def remove(self) -> None:

@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from nanogrid.container import cgroup
 from nanogrid.container.engine import End
 from nanogrid.container.hardening import MOUNT
 from nanogrid.container.launched_run import Watch
@@ -39,10 +38,10 @@ class Container(ABC):
     def __init__(self, leased: LeasedContainer, line: Line, settings: Settings) -> None:
         self.id = leased.id
         self.name = leased.name
-        self.start_kind = StartKind(leased.start)
+        self.start_kind = leased.start
         self._line = line
         self._settings = settings
-        self._cgroup = cgroup.locate(leased.id, leased.pid, settings)
+        self._cgroup = leased.cgroup
         self.end: End | None = None
 
     @abstractmethod
@@ -73,11 +72,12 @@ class WarmContainer(Container):
         line: Line,
         settings: Settings,
         wanted: LeaseRequest,
+        slot: Slot,
         stdin: int,
         link: Link,
     ) -> None:
         super().__init__(leased, line, settings)
-        self.folder: Slot = Slot(Path(leased.slot))
+        self.folder: Slot = slot
         self._wanted = wanted
         self._stdin = stdin
         self._link = link
@@ -172,7 +172,7 @@ class Pool:
                     wanted, payload, line, RunFolder(Path(answer["launch"]["run_dir"])), resources
                 )
             else:
-                container = self._warm(wanted, payload, line, LeasedContainer(**answer["container"]), resources)
+                container = self._warm(wanted, payload, line, LeasedContainer.from_json(answer["container"]), resources)
             yield container
             container.give_back()
         self._connect_ahead()
@@ -182,13 +182,14 @@ class Pool:
     ) -> Container:
         link = Link(socket.socket(fileno=line.take_descriptor()))
         resources.callback(link.close)
-        slot = Slot(Path(leased.slot))
-        if leased.start != StartKind.WARM.value:
+        assert leased.slot is not None
+        slot = Slot(leased.slot)
+        if leased.start is not StartKind.WARM:
             slot.place(Path(wanted.code_dir), Path(wanted.packages_dir) if wanted.packages_dir else None)
         slot.clear_result()
         stdin = slot.open_payload(payload)
         resources.callback(os.close, stdin)
-        return WarmContainer(leased, line, self._settings, wanted, stdin, link)
+        return WarmContainer(leased, line, self._settings, wanted, slot, stdin, link)
 
     def _launched(
         self, wanted: LeaseRequest, payload: Any, line: Line, folder: RunFolder, resources: ExitStack
@@ -197,7 +198,7 @@ class Pool:
         # Opened before the container starts: the end of a pipe shows only to who was there when it was opened.
         watch = resources.enter_context(Watch(folder, self._settings.output_limit_bytes))
         line.send({"start": {"command": wanted.command, "env": wanted.env, "code_dir": wanted.code_dir}})
-        leased = LeasedContainer(**_understood(line.receive())["container"])
+        leased = LeasedContainer.from_json(_understood(line.receive())["container"])
         return LaunchedContainer(leased, line, self._settings, folder, watch)
 
     def _ask(self, message: dict[str, Any]) -> tuple[Line, dict[str, Any]]:

@@ -58,7 +58,7 @@ class Lease:
             return
         if leased is not None:
             assert pooled.link is not None
-            self._line.send({"container": asdict(leased)}, pooled.link.fileno())
+            self._line.send({"container": leased.to_json()}, pooled.link.fileno())
         elif not self._launch(pooled):
             return
         while (message := self._line.receive()) is not None:
@@ -72,9 +72,7 @@ class Lease:
 
     def end(self) -> None:
         """Remove what was not given back."""
-        if self._pooled is not None:
-            remove(self._pooled, self._engine, self._stock)
-            self._pooled = None
+        self._remove()
         if self._run_folder is not None:
             self._run_folder.remove()
 
@@ -98,7 +96,7 @@ class Lease:
                 return grant.pooled, self._start(grant, request["interpreter"])
             if (leased := self._wake(grant, limits)) is not None:
                 return grant.pooled, leased
-            self.end()  # it is gone: look again
+            self._remove()  # it is gone: look again
         raise ContainerLostError(f"{CHOICES} warm containers in a row were gone: is somebody removing them?")
 
     def _start(self, grant: Grant, interpreter: str) -> LeasedContainer | None:
@@ -138,11 +136,8 @@ class Lease:
         return self._leased(pooled, grant.start, thaw=thaw)
 
     def _leased(self, pooled: Pooled, start: StartKind, *, thaw: bool) -> LeasedContainer:
-        assert pooled.link is not None
         assert pooled.slot is not None
-        return LeasedContainer(
-            str(pooled.id), pooled.name, pooled.link.peer_pid(), start.value, str(pooled.slot.path), thaw
-        )
+        return LeasedContainer(str(pooled.id), pooled.name, start, pooled.cgroup, pooled.slot.path, thaw)
 
     def _discard_attempt(self, pooled: Pooled) -> None:
         """Take away the container that could not be kept warm; the record stays, for one that is launched."""
@@ -179,7 +174,7 @@ class Lease:
             return False
         pooled.cgroup = cgroup.locate(pooled.id, pid, self._starter.settings)
         self._stock.move(pooled, State.LEASED)
-        self._line.send({"container": asdict(LeasedContainer(pooled.id, pooled.name, pid))})
+        self._line.send({"container": LeasedContainer(pooled.id, pooled.name, StartKind.COLD, pooled.cgroup).to_json()})
         return True
 
     def _keep(self, pooled: Pooled) -> None:
@@ -207,5 +202,11 @@ class Lease:
         if pooled.id is None:
             return End(running=False, exit_code=-1, oom_killed=False)
         end = self._engine.end_of(pooled.id)
-        self.end()
+        self._remove()
         return end
+
+    def _remove(self) -> None:
+        """Remove the container. A run folder stays until the child has read what is in it."""
+        if self._pooled is not None:
+            remove(self._pooled, self._engine, self._stock)
+            self._pooled = None

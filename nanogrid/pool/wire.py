@@ -22,12 +22,14 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from nanogrid import errors
+from nanogrid.container.cgroup import Cgroup
 from nanogrid.container.hardening import Confinement
+from nanogrid.result import StartKind
 
 PYTHON = re.compile(r"(?:^|/)python[0-9.]*$")
 
@@ -73,16 +75,34 @@ class LeaseRequest:
 class LeasedContainer:
     """A container that is ready for one run.
 
-    `pid` is its first process on the host, `start` cold, prewarmed or warm, `slot` its folder. `thaw`: it is paused, and
-    goes on by a write to its cgroup.
+    `start` is cold, prewarmed or warm, `slot` its folder, `cgroup` where its accounts lie. `thaw`: it is paused, and goes on
+    by a write to its cgroup.
     """
 
     id: str
     name: str
-    pid: int
-    start: str = "cold"
-    slot: str = ""
+    start: StartKind
+    cgroup: Cgroup
+    slot: Path | None = None
     thaw: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As it travels."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "start": self.start.value,
+            "cgroup": [None if folder is None else str(folder) for folder in astuple(self.cgroup)],
+            "slot": None if self.slot is None else str(self.slot),
+            "thaw": self.thaw,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> LeasedContainer:
+        """Read it from the line."""
+        folders = [None if folder is None else Path(folder) for folder in data["cgroup"]]
+        slot = None if data["slot"] is None else Path(data["slot"])
+        return cls(data["id"], data["name"], StartKind(data["start"]), Cgroup(*folders), slot, data["thaw"])
 
 
 def error_to_json(error: errors.NanoGridError) -> dict[str, str]:

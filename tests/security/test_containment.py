@@ -122,8 +122,22 @@ def test_ipc_that_outlives_the_run(rig: Rig) -> None:
 
 
 def test_killing_the_first_process(rig: Rig) -> None:
-    """Signals do not reach PID 1: the run ends with the function's own code."""
-    run = rig.run("import os, sys\nfor n in (9, 15, 2, 1, 19):\n  os.kill(1, n)\nsys.exit(5)")
+    """PID 1 belongs to another user: no signal may be sent to it, and the run ends with the function's own code."""
+    code = (
+        "import os, sys\n"
+        "for n in (9, 15, 2, 1, 19):\n"
+        "    try: os.kill(1, n)\n"
+        "    except PermissionError: continue\n"
+        "    sys.exit(6)\n"
+        "sys.exit(5)"
+    )
+    run = rig.run(code)
+    assert (run.report.ended, run.report.exit_code) == (Ended.EXITED, 5)
+
+
+def test_killing_the_launcher(rig: Rig) -> None:
+    """In an image without Python PID 1 is the function's own user, and signals do not reach it."""
+    run = rig.run({"run.sh": "for n in 9 15 2 1 19; do kill -$n 1; done; exit 5"}, runtime="sh")
     assert (run.report.ended, run.report.exit_code) == (Ended.EXITED, 5)
 
 
