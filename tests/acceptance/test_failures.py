@@ -18,7 +18,7 @@ from nanogrid.client import Client
 from nanogrid.container.engine import Engine
 from nanogrid.mapping import PartFailure
 from nanogrid.queues import depths, resolve, sqs_client
-from nanogrid.result import Outcome
+from nanogrid.result import Outcome, StartKind
 from nanogrid.settings import Settings
 from tests.acceptance.conftest import assert_nothing_left
 from tests.support import functions as programs
@@ -223,16 +223,18 @@ def test_garbage_ends_in_the_dead_letter_queue(make_grid: OpenGrid, functions: F
 
 
 def test_an_engine_that_is_away_for_a_while(make_grid: OpenGrid, functions: Functions, tmp_path: Path) -> None:
-    """Docker's trouble is tried again: the request succeeds at a later attempt."""
+    """A function that is warm runs on without the engine; for one that needs a new container Docker's trouble is tried again."""
     with (
         EngineProxy(tmp_path / "docker.sock") as proxy,
-        make_grid(docker_url=proxy.url, max_attempts=20) as grid,
+        make_grid(docker_url=proxy.url, max_attempts=20, prewarmed={"python": 0}) as grid,
         grid.worker(app="nanogrid") as worker,
     ):
         client = Client(grid.settings)
         assert client.wait(client.submit(functions.request(programs.HELLO)), WAIT_S).attempt == 1
         proxy.cut()
-        request_id = client.submit(functions.request(programs.HELLO, payload=2))
+        warm = client.wait(client.submit(functions.request(programs.HELLO, payload=2)), WAIT_S)
+        assert (warm.outcome, warm.attempt, warm.start_kind) == (Outcome.SUCCEEDED, 1, StartKind.WARM)
+        request_id = client.submit(functions.request("print('another')"))
         wait_until(lambda: worker.said("attempt 1 failed"), "the first attempt has failed")
         proxy.mend()
         result = client.wait(request_id, WAIT_S)
@@ -244,7 +246,7 @@ def test_an_engine_that_stays_away(make_grid: OpenGrid, functions: Functions, tm
     """After the last attempt the result says how many there were and what was wrong."""
     with (
         EngineProxy(tmp_path / "docker.sock") as proxy,
-        make_grid(docker_url=proxy.url, max_attempts=3) as grid,
+        make_grid(docker_url=proxy.url, max_attempts=3, prewarmed={"python": 0}) as grid,
         grid.worker(app="nanogrid"),
     ):
         client = Client(grid.settings)

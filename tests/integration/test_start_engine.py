@@ -1,11 +1,10 @@
 """`scripts/start-engine` with a second, real dockerd that shares nothing with the machine's own.
 
-It lives in network and mount namespaces of its own: an engine removes another's bridge when both see it.
+See `tests/support/second_engine.py` for how it is kept apart.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -14,57 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.services import wait_until
+from tests.support.second_engine import SecondEngine, is_alive
 
 # A second engine starts a containerd of its own and gives it 15 s, which is short on a machine that does three other things.
 pytestmark = pytest.mark.alone
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-class SecondEngine:
-    """Paths of an engine in a folder, and the script applied to it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.socket = folder / "docker.sock"
-        self.pid_file = folder / "docker.pid"
-        self.exec_root = folder / "run"
-        self.containerd_socket = folder / "containerd.sock"
-
-    def start(self, *options: str) -> subprocess.CompletedProcess[str]:
-        """Run the script."""
-        environment = {name: value for name, value in os.environ.items() if name != "DOCKER_HOST"}
-        command = ["unshare", "--net", "--mount", str(ROOT / "scripts" / "start-engine"), *options]
-        command += ["--socket", str(self.socket), "--pid-file", str(self.pid_file), "--exec-root", str(self.exec_root)]
-        command += ["--containerd-socket", str(self.containerd_socket), "--log", str(self.folder / "log")]
-        command += ["--", "--data-root", str(self.folder / "data")]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-    @property
-    def pid(self) -> int:
-        """Process id of its dockerd."""
-        return int(self.pid_file.read_text())
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send its dockerd a signal."""
-        os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        """End it as a power cut would, containerd included."""
-        pids = [self.pid, int((self.exec_root / "containerd" / "containerd.pid").read_text())]
-        for pid in pids:
-            if is_alive(pid):
-                os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not any(map(is_alive, pids)), "dockerd and containerd are gone")
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs. One that has ended and was not reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.fixture
@@ -72,7 +24,7 @@ def engine(tmp_path: Path) -> Iterator[SecondEngine]:
     """A second engine that is not started yet, and does not outlive the test."""
     second = SecondEngine(tmp_path)
     yield second
-    if second.pid_file.exists() and is_alive(second.pid):
+    if second.is_up:
         second.kill()
 
 

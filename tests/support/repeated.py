@@ -1,0 +1,99 @@
+"""One function that is run again and again, as its requests would, and a look at the pool that runs it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nanogrid.container.hardening import Confinement
+from nanogrid.executor import classify
+from nanogrid.pool.lease import Container
+from nanogrid.pool.snapshot import Shown, snapshot
+from nanogrid.result import Outcome, StartKind
+from tests.support.rig import Rig, Run
+from tests.support.services import wait_until
+
+
+class Repeated:
+    """The files are laid out once, so every run is of the same code and may find the container of the run before."""
+
+    def __init__(self, rig: Rig, main: str | dict[str, str], runtime: str = "python", **fields: Any) -> None:
+        self._rig = rig
+        files = {"main.py": main} if isinstance(main, str) else main
+        self.wanted, self.timeout_s = rig.wanted(files, runtime, **fields)
+
+    def run(
+        self,
+        payload: Any = None,
+        *,
+        limits: Confinement | None = None,
+        during: Callable[[Container], None] | None = None,
+        timeout_s: float | None = None,
+        **changes: Any,
+    ) -> Run:
+        """Run once. Raises what the executor would, ContainerLostError where the container went away."""
+        wanted = replace(self.wanted, limits=limits or self.wanted.limits, **changes)
+        with self._rig.pool.lease(wanted, payload) as container:
+            if during is not None:
+                during(container)
+            report = container.run(timeout_s=self.timeout_s if timeout_s is None else timeout_s)
+            self.outcome, _ = classify(report, container)
+            value = container.folder.read_result(self._rig.settings.value_limit_bytes)
+        return Run(report, value, container.end, container)
+
+    @contextmanager
+    def hold(self) -> Iterator[Container]:
+        """Have a container in hand without running anything in it."""
+        with self._rig.pool.lease(self.wanted, None) as container:
+            yield container
+
+    def succeed(self, payload: Any = None, **changes: Any) -> tuple[StartKind, str]:
+        """Run once, with success: how it was started, and what it printed."""
+        run = self.run(payload, **changes)
+        assert self.outcome is Outcome.SUCCEEDED, run.report
+        return run.container.start_kind, run.out
+
+
+def shown(rig: Rig) -> list[Shown]:
+    """The containers of the rig's owner."""
+    return [one for one in snapshot(rig.settings.data_dir) if one.worker == rig.owner.id]
+
+
+def states(rig: Rig) -> list[str]:
+    """Their states, sorted."""
+    return sorted(one.state for one in shown(rig))
+
+
+def await_states(rig: Rig, *expected: str, timeout_s: float = 30.0) -> list[Shown]:
+    """Wait until the pool holds containers in these states and no others; the containers."""
+    wait_until(lambda: states(rig) == sorted(expected), f"the pool holds {expected}", timeout_s)
+    return shown(rig)
+
+
+def first_pid(rig: Rig, container_id: str) -> int:
+    """The host's pid of a container's first process."""
+    return int(rig.engine.api.inspect_container(container_id)["State"]["Pid"])
+
+
+def engine_state(rig: Rig, container_id: str) -> str:
+    """What `docker ps` says: `running`, `paused`, ..."""
+    return str(rig.engine.api.inspect_container(container_id)["State"]["Status"])
+
+
+def once_it_runs(fault: Callable[[Container], None]) -> Callable[[Container], None]:
+    """For `during`: do something to the container as soon as its function has written to its result."""
+
+    def during(container: Container) -> None:
+        result: Path = container.folder.result
+
+        def watch() -> None:
+            wait_until(lambda: result.stat().st_size > 0, "the function runs")
+            fault(container)
+
+        threading.Thread(target=watch).start()
+
+    return during

@@ -1,0 +1,336 @@
+"""The folder of a warm container: how code, payload and result get there and back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nanogrid.container.slot import Slot, farm
+from nanogrid.errors import ContainerStartError
+
+LONG_AGO_NS = 1_000_000_000_000_000_000
+LIMIT_BYTES = 1000
+
+
+@pytest.fixture
+def slot(tmp_path: Path) -> Iterator[Slot]:
+    """A container's folder as it is before the container starts."""
+    made = Slot(tmp_path / "runs" / "owner" / "7")
+    made.create()
+    yield made
+    made.remove()
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Iterator[Path]:
+    """A function as it lies in the cache: read-only, with fixed times, a nested folder, an empty one and a link."""
+    root = tmp_path / "cache" / "function"
+    (root / "package" / "deep").mkdir(parents=True)
+    (root / "empty").mkdir()
+    (root / "main.py").write_text("import package")
+    (root / "package" / "deep" / "data.txt").write_text("data")
+    (root / "run").write_text("#!/bin/sh")
+    (root / "link").symlink_to("package/deep/../deep/data.txt")
+    (root / "dangling").symlink_to("/no/such/file")
+    close(root)
+    yield root
+    for folder, _, _ in os.walk(root):
+        Path(folder).chmod(0o700)
+
+
+def close(root: Path) -> None:
+    """Take the right to write from a whole tree, and set all its times."""
+    for folder, folders, files in os.walk(root, topdown=False):
+        for name in files:
+            path = Path(folder) / name
+            if not path.is_symlink():
+                path.chmod(0o555 if name == "run" else 0o444)
+                os.utime(path, ns=(LONG_AGO_NS, LONG_AGO_NS))
+        for name in folders:
+            (Path(folder) / name).chmod(0o555)
+            os.utime(Path(folder) / name, ns=(LONG_AGO_NS, LONG_AGO_NS))
+    root.chmod(0o555)
+    os.utime(root, ns=(LONG_AGO_NS, LONG_AGO_NS))
+
+
+def tree(root: Path) -> dict[str, tuple[int, int, str]]:
+    """Mode, time of change in nanoseconds, and link text of everything in a tree. Links have no times of their own."""
+    found = {}
+    for path in [root, *sorted(root.rglob("*"))]:
+        status = path.lstat()
+        link = str(path.readlink()) if path.is_symlink() else ""
+        found[str(path.relative_to(root))] = (status.st_mode, 0 if link else status.st_mtime_ns, link)
+    return found
+
+
+# -- the farm
+
+
+def test_a_farm_is_the_same_tree(code: Path, tmp_path: Path) -> None:
+    """Names, modes, times of files and folders, and the text of links, dangling ones included."""
+    before = tree(code)
+    farm(code, tmp_path / "farm")
+    assert tree(tmp_path / "farm") == before == tree(code)
+    Slot(tmp_path / "farm").remove()
+
+
+def test_a_farm_shares_files_and_owns_folders(code: Path, tmp_path: Path) -> None:
+    """Files cost no space and are in the page cache once; nobody who changes a folder changes the cache."""
+    target = tmp_path / "farm"
+    farm(code, target)
+    for path in code.rglob("*"):
+        twin = target / path.relative_to(code)
+        if path.is_symlink():
+            assert twin.is_symlink()
+        else:
+            assert (path.lstat().st_ino == twin.lstat().st_ino) is path.is_file()
+    Slot(target).remove()
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+    """Nothing outside of the tree comes in by one."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "private").write_text("x")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "way out").symlink_to(tmp_path / "outside")
+    farm(tmp_path / "code", tmp_path / "farm")
+    assert (tmp_path / "farm" / "way out").is_symlink()
+
+
+def test_a_farm_replaces_nothing(code: Path, tmp_path: Path) -> None:
+    """A target that is there already is an error."""
+    (tmp_path / "farm").mkdir()
+    with pytest.raises(FileExistsError):
+        farm(code, tmp_path / "farm")
+
+
+# -- making the folder
+
+
+def test_a_new_slot_has_no_code(slot: Slot) -> None:
+    """A container can start in it: places to mount are there, the result can be written by its user, the rest cannot."""
+    assert sorted(path.name for path in slot.path.iterdir()) == ["compiler-cache", "result.json", "runner"]
+    assert slot.path.stat().st_mode & 0o777 == 0o755
+    assert slot.result.stat().st_mode & 0o777 == 0o666
+    assert slot.result_size() == 0
+
+
+def test_modes_do_not_depend_on_the_workers_mask(tmp_path: Path) -> None:
+    """A worker that is started with a strict umask gives its containers folders that they can read."""
+    before = os.umask(0o077)
+    try:
+        slot = Slot(tmp_path / "7")
+        slot.create()
+        os.close(slot.open_payload({}))
+    finally:
+        os.umask(before)
+    assert slot.path.stat().st_mode & 0o777 == 0o755
+    assert slot.result.stat().st_mode & 0o777 == 0o666
+    assert slot.payload.stat().st_mode & 0o777 == 0o444
+
+
+def test_a_slot_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    """The error names the folder and the reason, and can be tried again."""
+    (tmp_path / "runs").write_text("in the way")
+    with pytest.raises(
+        ContainerStartError, match=r"the folder .*/runs/7 could not be made: .*Not a directory"
+    ) as raised:
+        Slot(tmp_path / "runs" / "7").create()
+    assert raised.value.retryable
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+# -- the function
+
+
+def test_code_and_packages_appear_whole(slot: Slot, code: Path, tmp_path: Path) -> None:
+    """Both under their names, and no draft of either is left."""
+    packages = tmp_path / "layer"
+    packages.mkdir()
+    (packages / "library.py").write_text("")
+    slot.place(code, packages)
+    assert tree(slot.path / "code") == tree(code)
+    assert (slot.path / "packages" / "library.py").samefile(packages / "library.py")
+    names = {path.name for path in slot.path.iterdir()}
+    assert names == {"code", "packages", "compiler-cache", "result.json", "runner"}
+
+
+def test_a_function_without_a_layer_has_no_packages(slot: Slot, code: Path) -> None:
+    """The runner sees by that whether there are any."""
+    slot.place(code, None)
+    assert not (slot.path / "packages").exists()
+
+
+def test_a_container_belongs_to_the_first_code_it_gets(slot: Slot, code: Path, tmp_path: Path) -> None:
+    """Other code does not come in later, over it or beside it."""
+    slot.place(code, None)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "main.py").write_text("print('other')")
+    with pytest.raises(ContainerStartError, match="the code could not be laid out"):
+        slot.place(tmp_path / "other", None)
+    assert (slot.path / "code" / "main.py").read_text() == "import package"
+
+
+def test_code_that_left_the_cache_is_an_error_of_ours(slot: Slot, tmp_path: Path) -> None:
+    """Evicted between being found and being laid out: another attempt fetches it again; half of it is never seen."""
+    with pytest.raises(ContainerStartError, match="the code could not be laid out") as raised:
+        slot.place(tmp_path / "gone", None)
+    assert raised.value.retryable
+    assert not (slot.path / "code").exists()
+
+
+# -- payload
+
+
+@pytest.mark.parametrize(
+    ("payload", "text"),
+    [
+        (None, ""),
+        ({"a": [1, None, "ü"]}, '{"a": [1, null, "ü"]}'),
+        (0, "0"),
+        ("", '""'),
+        (False, "false"),
+        ("\ud800", '"?"'),
+    ],
+)
+def test_the_payload_is_json(slot: Slot, payload: object, text: str) -> None:
+    """The file and the descriptor, which is read from its start, hold the same; None is no text at all."""
+    descriptor = slot.open_payload(payload)
+    with os.fdopen(descriptor, "rb") as stdin:
+        assert stdin.read() == slot.payload.read_bytes() == text.encode()
+    assert slot.payload.stat().st_mode & 0o777 == 0o444
+
+
+def test_the_payload_cannot_be_written_through_its_descriptor(slot: Slot) -> None:
+    """What a function gets as its stdin is for reading."""
+    descriptor = slot.open_payload({"a": 1})
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+            os.write(descriptor, b"x")
+    finally:
+        os.close(descriptor)
+
+
+def test_a_large_payload_is_written_whole(slot: Slot) -> None:
+    """Several MiB, byte for byte."""
+    payload = "ü" * 3_000_000
+    with os.fdopen(slot.open_payload(payload), "rb") as stdin:
+        assert stdin.read() == f'"{payload}"'.encode()
+
+
+def test_a_shorter_payload_leaves_nothing_of_the_one_before(slot: Slot) -> None:
+    """Each run has a file of its own; who still holds the old one sees the old one."""
+    with os.fdopen(slot.open_payload({"secret": "of the run before"}), "rb") as before:
+        os.close(slot.open_payload(1))
+        assert slot.payload.read_text() == "1"
+        assert before.read() == b'{"secret": "of the run before"}'
+
+
+def test_a_payload_that_cannot_be_written_is_an_error_of_ours(slot: Slot) -> None:
+    """The container's folder is gone: another attempt gets another container."""
+    slot.remove()
+    with pytest.raises(ContainerStartError, match="the payload could not be written"):
+        slot.open_payload({})
+
+
+# -- result
+
+
+def test_a_result_is_read_up_to_the_limit(slot: Slot) -> None:
+    """Nothing written is None, and so is too much."""
+    assert slot.read_result(LIMIT_BYTES) is None
+    for size, expected in ((1, b"x"), (LIMIT_BYTES, b"x" * LIMIT_BYTES), (LIMIT_BYTES + 1, None)):
+        slot.result.write_bytes(b"x" * size)
+        assert slot.read_result(LIMIT_BYTES) == expected
+        assert slot.result_size() == size
+
+
+def test_the_result_of_the_run_before_is_forgotten(slot: Slot) -> None:
+    """In place: the file is a mount of its own, and a new one would not be seen in the container."""
+    slot.result.write_text("of the run before")
+    inode = slot.result.stat().st_ino
+    for _ in range(2):
+        slot.clear_result()
+        assert slot.read_result(LIMIT_BYTES) is None
+        assert slot.result.stat().st_ino == inode
+
+
+def test_a_folder_that_is_gone_holds_no_result(slot: Slot) -> None:
+    """A container that was destroyed took it along; reading is no error."""
+    slot.result.write_text("1")
+    slot.remove()
+    assert slot.read_result(LIMIT_BYTES) is None
+    assert slot.result_size() == 0
+
+
+# -- removal
+
+
+def as_user(folder: Path, work: Callable[[], None]) -> int:
+    """Exit code of a child that does some work in a folder, as nobody where the tests run as root: root may write anywhere."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.chdir(folder)  # before: the folders above it are closed to others
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            work()
+        except BaseException:  # noqa: BLE001  # the parent is told by the exit code
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_read_only_folders_are_removed_by_their_owner(tmp_path: Path) -> None:
+    """A worker that is not root removes a farm too, whose folders nobody may write; the cache stays as it was."""
+    place = tmp_path / "place"
+    place.mkdir()
+    place.chmod(0o777)
+
+    def work() -> None:
+        source = Path("code")
+        (source / "a" / "b").mkdir(parents=True)
+        (source / "a" / "b" / "file").write_text("x")
+        close(source)
+        before = tree(source)
+        slot = Slot(Path("7"))
+        slot.create()
+        slot.place(source, None)
+        slot.remove()
+        assert not slot.path.exists()
+        assert tree(source) == before
+        Slot(source).remove()
+
+    assert as_user(place, work) == 0
+    assert list(place.iterdir()) == []
+
+
+def test_removal_follows_no_link(slot: Slot, tmp_path: Path) -> None:
+    """What a link of the code names, in the cache or elsewhere, is neither opened nor removed."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("x")
+    outside.chmod(0o500)
+    source = tmp_path / "code"
+    source.mkdir()
+    (source / "way out").symlink_to(outside)
+    slot.place(source, None)
+    slot.remove()
+    assert not slot.path.exists()
+    assert (outside / "kept").exists()
+    assert outside.stat().st_mode & 0o777 == 0o500
+
+
+def test_removing_twice_is_fine(slot: Slot) -> None:
+    """Whoever removes it first was right."""
+    slot.remove()
+    slot.remove()
+    assert not slot.path.exists()
