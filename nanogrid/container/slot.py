@@ -36,7 +36,7 @@ class Slot:
             self.path.mkdir(parents=True)
             self.path.chmod(0o755)
             for name in FOLDERS:
-                (self.path / name).mkdir()
+                (self.path / name).mkdir(mode=0o700)  # a tmpfs takes over the mode of the folder that it covers
             self.result.touch()
             self.result.chmod(0o666)
         except OSError as error:

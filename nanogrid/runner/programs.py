@@ -9,13 +9,15 @@ import shutil
 from pathlib import Path
 
 INSIDE = Path(__file__).parent / "inside"
+COMMANDS = "bin"
+"""The folder of programs that are called by name."""
+
 OLDEST_PYTHON = (3, 9)
 """What the programs need of the image's own Python."""
 
 
 def lay_out_programs(folder: Path) -> None:
-    """Copy the programs into `folder`, read-only."""
+    """Copy the programs into `folder`, read-only. What stands for a command is executable, however it was installed."""
     shutil.copytree(INSIDE, folder, ignore=shutil.ignore_patterns("__pycache__"))
     for path in (folder, *folder.rglob("*")):
-        runs = path.is_dir() or path.stat().st_mode & 0o111
-        path.chmod(0o555 if runs else 0o444)
+        path.chmod(0o555 if path.is_dir() or path.parent.name == COMMANDS else 0o444)

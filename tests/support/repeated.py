@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogrid.container.hardening import Confinement
+from nanogrid.errors import NanoGridError
 from nanogrid.executor import classify
 from nanogrid.pool.lease import Container
 from nanogrid.pool.snapshot import Shown, snapshot
@@ -44,6 +45,15 @@ class Repeated:
             self.outcome, _ = classify(report, container)
             value = container.folder.read_result(self._rig.settings.value_limit_bytes)
         return Run(report, value, container.end, container)
+
+    def retried(self, payload: Any = None) -> str:
+        """Run with success, as a request is that may be tried again once: what it printed."""
+        try:
+            return self.succeed(payload)[1]
+        except NanoGridError as error:
+            if not error.retryable:
+                raise
+            return self.succeed(payload)[1]
 
     @contextmanager
     def hold(self) -> Iterator[Container]:
