@@ -44,6 +44,10 @@ class CodeCorruptError(CodeError):
     """The object is no usable archive, breaks a limit, or is not what `codeSha256` promised."""
 
 
+class LayerBuildError(CodeError):
+    """The code's `requirements.txt` or `build.sh` could not be made into a layer, for a reason that lies in them."""
+
+
 class CodeUnavailableError(CodeError):
     """S3 did not answer, or the local disk could not take the code. Trying again can help."""
 

@@ -185,7 +185,9 @@ class Settings(BaseSettings):
     )
     build_memory_mb: int = Field(2048, ge=64, description="Memory of a build, its files included.")
     build_cpus: float = Field(2.0, gt=0, description="CPUs of a build.")
-    build_timeout_s: float = Field(300.0, gt=0, description="Longest build.")
+    build_timeout_s: float = Field(
+        90.0, gt=0, description="Longest build; never more than four fifths of `overhead_s`, which it is a part of."
+    )
     layer_limit_mb: int = Field(1024, ge=1, description="Largest layer.")
     layer_files_limit: int = Field(100_000, ge=1, description="Most files and folders in a layer.")
     layer_cache_mb: int = Field(
@@ -276,6 +278,11 @@ class Settings(BaseSettings):
             if image:
                 table[name] = table[name].model_copy(update={"image": image})
         return RuntimeTable({**table, **self.runtimes})
+
+    @property
+    def longest_build_s(self) -> float:
+        """Longest build that leaves the request it is for some of its overhead: one that is cut off begins anew."""
+        return min(self.build_timeout_s, 0.8 * self.overhead_s)
 
     @property
     def longest_run_s(self) -> float:

@@ -70,7 +70,10 @@ class Gauge:
 
     def _peak(self) -> int | None:
         if self._v2_peak >= 0:
-            return int(os.pread(self._v2_peak, 64, 0))
+            try:
+                return int(os.pread(self._v2_peak, 64, 0))
+            except (OSError, ValueError):  # the container is gone, and its accounts with it
+                return None
         return self._cgroup.peak_memory_bytes()
 
 

@@ -221,6 +221,18 @@ class Engine:
                 return End(running=False, exit_code=-1, oom_killed=False)
             return End(bool(state["Running"]), int(state["ExitCode"]), bool(state["OOMKilled"]))
 
+    def kill(self, container_id: str) -> None:
+        """End a container and wait for its end. One that has ended, or is gone, already is fine."""
+        from docker.errors import APIError
+
+        with _translated(f"kill container {container_id[:12]}"):
+            try:
+                self.api.kill(container_id)
+                self.api.wait(container_id)
+            except APIError as error:
+                if error.status_code not in (404, 409):
+                    raise
+
     def remove(self, container_id: str) -> None:
         """Kill and remove a container in whatever state it is. One that is gone, or going, already is fine."""
         from docker.errors import APIError, NotFound

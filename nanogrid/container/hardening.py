@@ -85,47 +85,35 @@ def runner_options(
     config["Tmpfs"][f"{MOUNT}/compiler-cache"] = _tmpfs(
         settings.compiler_cache_mb, f"noexec,mode=0700,uid={user},gid={user}"
     )
-    config["Mounts"] = [
-        _bind(slot_dir, MOUNT, read_only=True),
-        _bind(programs_dir, f"{MOUNT}/runner", read_only=True),
-        _bind(f"{slot_dir}/result.json", f"{MOUNT}/result.json", read_only=False),
-    ]
+    config["Mounts"] = _mounts(slot_dir, programs_dir)
     return {
         **_container(image, limits, labels, config),
         "Entrypoint": [interpreter, f"{MOUNT}/runner"],
         "Cmd": ["--uid", str(user), "--gid", str(user)],
         "User": "0:0",
-        "Env": [f"{name}={value}" for name, value in BASE_ENVIRONMENT.items()],
     }
 
 
 def launcher_options(
     image: str,
-    command: tuple[str, ...],
-    env: dict[str, str],
     limits: Confinement,
     settings: Settings,
     *,
-    run_dir: str,
-    code_dir: str,
+    slot_dir: str,
+    programs_dir: str,
     labels: dict[str, str],
 ) -> dict[str, Any]:
-    """The body of the engine's create call for one run: the launcher as first process, the command as its arguments.
+    """The body of the engine's create call for one run in an image without Python: the launcher as first process.
 
-    `run_dir` and `code_dir` are paths on the engine's host.
+    It is the function's own user, without any capability.
     """
     config = _host_config(limits, settings)
-    config["Mounts"] = [
-        _bind(run_dir, MOUNT, read_only=True),
-        _bind(code_dir, f"{MOUNT}/code", read_only=True),
-        _bind(f"{run_dir}/result.json", f"{MOUNT}/result.json", read_only=False),
-    ]
+    config["Mounts"] = _mounts(slot_dir, programs_dir)
     return {
         **_container(image, limits, labels, config),
-        "Entrypoint": ["/bin/sh", f"{MOUNT}/launch.sh"],
-        "Cmd": list(command),
+        "Entrypoint": ["/bin/sh", f"{MOUNT}/runner/launch.sh"],
+        "Cmd": [],
         "User": f"{settings.container_uid}:{settings.container_uid}",
-        "Env": [f"{name}={value}" for name, value in env.items()],
     }
 
 
@@ -136,6 +124,7 @@ def _container(image: str, limits: Confinement, labels: dict[str, str], host_con
         "WorkingDir": WORKSPACE,
         "Labels": labels,
         "Hostname": "function",
+        "Env": [f"{name}={value}" for name, value in BASE_ENVIRONMENT.items()],
         # Without a network the engine need not make one that does nothing: the kernel's own empty one costs 100 ms less.
         "NetworkDisabled": limits.network == "none",
         "Tty": False,
@@ -179,6 +168,14 @@ def _host_config(limits: Confinement, settings: Settings) -> dict[str, Any]:
         "RestartPolicy": {"Name": "no"},
         "AutoRemove": False,
     }
+
+
+def _mounts(slot_dir: str, programs_dir: str) -> list[dict[str, Any]]:
+    return [
+        _bind(slot_dir, MOUNT, read_only=True),
+        _bind(programs_dir, f"{MOUNT}/runner", read_only=True),
+        _bind(f"{slot_dir}/result.json", f"{MOUNT}/result.json", read_only=False),
+    ]
 
 
 def _tmpfs(size_mb: int, options: str) -> str:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 from nanogrid.container.cgroup import Cgroup, Usage
 from nanogrid.container.report import Ended, RunReport, Stream
-from nanogrid.container.run_folder import RunFolder
+from nanogrid.container.slot import Slot
 from nanogrid.errors import ContainerStartError
 
 CHUNK_BYTES = 65_536
@@ -22,15 +22,15 @@ DRAIN_S = 5.0
 
 
 class Watch:
-    """Watches one run. To be opened before the container starts, so that even an early end shows as the end of a pipe."""
+    """Watches one run. The launcher waits until this is opened, and then begins."""
 
-    def __init__(self, folder: RunFolder, output_limit_bytes: int) -> None:
+    def __init__(self, slot: Slot, output_limit_bytes: int) -> None:
         self._open = ExitStack()
         self._selector = self._open.enter_context(selectors.DefaultSelector())
-        self._control = self._pipe(folder, "control")
+        self._control = self._pipe(slot, "control")
         self._streams = {
-            self._pipe(folder, "stdout"): Stream(output_limit_bytes),
-            self._pipe(folder, "stderr"): Stream(output_limit_bytes),
+            self._pipe(slot, "stdout"): Stream(output_limit_bytes),
+            self._pipe(slot, "stderr"): Stream(output_limit_bytes),
         }
         self._lines = b""
 
@@ -65,8 +65,8 @@ class Watch:
             ended = Ended.OUTPUT_LIMIT
         return RunReport(ended, exit_code, stdout, stderr, duration_s * 1000, usage)
 
-    def _pipe(self, folder: RunFolder, name: str) -> int:
-        fd = os.open(folder.pipe(name), os.O_RDONLY | os.O_NONBLOCK)
+    def _pipe(self, slot: Slot, name: str) -> int:
+        fd = os.open(slot.pipe(name), os.O_RDONLY | os.O_NONBLOCK)
         self._open.callback(os.close, fd)
         self._selector.register(fd, selectors.EVENT_READ)
         return fd

@@ -28,6 +28,7 @@ PACKET_BYTES = 65_536
 """Larger messages travel in a memory file beside a packet that says so."""
 
 LOOK_EVERY_S = 0.25
+MOST_DIGITS = 20
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,12 @@ class Link:
     def is_alive(self) -> bool:
         """Whether the runner still holds its end, and has nothing to say."""
         try:
-            return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+            self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return True
         except OSError:
             return False
+        return False  # its end, or a word out of turn
 
     def send_run(
         self,
@@ -122,8 +124,7 @@ class Link:
 
     def receive(self, timeout_s: float) -> Message | None:
         """The next message. None when none came in time."""
-        ready, _, _ = select.select([self._connection], [], [], max(0.0, timeout_s))
-        if not ready:
+        if not _is_readable(self._connection, timeout_s):
             return None
         try:
             packet = self._connection.recv(PACKET_BYTES)
@@ -156,14 +157,29 @@ def parse(packet: bytes) -> Message:
             case "ready":
                 return Ready()
             case "ended":
-                status, how, started_ns, ended_ns, killed = rest.split()
-                code = os.waitstatus_to_exitcode(int(status))
-                return RunEnded(code if code >= 0 else 128 - code, how, int(started_ns), int(ended_ns), int(killed))
+                status, how, *numbers = rest.split()
+                started_ns, ended_ns, killed = map(_number, numbers)
+                code = os.waitstatus_to_exitcode(_number(status))
+                return RunEnded(code if code >= 0 else 128 - code, how, started_ns, ended_ns, killed)
             case "unclean" | "broken":
                 return Unfit(word, " ".join(rest.split())[:500])
-    except ValueError:
+    except (ValueError, OverflowError):  # no such number of digits, no such wait status
         pass
     raise ContainerLostError(f"the runner of the container says {packet[:80]!r}, which means nothing")
+
+
+def _number(text: str) -> int:
+    """A number of at most 20 digits. Raises ValueError."""
+    if not text.isdigit() or len(text) > MOST_DIGITS:
+        raise ValueError(f"{text[:80]!r} is no number of at most {MOST_DIGITS} digits")
+    return int(text)
+
+
+def _is_readable(connection: socket.socket, timeout_s: float) -> bool:
+    """Whether there is something to read within the time. By poll: select knows no descriptor over 1023."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(max(0.0, timeout_s) * 1000))
 
 
 class Listener:
@@ -184,8 +200,7 @@ class Listener:
         """The runner's connection. Raises ContainerStartError when it does not come; `is_running` is asked now and then."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            ready, _, _ = select.select([self._socket], [], [], LOOK_EVERY_S)
-            if ready:
+            if _is_readable(self._socket, LOOK_EVERY_S):
                 connection, _ = self._socket.accept()
                 return Link(connection)
             if not is_running():

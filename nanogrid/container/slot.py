@@ -1,4 +1,4 @@
-"""The folder that a warm container sees as `/nanogrid`: its function's code, and what one run is given and gives back.
+"""The folder that a container sees as `/nanogrid`: its function's code, and what one run is given and gives back.
 
 It lies under `<data_dir>/runs/<owner>/`, is read-only inside the container but for the result file, and goes with the
 container. The rule: code appears in it by one rename, and from then on the container belongs to that code.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ CODE = "code"
 PACKAGES = "packages"
 FOLDERS = ("runner", "compiler-cache")
 """Where other things are mounted: programs, and the memory of the compiler cache."""
+PIPES = ("control", "hold", "stdout", "stderr")
+"""How a launched container, one without a runner, is watched."""
 
 
 class Slot:
@@ -29,6 +33,7 @@ class Slot:
         self.payload = path / "payload.json"
         self.result = path / "result.json"
         self.control = path / "control.sock"
+        self.start_script = path / "start.sh"
 
     def create(self) -> None:
         """Make the folder. The modes are open because the engine may map user ids; the parent is closed to others."""
@@ -42,6 +47,28 @@ class Slot:
         except OSError as error:
             self.remove()
             raise ContainerStartError(f"the folder {self.path} could not be made: {error}") from error
+
+    def create_pipes(self) -> None:
+        """Make the named pipes of a launched container. The first process waits for whoever reads `control`."""
+        try:
+            for name in PIPES:
+                os.mkfifo(self.pipe(name))
+                self.pipe(name).chmod(0o666)
+        except OSError as error:
+            raise ContainerStartError(f"the pipes in {self.path} could not be made: {error}") from error
+
+    def pipe(self, name: str) -> Path:
+        """Path of one of PIPES."""
+        return self.path / name
+
+    def write_start(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """Tell a launched container what to run."""
+        words = ["env", *(f"{name}={value}" for name, value in env.items()), *argv]
+        try:
+            self.start_script.write_text(f"exec {shlex.join(words)}\n")
+            self.start_script.chmod(0o444)
+        except OSError as error:
+            raise ContainerStartError(f"the command could not be written to {self.path}: {error}") from error
 
     def place(self, code: Path, packages: Path | None) -> None:
         """Give the container its function: a farm of hard links to the cache, where no run can write."""

@@ -13,32 +13,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from nanogrid.errors import ConfigurationError
+from nanogrid.container.labels import DATA_LABEL, OWNER_LABEL, data_id, owner_lock, owners_folder
 
-DATA_LABEL = "nanogrid.data"
-OWNER_LABEL = "nanogrid.owner"
 NUMBER_LABEL = "nanogrid.number"
-
-
-def data_id(data_dir: Path) -> str:
-    """The id of a data folder, made with it. Raises ConfigurationError where the folder cannot be written."""
-    path = data_dir / "id"
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            fresh = data_dir / f"id.{uuid.uuid4().hex}"
-            fresh.write_text(uuid.uuid4().hex)
-            try:
-                os.link(fresh, path)  # fails where another process was first: its id counts
-            except FileExistsError:
-                pass
-            finally:
-                fresh.unlink()
-        return path.read_text()
-    except OSError as error:
-        raise ConfigurationError(
-            f"the data folder {data_dir} cannot be used ({error.strerror}): name another by NANOGRID_DATA_DIR"
-        ) from error
 
 
 class Owner:
@@ -48,11 +25,11 @@ class Owner:
         self.data_dir = data_dir
         self.data_id = data_id(data_dir)
         self.id = uuid.uuid4().hex[:16]
-        _owners(data_dir).mkdir(exist_ok=True)
+        owners_folder(data_dir).mkdir(exist_ok=True)
         self.runs.mkdir(parents=True)
         (data_dir / "runs").chmod(0o711)
         self.runs.chmod(0o711)
-        self._lock = _lock_new(_lock_path(data_dir, self.id))
+        self._lock = _lock_new(owner_lock(data_dir, self.id))
 
     @property
     def runs(self) -> Path:
@@ -73,7 +50,7 @@ class Owner:
     def close(self) -> None:
         """Give the lock up: from now on this owner counts as dead."""
         if self._lock >= 0:
-            _lock_path(self.data_dir, self.id).unlink(missing_ok=True)
+            owner_lock(self.data_dir, self.id).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = -1
 
@@ -85,7 +62,7 @@ def runs_of(data_dir: Path, owner_id: str) -> Path:
 
 def known_owners(data_dir: Path) -> Iterator[str]:
     """Ids of all owners, living or dead, that left a lock file or run folders."""
-    locks = {path.stem for path in _owners(data_dir).glob("*.lock")}
+    locks = {path.stem for path in owners_folder(data_dir).glob("*.lock")}
     folders = {path.name for path in (data_dir / "runs").glob("*")}
     yield from sorted(locks | folders)
 
@@ -93,7 +70,7 @@ def known_owners(data_dir: Path) -> Iterator[str]:
 def is_dead(data_dir: Path, owner_id: str) -> bool:
     """Whether no process holds the owner's lock. An owner without a lock file is dead."""
     try:
-        fd = os.open(_lock_path(data_dir, owner_id), os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(owner_lock(data_dir, owner_id), os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
     try:
@@ -108,15 +85,7 @@ def is_dead(data_dir: Path, owner_id: str) -> bool:
 
 def forget(data_dir: Path, owner_id: str) -> None:
     """Delete a dead owner's lock file."""
-    _lock_path(data_dir, owner_id).unlink(missing_ok=True)
-
-
-def _owners(data_dir: Path) -> Path:
-    return data_dir / "owners"
-
-
-def _lock_path(data_dir: Path, owner_id: str) -> Path:
-    return _owners(data_dir) / f"{owner_id}.lock"
+    owner_lock(data_dir, owner_id).unlink(missing_ok=True)
 
 
 def _lock_new(path: Path) -> int:

@@ -8,6 +8,7 @@ The lease is the connection to the owner; leaving the block, and dying, both end
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from abc import ABC, abstractmethod
@@ -22,23 +23,23 @@ from nanogrid.container.launched_run import Watch
 from nanogrid.container.link import Link
 from nanogrid.container.report import Ended, RunReport
 from nanogrid.container.run import Program, Run
-from nanogrid.container.run_folder import RunFolder
 from nanogrid.container.slot import Slot
-from nanogrid.errors import ContainerLostError, PoolExhaustedError
+from nanogrid.errors import ContainerLostError, NanoGridError, PoolExhaustedError
 from nanogrid.pool.wire import LeasedContainer, LeaseRequest, Line, connect, error_from_json
 from nanogrid.result import StartKind
 from nanogrid.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 class Container(ABC):
     """A leased container, ready for one run. `folder` holds what the run gives back."""
 
-    folder: Slot | RunFolder
-
-    def __init__(self, leased: LeasedContainer, line: Line, settings: Settings) -> None:
+    def __init__(self, leased: LeasedContainer, line: Line, settings: Settings, slot: Slot) -> None:
         self.id = leased.id
         self.name = leased.name
         self.start_kind = leased.start
+        self.folder = slot
         self._line = line
         self._settings = settings
         self._cgroup = leased.cgroup
@@ -60,7 +61,7 @@ class Container(ABC):
             answer = self._line.receive()
             if answer is None:
                 raise ContainerLostError(f"the owner of container {self.name} is gone")
-            self.end = End(**answer["ended"])
+            self.end = End(**_understood(answer)["ended"])
 
 
 class WarmContainer(Container):
@@ -76,8 +77,7 @@ class WarmContainer(Container):
         stdin: int,
         link: Link,
     ) -> None:
-        super().__init__(leased, line, settings)
-        self.folder: Slot = slot
+        super().__init__(leased, line, settings, slot)
         self._wanted = wanted
         self._stdin = stdin
         self._link = link
@@ -114,8 +114,11 @@ class WarmContainer(Container):
             with suppress(OSError):  # an owner that is gone needs nothing from us
                 self._line.send({"end": "keep"})
                 self._line.receive()
-        else:
+            return
+        try:
             self.destroy()
+        except NanoGridError as error:  # the run is over and nothing of it lives: its result stands
+            log.warning("container %s could not be removed now: %s", self.name, error)
 
     def _go_on(self) -> None:
         if self._thaw and not self._cgroup.thaw():
@@ -127,11 +130,8 @@ class WarmContainer(Container):
 class LaunchedContainer(Container):
     """A container of an image without Python, made for one run."""
 
-    def __init__(
-        self, leased: LeasedContainer, line: Line, settings: Settings, folder: RunFolder, watch: Watch
-    ) -> None:
-        super().__init__(leased, line, settings)
-        self.folder: RunFolder = folder
+    def __init__(self, leased: LeasedContainer, line: Line, settings: Settings, slot: Slot, watch: Watch) -> None:
+        super().__init__(leased, line, settings, slot)
         self._watch = watch
 
     def run(self, *, timeout_s: float) -> RunReport:
@@ -167,39 +167,25 @@ class Pool:
         line, answer = self._ask({"lease": wanted.to_json()})
         with ExitStack() as resources:
             resources.callback(line.close)
-            if "launch" in answer:
-                container = self._launched(
-                    wanted, payload, line, RunFolder(Path(answer["launch"]["run_dir"])), resources
-                )
+            leased = LeasedContainer.from_json(answer["container"])
+            slot = Slot(leased.slot)
+            if leased.start is not StartKind.WARM:
+                slot.place(Path(wanted.code_dir), Path(wanted.packages_dir) if wanted.packages_dir else None)
+            slot.clear_result()
+            stdin = slot.open_payload(payload)
+            resources.callback(os.close, stdin)
+            container: Container
+            if leased.has_runner:
+                link = Link(socket.socket(fileno=line.take_descriptor()))
+                resources.callback(link.close)
+                container = WarmContainer(leased, line, self._settings, wanted, slot, stdin, link)
             else:
-                container = self._warm(wanted, payload, line, LeasedContainer.from_json(answer["container"]), resources)
+                slot.write_start(wanted.command, wanted.env)
+                watch = resources.enter_context(Watch(slot, self._settings.output_limit_bytes))
+                container = LaunchedContainer(leased, line, self._settings, slot, watch)
             yield container
             container.give_back()
         self._connect_ahead()
-
-    def _warm(
-        self, wanted: LeaseRequest, payload: Any, line: Line, leased: LeasedContainer, resources: ExitStack
-    ) -> Container:
-        link = Link(socket.socket(fileno=line.take_descriptor()))
-        resources.callback(link.close)
-        assert leased.slot is not None
-        slot = Slot(leased.slot)
-        if leased.start is not StartKind.WARM:
-            slot.place(Path(wanted.code_dir), Path(wanted.packages_dir) if wanted.packages_dir else None)
-        slot.clear_result()
-        stdin = slot.open_payload(payload)
-        resources.callback(os.close, stdin)
-        return WarmContainer(leased, line, self._settings, wanted, slot, stdin, link)
-
-    def _launched(
-        self, wanted: LeaseRequest, payload: Any, line: Line, folder: RunFolder, resources: ExitStack
-    ) -> Container:
-        folder.create(payload)
-        # Opened before the container starts: the end of a pipe shows only to who was there when it was opened.
-        watch = resources.enter_context(Watch(folder, self._settings.output_limit_bytes))
-        line.send({"start": {"command": wanted.command, "env": wanted.env, "code_dir": wanted.code_dir}})
-        leased = LeasedContainer.from_json(_understood(line.receive())["container"])
-        return LaunchedContainer(leased, line, self._settings, folder, watch)
 
     def _ask(self, message: dict[str, Any]) -> tuple[Line, dict[str, Any]]:
         """Send the first message of a lease, over the connection that waits for it where there is one."""

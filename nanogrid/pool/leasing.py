@@ -9,17 +9,14 @@ import logging
 from dataclasses import asdict
 from typing import Any
 
-from nanogrid.container import cgroup
-from nanogrid.container.engine import End, Engine
-from nanogrid.container.hardening import MIB, Confinement, launcher_options
+from nanogrid.container.engine import Engine
+from nanogrid.container.hardening import MIB, Confinement
 from nanogrid.container.link import Ready, Unfit
-from nanogrid.container.run_folder import RunFolder
 from nanogrid.errors import ContainerLostError, NanoGridError
-from nanogrid.pool import identity
 from nanogrid.pool.images import Images
 from nanogrid.pool.policy import Kind, Wish
 from nanogrid.pool.removing import remove
-from nanogrid.pool.starting import NoRunnerError, Starter
+from nanogrid.pool.starting import Starter
 from nanogrid.pool.states import State
 from nanogrid.pool.stock import Grant, Pooled, Stock
 from nanogrid.pool.wire import LeasedContainer, Line, error_to_json
@@ -37,17 +34,13 @@ CHOICES = 16
 class Lease:
     """One lease. Used by one thread."""
 
-    def __init__(
-        self, line: Line, stock: Stock, starter: Starter, images: Images, engine: Engine, owner: identity.Owner
-    ) -> None:
+    def __init__(self, line: Line, stock: Stock, starter: Starter, images: Images, engine: Engine) -> None:
         self._line = line
         self._stock = stock
         self._starter = starter
         self._images = images
         self._engine = engine
-        self._owner = owner
         self._pooled: Pooled | None = None
-        self._run_folder: RunFolder | None = None
 
     def serve(self, request: dict[str, Any]) -> None:
         """Answer the child until it gives the container back, or is gone."""
@@ -56,28 +49,23 @@ class Lease:
         except NanoGridError as error:
             self._line.send({"error": error_to_json(error)})
             return
-        if leased is not None:
-            assert pooled.link is not None
-            self._line.send({"container": leased.to_json()}, pooled.link.fileno())
-        elif not self._launch(pooled):
-            return
+        self._line.send({"container": leased.to_json()}, None if pooled.link is None else pooled.link.fileno())
         while (message := self._line.receive()) is not None:
             if message.get("end") == "keep":
                 self._keep(pooled)
                 return
             if message.get("end") == "destroy":
-                self._line.send({"ended": asdict(self._destroy(pooled))})
-                return
-        log.info("container %s: the child is gone; its container goes too", pooled.name)
+                self._line.send(self._destroy(pooled))
+        log.debug("container %s: its lease has ended", pooled.name)
 
     def end(self) -> None:
         """Remove what was not given back."""
-        self._remove()
-        if self._run_folder is not None:
-            self._run_folder.remove()
+        if self._pooled is not None:
+            remove(self._pooled, self._engine, self._stock)
+            self._pooled = None
 
-    def _lease(self, request: dict[str, Any]) -> tuple[Pooled, LeasedContainer | None]:
-        """A container, and what the child needs to know of it; None for that where it has to be launched."""
+    def _lease(self, request: dict[str, Any]) -> tuple[Pooled, LeasedContainer]:
+        """A container, and what the child needs to know of it."""
         limits = Confinement(**request["limits"])
         image = request["image"]
         kind = Kind(self._images.id_of(image), limits.network)
@@ -93,30 +81,18 @@ class Lease:
             )
             self._pooled = grant.pooled
             if grant.start is StartKind.COLD:
-                return grant.pooled, self._start(grant, request["interpreter"])
+                self._starter.start(grant.pooled, request["interpreter"])
+                self._stock.move(grant.pooled, State.LEASED)
+                return grant.pooled, self._leased(grant.pooled, StartKind.COLD, thaw=False)
             if (leased := self._wake(grant, limits)) is not None:
                 return grant.pooled, leased
-            self._remove()  # it is gone: look again
+            self.end()  # it is gone: look again
         raise ContainerLostError(f"{CHOICES} warm containers in a row were gone: is somebody removing them?")
-
-    def _start(self, grant: Grant, interpreter: str) -> LeasedContainer | None:
-        pooled = grant.pooled
-        if self._images.is_without_python(pooled.kind.image_id):
-            return None
-        try:
-            self._starter.start(pooled, interpreter)
-        except NoRunnerError as error:
-            self._images.note_without_python(pooled.image, pooled.kind.image_id, str(error))
-            self._discard_attempt(pooled)
-            return None
-        self._stock.move(pooled, State.LEASED)
-        return self._leased(pooled, StartKind.COLD, thaw=False)
 
     def _wake(self, grant: Grant, limits: Confinement) -> LeasedContainer | None:
         """Make a container that waited ready for its run. None where it is gone."""
         pooled = grant.pooled
-        assert pooled.link is not None
-        if not pooled.link.is_alive():
+        if not is_alive(pooled, self._engine):
             log.warning("container %s is gone: it ended while it was not in use", pooled.name)
             return None
         try:
@@ -137,49 +113,16 @@ class Lease:
 
     def _leased(self, pooled: Pooled, start: StartKind, *, thaw: bool) -> LeasedContainer:
         assert pooled.slot is not None
-        return LeasedContainer(str(pooled.id), pooled.name, start, pooled.cgroup, pooled.slot.path, thaw)
-
-    def _discard_attempt(self, pooled: Pooled) -> None:
-        """Take away the container that could not be kept warm; the record stays, for one that is launched."""
-        if pooled.id is not None:
-            self._engine.remove(pooled.id)
-        if pooled.slot is not None:
-            pooled.slot.remove()
-        pooled.id, pooled.slot = None, None
-
-    def _launch(self, pooled: Pooled) -> bool:
-        """Start a container of an image without Python, for one run. False where that failed or the child is gone."""
-        self._run_folder = RunFolder(self._starter.slot_path(pooled))
-        self._line.send({"launch": {"run_dir": str(self._run_folder.path)}})
-        message = self._line.receive()
-        if message is None:
-            return False
-        start = message["start"]
-        options = launcher_options(
-            pooled.image,
-            tuple(start["command"]),
-            start["env"],
-            pooled.limits,
-            self._starter.settings,
-            run_dir=str(self._run_folder.path),
-            code_dir=start["code_dir"],
-            labels=self._starter.labels(pooled),
-        )
-        pooled.name = self._starter.name_of(pooled)
-        try:
-            pooled.id = self._engine.create(pooled.name, options)
-            pid = self._engine.start(pooled.id)
-        except NanoGridError as error:
-            self._line.send({"error": error_to_json(error)})
-            return False
-        pooled.cgroup = cgroup.locate(pooled.id, pid, self._starter.settings)
-        self._stock.move(pooled, State.LEASED)
-        self._line.send({"container": LeasedContainer(pooled.id, pooled.name, StartKind.COLD, pooled.cgroup).to_json()})
-        return True
+        has_runner = pooled.link is not None
+        return LeasedContainer(str(pooled.id), pooled.name, start, pooled.cgroup, pooled.slot.path, thaw, has_runner)
 
     def _keep(self, pooled: Pooled) -> None:
         """The run is over: wait until its container is clean, and put it back."""
+        if self._starter.settings.idle_timeout_s == 0:
+            self._line.send({"kept": True})
+            return  # `end` removes it
         pooled.runs += 1
+        pooled.measure()
         self._stock.move(pooled, State.SETTLING)
         # From here on the function's next request finds it, also one that the same child sends at once.
         self._line.send({"kept": True})
@@ -193,20 +136,28 @@ class Lease:
             reason = f"{message.word}: {message.reason}" if isinstance(message, Unfit) else f"it said {message}"
             log.warning("container %s is not used again: %s", pooled.name, reason)
             return
+        if self._starter.settings.idle_timeout_s == 0:
+            return  # nothing is reused: nobody may get it, not even who waits for it
         pooled.measure()
         pooled.request_id = None
         self._pooled = None
         self._stock.move(pooled, State.IDLE)
 
-    def _destroy(self, pooled: Pooled) -> End:
-        if pooled.id is None:
-            return End(running=False, exit_code=-1, oom_killed=False)
-        end = self._engine.end_of(pooled.id)
-        self._remove()
-        return end
+    def _destroy(self, pooled: Pooled) -> dict[str, Any]:
+        """Kill and remove the container; its folder stays until the child has read what is in it."""
+        try:
+            end = self._engine.end_of(str(pooled.id))
+            self._engine.remove(str(pooled.id))
+        except NanoGridError as error:
+            return {"error": error_to_json(error)}
+        return {"ended": asdict(end)}
 
-    def _remove(self) -> None:
-        """Remove the container. A run folder stays until the child has read what is in it."""
-        if self._pooled is not None:
-            remove(self._pooled, self._engine, self._stock)
-            self._pooled = None
+
+def is_alive(pooled: Pooled, engine: Engine) -> bool:
+    """Whether a container that waits can still run something. A runner's connection tells; for a launcher the engine is asked."""
+    if pooled.link is not None:
+        return pooled.link.is_alive()
+    try:
+        return engine.is_running(str(pooled.id))
+    except NanoGridError:
+        return False

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from nanogrid.container.engine import Engine
-from nanogrid.container.run_folder import RunFolder
+from nanogrid.container.slot import Slot
 from nanogrid.errors import NanoGridError
 from nanogrid.pool import identity
 from nanogrid.pool.images import Images
@@ -52,7 +52,7 @@ class Owner:
         self._me = identity.Owner(settings.data_dir)
         self.stock = Stock(bounds(settings), self._remove_later)
         self._images = Images(self._engine)
-        self._starter = Starter(settings, self._engine, self._me)
+        self._starter = Starter(settings, self._engine, self._me, self._images)
         self._tender = Tender(settings, self._engine, self.stock, self._starter, self._images)
         self._lock = threading.Lock()
         self._lines: dict[Line, threading.Thread] = {}
@@ -103,7 +103,7 @@ class Owner:
         self._doomed.put(None)
         for thread in self._threads:
             thread.join()
-        RunFolder(self._me.runs).remove()
+        Slot(self._me.runs).remove()
         self._me.close()
         self._engine.close()
 
@@ -129,12 +129,15 @@ class Owner:
                 return  # stopped
             line = Line(connection)
             thread = threading.Thread(target=self._serve, args=(line,), name="lease", daemon=True)
-            with self._lock:
+            with self._lock:  # `stop` finds it started, or not at all
+                if self._stopping.is_set():
+                    line.close()
+                    return
                 self._lines[line] = thread
-            thread.start()
+                thread.start()
 
     def _serve(self, line: Line) -> None:
-        lease = Lease(line, self.stock, self._starter, self._images, self._engine, self._me)
+        lease = Lease(line, self.stock, self._starter, self._images, self._engine)
         try:
             while (message := line.receive()) is not None:
                 if "show" in message:

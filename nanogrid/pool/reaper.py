@@ -6,6 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
+from nanogrid.container import labels
 from nanogrid.container.engine import Engine
 from nanogrid.pool import identity
 
@@ -18,10 +19,10 @@ def reap(data_dir: Path, engine: Engine, *, keep: str | None = None) -> int:
     `keep` is the caller's own id. Containers go before the lock file does, so that a reaper that is killed half-way is
     simply followed by the next one.
     """
-    found = engine.find({identity.DATA_LABEL: identity.data_id(data_dir)})
+    found = engine.find({labels.DATA_LABEL: labels.data_id(data_dir)})
     by_owner: dict[str, list[str]] = {owner: [] for owner in identity.known_owners(data_dir)}
     for container in found:
-        by_owner.setdefault(container.labels.get(identity.OWNER_LABEL, ""), []).append(container.id)
+        by_owner.setdefault(container.labels.get(labels.OWNER_LABEL, ""), []).append(container.id)
     reaped = 0
     for owner, containers in by_owner.items():
         if owner == keep or not identity.is_dead(data_dir, owner):

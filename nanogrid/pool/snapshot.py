@@ -12,6 +12,8 @@ from nanogrid.pool.states import State
 from nanogrid.pool.stock import Pooled
 from nanogrid.pool.wire import connect
 
+ANSWER_S = 5.0
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -56,7 +58,7 @@ def snapshot(data_dir: Path) -> list[Shown]:
     found: list[Shown] = []
     for owner in known_owners(data_dir):
         try:
-            line = connect(runs_of(data_dir, owner) / "owner.sock")
+            line = connect(runs_of(data_dir, owner) / "owner.sock", ANSWER_S)
         except OSError:
             continue  # a dead worker's, or one that starts or ends right now
         try:

@@ -1,4 +1,4 @@
-"""Starts warm containers: slot, container, runner, connection.
+"""Starts containers: slot, container, runner, connection; or a launcher, where the image has no Python.
 
 The rule: what is begun here is either ready when this returns, or gone.
 """
@@ -9,15 +9,19 @@ import hashlib
 import logging
 import re
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nanogrid.container import cgroup
 from nanogrid.container.engine import Engine
-from nanogrid.container.hardening import runner_options
+from nanogrid.container.hardening import launcher_options, runner_options
 from nanogrid.container.link import Hello, Link, Listener, Ready
 from nanogrid.container.slot import Slot
 from nanogrid.errors import ContainerStartError, NanoGridError
 from nanogrid.pool import identity
+from nanogrid.pool.images import Images
 from nanogrid.pool.stock import Pooled
 from nanogrid.runner.programs import OLDEST_PYTHON, lay_out_programs
 from nanogrid.settings import Settings
@@ -36,10 +40,11 @@ class NoRunnerError(ContainerStartError):
 class Starter:
     """Starts containers for one owner. Thread-safe."""
 
-    def __init__(self, settings: Settings, engine: Engine, owner: identity.Owner) -> None:
+    def __init__(self, settings: Settings, engine: Engine, owner: identity.Owner, images: Images) -> None:
         self.settings = settings
         self._engine = engine
         self._owner = owner
+        self._images = images
         self._programs = owner.runs / "programs"
 
     def prepare(self) -> None:
@@ -47,16 +52,27 @@ class Starter:
         lay_out_programs(self._programs)
 
     def start(self, pooled: Pooled, interpreter: str) -> None:
-        """Start the container of this record and wait until it can run something.
+        """Start the container of this record and wait until it can run something. Raises a ContainerError.
 
-        Raises NoRunnerError where the image has no usable Python, another ContainerError where the engine failed.
+        Where the image has no usable Python it gets a launcher in place of a runner, and can be used once.
         """
+        if not self._images.is_without_python(pooled.kind.image_id):
+            try:
+                self._start_runner(pooled, interpreter)
+                return
+            except NoRunnerError as error:
+                self._images.note_without_python(pooled.image, pooled.kind.image_id, str(error))
+                self._discard_attempt(pooled)
+        self._start_launcher(pooled)
+
+    def _start_runner(self, pooled: Pooled, interpreter: str) -> None:
         pooled.slot = Slot(self.slot_path(pooled))
         pooled.slot.create()
         began = time.monotonic()
         listener = Listener(pooled.slot.control)
         try:
-            self._create(pooled, interpreter)
+            self._create(pooled, partial(runner_options, pooled.image, interpreter))
+            self._engine.start_only(str(pooled.id))
             container_id = str(pooled.id)
             pooled.link = listener.accept(START_S, lambda: self._engine.is_running(container_id))
             self._await_ready(pooled.link)
@@ -67,6 +83,23 @@ class Starter:
         pooled.cgroup = cgroup.locate(container_id, pooled.link.peer_pid(), self.settings)
         pooled.measure()
         log.debug("container %s: ready after %.0f ms", pooled.name, (time.monotonic() - began) * 1000)
+
+    def _start_launcher(self, pooled: Pooled) -> None:
+        pooled.slot = Slot(self.slot_path(pooled))
+        pooled.slot.create()
+        pooled.slot.create_pipes()
+        self._create(pooled, partial(launcher_options, pooled.image))
+        pid = self._engine.start(str(pooled.id))
+        pooled.cgroup = cgroup.locate(str(pooled.id), pid, self.settings)
+        pooled.measure()
+
+    def _discard_attempt(self, pooled: Pooled) -> None:
+        """Take away the container that could not be kept warm; the record stays, for one that is launched."""
+        if pooled.id is not None:
+            self._engine.remove(pooled.id)
+        if pooled.slot is not None:
+            pooled.slot.remove()
+        pooled.id, pooled.slot = None, None
 
     def name_of(self, pooled: Pooled) -> str:
         """The name under which people find it: its function, its worker, its number."""
@@ -81,11 +114,9 @@ class Starter:
         """What marks the container as this owner's."""
         return {**self._owner.labels, identity.NUMBER_LABEL: str(pooled.number)}
 
-    def _create(self, pooled: Pooled, interpreter: str) -> None:
+    def _create(self, pooled: Pooled, options: Callable[..., dict[str, Any]]) -> None:
         assert pooled.slot is not None
-        options = runner_options(
-            pooled.image,
-            interpreter,
+        body = options(
             pooled.limits,
             self.settings,
             slot_dir=str(pooled.slot.path),
@@ -93,8 +124,7 @@ class Starter:
             labels=self.labels(pooled),
         )
         pooled.name = self.name_of(pooled)
-        pooled.id = self._engine.create(pooled.name, options)
-        self._engine.start_only(pooled.id)
+        pooled.id = self._engine.create(pooled.name, body)
 
     def _await_ready(self, link: Link) -> None:
         deadline = time.monotonic() + START_S

@@ -40,6 +40,8 @@ class Pooled:
     function_id: str | None = None
     request_id: str | None = None
     used_mb: int = 0
+    promised_mb: int = 0
+    """The memory limit of the request that has it; the container's own limit follows a moment later."""
     runs: int = 0
     paused: bool = False
     paused_by_engine: bool = False
@@ -53,8 +55,7 @@ class Pooled:
 
     def held(self) -> Held:
         """What the policy sees."""
-        waits = self.state in (State.IDLE, State.PREWARMED, State.SETTLING)
-        memory_mb = self.used_mb if waits else self.limits.memory_mb
+        memory_mb = self.promised_mb if self.state in policy.IN_USE else self.used_mb
         return Held(self.number, self.state, self.kind, self.key, self.function_id, memory_mb, self.since)
 
     def measure(self) -> None:
@@ -147,11 +148,15 @@ class Stock:
             if time.monotonic() >= deadline or not still_wanted():
                 break
         with self._lock:
-            if waiter.grant is None:
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
-                raise PoolExhaustedError(f"no container came free within {wait_s:g} s: {waiter.reason}")
-        return waiter.grant
+            grant = waiter.grant
+            evicted = []
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+                evicted = self._serve()  # those whom it held up
+        self._after(evicted)
+        if grant is None:
+            raise PoolExhaustedError(f"no container came free within {wait_s:g} s: {waiter.reason}")
+        return grant
 
     def add(self, kind: Kind, image: str, limits: Confinement) -> Pooled | None:
         """A new container that nobody asked for, to be started by the caller. None when the stock is closed."""
@@ -205,16 +210,18 @@ class Stock:
     # -- under the lock
 
     def _new(self, kind: Kind, image: str, limits: Confinement) -> Pooled:
-        pooled = Pooled(next(self._numbers), kind, image, limits, time.monotonic())
+        pooled = Pooled(next(self._numbers), kind, image, limits, time.monotonic(), promised_mb=limits.memory_mb)
         self._pooled[pooled.number] = pooled
         return pooled
 
     def _move(self, pooled: Pooled, state: State) -> None:
         check(pooled.state, state)
         # A pause does not make it younger.
-        if not (pooled.state is State.SETTLING and pooled.paused):
+        to_pause = state is State.SETTLING and pooled.state is not State.LEASED
+        from_pause = pooled.state is State.SETTLING and pooled.paused
+        if not (to_pause or from_pause):
             pooled.since = time.monotonic()
-        if pooled.state is State.PREWARMED or state is State.ENDING:
+        if pooled.state is State.PREWARMED or state in (State.ENDING, State.IDLE):
             self.wanting.set()
         pooled.state = state
 
@@ -222,18 +229,18 @@ class Stock:
         """Give out what can be given, first come first served; the containers that have to go for it."""
         evicted: list[Pooled] = []
         still: list[_Waiter] = []
-        settling: Counter[str] = Counter()
+        settling: Counter[tuple[Kind, str]] = Counter()
         blocked = False
         for waiter in self._waiters:
             if blocked:
                 still.append(waiter)
                 continue
-            wish = Wish(**{**vars(waiter.wish), "settled_for": settling[waiter.wish.key]})
+            wish = Wish(**{**vars(waiter.wish), "settled_for": settling[waiter.wish.kind, waiter.wish.key]})
             held = [pooled.held() for pooled in self._pooled.values()]
             decision = policy.decide(wish, held, self.bounds)
             if isinstance(decision, Wait):
                 waiter.reason = decision.reason
-                settling[wish.key] += 1
+                settling[wish.kind, wish.key] += 1
                 blocked = decision.for_room
                 still.append(waiter)
                 continue
@@ -254,7 +261,7 @@ class Stock:
             start = StartKind.WARM if isinstance(decision, Reuse) else StartKind.PREWARMED
             self._move(pooled, State.LEASED)
         pooled.key, pooled.function_id = waiter.wish.key, waiter.wish.function_id
-        pooled.request_id = waiter.request_id
+        pooled.request_id, pooled.promised_mb = waiter.request_id, waiter.limits.memory_mb
         return Grant(pooled, start)
 
     def _after(self, evicted: Sequence[Pooled]) -> None:

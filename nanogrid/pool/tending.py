@@ -17,7 +17,7 @@ from nanogrid.pool import policy
 from nanogrid.pool.images import Images
 from nanogrid.pool.policy import Bounds, Kind
 from nanogrid.pool.removing import remove
-from nanogrid.pool.starting import NoRunnerError, Starter
+from nanogrid.pool.starting import Starter
 from nanogrid.pool.states import State
 from nanogrid.pool.stock import Pooled, Stock
 from nanogrid.pool.wire import PYTHON
@@ -92,7 +92,8 @@ class Tender:
         """Pause what is idle for long enough; seconds until the next one is."""
         wait_s = LOOK_EVERY_S
         for pooled in self._stock.all():
-            if pooled.paused or pooled.state not in policy.EVICTABLE:
+            # A launcher sleeps in a system call; a runner could have been left with something that does not.
+            if pooled.paused or pooled.link is None or pooled.state not in policy.EVICTABLE:
                 continue
             due_s = pooled.since + self._settings.pause_after_s - time.monotonic()
             if due_s > 0:
@@ -104,12 +105,14 @@ class Tender:
     def _pause(self, pooled: Pooled) -> None:
         """Once through the engine, so that `docker ps` says so; from then on by the cgroup, which takes microseconds."""
         before = pooled.state
-        if not self._stock.take(pooled, before, State.SETTLING):
+        # A request may have been given it since it was looked at.
+        if before not in policy.EVICTABLE or not self._stock.take(pooled, before, State.SETTLING):
             return
         try:
             if not (pooled.paused_by_engine and pooled.cgroup.freeze()):
                 self._engine.pause(str(pooled.id))
                 pooled.paused_by_engine = True
+                pooled.cgroup.freeze()  # the engine does nothing where it takes it for paused already, by somebody's hand
         except NanoGridError as error:
             log.warning("container %s is not used again: %s", pooled.name, error)
             remove(pooled, self._engine, self._stock)
@@ -130,8 +133,6 @@ class Tender:
             try:
                 while not self._stopping.is_set() and self._make_one():
                     pass
-            except NoRunnerError:
-                continue
             except NanoGridError as error:
                 log.warning("no prewarmed container could be made: %s; again in %g s", error, REFILL_AGAIN_S)
                 self._stopping.wait(REFILL_AGAIN_S)
@@ -151,10 +152,6 @@ class Tender:
             return False
         try:
             self._starter.start(pooled, interpreter)
-        except NoRunnerError as error:
-            self._images.note_without_python(image, kind.image_id, str(error))
-            remove(pooled, self._engine, self._stock)
-            raise
         except BaseException:
             remove(pooled, self._engine, self._stock)
             raise
@@ -168,7 +165,7 @@ class Tender:
             runtime = self._settings.runtime_table[name]
             count = self._settings.prewarmed.get(name, 0 if self._settings.prewarmed else 1)
             image_id = self._images.id_of(runtime.image) if count else ""
-            if count and not self._images.is_without_python(image_id):
+            if count:
                 program = runtime.command[0] if PYTHON.search(runtime.command[0]) else "python3"
                 found.append((Kind(image_id, "none"), count, runtime.image, program))
         return found

@@ -1,10 +1,8 @@
 """What owner and children say to each other: one JSON object per line over a unix stream socket.
 
 child  {"lease": {...LeaseRequest, without env and command...}}
-owner  {"container": {...LeasedContainer...}} with the runner's connection as a descriptor, or
-       {"launch": {"run_dir": PATH}} where the image has no Python, or {"error": {"kind": CLASS, "message": TEXT}}
-child  {"start": {"command", "env", "code_dir"}}   only after `launch`, when the pipes in the run folder are open
-owner  {"container": {...}} or {"error": {...}}
+owner  {"container": {...LeasedContainer...}}      with the runner's connection as a descriptor, unless it has none
+       or {"error": {"kind": CLASS, "message": TEXT}}
 child  {"end": "keep"}                             clean the container for the next run
 owner  {"kept": true}                              at once: the function's next request will find it
 child  {"end": "destroy"}                          destroy it; `End` says how its first process had ended
@@ -76,15 +74,16 @@ class LeasedContainer:
     """A container that is ready for one run.
 
     `start` is cold, prewarmed or warm, `slot` its folder, `cgroup` where its accounts lie. `thaw`: it is paused, and goes on
-    by a write to its cgroup.
+    by a write to its cgroup. `has_runner`: its image has Python, so that it can be used again.
     """
 
     id: str
     name: str
     start: StartKind
     cgroup: Cgroup
-    slot: Path | None = None
-    thaw: bool = False
+    slot: Path
+    thaw: bool
+    has_runner: bool
 
     def to_json(self) -> dict[str, Any]:
         """As it travels."""
@@ -93,16 +92,24 @@ class LeasedContainer:
             "name": self.name,
             "start": self.start.value,
             "cgroup": [None if folder is None else str(folder) for folder in astuple(self.cgroup)],
-            "slot": None if self.slot is None else str(self.slot),
+            "slot": str(self.slot),
             "thaw": self.thaw,
+            "has_runner": self.has_runner,
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LeasedContainer:
         """Read it from the line."""
         folders = [None if folder is None else Path(folder) for folder in data["cgroup"]]
-        slot = None if data["slot"] is None else Path(data["slot"])
-        return cls(data["id"], data["name"], StartKind(data["start"]), Cgroup(*folders), slot, data["thaw"])
+        return cls(
+            data["id"],
+            data["name"],
+            StartKind(data["start"]),
+            Cgroup(*folders),
+            Path(data["slot"]),
+            data["thaw"],
+            data["has_runner"],
+        )
 
 
 def error_to_json(error: errors.NanoGridError) -> dict[str, str]:
@@ -176,9 +183,13 @@ class Line:
         self._connection.close()
 
 
-def connect(address: Path) -> Line:
-    """A connection to the owner that listens at `address`. Raises OSError where none does."""
+def connect(address: Path, timeout_s: float | None = None) -> Line:
+    """A connection to the owner that listens at `address`. Raises OSError where none does.
+
+    With `timeout_s`, an owner that stands still counts as one that has hung up.
+    """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout_s)
     try:
         with short_path(address) as short:
             connection.connect(short)

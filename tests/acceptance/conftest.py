@@ -9,7 +9,7 @@ import pytest
 
 from nanogrid.client import Client
 from nanogrid.container.engine import Engine
-from nanogrid.pool.identity import DATA_LABEL, data_id
+from nanogrid.container.labels import DATA_LABEL, data_id
 from nanogrid.settings import Settings
 from tests.support.functions import Functions
 from tests.support.rig import CPP_IMAGE, PYTHON_IMAGE

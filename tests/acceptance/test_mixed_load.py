@@ -13,7 +13,6 @@ from nanogrid.client import Client
 from nanogrid.pool.snapshot import snapshot
 from nanogrid.result import ExecutionResult, Outcome, StartKind
 from tests.acceptance.conftest import assert_nothing_left
-from tests.support import functions as programs
 from tests.support.functions import Functions
 from tests.support.rig import CPP_IMAGE, PYTHON_IMAGE
 from tests.support.services import Service, wait_until

@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -55,10 +56,8 @@ class Host:
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
-        values = {"build_memory_mb": 256, "build_timeout_s": 60.0, **settings}
-        self.settings = Settings(
-            data_dir=folder / "data", python_image=PYTHON_IMAGE, cpp_image=CPP_IMAGE, pull_images=False, **values
-        )
+        values = {"data_dir": folder / "data", "build_memory_mb": 256, "build_timeout_s": 60.0, **settings}
+        self.settings = Settings(python_image=PYTHON_IMAGE, cpp_image=CPP_IMAGE, pull_images=False, **values)
         self.engine = Engine(self.settings)
         self.store = LayerStore(self.settings, self.engine)
 
@@ -89,7 +88,7 @@ class Host:
         """What is left of unfinished work."""
         layers = self.settings.data_dir / "layers"
         left = [*(layers / "workplaces").glob("*"), *(layers / "builds").glob("*"), *(layers / "locks").glob("*")]
-        return [*(path for path in left if path.name != "publish"), *owners_folder(self.settings.data_dir).glob("*")]
+        return [*(path for path in left if path.name != "publish"), *owners_folder(self.settings.data_dir).rglob("*.*")]
 
 
 OpenHost = Callable[..., Host]
@@ -465,6 +464,30 @@ def test_the_least_recently_used_layer_is_evicted(open_host: OpenHost) -> None:
     assert [prepared.tree.exists() for prepared in (first, second, third)] == [True, False, True]
 
 
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A disk of 3 MiB of this test's own, where the engine sees it too."""
+    folder = Path(tempfile.mkdtemp(prefix="nanogrid-disk-"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m,mode=755", "none", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+        folder.rmdir()
+
+
+def test_a_full_disk_is_not_the_users_error(small_disk: Path, open_host: OpenHost) -> None:
+    """On a full disk a build leaves nothing half done and gives up idle layers; then there is room for the next attempt."""
+    host = open_host(build_network="none", data_dir=small_disk)
+    script = "head -c 1200000 /dev/zero >large # {}"
+    idle = host.build(script.format(1))
+    with pytest.raises(CodeUnavailableError, match="its disk is full: free some space"):
+        host.build(script.format(2))
+    assert not idle.tree.exists()
+    assert host.litter() == []
+    assert (host.build(script.format(2)).tree / "large").stat().st_size == 1_200_000
+
+
 # -- at the same time, and when somebody dies
 
 
@@ -545,14 +568,19 @@ def test_a_build_goes_when_its_time_limit_interrupts_it(offline: Host) -> None:
     def late(*_: object) -> None:
         raise TooLateError
 
-    before = signal.signal(signal.SIGALRM, late)
+    def interrupt() -> None:
+        wait_until(lambda: "up" in offline.logs(), "the build runs")
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, late)
+    thread = threading.Thread(target=interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 1.5)
+        thread.start()
         with pytest.raises(TooLateError):
             offline.prepare(FOREVER, "cpp")
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
     assert offline.containers() == []
 
 
@@ -568,7 +596,7 @@ def test_a_container_removed_by_hand_is_not_the_users_error(offline: Host) -> No
 
     thread = threading.Thread(target=prepare)
     thread.start()
-    wait_until(lambda: "up" in offline.logs() or offline.containers() == ["running"], "the build runs")
+    wait_until(lambda: "up" in offline.logs(), "the build runs")
     (container,) = offline.engine.find({DATA_LABEL: data_id(offline.settings.data_dir)})
     offline.engine.remove(container.id)
     thread.join()

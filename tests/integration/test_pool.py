@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from nanogrid.container import labels
 from nanogrid.container.engine import Engine
 from nanogrid.errors import ContainerError, ContainerLostError, ImageUnavailableError, PoolExhaustedError
 from nanogrid.executor import classify
@@ -85,7 +86,7 @@ def test_a_living_workers_containers_are_left_alone(tmp_path: Path) -> None:
     try:
         with closing(Engine(Settings())) as engine:
             assert reap(tmp_path / "data", engine) == 0
-            label = {identity.DATA_LABEL: identity.data_id(tmp_path / "data")}
+            label = {labels.DATA_LABEL: labels.data_id(tmp_path / "data")}
             assert len(engine.find(label)) == 1
     finally:
         end(worker)
@@ -101,7 +102,7 @@ def test_another_data_folders_containers_are_left_alone(tmp_path: Path) -> None:
     end(worker)
     with open_rig(tmp_path / "ours") as here:
         assert reap(tmp_path / "ours" / "data", here.engine, keep=here.owner.id) == 0
-        label = {identity.DATA_LABEL: identity.data_id(tmp_path / "theirs" / "data")}
+        label = {labels.DATA_LABEL: labels.data_id(tmp_path / "theirs" / "data")}
         assert len(here.engine.find(label)) == 1
         assert reap(tmp_path / "theirs" / "data", here.engine) == 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nanogrid.container.engine import Engine
-from nanogrid.pool.identity import DATA_LABEL, data_id
+from nanogrid.container.labels import DATA_LABEL, data_id
 from nanogrid.pool.snapshot import snapshot
 from nanogrid.settings import Settings
 

@@ -12,8 +12,8 @@ from typing import Any
 from nanogrid.container.cgroup import Usage
 from nanogrid.container.engine import End, Engine
 from nanogrid.container.hardening import Confinement, environment
+from nanogrid.container.labels import DATA_LABEL, data_id
 from nanogrid.container.report import RunReport
-from nanogrid.pool.identity import DATA_LABEL, data_id
 from nanogrid.pool.lease import Container, Pool
 from nanogrid.pool.owner import Owner
 from nanogrid.pool.snapshot import snapshot

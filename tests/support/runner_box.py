@@ -15,7 +15,7 @@ from typing import Any
 from nanogrid.container.engine import Engine
 from nanogrid.container.hardening import Confinement, runner_options
 from nanogrid.container.link import Link, Listener, Message, Ready, RunEnded, Unfit
-from nanogrid.container.slot import Slot
+from nanogrid.container.slot import CODE, Slot
 from nanogrid.runner.programs import lay_out_programs
 from nanogrid.settings import Settings
 
@@ -52,6 +52,15 @@ class Box:
     def place(self, code: Path, packages: Path | None = None) -> None:
         """Give the container its function."""
         self.slot.place(code, packages)
+
+    def replace(self, code: Path) -> None:
+        """Give the container another function in place of the one it has: for tests alone, no container is used so."""
+        self.await_ready()
+        old = self.slot.path / CODE
+        if old.exists():
+            old.rename(self.slot.path / f"old-{uuid.uuid4().hex[:8]}")
+        self.slot.place(code, None)
+        self.run(("true",), in_process=False)
 
     def await_ready(self) -> float:
         """Wait for `ready`; milliseconds waited."""

@@ -113,6 +113,13 @@ def test_growth_compares_the_time_after_the_warm_up_with_the_end(values: list[fl
     assert growth(values) == pytest.approx(grown)
 
 
+def test_a_longer_warm_up_leaves_a_later_step_out() -> None:
+    """The share of samples that is warm-up can be chosen where things settle late."""
+    values = [1, 1, 1, 1, 9, 9, 9, 9, 9, 9]
+    assert growth(values) == 8
+    assert growth(values, warm_up=0.5) == 0
+
+
 def test_growth_needs_samples() -> None:
     """Fewer than five samples tell nothing of growth, and say so."""
     with pytest.raises(ValueError, match="at least 5"):

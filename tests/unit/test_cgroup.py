@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -140,7 +140,7 @@ def test_a_kernel_that_refuses_the_reset_leaves_nothing_open(
 
 @pytest.mark.parametrize("make", [on_v1, on_v2])
 def test_a_container_that_dies_while_it_is_measured_tells_nothing(
-    tmp_path: Path, open_files: None, make: type[Cgroup]
+    tmp_path: Path, open_files: None, make: Callable[[Path], Cgroup]
 ) -> None:
     """Its accounts are gone at the run's end: None, and no error."""
     cgroup = make(tmp_path)

@@ -27,10 +27,13 @@ INDENTED = re.compile(r"^(?: {4}|\t).*$", re.MULTILINE)
 SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 
-FILES_OF_FUNCTIONS = {"main.py", "run.sh", "main.js", "hello.py"}
+FILES_OF_FUNCTIONS = {"main.py", "run.sh", "build.sh", "build.sh", "main.js", "hello.py"}
 """Names of files that a function brings, not this repository."""
 
-FOLDERS_OF_CODE = (ROOT, ROOT / "nanogrid", ROOT / "nanogrid" / "code", ROOT / "nanogrid" / "pool")
+FOLDERS_OF_CODE = (
+    ROOT,
+    *(ROOT / "nanogrid" / folder for folder in ("", "code", "pool", "container", "layers", "runner/inside")),
+)
 """Where a file that is named without its whole path may lie."""
 
 OTHER_VARIABLES = {"NANOGRID_LOCAL_DIR"}

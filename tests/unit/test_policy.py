@@ -216,7 +216,8 @@ def test_a_prewarmed_container_takes_no_second_place() -> None:
 
 def test_what_ends_takes_no_room() -> None:
     """A container that is about to be removed is nobody's any more."""
-    assert decide(WISH, [other(1, State.ENDING, memory_mb=1000)], Bounds(1, 100)) == Create()
+    pool = [other(1, State.ENDING, memory_mb=1000), other(2, State.LEASED, memory_mb=50)]
+    assert decide(WISH, pool, Bounds(2, 150)) == Create()
 
 
 # -- wait for room

@@ -41,6 +41,7 @@ class Desk:
         *,
         function_id: str | None = None,
         memory_mb: int = 100,
+        request_id: str = "",
         wait_s: float = 0.0,
         still_wanted: Callable[[], bool] = lambda: True,
     ) -> Grant:
@@ -49,7 +50,7 @@ class Desk:
             Wish(PYTHON, key, function_id or f"function of {key}", memory_mb),
             image="image",
             limits=Confinement(memory_mb, 1.0, "none"),
-            request_id=f"request of {key}",
+            request_id=request_id or f"request of {key}",
             wait_s=wait_s,
             still_wanted=still_wanted,
         )
@@ -119,10 +120,9 @@ def test_an_idle_container_is_a_warm_start(open_desk: Callable[..., Desk]) -> No
     """It is leased from the moment it is granted, to the new request."""
     desk = open_desk()
     pooled = desk.rest()
-    pooled.request_id = None
-    grant = desk.acquire()
+    grant = desk.acquire(request_id="the next one")
     assert grant == Grant(pooled, StartKind.WARM)
-    assert (pooled.state, pooled.request_id) == (State.LEASED, "request of code")
+    assert (pooled.state, pooled.request_id) == (State.LEASED, "the next one")
 
 
 def test_a_prewarmed_container_becomes_the_functions_own(open_desk: Callable[..., Desk]) -> None:
@@ -340,7 +340,7 @@ def test_whoever_is_faster_takes_it(open_desk: Callable[..., Desk]) -> None:
     desk = open_desk()
     pooled = desk.rest()
     assert desk.stock.take(pooled, State.IDLE, State.SETTLING)
-    assert pooled.state is State.SETTLING
+    assert pooled.held().state is State.SETTLING
     desk.stock.move(pooled, State.IDLE)
     desk.acquire()
     assert not desk.stock.take(pooled, State.IDLE, State.SETTLING)

@@ -1,5 +1,7 @@
-# The first process of a container: copies the code, runs the command, ends all that is left, reports, and stays.
+# The first process of a container whose image has no Python: waits for a function, copies its code, runs it, ends all
+# that is left, reports, and stays. One run, then the container goes.
 #
+# It waits in its first line: a pipe opens when somebody reads it, and the host does that when code and command are there.
 # It stays so that the container's cgroup stays: memory peak, CPU time and OOM kills are read by the host after the
 # function has ended and before the container is removed. It speaks to the host by one pipe, in one line per event, with
 # the kernel's uptime in seconds where time matters (the host may be too busy to read a line at once):
@@ -7,9 +9,10 @@
 #   unready WORDS    the code could not be copied
 # It is plain POSIX sh, so that it works in any image that has one. The function runs as the same user, and could write
 # the same lines: it would only end its own run early. What is measured is measured outside.
-exec 3>/nanogrid/control </dev/null >/dev/null 2>&1
+exec </dev/null >/dev/null 2>&1
 # Signals from inside must not end the first process. A trap, unlike ignoring them, is not passed on to the function.
 trap : HUP INT QUIT TERM
+exec 3>/nanogrid/control
 
 stay() {
     while :; do read -r _ </nanogrid/hold; done
@@ -26,7 +29,7 @@ echo "started $uptime" >&3
     exec 3>&- </nanogrid/payload.json >/nanogrid/stdout 2>/nanogrid/stderr
     # The kernel shall choose the function, never this shell, when memory runs out.
     echo 1000 >/proc/self/oom_score_adj
-    exec "$@"
+    . /nanogrid/start.sh
 )
 code=$?
 read -r uptime _ </proc/uptime

@@ -1,0 +1,207 @@
+"""One build in one container: from code to a tar of the result, on the builder's disk.
+
+The rule: one loop, one deadline, one reason why it ended. What a build writes stays in its container's memory; what comes
+out, log and result, flows through pipes that are cut at a limit. `inside/build.sh` is the other side.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from nanogrid.container.engine import End, Engine
+from nanogrid.container.hardening import MIB, build_options
+from nanogrid.errors import ContainerLostError
+from nanogrid.layers.buildlog import BuildLog
+from nanogrid.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SCRIPT = Path(__file__).with_name("inside") / "build.sh"
+CHUNK_BYTES = 256 * 1024
+TELL_EVERY_S = 5.0
+LOOK_EVERY_S = 2.0
+"""How often the engine is asked whether the container is still there, while nothing is heard from it."""
+END_S = 10.0
+"""How long the engine may take to notice that a container has ended."""
+
+FAILED_CODE = 10
+NO_PIP_CODE = 12
+
+
+class Verdict(Enum):
+    """How a build ended."""
+
+    BUILT = "built"
+    FAILED = "failed"
+    TIMED_OUT = "timed out"
+    OUT_OF_MEMORY = "out of memory"
+    TOO_LARGE = "too large"
+    NO_PIP = "no pip"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one build container is to do.
+
+    `layer_id`: SHA-256 over all that decides the result. `source`: the file of the code that asks for it. `image`: the id
+    of the image. `binds`: read-only mounts, path in the container → path on the host. `files`: further files under
+    /nanogrid, name → content.
+    """
+
+    layer_id: str
+    source: str
+    image: str
+    arguments: tuple[str, ...]
+    env: dict[str, str]
+    binds: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For people: the container's name, and in the log."""
+        return f"nanogrid-build-{self.layer_id[:12]}"
+
+
+class Build:
+    """A build under way. `folder` must exist and be empty; the result is `tar`."""
+
+    def __init__(self, recipe: Recipe, folder: Path, build_log: BuildLog, engine: Engine, settings: Settings) -> None:
+        self._recipe = recipe
+        self._shared = folder / "shared"
+        self._log = build_log
+        self._engine = engine
+        self._settings = settings
+        self._open = ExitStack()
+        self._selector = self._open.enter_context(selectors.DefaultSelector())
+        self._started = time.monotonic()
+        self._heard_at = 0.0
+        self._told_at = 0.0
+        self._tar_bytes = 0
+        self.tar = folder / "result.tar"
+
+    def run(self, labels: dict[str, str]) -> Verdict:
+        """Build, and remove the container, however this ends. Raises ContainerError where the engine fails."""
+        with self._open:
+            self._lay_out()
+            logged = self._pipe("log")
+            result = self._pipe("result")
+            self._open.callback(os.close, os.open(self._shared / "hold", os.O_RDWR | os.O_CLOEXEC))
+            tar = os.open(self.tar, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._open.callback(os.close, tar)
+            container_id = self._engine.create(self._recipe.name, self._options(labels))
+            try:
+                self._engine.start_only(container_id)
+                self._started = self._heard_at = self._told_at = time.monotonic()
+                verdict = self._watch(container_id, logged, result, tar)
+                return verdict or self._judge(self._end_of(container_id))
+            finally:
+                self._engine.remove(container_id)
+
+    def _options(self, labels: dict[str, str]) -> dict[str, object]:
+        return build_options(
+            self._recipe.image,
+            self._recipe.arguments,
+            self._recipe.env,
+            self._settings,
+            build_dir=str(self._shared),
+            binds=self._recipe.binds,
+            labels=labels,
+        )
+
+    def _lay_out(self) -> None:
+        """Make the folder that the container sees as /nanogrid. The modes are open: the folder above is closed."""
+        self._shared.mkdir()
+        for name in ("code", "packages"):
+            (self._shared / name).mkdir(0o755)
+        for name, text in {"build.sh": SCRIPT.read_text(), **self._recipe.files}.items():
+            (self._shared / name).write_text(text)
+            (self._shared / name).chmod(0o444)
+        for name in ("log", "result", "hold"):
+            os.mkfifo(self._shared / name)
+            (self._shared / name).chmod(0o666)
+        self._shared.chmod(0o755)
+
+    def _pipe(self, name: str) -> int:
+        descriptor = os.open(self._shared / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._open.callback(os.close, descriptor)
+        self._selector.register(descriptor, selectors.EVENT_READ)
+        return descriptor
+
+    def _watch(self, container_id: str, logged: int, result: int, tar: int) -> Verdict | None:
+        """Read both pipes to their ends. Why the build must not go on, or None when it ended by itself."""
+        deadline = self._started + self._settings.longest_build_s
+        limit_bytes = self._settings.layer_limit_mb * MIB
+        while self._selector.get_map():
+            now = time.monotonic()
+            if now >= deadline:
+                return Verdict.TIMED_OUT
+            ready = self._selector.select(min(deadline - now, LOOK_EVERY_S))
+            for key, _ in ready:
+                chunk = self._read(key.fd)
+                if key.fd == logged:
+                    self._log.add(chunk)
+                elif self._tar_bytes + len(chunk) > limit_bytes:
+                    return Verdict.TOO_LARGE
+                else:
+                    self._tar_bytes += len(chunk)
+                    _write(tar, chunk)
+            if not self._goes_on(container_id, heard=bool(ready)):
+                return None
+        return None
+
+    def _read(self, descriptor: int) -> bytes:
+        chunk = os.read(descriptor, CHUNK_BYTES)
+        if not chunk:
+            self._selector.unregister(descriptor)
+        return chunk
+
+    def _goes_on(self, container_id: str, *, heard: bool) -> bool:
+        """Tell the log how far it is. False where a silent container has ended: it may never have opened its pipes."""
+        now = time.monotonic()
+        if now - self._told_at >= TELL_EVERY_S:
+            self._told_at = now
+            log.info(
+                "layer %s: building for %.0f s: %s",
+                self._recipe.layer_id[:12],
+                now - self._started,
+                self._log.last_line(),
+            )
+        if heard:
+            self._heard_at = now
+        elif now - self._heard_at >= LOOK_EVERY_S:
+            self._heard_at = now
+            return self._engine.is_running(container_id)
+        return True
+
+    def _end_of(self, container_id: str) -> End:
+        """How the container ended; all its pipes are closed, so the engine will know in a moment."""
+        deadline = time.monotonic() + END_S
+        while (end := self._engine.end_of(container_id)).running and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return end
+
+    def _judge(self, end: End) -> Verdict:
+        if end.exit_code == 0:
+            return Verdict.BUILT
+        if end.oom_killed:
+            return Verdict.OUT_OF_MEMORY
+        if end.exit_code == NO_PIP_CODE:
+            return Verdict.NO_PIP
+        if FAILED_CODE <= end.exit_code < NO_PIP_CODE:
+            return Verdict.FAILED
+        raise ContainerLostError(
+            f"container {self._recipe.name} went away while it built the layer of {self._recipe.source}"
+        )
+
+
+def _write(descriptor: int, chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -1,0 +1,46 @@
+"""Runs a program with a new interpreter and in the held one, before and after learning, and tells the differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.differential.corpus import Program
+from tests.support.runner_box import Box, Run, box
+
+PAYLOAD = {"name": "grüße"}
+RUNS_IN_PROCESS = 2
+"""The first finds nothing imported beforehand; the second finds what the first has taught."""
+
+
+@contextmanager
+def comparison(image: str) -> Iterator[Box]:
+    """A container that one subject's programs share, each as the only function it knows."""
+    with TemporaryDirectory() as folder, box(Path(folder), image) as here:
+        yield here
+
+
+def differences(here: Box, programs: Iterable[Program]) -> list[str]:
+    """One paragraph per program that can tell how it was run, or was not run as expected."""
+    found = []
+    for program in programs:
+        with TemporaryDirectory() as folder:
+            here.replace(program.write(Path(folder) / "code"))
+        runs = [here.run(env=program.env, payload=PAYLOAD) for _ in range(RUNS_IN_PROCESS)]
+        bare = here.run(env=program.env, payload=PAYLOAD, in_process=False)
+        hows = [run.how for run in runs]
+        if program.how not in hows[-1:]:
+            found.append(f"{program.name}: expected {program.how}, was run {hows}")
+        found += [
+            f"{program.name}: run {number} is not like a new interpreter's\n  {describe(run)}\n  {describe(bare)}"
+            for number, run in enumerate(runs)
+            if describe(run) != describe(bare)
+        ]
+    return found
+
+
+def describe(run: Run) -> str:
+    """All that a run shows."""
+    return f"exit {run.exit_code} stdout {run.out!r} stderr {run.err!r} result {run.result!r}"

@@ -1,0 +1,292 @@
+"""What `nanogrid pool` shows, without any container: sentences, tables, JSON and exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from nanogrid.cli.pool import (
+    COLOURS,
+    Look,
+    counted,
+    human_age,
+    look,
+    memory_of,
+    nothing_held,
+    rendered,
+    summary,
+    to_wire,
+)
+from nanogrid.errors import ConfigurationError
+from nanogrid.pool.identity import Owner
+from nanogrid.pool.snapshot import Shown
+from nanogrid.pool.states import State
+from nanogrid.pool.wire import Line, short_path
+from tests.support.command import ENTRY
+
+MIB = 1024 * 1024
+
+
+def shown(number: int = 1, **fields: Any) -> Shown:
+    """One container of a worker."""
+    base: dict[str, Any] = {
+        "worker": "0123456789abcdef", "number": number, "name": f"nanogrid-thumbs-012345-{number}", "container_id": "c0ffee",
+        "image": "image", "state": "idle", "function_id": "thumbs", "request_id": None, "age_s": 300.5, "in_state_s": 3.2,
+        "runs": 7, "memory_limit_mb": 512, "memory_bytes": 12 * MIB,
+    }  # fmt: skip
+    return Shown(**{**base, **fields})
+
+
+def printed(seen: Look, **options: bool) -> list[str]:
+    """The lines that a person sees on a wide terminal."""
+    out = io.StringIO()
+    Console(file=out, width=300).print(rendered(seen, Path("/data"), **options))
+    return out.getvalue().splitlines()
+
+
+def pool(data_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`nanogrid pool` as a process of its own, with its streams in pipes."""
+    environment = {**os.environ, "NANOGRID_DATA_DIR": str(data_dir)}
+    return subprocess.run(
+        [*ENTRY, "pool", *words], capture_output=True, text=True, env=environment, timeout=60, check=False
+    )
+
+
+@contextmanager
+def answering(owner: Owner, rows: list[dict[str, Any]]) -> Iterator[None]:
+    """A worker that holds these containers, as far as anybody can see who asks it over its socket."""
+    listener = socket.socket(socket.AF_UNIX)
+    with short_path(owner.runs / "owner.sock") as address:
+        listener.bind(address)
+    listener.listen()
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            line = Line(connection)
+            assert line.receive() == {"show": True}
+            line.send({"pool": rows, "pid": os.getpid()})
+            line.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+def row(**fields: Any) -> dict[str, Any]:
+    """A container as its worker tells it."""
+    described = vars(shown(**fields)).copy()
+    del described["worker"]
+    return described
+
+
+@pytest.mark.parametrize(
+    ("age_s", "text"),
+    [
+        (-5, "0 s"),
+        (0.9, "0 s"),
+        (3.2, "3 s"),
+        (59.99, "59 s"),
+        (60, "1 min"),
+        (3599, "59 min"),
+        (7300, "2 h"),
+        (86_399, "23 h"),
+        (200_000, "2 d"),
+    ],
+)
+def test_ages_are_for_people(age_s: float, text: str) -> None:
+    """The largest unit of which there is a whole one, and no more."""
+    assert human_age(age_s) == text
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "text"), [(None, "? of 512 MiB"), (0, "0 of 512 MiB"), (12_900_000, "12 of 512 MiB")]
+)
+def test_memory_is_shown_with_its_limit(memory_bytes: int | None, text: str) -> None:
+    """A host that does not tell is no host that uses nothing."""
+    assert memory_of(shown(memory_bytes=memory_bytes)) == text
+
+
+def test_a_row_tells_all_of_a_container() -> None:
+    """Worker, name, state, function, request, ages, runs and memory, under headings that name them."""
+    busy = shown(state="leased", request_id="r-1", age_s=7300, in_state_s=0.2)
+    heading, line, _ = printed(Look([busy.worker], [busy]))
+    assert heading.split() == ["worker", "container", "state", "function", "request", "age", "in", "state", "runs", "memory"]  # fmt: skip
+    assert line.split() == ["012345", "nanogrid-thumbs-012345-1", "leased", "thumbs", "r-1", "2", "h", "0", "s", "7", "12", "of", "512", "MiB"]  # fmt: skip
+
+
+def test_what_a_container_does_not_have_stays_empty() -> None:
+    """A prewarmed one has no function, an idle one no request."""
+    seen = Look(["w"], [shown(state="prewarmed", function_id=None, runs=0)])
+    assert printed(seen)[1].split() == ["012345", "nanogrid-thumbs-012345-1", "prewarmed", "5", "min", "3", "s", "0", "12", "of", "512", "MiB"]  # fmt: skip
+
+
+def test_names_are_not_markup() -> None:
+    """A function or request that is named like an instruction to the terminal is shown as it is named."""
+    seen = Look(["w"], [shown(function_id="[red]f[/]", request_id="[/]")])
+    assert "[red]f[/]  [/]" in printed(seen)[1]
+
+
+def test_the_summary_counts_by_state() -> None:
+    """In the order of a container's life, states without any left out, and with the memory of all."""
+    states = ["paused", "leased", "paused", "idle", "prewarmed"]
+    held = [shown(number, state=state) for number, state in enumerate(states)]
+    seen = Look(["w1", "w2"], [*held, shown(9, state="starting", memory_bytes=None)])
+    text = "6 containers: 1 starting, 1 prewarmed, 1 leased, 1 idle, 2 paused · 60 MiB in use · 2 workers"
+    assert summary(seen) == printed(seen)[-1] == printed(seen, summary_first=True)[0] == text
+
+
+def test_one_is_not_many() -> None:
+    """The noun follows the number."""
+    assert [counted(number, "worker") for number in (0, 1, 2)] == ["0 workers", "1 worker", "2 workers"]
+    assert summary(Look(["w"], [shown()])) == "1 container: 1 idle · 12 MiB in use · 1 worker"
+
+
+def test_every_state_has_its_place() -> None:
+    """No state of a container is missing from the summary."""
+    assert set(COLOURS) == {state.value for state in State} | {"paused"}
+
+
+def test_nothing_to_show_is_a_sentence() -> None:
+    """It tells a worker without containers from no worker at all, and for that what to do."""
+    assert printed(Look(["w"], [])) == [nothing_held(Look(["w"], []), Path("/data"))]
+    assert nothing_held(Look(["w"], []), Path("/data")) == "1 worker of /data without any container"
+    sentence = nothing_held(Look([], []), Path("/data"))
+    assert sentence.startswith("no worker runs with the data folder /data: ")
+    assert "nanogrid up --detach" in sentence
+    assert "NANOGRID_DATA_DIR" in sentence
+
+
+def test_json_is_camel_case() -> None:
+    """As in all other messages; ages say their unit."""
+    assert to_wire(shown()) == {
+        "worker": "0123456789abcdef", "number": 1, "name": "nanogrid-thumbs-012345-1", "containerId": "c0ffee",
+        "image": "image", "state": "idle", "functionId": "thumbs", "requestId": None, "ageSeconds": 300.5,
+        "inStateSeconds": 3.2, "runs": 7, "memoryLimitMb": 512, "memoryBytes": 12 * MIB,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "stdout"), [((), ""), (("--json",), "[]\n")])
+def test_no_worker_exits_with_3(tmp_path: Path, words: tuple[str, ...], stdout: str) -> None:
+    """As `status` does; stdout holds an empty list for scripts and nothing for people, and no folder is made."""
+    done = pool(tmp_path / "none", *words)
+    assert (done.returncode, done.stdout) == (3, stdout)
+    if words:
+        assert done.stderr == ""
+    else:
+        assert done.stderr.startswith("no worker runs with the data folder ")
+        assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_has_died_is_no_worker(data_dir: Path) -> None:
+    """What it left in the data folder is not taken for it."""
+    owner = Owner(data_dir)
+    with answering(owner, []):
+        assert look(data_dir).workers == [owner.id]
+    runs = owner.runs
+    owner.close()
+    assert runs.exists()
+    assert look(data_dir) == Look([], [])
+    assert pool(data_dir).returncode == 3
+
+
+def test_an_empty_pool_is_no_failure(data_dir: Path) -> None:
+    """A worker that has started no container yet is as it should be."""
+    owner = Owner(data_dir)
+    try:
+        with answering(owner, []):
+            done = pool(data_dir)
+            assert (done.returncode, done.stdout) == (0, "")
+            assert done.stderr == f"1 worker of {data_dir} without any container\n"
+            assert pool(data_dir, "--json").stdout == "[]\n"
+    finally:
+        owner.close()
+
+
+def test_containers_of_all_workers_are_shown(data_dir: Path) -> None:
+    """By worker and number; a pipe gets whole lines however long they are."""
+    first, second = sorted((Owner(data_dir), Owner(data_dir)), key=lambda owner: owner.id)
+    name = "f" * 200
+    try:
+        with (
+            answering(first, [row(number=2), row(number=1, function_id=name)]),
+            answering(second, [row(number=1, state="leased", request_id="r-1")]),
+        ):
+            done = pool(data_dir)
+            assert (done.returncode, done.stderr) == (0, "")
+            _, *rows, last = done.stdout.splitlines()
+            assert [line.split()[:3] for line in rows] == [
+                [first.id[:6], "nanogrid-thumbs-012345-1", "idle"],
+                [first.id[:6], "nanogrid-thumbs-012345-2", "idle"],
+                [second.id[:6], "nanogrid-thumbs-012345-1", "leased"],
+            ]
+            assert f" {name} " in rows[0]
+            assert last == "3 containers: 1 leased, 2 idle · 36 MiB in use · 2 workers"
+            told = json.loads(pool(data_dir, "--json").stdout)
+            assert [(one["worker"], one["number"], one["requestId"]) for one in told] == [
+                (first.id, 1, None),
+                (first.id, 2, None),
+                (second.id, 1, "r-1"),
+            ]
+    finally:
+        first.close()
+        second.close()
+
+
+def test_somebody_elses_workers_are_not_taken_for_none(data_dir: Path) -> None:
+    """A user who may not ask them is told so."""
+    owner = Owner(data_dir)
+    (data_dir / "owners" / f"{owner.id}.lock").chmod(0)
+    child = os.fork()
+    if child == 0:
+        os.chdir(data_dir)  # before: the folders above it are closed to others
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        try:
+            look(Path())
+        except ConfigurationError as error:
+            os._exit(0 if "belongs to somebody else: run this command as the user of" in str(error) else 1)
+        os._exit(2)
+    try:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        owner.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--live"], "needs a terminal"), (["--live", "--json"], "give one of them"), (["--jsno"], "No such option")],
+)
+def test_wrong_use_exits_with_2(tmp_path: Path, words: list[str], message: str) -> None:
+    """--live has nothing to show in a pipe: it says so and does not fill it."""
+    done = pool(tmp_path, *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+
+
+def test_it_has_help() -> None:
+    """Help needs no worker, no Docker and no settings, and goes to stdout."""
+    done = subprocess.run([*ENTRY, "pool", "--help"], capture_output=True, text=True, check=True)
+    assert "Usage: " in done.stdout
+    assert "--live" in done.stdout
+    assert done.stderr == ""

@@ -1,0 +1,290 @@
+"""Layers on plain data: what requirements.txt says, what decides an id, what a log keeps, what is remembered."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from nanogrid.code import Code
+from nanogrid.errors import CodeError, CodeUnavailableError, LayerBuildError
+from nanogrid.layers import requirements
+from nanogrid.layers.buildlog import HEAD_BYTES, TAIL_BYTES, BuildLog, prune
+from nanogrid.layers.failures import Failures
+from nanogrid.layers.recipes import Needs, needs, packages_recipe, tree_recipe
+from nanogrid.layers.requirements import Requirements
+from nanogrid.runtimes import CPP, PYTHON
+from nanogrid.settings import Settings
+
+
+def read(folder: Path, text: str, *, wheels_only: bool = True, **more: str) -> Requirements | None:
+    """The requirements of code with this requirements.txt and further files beside it."""
+    (folder / "requirements.txt").write_text(text)
+    for name, content in more.items():
+        (folder / f"{name}.txt").write_text(content)
+    return requirements.read(folder, wheels_only=wheels_only)
+
+
+def found(folder: Path, text: str, *, wheels_only: bool = True) -> Requirements:
+    """The requirements of a text that has some."""
+    known = read(folder, text, wheels_only=wheels_only)
+    assert known is not None
+    return known
+
+
+# -- requirements.txt
+
+
+def test_comments_blank_lines_and_line_ends_do_not_count(tmp_path: Path) -> None:
+    """Two texts that mean the same to pip are the same requirements."""
+    text = "\ufeff# ours\r\n\r\nnumpy==2.0  # fast\r\nrequests \\\r\n  >=2\r\n"
+    assert found(tmp_path, text).text == "numpy==2.0\nrequests   >=2\n"
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# numpy\n", "   \n#\n"])
+def test_an_empty_file_asks_for_nothing(tmp_path: Path, text: str) -> None:
+    """A requirements.txt without a requirement is as good as none."""
+    assert read(tmp_path, text) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "numpy",
+        "numpy==2.0.2",
+        "requests[security, socks]>=2.8.1,<3",
+        "six ; python_version < '3.10'",
+        "six===1.0",
+        "six==1.0 --hash=sha256:abc",
+        "six==1.0 \\\n    --hash=sha256:abc \\\n    --hash=sha256:def",
+        "zope.interface~=5.0",
+        "--pre",
+        "--only-binary=:all:",
+    ],
+)
+def test_plain_requirements_stand_alone(tmp_path: Path, line: str) -> None:
+    """Requirements by name are the same for any code, and come from the deployment's index."""
+    known = found(tmp_path, f"{line}\n")
+    assert (known.alone, known.default_index) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "alone"),
+    [
+        ("--extra-index-url https://example.org/simple", True),
+        ("--index-url=https://example.org/simple", True),
+        ("six @ https://example.org/six-1.0-py3-none-any.whl", True),
+        ("https://example.org/six-1.0-py3-none-any.whl#sha256=abc", True),
+        ("--find-links wheels", False),
+        ("./six-1.0-py3-none-any.whl", False),
+        ("six-1.0-py3-none-any.whl", False),
+        ("six @ file:six-1.0-py3-none-any.whl", False),
+    ],
+)
+def test_addresses_and_files_are_told_apart_from_names(tmp_path: Path, line: str, alone: bool) -> None:
+    """What names an address is not the index's trouble; what names a file depends on the code."""
+    known = found(tmp_path, f"{line}\nnumpy\n")
+    assert (known.alone, known.default_index) == (alone, False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--no-binary :all:",
+        "--no-b=:all:",
+        "--pre --no-binary=:all:",
+        "--only-binary :none:",
+        "-e .",
+        "--editable=.",
+        ".",
+        "./package",
+        "git+https://example.org/six.git",
+        "six @ git+https://example.org/six.git",
+        "six @ https://example.org/six-1.0.tar.gz",
+        "https://example.org/six-1.0.tar.gz#egg=six-1.0.whl",
+        "six-1.0.tar.gz",
+        "six --global-option=x",
+        "-r https://example.org/more.txt",
+    ],
+)
+def test_what_could_bring_in_more_than_wheels_is_refused(tmp_path: Path, line: str) -> None:
+    """Where only wheels are installed no line may say otherwise; elsewhere it may, for this code alone or from its address."""
+    with pytest.raises(LayerBuildError, match="only wheels are installed") as refused:
+        read(tmp_path, f"numpy\n{line}\n")
+    assert repr(line)[1:-1] in str(refused.value)
+    assert "requirements.txt" in str(refused.value)
+    assert read(tmp_path, f"numpy\n{line}\n", wheels_only=False) is not None
+
+
+def test_included_files_are_read_as_well(tmp_path: Path) -> None:
+    """A file that requirements.txt includes is held to the same rule, at any depth, and makes the code count."""
+    known = read(tmp_path, "-r more.txt\n", more="-c limits.txt\nnumpy\n", limits="six<2\n-r more.txt\n")
+    assert known is not None
+    assert not known.alone
+    with pytest.raises(LayerBuildError, match=r"limits\.txt has the line"):
+        read(tmp_path, "-r more.txt\n", limits="--no-binary :all:\n")
+
+
+@pytest.mark.parametrize("name", ["../more.txt", "/etc/passwd", "a/../../more.txt"])
+def test_included_files_must_lie_in_the_code(tmp_path: Path, name: str) -> None:
+    """A path out of the code is refused before it is opened."""
+    with pytest.raises(LayerBuildError, match="lies outside of the code"):
+        read(tmp_path, f"-r {name}\n")
+
+
+def test_variables_are_refused(tmp_path: Path) -> None:
+    """A line cannot have the deployment's secrets sent to an address of its choice."""
+    with pytest.raises(LayerBuildError, match="with a variable"):
+        read(tmp_path, "--index-url https://example.org/${PIP_INDEX_URL}\n")
+
+
+def test_unreadable_requirements_are_the_users_error(tmp_path: Path) -> None:
+    """A file in another encoding, too large, or missing where it is included: one sentence says what to do."""
+    (tmp_path / "requirements.txt").write_bytes("größe\n".encode("latin-1"))
+    with pytest.raises(LayerBuildError, match="is not UTF-8"):
+        requirements.read(tmp_path, wheels_only=True)
+    with pytest.raises(LayerBuildError, match="more than 1048576 bytes"):
+        read(tmp_path, "#" * 1_100_000)
+    with pytest.raises(LayerBuildError, match="cannot be read"):
+        read(tmp_path, "-r nowhere.txt\n")
+
+
+# -- what is built, and its id
+
+
+def code_in(path: Path, sha256: str = "c0de") -> Code:
+    """Code in this folder."""
+    return Code(path, sha256, 1, 0.0, 0.0, cached=True)
+
+
+def packages_id(
+    wanted: Requirements, path: Path, sha256: str = "c0de", image: str = "image", **settings: object
+) -> str:
+    """The id of the packages of some code."""
+    chosen = Settings(**settings)  # type: ignore[arg-type]  # each test names real settings
+    return packages_recipe(wanted, code_in(path, sha256), image, PYTHON, chosen).layer_id
+
+
+def test_only_what_is_asked_for_is_built(tmp_path: Path) -> None:
+    """requirements.txt counts for python, build.sh for every runtime, and folders of these names for none."""
+    (tmp_path / "build.sh").mkdir()
+    assert not needs(tmp_path, PYTHON, Settings())
+    (tmp_path / "build.sh").rmdir()
+    (tmp_path / "requirements.txt").write_text("numpy\n")
+    (tmp_path / "build.sh").write_text("make\n")
+    assert needs(tmp_path, CPP, Settings()) == Needs(None, script=True)
+    assert needs(tmp_path, PYTHON, Settings()) == Needs(Requirements("numpy\n", True, True), script=True)
+
+
+def test_an_id_changes_with_all_that_decides_the_packages(tmp_path: Path) -> None:
+    """Text, image, index, pip's environment and wheels-only each make another layer; the code does not."""
+    numpy = Requirements("numpy\n", alone=True, default_index=True)
+    ids = [
+        packages_id(numpy, tmp_path),
+        packages_id(Requirements("numpy<2\n", alone=True, default_index=True), tmp_path),
+        packages_id(numpy, tmp_path, image="other"),
+        packages_id(numpy, tmp_path, build_index_url="https://example.org/simple"),
+        packages_id(numpy, tmp_path, build_pip_env={"PIP_EXTRA_INDEX_URL": "https://example.org/simple"}),
+        packages_id(numpy, tmp_path, build_wheels_only=False),
+    ]
+    assert len(set(ids)) == len(ids)
+    assert packages_id(numpy, tmp_path, sha256="other") == ids[0]
+
+
+def test_requirements_that_name_files_belong_to_their_code(tmp_path: Path) -> None:
+    """The code is part of the id, and is there during the build, only where its files decide."""
+    local = Requirements("./six-1.0-py3-none-any.whl\n", alone=False, default_index=False)
+    assert packages_id(local, tmp_path) != packages_id(local, tmp_path, sha256="other")
+    recipe = packages_recipe(local, code_in(tmp_path), "image", PYTHON, Settings())
+    assert recipe.binds == {"/nanogrid/code": str(tmp_path)}
+    plain = packages_recipe(Requirements("six\n", True, True), code_in(tmp_path), "image", PYTHON, Settings())
+    assert (plain.binds, plain.files) == ({}, {"code/requirements.txt": "six\n"})
+
+
+def test_a_built_tree_belongs_to_code_image_and_packages(tmp_path: Path) -> None:
+    """The result of build.sh is kept apart by all three, and pip's settings do not reach it."""
+    ids = [
+        tree_recipe(code_in(tmp_path), None, "image").layer_id,
+        tree_recipe(code_in(tmp_path, "other"), None, "image").layer_id,
+        tree_recipe(code_in(tmp_path), None, "other").layer_id,
+        tree_recipe(code_in(tmp_path), ("packages", tmp_path), "image").layer_id,
+    ]
+    assert len(set(ids)) == len(ids)
+    assert not any(name.startswith("PIP_") for name in tree_recipe(code_in(tmp_path), None, "image").env)
+
+
+# -- logs and failures
+
+
+def test_a_short_log_is_kept_as_it_is(tmp_path: Path) -> None:
+    """Every byte of a log that fits is in the file once, and its last lines can stand in a message."""
+    log = BuildLog(tmp_path / "logs" / "a.log")
+    for chunk in (b"one\n", b"two\x1b[31m \xff\n", b"three\n\n"):
+        log.add(chunk)
+    log.close()
+    assert log.path.read_bytes() == b"one\ntwo\x1b[31m \xff\nthree\n\n"
+    assert log.last_line() == "three"
+    assert log.end() == "one\ntwo [31m \ufffd\nthree"
+
+
+@pytest.mark.parametrize("extra", [0, 1, TAIL_BYTES, TAIL_BYTES + 1, 3 * TAIL_BYTES])
+def test_a_long_log_keeps_its_start_and_its_end(tmp_path: Path, extra: int) -> None:
+    """What is left out is told, nothing is there twice, and the file is bounded."""
+    data = bytes(number % 251 for number in range(HEAD_BYTES + extra))
+    log = BuildLog(tmp_path / "a.log")
+    for at in range(0, len(data), 10_000):
+        log.add(data[at : at + 10_000])
+    log.close()
+    kept = log.path.read_bytes()
+    left_out = max(0, extra - TAIL_BYTES)
+    note = f"\n... {left_out} bytes are left out here ...\n".encode() if left_out else b""
+    assert kept == data[:HEAD_BYTES] + note + data[HEAD_BYTES + left_out :]
+
+
+def test_only_the_newest_logs_are_kept(tmp_path: Path) -> None:
+    """Logs of old builds go, so that their folder does not grow for ever."""
+    for number in range(5):
+        log = BuildLog(tmp_path / f"{number}.log")
+        log.close()
+    prune(tmp_path, keep=2)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_failure_is_told_with_its_time_until_it_is_forgotten(tmp_path: Path) -> None:
+    """Within its time a failure is raised again as what it was; afterwards, or when the layer came to be, it is not."""
+    failures = Failures(tmp_path / "failures", ttl_s=60)
+    failures.check("layer")
+    failures.remember("layer", LayerBuildError("build.sh failed; see the log"))
+    with pytest.raises(
+        LayerBuildError, match=r"^build\.sh failed; see the log\n\(It failed at .* is tried again from "
+    ):
+        Failures(tmp_path / "failures", ttl_s=60).check("layer")
+    failures.forget("layer")
+    failures.check("layer")
+
+
+def test_a_failure_of_ours_stays_retryable_and_is_kept_for_seconds(tmp_path: Path) -> None:
+    """An index that did not answer is not asked by each request, and its error can still be retried."""
+    failures = Failures(tmp_path, ttl_s=600)
+    failures.remember("layer", CodeUnavailableError("the index did not answer"))
+    with pytest.raises(CodeUnavailableError):
+        failures.check("layer")
+    assert b'"until": ' in (tmp_path / "layer.json").read_bytes()
+    until = float((tmp_path / "layer.json").read_text().partition('"until": ')[2].partition(",")[0])
+    assert until - time.time() <= 10
+
+
+@pytest.mark.parametrize("ttl_s", [0.0, 1e-9])
+def test_without_a_time_nothing_is_remembered(tmp_path: Path, ttl_s: float) -> None:
+    """With no time to keep it, a failure is not told to the next request."""
+    failures = Failures(tmp_path / "failures", ttl_s)
+    error: CodeError = LayerBuildError("build.sh failed")
+    failures.remember("layer", error)
+    failures.check("layer")
+
+
+def test_a_damaged_record_is_no_failure(tmp_path: Path) -> None:
+    """A record that a power loss left empty costs one build."""
+    (tmp_path / "layer.json").write_text("")
+    Failures(tmp_path, 60).check("layer")
