@@ -14,6 +14,7 @@ from nanogrid.cli import console
 from nanogrid.cli.doctor import doctor
 from nanogrid.cli.failures import explain
 from nanogrid.cli.invoke import invoke
+from nanogrid.cli.pool import pool
 from nanogrid.cli.results import cancel, result
 from nanogrid.cli.stack import down, env, status, up
 
@@ -25,6 +26,7 @@ Try it on this machine:
   nanogrid invoke hello.py      run a file and print what it prints
   nanogrid invoke ./thumbs --payload '{"width": 80}' --timeout-ms 5000
   nanogrid status               see how each part is
+  nanogrid pool --live          watch the workers' containers
   nanogrid down                 end it
 
 Commands that need a deployment take it from the environment (AWS_* and NANOGRID_*). Where that names none, they use
@@ -35,7 +37,7 @@ Exit codes:
   0    done
   1    something is not as it should be (status, doctor, cancel)
   2    wrong use, or the command could not do it
-  3    nothing runs (status)
+  3    nothing runs (status, pool)
   130  interrupted
   invoke and result: the function's own; 124 timed out; 137 out of memory;
   125 not run
@@ -69,7 +71,7 @@ def nanogrid(
     """Options of the command as a whole; `--version` ends it in its callback."""
 
 
-for command in (up, down, status, env, invoke, result, cancel, doctor):
+for command in (up, down, status, env, invoke, result, cancel, pool, doctor):
     app.command()(command)
 
 

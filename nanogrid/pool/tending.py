@@ -110,6 +110,7 @@ class Tender:
             return
         try:
             if not (pooled.paused_by_engine and pooled.cgroup.freeze()):
+                self._rename(pooled)
                 self._engine.pause(str(pooled.id))
                 pooled.paused_by_engine = True
                 pooled.cgroup.freeze()  # the engine does nothing where it takes it for paused already, by somebody's hand
@@ -119,6 +120,13 @@ class Tender:
             return
         pooled.paused = True
         self._stock.move(pooled, before)
+
+    def _rename(self, pooled: Pooled) -> None:
+        """Call a container that was prewarmed after the function that it has got since: names are for people."""
+        name = self._starter.name_of(pooled)
+        if name != pooled.name:
+            self._engine.rename(str(pooled.id), name)
+            pooled.name = name
 
     def _drop_outdated(self) -> None:
         outdated = self._images.refresh()

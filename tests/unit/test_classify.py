@@ -61,4 +61,4 @@ def test_a_container_that_vanished_is_our_trouble() -> None:
 )
 def test_a_handler_needs_its_module(handler: str, file: str) -> None:
     """A handler is called by the interpreter, and its module must be in the code."""
-    assert handler_command(handler) == (("python", "/nanogrid/call_handler.py", handler), file)
+    assert handler_command(handler) == (("python", "/nanogrid/runner/call_handler.py", handler), file)
