@@ -1,0 +1,49 @@
+"""The start of a warm container: becomes the interpreter that will be forked for every run.
+
+Run as `python3 /nanogrid/runner --uid N --gid N [-- COMMAND...]`. The rule: nothing of this process survives but three
+things, its pid, the connection to the host and a memory file with what it was told. It replaces itself by the very command
+that a function is started with (`python main.py`), and `boot/sitecustomize.py` holds that interpreter just before it would
+open `main.py`. So a fork of it goes on as Python itself does, from Python's own C code.
+"""
+
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+CONTROL = os.path.join(os.path.dirname(HERE), "control.sock")
+WORKSPACE = "/workspace"
+DEFAULT_COMMAND = ["python", "main.py"]
+
+
+def main(arguments):
+    """Connect to the host and become the held interpreter."""
+    sys.path.insert(0, HERE)
+    from nanogrid_warm import begin
+
+    command = arguments[arguments.index("--") + 1 :] if "--" in arguments else DEFAULT_COMMAND
+    options = dict(zip(arguments[::2], arguments[1::2]))
+    uid, gid = int(options.get("--uid", "65534")), int(options.get("--gid", "65534"))
+    begin.enter(WORKSPACE, uid)
+    fresh = {
+        "command": command,
+        "special": begin.special(os.environ),
+        "kinds": begin.STREAMS,
+        "standard": [],
+        "packages": ([], {}),
+        "scan": None,
+    }
+    begin.become(
+        {
+            **fresh,
+            "fresh": fresh,
+            "uid": uid,
+            "gid": gid,
+            "control": begin.connect(CONTROL),
+            "env": dict(os.environ),
+            "changes": 0,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,61 @@
+"""What Python has no function for: capabilities and the right to look into one's own /proc.
+
+The rule: needs no more than `_ctypes`, without the package around it; where that is missing, says so and does nothing.
+"""
+
+try:
+    import _ctypes
+except ImportError:
+    _ctypes = None
+
+PR_SET_DUMPABLE = 4
+PR_CAPBSET_DROP = 24
+LAST_CAPABILITY = 63
+RTLD_NOW = 2
+
+
+def _function(name):
+    if _ctypes is None:
+        return None
+    try:
+        return _ctypes.dlsym(_ctypes.dlopen(None, RTLD_NOW), name)
+    except (AttributeError, OSError):
+        return None
+
+
+_PRCTL = _function("prctl")
+_CALL = getattr(_ctypes, "call_function", None)
+AVAILABLE = bool(_PRCTL and _CALL)
+
+
+def drop_bounding_set():
+    """Give up every capability for whatever this process will execute."""
+    if AVAILABLE:
+        for capability in range(LAST_CAPABILITY + 1):
+            if _CALL(_PRCTL, (PR_CAPBSET_DROP, capability, 0, 0, 0)) != 0:
+                return
+
+
+def own_proc_files():
+    """Own `/proc/self` again, which a change of user takes away, as every process that was executed does."""
+    if AVAILABLE:
+        _CALL(_PRCTL, (PR_SET_DUMPABLE, 1, 0, 0, 0))
+
+
+if AVAILABLE:
+
+    class _Pointer(_ctypes._SimpleCData):
+        _type_ = "P"
+
+    class _Size(_ctypes._SimpleCData):
+        _type_ = "L"
+
+
+MADV_POPULATE_READ = 22
+MADV_POPULATE_WRITE = 23
+_MADVISE = _function("madvise")
+
+
+def populate(address, size, advice=MADV_POPULATE_WRITE):
+    """Let the kernel map these pages now, for writing. False where it cannot (before Linux 5.14)."""
+    return bool(AVAILABLE and _MADVISE) and _CALL(_MADVISE, (_Pointer(address), _Size(size), advice)) == 0

@@ -1,0 +1,109 @@
+"""The folders that a run may write to: emptied after a run, filled with the code before the next.
+
+The rule: done as the function's user, when no process of the run lives any more, and so without a race; whatever a run left
+there, of whatever mode, depth, number and name, goes, or the container is unclean.
+"""
+
+import os
+import stat
+
+WORKSPACE = b"/workspace"
+WRITABLE = (WORKSPACE, b"/tmp", b"/dev/shm")
+CODE = b"/nanogrid/code"
+CHUNK_BYTES = 1 << 20
+
+
+def clean():
+    """Empty all writable folders. Raises OSError for what cannot be removed."""
+    os.chmod(WORKSPACE, 0o700)
+    for name in os.listxattr(WORKSPACE):
+        os.removexattr(WORKSPACE, name)
+    for folder in WRITABLE:
+        _empty(folder)
+    os.chdir(WORKSPACE)
+
+
+def has_code():
+    """Whether the container has got its function."""
+    return os.path.isdir(CODE)
+
+
+def lay_out():
+    """Copy the code into the workspace: the same files and times, owned by the function's user and writable for it."""
+    _copy_folder(CODE, WORKSPACE)
+
+
+def _empty(folder):
+    """Remove what is in a folder. Walks by changing into folders: no depth is too deep, no path too long."""
+    if not os.path.isdir(folder):
+        return
+    os.chdir(folder)
+    pending = [_remove_files()]
+    while pending:
+        if not pending[-1]:
+            pending.pop()
+            if pending:
+                os.chdir(b"..")
+                os.rmdir(pending[-1].pop())
+            continue
+        name = pending[-1][-1]
+        try:
+            os.rmdir(name)
+            pending[-1].pop()
+        except OSError:
+            os.chmod(name, 0o700)
+            os.chdir(name)
+            pending.append(_remove_files())
+
+
+def _remove_files():
+    """Remove what is no folder from the working directory; the names of its folders."""
+    folders = []
+    with os.scandir(b".") as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.name)
+            else:
+                os.unlink(entry.name)
+    return folders
+
+
+def _copy_folder(source, target):
+    with os.scandir(source) as entries:
+        for entry in entries:
+            there = target + b"/" + entry.name
+            if entry.is_symlink():
+                os.symlink(os.readlink(entry.path), there)
+            elif entry.is_dir():
+                os.mkdir(there, 0o700)
+                _copy_folder(entry.path, there)
+                _copy_times(entry.path, there)
+            else:
+                _copy_file(entry.path, there)
+
+
+def _copy_file(source, target):
+    reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        status = os.fstat(reader)
+        mode = (stat.S_IMODE(status.st_mode) | stat.S_IWUSR) & 0o755
+        writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            while True:
+                data = os.read(reader, CHUNK_BYTES)
+                if not data:
+                    break
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(writer, view) :]
+            os.utime(writer, ns=(status.st_mtime_ns, status.st_mtime_ns))
+        finally:
+            os.close(writer)
+    finally:
+        os.close(reader)
+
+
+def _copy_times(source, target):
+    status = os.stat(source)
+    os.chmod(target, (stat.S_IMODE(status.st_mode) | stat.S_IRWXU) & 0o755)
+    os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
