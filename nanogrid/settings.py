@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     docker_url: str = Field("unix:///var/run/docker.sock", description="Docker engine of this host.")
     data_dir: Path = Field(
         default_factory=_default_data_dir,
-        description="Folder of the code cache, run folders and lock files. On the engine's host, under the same path. Default: `/var/lib/nanogrid` for root, else `~/.local/share/nanogrid`.",
+        description="Folder of cached code and layers, of the containers' slots, and of lock files. On the engine's host, under the same path. Default: `/var/lib/nanogrid` for root, else `~/.local/share/nanogrid`.",
     )
     cgroup_dir: Path = Field(Path("/sys/fs/cgroup"), description="Where the host's cgroup tree is mounted.")
 

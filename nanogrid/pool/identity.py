@@ -33,7 +33,7 @@ class Owner:
 
     @property
     def runs(self) -> Path:
-        """The folder that holds this owner's run folders."""
+        """The folder that holds this owner's slots."""
         return runs_of(self.data_dir, self.id)
 
     @property
@@ -56,12 +56,12 @@ class Owner:
 
 
 def runs_of(data_dir: Path, owner_id: str) -> Path:
-    """The folder of an owner's run folders."""
+    """The folder of an owner's slots."""
     return data_dir / "runs" / owner_id
 
 
 def known_owners(data_dir: Path) -> Iterator[str]:
-    """Ids of all owners, living or dead, that left a lock file or run folders."""
+    """Ids of all owners, living or dead, that left a lock file or slots."""
     locks = {path.stem for path in owners_folder(data_dir).glob("*.lock")}
     folders = {path.name for path in (data_dir / "runs").glob("*")}
     yield from sorted(locks | folders)

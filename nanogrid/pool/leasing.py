@@ -120,7 +120,7 @@ class Lease:
         """The run is over: wait until its container is clean, and put it back."""
         if self._starter.settings.idle_timeout_s == 0:
             self._line.send({"kept": True})
-            return  # `end` removes it
+            return  # nothing is reused: nobody may get it, not even who waits for it
         pooled.runs += 1
         pooled.measure()
         self._stock.move(pooled, State.SETTLING)
@@ -136,8 +136,6 @@ class Lease:
             reason = f"{message.word}: {message.reason}" if isinstance(message, Unfit) else f"it said {message}"
             log.warning("container %s is not used again: %s", pooled.name, reason)
             return
-        if self._starter.settings.idle_timeout_s == 0:
-            return  # nothing is reused: nobody may get it, not even who waits for it
         pooled.measure()
         pooled.request_id = None
         self._pooled = None
@@ -146,6 +144,9 @@ class Lease:
     def _destroy(self, pooled: Pooled) -> dict[str, Any]:
         """Kill and remove the container; its folder stays until the child has read what is in it."""
         try:
+            if pooled.cgroup.memory is None:
+                # Without accounts the engine's word on memory counts, and it gives that only when all has ended.
+                self._engine.kill(str(pooled.id))
             end = self._engine.end_of(str(pooled.id))
             self._engine.remove(str(pooled.id))
         except NanoGridError as error:

@@ -1,4 +1,4 @@
-"""Removes what dead owners left on this host: containers, run folders, lock files. Never another living owner's."""
+"""Removes what dead owners left on this host: containers, slots, lock files. Never another living owner's."""
 
 from __future__ import annotations
 
