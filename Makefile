@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 bin := .venv/bin
-python_code := nanogrid tests examples deploy celeryconfig.py
+python_code := nanogrid tests benchmarks examples deploy celeryconfig.py
 demo_images := nanogrid/python:3.9 nanogrid/gcc:11
 # Most tests wait for processes of their own, so three at a time fit on two cores; one file stays in one process, and
 # files start in the order of their names, the longest (the chaos test) among the first.
@@ -51,6 +51,11 @@ test: ## Set up, make all images, run the whole suite
 	@$(MAKE) check
 	@$(bin)/pytest tests --ignore tests/unit -m "not alone" $(parallel) $(if $(CI),--color=no --durations=15) $(ARGS)
 	@$(if $(ARGS),:,$(bin)/pytest tests -q -m alone $(if $(CI),--color=no))
+
+.PHONY: bench
+bench: setup ## Measure beside bare processes and Docker's API (ARGS="--quick hello imports" for a part)
+	@deploy/images/build nanogrid/gcc:11 >/dev/null
+	@$(bin)/python -m benchmarks $(ARGS)
 
 .PHONY: worker-image
 worker-image: setup ## Build nanogrid/worker from locked wheels, without network

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -148,14 +149,14 @@ class LaunchedContainer(Container):
 class Pool:
     """Leases containers from the owner that listens at `address`.
 
-    Keeps one connection open for the next lease, so that no lease waits for being connected. It may cross a fork: the
-    child makes connections of its own. Not thread-safe where leases of several threads begin at once: each then connects.
+    Keeps a connection open for the next lease, so that no lease waits for being connected. Thread-safe; it may cross a
+    fork: the child makes connections of its own.
     """
 
     def __init__(self, address: Path, settings: Settings) -> None:
         self._address = address
         self._settings = settings
-        self._next: tuple[int, Line] | None = None
+        self._ahead: deque[tuple[int, Line]] = deque()
 
     @contextmanager
     def lease(self, wanted: LeaseRequest, payload: Any) -> Iterator[Container]:
@@ -189,9 +190,7 @@ class Pool:
 
     def _ask(self, message: dict[str, Any]) -> tuple[Line, dict[str, Any]]:
         """Send the first message of a lease, over the connection that waits for it where there is one."""
-        ahead, self._next = self._next, None
-        if ahead and ahead[0] == os.getpid():
-            line = ahead[1]
+        if (line := self._take_ahead()) is not None:
             with suppress(OSError):
                 line.send(message)
                 if (answer := line.receive()) is not None:
@@ -219,15 +218,23 @@ class Pool:
             raise PoolExhaustedError(f"the owner of this worker's containers does not answer: {error}") from error
 
     def _connect_ahead(self) -> None:
-        if self._next is None:
+        if not self._ahead:
             with suppress(PoolExhaustedError):
-                self._next = os.getpid(), self._connect()
+                self._ahead.append((os.getpid(), self._connect()))
+
+    def _take_ahead(self) -> Line | None:
+        """A connection that this process has made beforehand. Those of the process it was forked from are let go."""
+        while self._ahead:
+            with suppress(IndexError):  # another thread was faster
+                pid, line = self._ahead.pop()
+                if pid == os.getpid():
+                    return line
+        return None
 
     def close(self) -> None:
-        """Close the connection that waits for the next lease."""
-        ahead, self._next = self._next, None
-        if ahead and ahead[0] == os.getpid():
-            ahead[1].close()
+        """Close what waits for the next lease."""
+        while (line := self._take_ahead()) is not None:
+            line.close()
 
 
 _owner_address: Path | None = None

@@ -1,8 +1,8 @@
 """The programs of the differential test, read from `programs/*.txt`.
 
-    === NAME [exec]        begins a program; `exec`: the runner is expected to start a new interpreter for it
-    --- FILE               begins a file of it; what comes before the first one is main.py
-    +++ NAME=VALUE         sets a variable of its environment
+=== NAME [exec]        begins a program; `exec`: the runner is expected to start a new interpreter for it
+--- FILE               begins a file of it; what comes before the first one is main.py
++++ NAME=VALUE         sets a variable of its environment
 """
 
 from __future__ import annotations

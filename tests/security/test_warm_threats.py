@@ -1,12 +1,13 @@
 """What a hostile run tries to leave for the next run of its function, in the same container. Named after the threats.
 
-Both runs are of one function; its code is `exec` of the payload, so that each test says what the first run does and what the
-second one sees. `seen` fails where the second run was not in the first one's container, unless that one had to go.
+All runs are of one function; its code is `exec` of the payload, so that each test says what one run does and what the next
+one sees. The rule: `seen` fails where the runs were not in one and the same container.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -15,6 +16,7 @@ from nanogrid.result import Outcome, StartKind
 from tests.support.repeated import Repeated, shown
 from tests.support.rig import NEWEST_PYTHON_IMAGE, PYTHON_IMAGE, Rig, Run
 from tests.support.rig import rig as open_rig
+from tests.support.services import wait_until
 
 PROGRAM = """
 import ctypes, json, os, resource, signal, socket, stat, subprocess, sys, time
@@ -373,6 +375,41 @@ def test_memory_that_keeps_secrets(function: Repeated) -> None:
     assert unchanged(function, attack, look) == "False False False 0.005 ['main.py']\n"
 
 
+# -- what the first process learns from a run
+
+LEARNING = """
+import json, os, sys
+exec(json.load(sys.stdin))
+"""
+LESSON = "/tmp/.nanogrid-lesson"
+EVIL = (
+    "for name in ('colorsys', 'evil'):\n"
+    "    for folder in ('/workspace', '/tmp', '/dev/shm'):\n"
+    "        open(f'{folder}/{name}.py', 'w').write('import os; os.kill(1, 9); os._exit(9)')\n"
+)
+FORGERIES = {
+    "modules": "open(lesson, 'w').write('s colorsys\\ns this\\ns antigravity\\ns pdb\\ns __main__\\ns evil\\ns json.evil\\ns ../evil')",
+    "packages": "open(lesson, 'w').write('p evil\\np this\\np os.path\\np __main__\\np nanogrid_warm.serve')",
+    "nonsense": "open(lesson, 'wb').write(os.urandom(1 << 20))",
+    "fifo": "os.mkfifo(lesson)",
+    "link": "os.symlink('/proc/self/environ', lesson)",
+    "folder": "os.makedirs(lesson + '/s colorsys')",
+    "locked": "open(lesson, 'w').write('s colorsys'); os.chmod(lesson, 0)",
+    "endless": "open(lesson, 'w').write('s colorsys\\n' * 1_000_000)",
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES.values(), ids=FORGERIES)
+def test_teaching_the_first_process_a_lie(rig: Rig, forgery: str) -> None:
+    """A forged lesson makes the first process run, find or wait for nothing of the function's, and the next run is right."""
+    function = Repeated(rig, LEARNING)
+    used = done(function, f"{EVIL}lesson = {LESSON!r}\n{forgery}").container.id
+    look = "import colorsys; print(sorted(os.listdir('/tmp')), colorsys.rgb_to_hsv(0, 0, 0), 'this' in sys.modules, sys.path[1:] == [x for x in sys.path if 'python3' in x or x.endswith('.zip')])"
+    for _ in range(2):
+        after = done(function, look)
+        assert (after.container.id, after.out) == (used, "[] (0.0, 0.0, 0) False True\n")
+
+
 # -- the host's side
 
 
@@ -424,6 +461,11 @@ os._exit(0)
     assert after.out == f"[True, True]\n{ONLY_CODE}"
 
 
+def is_gone(rig: Rig, container_id: str) -> bool:
+    """Whether the pool has forgotten a container."""
+    return container_id not in [one.container_id for one in shown(rig)]
+
+
 def test_a_run_that_was_cut_short_costs_its_container(function: Repeated, rig: Rig) -> None:
     """After a timeout, too much output or an OOM kill the container is not used again."""
     for attack, ended, timeout_s in (
@@ -434,7 +476,7 @@ def test_a_run_that_was_cut_short_costs_its_container(function: Repeated, rig: R
         before = done(function, "pass")
         run = function.run(attack, timeout_s=timeout_s)
         assert (run.report.ended, run.container.id) == (ended, before.container.id)
-        assert run.container.id not in [one.container_id for one in shown(rig)]
+        wait_until(partial(is_gone, rig, run.container.id), "the container is gone")
 
 
 def test_another_functions_compiler_cache(rig: Rig) -> None:

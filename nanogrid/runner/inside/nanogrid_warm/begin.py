@@ -14,10 +14,30 @@ BOOT = os.path.join(HERE, "boot")
 STATE = "NANOGRID_RUNNER"
 """Names the descriptor of the memory file; gone from the environment before anything else runs."""
 
-SPECIAL_PREFIXES = ("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LC_", "LANG", "TZ", "OPENSSL_", "HOME", "LOCPATH", "NLSPATH", "GCONV")
+SPECIAL_PREFIXES = (
+    "PYTHON",
+    "LD_",
+    "MALLOC_",
+    "GLIBC_",
+    "LC_",
+    "LANG",
+    "TZ",
+    "OPENSSL_",
+    "HOME",
+    "LOCPATH",
+    "NLSPATH",
+    "GCONV",
+)
 """Variables that an interpreter, or a library under it, reads once at its start."""
 
-HARMLESS = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONIOENCODING", "PYTHONUTF8", "PYTHONHASHSEED", "PYTHONOPTIMIZE")
+HARMLESS = (
+    "PYTHONUNBUFFERED",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONIOENCODING",
+    "PYTHONUTF8",
+    "PYTHONHASHSEED",
+    "PYTHONOPTIMIZE",
+)
 """Variables of a function that may be set for the first process too: they load no code and name no file."""
 
 STREAMS = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFIFO)

@@ -8,11 +8,12 @@ Python asks `_frozen_importlib._find_spec` for every module that is not there ye
 spec, whose loader for this once brings the module out instead of making it.
 """
 
+import builtins
 import os
 import sys
 
 FROZEN = "<frozen importlib._bootstrap>"
-FINDING, LOADING = "_find_and_load_unlocked", "_find_and_load"
+FINDING, LOADING = "_find_and_load_unlocked", "_load_unlocked"
 WORKSPACE = "/workspace"
 CACHE = "__pycache__"
 
@@ -31,6 +32,7 @@ class Imports:
         self.log = None
         self.path = []
         self.finders = ()
+        self.import_ = None
         self.names = frozenset()
         self.changed_ns = 0
 
@@ -83,10 +85,10 @@ class Imports:
             return
         self.path = [WORKSPACE, *sys.path]
         self.finders = (*sys.meta_path, *sys.path_hooks)
-        if self.hidden:
-            self.names = self._names()
-            if self.shadowed(self.names):
-                self.forget()
+        self.import_ = builtins.__import__
+        self.names = self._names()
+        if self.shadowed(self.names):
+            self.forget()
         self.bootstrap._find_spec = _answering(self)
 
     # -- while it runs
@@ -122,7 +124,11 @@ class Imports:
 
     def _is_as_before(self):
         """Whether Python would still find the same modules where they were found beforehand."""
-        if sys.path[: len(self.path)] != self.path or (*sys.meta_path, *sys.path_hooks) != self.finders:
+        if (
+            sys.path[: len(self.path)] != self.path
+            or (*sys.meta_path, *sys.path_hooks) != self.finders
+            or builtins.__import__ is not self.import_
+        ):
             return False
         return os.stat(WORKSPACE).st_mtime_ns == self.changed_ns or self._names() == self.names
 
@@ -140,11 +146,11 @@ class Revealing:
         self.name = name
         self.own = own
 
-    def create_module(self, spec):
-        spec.loader = self.own
+    def create_module(self, _spec):
         return self.imports.hidden[self.name]
 
     def exec_module(self, module):
+        module.__spec__.loader = self.own
         self.imports.reveal(self.name)
 
 
@@ -160,7 +166,7 @@ def _answering(imports):
                 if spec is not None:
                     return spec
             if imports.log is not None:
-                imports.log.append((_depth(frame), name))
+                imports.log.append((_depth(frame), name, imports._is_as_before()))
         return find(name, path, target)
 
     _find_spec.__code__ = _find_spec.__code__.replace(co_filename=FROZEN)
@@ -168,8 +174,8 @@ def _answering(imports):
 
 
 def _depth(frame):
-    """How many imports are under way around this one."""
-    depth = -1
+    """How many modules are being made around this import."""
+    depth = 0
     while frame is not None:
         depth += frame.f_code.co_name == LOADING and frame.f_code.co_filename == FROZEN
         frame = frame.f_back

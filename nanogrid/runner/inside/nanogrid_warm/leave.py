@@ -18,7 +18,17 @@ CALM_EXTENSIONS = ("numpy", "pandas", "markupsafe", "yaml", "orjson", "msgpack",
 """Packages of which the compiled parts hold nothing that is written when they go."""
 
 STANDARD = os.path.dirname(os.__file__) + os.sep
-LOUD_MODULES = ("_dbm", "_gdbm", "_sqlite3", "_tkinter", "readline", "_curses", "_lsprof", "faulthandler", "tracemalloc")
+LOUD_MODULES = (
+    "_dbm",
+    "_gdbm",
+    "_sqlite3",
+    "_tkinter",
+    "readline",
+    "_curses",
+    "_lsprof",
+    "faulthandler",
+    "tracemalloc",
+)
 THINGS_LIMIT = 300_000
 """With more than this, looking at each takes as long as what it is to save."""
 

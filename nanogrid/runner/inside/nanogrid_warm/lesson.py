@@ -14,15 +14,66 @@ NAMES_LIMIT = 500
 LESSONS_LIMIT = 5
 PACKAGES = "/nanogrid/packages/"
 STANDARD = os.path.dirname(os.__file__) + os.sep
-NEVER = ["__main__", "__phello__", "antigravity", "asynchat", "asyncore", "audioop", "binhex", "cgi", "cgitb", "chunk", "crypt", "distutils", "ensurepip", "faulthandler", "formatter", "idlelib", "imghdr", "imp", "lib2to3", "mailcap", "nis", "nntplib", "ossaudiodev", "parser", "pdb", "pipes", "readline", "rlcompleter", "site", "sitecustomize", "smtpd", "sndhdr", "spwd", "sunau", "symbol", "telnetlib", "test", "this", "tkinter", "tracemalloc", "turtle", "turtledemo", "usercustomize", "uu", "venv", "xdrlib", "aifc"]
+NEVER = [
+    "__main__",
+    "__phello__",
+    "antigravity",
+    "asynchat",
+    "asyncore",
+    "audioop",
+    "binhex",
+    "cgi",
+    "cgitb",
+    "chunk",
+    "crypt",
+    "distutils",
+    "ensurepip",
+    "faulthandler",
+    "formatter",
+    "idlelib",
+    "imghdr",
+    "imp",
+    "lib2to3",
+    "mailcap",
+    "nis",
+    "nntplib",
+    "ossaudiodev",
+    "parser",
+    "pdb",
+    "pipes",
+    "readline",
+    "rlcompleter",
+    "site",
+    "sitecustomize",
+    "smtpd",
+    "sndhdr",
+    "spwd",
+    "sunau",
+    "symbol",
+    "telnetlib",
+    "test",
+    "this",
+    "tkinter",
+    "tracemalloc",
+    "turtle",
+    "turtledemo",
+    "usercustomize",
+    "uu",
+    "venv",
+    "xdrlib",
+    "aifc",
+]
 """Of the standard library: what speaks, warns, or changes the process when it is imported."""
 
 
 def write(log):
-    """Leave the lesson of a run, from the log of its imports. Called at the very end of a run, in the function's process."""
+    """Leave the lesson of a run, from the log of its imports: how deep, which module, and whether found as ever.
+
+    Called at the very end of a run, in the function's process.
+    """
     lines, above = [], {}
-    for depth, name in log:
-        kind = _kind(sys.modules.get(name))
+    for depth, name, as_before in log:
+        kind = _kind(name, sys.modules.get(name)) if as_before else ""
         above[depth] = kind
         if kind and kind not in [above.get(outer) for outer in range(depth)]:
             lines.append(kind + " " + name)
@@ -36,12 +87,14 @@ def write(log):
     os.close(file)
 
 
-def _kind(module):
+def _kind(name, module):
     """s: of the standard library; p: of the function's packages; "": of neither, or never to be imported beforehand."""
     spec = getattr(module, "__spec__", None)
     origin = getattr(spec, "origin", None) or ""
     if origin.startswith(PACKAGES):
         return "p"
+    if name.partition(".")[0] in NEVER:
+        return ""
     if origin in ("built-in", "frozen") or (origin.startswith(STANDARD) and "-packages" + os.sep not in origin):
         return "s"
     return ""
@@ -88,6 +141,8 @@ def is_standard(name):
     top = name.partition(".")[0]
     if names is not None:
         return top in names
-    return top in sys.builtin_module_names or any(
-        os.path.exists(STANDARD + tail) for tail in (top + ".py", top + os.sep + "__init__.py")
-    ) or any(entry.partition(".")[0] == top for entry in os.listdir(STANDARD + "lib-dynload"))
+    return (
+        top in sys.builtin_module_names
+        or any(os.path.exists(STANDARD + tail) for tail in (top + ".py", top + os.sep + "__init__.py"))
+        or any(entry.partition(".")[0] == top for entry in os.listdir(STANDARD + "lib-dynload"))
+    )

@@ -34,7 +34,9 @@ def written(spans):
     file = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         for start, end in spans:
-            entries = memoryview(os.pread(file, (end - start) // PAGE * ENTRY_BYTES, start // PAGE * ENTRY_BYTES)).cast("Q")
+            entries = memoryview(os.pread(file, (end - start) // PAGE * ENTRY_BYTES, start // PAGE * ENTRY_BYTES)).cast(
+                "Q"
+            )
             for number, entry in enumerate(entries):
                 if entry & PRESENT and entry & EXCLUSIVE:
                     address = start + number * PAGE

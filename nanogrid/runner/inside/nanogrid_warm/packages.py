@@ -79,7 +79,13 @@ class Packages:
         spoke = os.fstat(silent).st_size
         os.close(silent)
         gc.freeze()
-        return not spoke and _thread._count() == 0 and os.getcwd() == folder and os.umask(0o022) == mask and self._has_own_environment()
+        return (
+            not spoke
+            and _thread._count() == 0
+            and os.getcwd() == folder
+            and os.umask(0o022) == mask
+            and self._has_own_environment()
+        )
 
     def _has_own_environment(self):
         return os.environ._data == {os.fsencode(name): os.fsencode(value) for name, value in self.env.items()}

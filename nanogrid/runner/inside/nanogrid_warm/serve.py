@@ -117,7 +117,8 @@ class Server:
             self._give_up(answer)
         how, _, started_ns = answer.partition(b" ")
         channel.send(
-            self.connection, b"ended %d %s %s %d %d" % (status, how or b"exec", started_ns or b"%d" % ended_ns, ended_ns, killed)
+            self.connection,
+            b"ended %d %s %s %d %d" % (status, how or b"exec", started_ns or b"%d" % ended_ns, ended_ns, killed),
         )
 
         if how == b"python":
@@ -225,7 +226,9 @@ class Server:
                 if len(descriptors) >= channel.STREAMS:
                     sent = channel.send(pair, packet, descriptors)
                     self.request = channel.message(packet, descriptors)
-                    self.kinds = tuple(stat.S_IFMT(os.fstat(number).st_mode) for number in descriptors[: channel.STREAMS])
+                    self.kinds = tuple(
+                        stat.S_IFMT(os.fstat(number).st_mode) for number in descriptors[: channel.STREAMS]
+                    )
                     return sent
             finally:
                 for descriptor in descriptors:

@@ -27,6 +27,10 @@ class Held:
         self.command = state["command"]
         self.special = state["special"]
         self.kinds = kinds()
+        self.added = {
+            name: os.environ[name] for name in os.environ if name not in state["env"] and name not in self.special
+        }
+        """What Python itself has added to its environment when it started: `LC_CTYPE`, where the locale is C."""
         self.known = ()
         self.imports = imports.Imports()
         self.leave = leave.Leave()
@@ -112,7 +116,7 @@ def _lay_out(pair, held):
 
 def go_on(held, env):
     """Let Python go on with its own start, in an environment that is all the run's."""
-    put_environment(env)
+    put_environment({**env, **held.added})
     held.packages.put_path(env)
     held.imports.arm(learn=held.learn)
     log = held.imports.log
