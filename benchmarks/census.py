@@ -1,0 +1,65 @@
+"""What must not grow over a long run: memory and descriptors of processes, files of a folder, keys of a Redis.
+
+The rule: everything is counted from outside, at moments when nothing runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from benchmarks.figures import WARM_UP_SHARE, Line, Samples, steady
+
+MEMORY_UNIT = "MB"
+MEMORY_TOLERANCE = 1.0
+"""Megabytes that a process or container may be larger at the end: allocators and page caches breathe."""
+
+DESCRIPTORS_TOLERANCE = 2.0
+"""Connections that come and go while they are counted. A leak over thousands of runs is another order."""
+
+COUNT_TOLERANCE = 0.0
+"""Files, keys and processes do not grow at all."""
+
+
+class Census:
+    """Figures over time, each under a name. `warm_up` is the share of the samples that growth leaves out."""
+
+    def __init__(self, warm_up: float = WARM_UP_SHARE) -> None:
+        self._warm_up = warm_up
+        self._values: dict[tuple[str, str], list[float]] = {}
+
+    def note(self, name: str, value: float, unit: str = "") -> None:
+        """One more value of a figure."""
+        self._values.setdefault((name, unit), []).append(value)
+
+    def note_process(self, name: str, pids: Sequence[int]) -> None:
+        """Memory and descriptors of these processes together."""
+        processes = [psutil.Process(pid) for pid in pids]
+        memory_bytes = sum(process.memory_info().rss for process in processes)
+        self.note(f"{name}: memory", memory_bytes / 1e6, MEMORY_UNIT)
+        self.note(f"{name}: descriptors", sum(process.num_fds() for process in processes))
+
+    def samples(self) -> tuple[Samples, ...]:
+        """Every figure over time."""
+        return tuple(Samples(name, unit, tuple(values)) for (name, unit), values in self._values.items())
+
+    def lines(self) -> tuple[Line, ...]:
+        """The growth of every figure, held against what is noise."""
+        return tuple(
+            steady(samples.name, samples.values, samples.unit, tolerance=_tolerance(samples), warm_up=self._warm_up)
+            for samples in self.samples()
+        )
+
+
+def _tolerance(samples: Samples) -> float:
+    if samples.unit == MEMORY_UNIT:
+        return MEMORY_TOLERANCE
+    return DESCRIPTORS_TOLERANCE if samples.name.endswith("descriptors") else COUNT_TOLERANCE
+
+
+def files_below(folder: Path) -> int:
+    """Files and folders below a folder. What goes while it is counted does not count."""
+    return sum(len(folders) + len(files) for _, folders, files in os.walk(folder))

@@ -1,0 +1,29 @@
+"""Functions with layers: what requirements.txt or build.sh brings is made once, before anything is measured."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.programs import Program
+from nanogrid.code import Code
+from nanogrid.container.engine import Engine
+from nanogrid.layers import LayerStore, Prepared
+from nanogrid.settings import Settings
+
+
+@contextmanager
+def built(settings: Settings, program: Program, folder: Path, runtime: str) -> Iterator[Prepared]:
+    """The function's prepared code, held until the block is left."""
+    tree = program.write(folder / "code" / uuid.uuid4().hex)
+    content = repr(sorted(program.files.items())).encode()
+    code = Code(tree, hashlib.sha256(content).hexdigest(), len(content), 0.0, 0.0, cached=True)
+    engine = Engine(settings)
+    try:
+        with LayerStore(settings, engine).prepare(code, settings.runtime_table[runtime]) as prepared:
+            yield prepared
+    finally:
+        engine.close()

@@ -1,0 +1,79 @@
+"""Thousands of requests through a whole worker: nothing grows in it, on disk or in Redis."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import psutil
+
+from benchmarks.census import Census, files_below
+from benchmarks.figures import Goal, Line, Measured
+from benchmarks.programs import HELLO
+from benchmarks.setting import Setting
+from benchmarks.stack import Stack, checked, stack
+from benchmarks.turns import Progress
+
+TITLE = "5000 requests through a whole worker: growth from after the warm-up to the end"
+IN_FLIGHT = 16
+BATCHES = 25
+WARM_UP = 0.5
+"""By then both children were replaced once, as Celery does after a thousand tasks. A replacement is forked from a main process
+that has more open and more in memory than the one of the start, so it is another one that grows if anything does."""
+
+
+def measure(setting: Setting) -> Measured:
+    """Requests come in batches; between two of them, when nothing is in flight, everything is counted."""
+    requests, census, starts = setting.rounds(5000), Census(WARM_UP), Counter[str]()
+    progress = Progress(setting.row, requests)
+    with stack(setting) as here:
+        request = here.request(HELLO)
+        other_keys = here.other_keys()
+        here.run(request, HELLO.prints)
+        for batch in range(BATCHES):
+            starts += _batch(here, request, requests // BATCHES)
+            _look(census, here)
+            progress.at((batch + 1) * (requests // BATCHES))
+        left = _keys_left(here, other_keys)
+    warm = starts["warm"] / sum(starts.values()) * 100
+    lines = (
+        *census.lines(),
+        Line("keys in Redis that are no results, more than before", left, "", Goal(0)),
+        Line("warm starts", warm, "%"),
+    )
+    return Measured(setting.row, TITLE, census.samples(), lines, (f"{requests} requests, {IN_FLIGHT} in flight",))
+
+
+def _batch(here: Stack, request: dict[str, Any], number: int) -> Counter[str]:
+    """Send so many requests, a few in flight at a time; how they started."""
+    starts: Counter[str] = Counter()
+    flying: list[str] = []
+    for _ in range(number):
+        flying.append(here.client.submit(request))
+        if len(flying) >= IN_FLIGHT:
+            starts[_result_of(here, flying.pop(0))] += 1
+    starts.update(_result_of(here, request_id) for request_id in flying)
+    return starts
+
+
+def _result_of(here: Stack, request_id: str) -> str:
+    kind = checked(here.client.wait(request_id, 60.0), HELLO.prints).start_kind
+    return "" if kind is None else kind.value
+
+
+def _look(census: Census, here: Stack) -> None:
+    children = [child.pid for child in psutil.Process(here.worker_pid).children()]
+    census.note_process("worker, main process", [here.worker_pid])
+    census.note_process("worker, children together", children)
+    census.note("worker, processes", len(children) + 1)
+    census.note("files in the data folder", files_below(here.grid.settings.data_dir))
+    census.note("keys in Redis that never expire", here.lasting_keys())
+
+
+def _keys_left(here: Stack, before: int) -> int:
+    """How many keys stay when the claims of the last runs have run out."""
+    deadline = time.monotonic() + 2 * here.grid.settings.claim_ttl_s
+    while (left := here.other_keys() - before) > 0 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return left
