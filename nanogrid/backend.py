@@ -23,6 +23,14 @@ REASONS = {
     "expired": (Outcome.NOT_RUN, "the request expired before its turn came"),
 }
 
+# A quotation mark inside of a JSON string has a backslash before it: no text of a function's looks like the status.
+STORE_FIRST_END = """
+local stored = redis.call('get', KEYS[1])
+if stored and string.find(stored, ARGV[3], 1, true) then return 0 end
+redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
+return 1
+"""
+
 
 class ResultBackend(RedisBackend):
     """Stores results of our tasks; those of other tasks of the app as Celery does."""
@@ -52,15 +60,19 @@ class ResultBackend(RedisBackend):
         """Store a result. One of ours tells how long that took: it is written, and then published with the time."""
         if state != SUCCESS or not isinstance(result, ExecutionResult):
             return super()._store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
-        if self._get_task_meta_for(task_id)["status"] == SUCCESS:
-            return result  # the first end of a request stands
         began = time.perf_counter()
         key = self.get_key_for_task(task_id)
-        self.ensure(self.client.set, (key, self._encoded(task_id, result, request), self.expires))
+        if not self.ensure(self._store_first_end, (key, self._encoded(task_id, result, request))):
+            return result
         phases = result.phases.model_copy(update={"store": round((time.perf_counter() - began) * 1000, 3)})
         stored = result.model_copy(update={"phases": phases})
         self._set_with_state(key, self._encoded(task_id, stored, request), state)
         return result
+
+    def _store_first_end(self, key: str, meta: str) -> bool:
+        """Store, unless a request has its end already: the first one stands. One round trip to Redis."""
+        ended = self.encode({"status": SUCCESS})[1:-1]
+        return bool(self.client.eval(STORE_FIRST_END, 1, key, meta, self.expires, ended))
 
     def _encoded(self, task_id: str, result: ExecutionResult, request: Any) -> str:
         meta = self._get_result_meta(result=result, state=SUCCESS, traceback=None, request=request)

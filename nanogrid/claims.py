@@ -40,10 +40,17 @@ def connect(settings: Settings) -> redis.Redis:
 
 
 class Claims:
-    """Claims of one process. Thread-safe."""
+    """Claims of one process. Thread-safe.
+
+    All mutable state: `_held` (tokens by request id), guarded by `_lock`; one thread renews them all.
+    """
 
     def __init__(self, settings: Settings, client: redis.Redis | None = None) -> None:
         self._ttl_s = settings.claim_ttl_s
+        self._lock = threading.Lock()
+        self._held: dict[str, str] = {}
+        self._keeper: threading.Thread | None = None
+        self._any_held = threading.Event()
         self._redis = client or connect(settings)
         self._renew = self._redis.register_script(RENEW)
         self._release = self._redis.register_script(RELEASE)
@@ -55,6 +62,14 @@ class Claims:
         return bool(self._redis.set(key, token, nx=True, px=ttl_ms)) or bool(
             self._renew(keys=[key], args=[token, ttl_ms])
         )
+
+    def look_and_take(self, request_id: str, token: str, result_key: str) -> tuple[str | None, bool]:
+        """What is stored under `result_key`, and whether the claim was free and is ours now; one round trip to Redis."""
+        with self._redis.pipeline(transaction=False) as both:
+            both.get(result_key)
+            both.set(_key(request_id), token, nx=True, px=int(self._ttl_s * 1000))
+            stored, taken = both.execute()
+        return stored, bool(taken)
 
     def is_held(self, request_id: str) -> bool:
         """Whether anybody holds a claim on the request id."""
@@ -71,16 +86,17 @@ class Claims:
         The result is stored by Celery after the task has returned; until then the claim must stand. It runs out by
         itself, or is released by `release`.
         """
-        done = threading.Event()
-        keeper = threading.Thread(
-            target=self._keep, args=(request_id, token, done), name=f"claim-{request_id}", daemon=True
-        )
-        keeper.start()
+        with self._lock:
+            self._held[request_id] = token
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._keep, name="claims", daemon=True)
+                self._keeper.start()
+        self._any_held.set()
         try:
             yield
         finally:
-            done.set()
-            keeper.join()
+            with self._lock:  # no renewal is under way: one that came late would take a claim that was released
+                self._held.pop(request_id, None)
 
     def wait(self, request_id: str, timeout_s: float) -> None:
         """Return when nobody holds the claim any more. Raises ClaimBusyError when that takes longer than `timeout_s`."""
@@ -90,9 +106,15 @@ class Claims:
                 raise ClaimBusyError(f"request {request_id!r} is still running elsewhere after {timeout_s:g} s")
             time.sleep(0.1)
 
-    def _keep(self, request_id: str, token: str, done: threading.Event) -> None:
-        while not done.wait(self._ttl_s / 3):
-            self._renew_or_warn(request_id, token)
+    def _keep(self) -> None:
+        while True:
+            self._any_held.wait()
+            time.sleep(self._ttl_s / 3)
+            with self._lock:
+                if not self._held:
+                    self._any_held.clear()
+                for request_id, token in self._held.items():
+                    self._renew_or_warn(request_id, token)
 
     def _renew_or_warn(self, request_id: str, token: str) -> None:
         try:

@@ -160,7 +160,9 @@ class Settings(BaseSettings):
         0, ge=0, description="Most containers that one function may have at a time. 0: no limit but the pool's."
     )
     idle_timeout_s: float = Field(
-        600.0, ge=0, description="How long a warm container waits for the next run of its function. 0: no container is reused."
+        600.0,
+        ge=0,
+        description="How long a warm container waits for the next run of its function. 0: no container is reused.",
     )
     pause_after_s: float = Field(
         0.25, ge=0, description="A container that is idle for this long is paused until its next run."
@@ -169,7 +171,9 @@ class Settings(BaseSettings):
         10.0, gt=0, description="How often the pool looks whether an image's name stands for another image by now."
     )
     pool_wait_s: float = Field(
-        60.0, gt=0, description="Longest wait for a container when all are in use; then the request is tried again later."
+        60.0,
+        gt=0,
+        description="Longest wait for a container when all are in use; then the request is tried again later.",
     )
 
     # -- layers
@@ -178,10 +182,12 @@ class Settings(BaseSettings):
     )
     build_index_url: str = Field("", description="Package index for `requirements.txt`. Empty: pip's own default.")
     build_pip_env: dict[str, str] = Field(
-        default_factory=dict, description="Further environment of pip in build containers, such as `PIP_TRUSTED_HOST` (JSON)."
+        default_factory=dict,
+        description="Further environment of pip in build containers, such as `PIP_TRUSTED_HOST` (JSON).",
     )
     build_wheels_only: bool = Field(
-        True, description="Install wheels only. False: source distributions too, whose set-up code then runs in the build container."
+        True,
+        description="Install wheels only. False: source distributions too, whose set-up code then runs in the build container.",
     )
     build_memory_mb: int = Field(2048, ge=64, description="Memory of a build, its files included.")
     build_cpus: float = Field(2.0, gt=0, description="CPUs of a build.")

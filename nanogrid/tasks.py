@@ -6,6 +6,7 @@ wrong with a request, a function or NanoGrid itself is told by the result's outc
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
@@ -106,10 +107,13 @@ def _effectively_once(task: FunctionTask, request: FunctionRequest, prepare: Pre
     """Run under the claim of the task's id; a duplicate gets the stored result, or waits for the one who runs."""
     claims, token, key = _claims(task.app.settings), uuid.uuid4().hex, str(task.request.id)
     while True:
-        if (stored := load_result(task, key)) is not None:
+        stored, taken = claims.look_and_take(key, token, task.backend.get_key_for_task(key))
+        if (final := final_result(stored)) is not None:
+            if taken:
+                claims.release(key, token)
             log.info("request %s was run before; its stored result stands", key)
-            return stored
-        if claims.take(key, token):
+            return final
+        if taken:
             break
         log.info("request %s is running elsewhere; waiting for it", key)
         try:
@@ -171,7 +175,12 @@ def backoff_s(attempt: int, settings: Settings) -> float:
 
 def load_result(task: Task, request_id: str) -> ExecutionResult | None:
     """The final result that is stored under an id, or None."""
-    meta = task.backend.get_task_meta(request_id, cache=False)
+    return final_result(task.backend.get(task.backend.get_key_for_task(request_id)))
+
+
+def final_result(stored: str | bytes | None) -> ExecutionResult | None:
+    """The result in what is stored for a request, or None where it has not come to its end."""
+    meta = {"status": "PENDING"} if stored is None else json.loads(stored)
     if meta["status"] == "SUCCESS" and isinstance(meta["result"], dict):
         return ExecutionResult.from_wire(meta["result"])
     return None

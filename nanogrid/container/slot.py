@@ -88,6 +88,8 @@ class Slot:
         """
         text = b"" if payload is None else json.dumps(payload, ensure_ascii=False).encode("utf-8", "replace")
         try:
+            if not text and _is_empty(self.payload):
+                return os.open(self.payload, os.O_RDONLY | os.O_CLOEXEC)
             self.payload.unlink(missing_ok=True)
             descriptor = os.open(self.payload, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
             try:
@@ -128,6 +130,13 @@ class Slot:
             with suppress(OSError):
                 os.chmod(parent, 0o700)  # noqa: PTH101  # a path that is walked by name
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0
+    except FileNotFoundError:
+        return False
 
 
 def farm(source: Path, target: Path) -> None:

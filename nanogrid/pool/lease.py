@@ -13,7 +13,7 @@ import os
 import socket
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -77,14 +77,17 @@ class WarmContainer(Container):
         slot: Slot,
         stdin: int,
         link: Link,
+        begun: Callable[[], None],
     ) -> None:
         super().__init__(leased, line, settings, slot)
+        self._begun = begun
         self._wanted = wanted
         self._stdin = stdin
         self._link = link
-        self._thaw = leased.thaw
         self._given_back = False
         self._reusable = False
+        self.is_kept = False
+        """Given back for the next run; the owner's answer to that is on its way."""
 
     def run(self, *, timeout_s: float) -> RunReport:
         """Run the function. A container whose run was cut short, or killed for memory, is not used again."""
@@ -114,7 +117,7 @@ class WarmContainer(Container):
         if self._reusable:
             with suppress(OSError):  # an owner that is gone needs nothing from us
                 self._line.send({"end": "keep"})
-                self._line.receive()
+            self.is_kept = True
             return
         try:
             self.destroy()
@@ -122,7 +125,8 @@ class WarmContainer(Container):
             log.warning("container %s could not be removed now: %s", self.name, error)
 
     def _go_on(self) -> None:
-        if self._thaw and not self._cgroup.thaw():
+        """Thaw it. Asked of the kernel, who pauses and who goes on by hand is no matter; it costs nothing: the run has begun."""
+        if self._cgroup.is_frozen() and not self._cgroup.thaw():
             raise ContainerLostError(
                 f"container {self.name} cannot be let go on: its cgroup cannot be written any more"
             )
@@ -149,14 +153,16 @@ class LaunchedContainer(Container):
 class Pool:
     """Leases containers from the owner that listens at `address`.
 
-    Keeps a connection open for the next lease, so that no lease waits for being connected. Thread-safe; it may cross a
-    fork: the child makes connections of its own.
+    Nothing is waited for that can be had beside a run: the connection for the next lease is made while the function runs,
+    and the owner's word that it has a container back is read before the next lease. Thread-safe; it may cross a fork: the
+    child makes connections of its own.
     """
 
     def __init__(self, address: Path, settings: Settings) -> None:
         self._address = address
         self._settings = settings
         self._ahead: deque[tuple[int, Line]] = deque()
+        self._kept: deque[tuple[int, Line]] = deque()
 
     @contextmanager
     def lease(self, wanted: LeaseRequest, payload: Any) -> Iterator[Container]:
@@ -166,8 +172,9 @@ class Pool:
         does not answer.
         """
         line, answer = self._ask({"lease": wanted.to_json()})
+        container: Container | None = None
         with ExitStack() as resources:
-            resources.callback(line.close)
+            resources.callback(lambda: self._let_go(line, container))
             leased = LeasedContainer.from_json(answer["container"])
             slot = Slot(leased.slot)
             if leased.start is not StartKind.WARM:
@@ -175,22 +182,33 @@ class Pool:
             slot.clear_result()
             stdin = slot.open_payload(payload)
             resources.callback(os.close, stdin)
-            container: Container
             if leased.has_runner:
                 link = Link(socket.socket(fileno=line.take_descriptor()))
                 resources.callback(link.close)
-                container = WarmContainer(leased, line, self._settings, wanted, slot, stdin, link)
+                container = WarmContainer(leased, line, self._settings, wanted, slot, stdin, link, self._connect_ahead)
             else:
                 slot.write_start(wanted.command, wanted.env)
                 watch = resources.enter_context(Watch(slot, self._settings.output_limit_bytes))
                 container = LaunchedContainer(leased, line, self._settings, slot, watch)
             yield container
             container.give_back()
-        self._connect_ahead()
+
+    def _let_go(self, line: Line, container: Container | None) -> None:
+        if isinstance(container, WarmContainer) and container.is_kept:
+            self._kept.append((os.getpid(), line))
+        else:
+            line.close()
+
+    def _hear_of_kept(self) -> None:
+        """Read the owner's answers to what was given back: only then does it know, and a lease may ask for it again."""
+        while (line := _take(self._kept)) is not None:
+            line.receive()
+            line.close()
 
     def _ask(self, message: dict[str, Any]) -> tuple[Line, dict[str, Any]]:
         """Send the first message of a lease, over the connection that waits for it where there is one."""
-        if (line := self._take_ahead()) is not None:
+        self._hear_of_kept()
+        if (line := _take(self._ahead)) is not None:
             with suppress(OSError):
                 line.send(message)
                 if (answer := line.receive()) is not None:
@@ -222,19 +240,21 @@ class Pool:
             with suppress(PoolExhaustedError):
                 self._ahead.append((os.getpid(), self._connect()))
 
-    def _take_ahead(self) -> Line | None:
-        """A connection that this process has made beforehand. Those of the process it was forked from are let go."""
-        while self._ahead:
-            with suppress(IndexError):  # another thread was faster
-                pid, line = self._ahead.pop()
-                if pid == os.getpid():
-                    return line
-        return None
-
     def close(self) -> None:
         """Close what waits for the next lease."""
-        while (line := self._take_ahead()) is not None:
+        self._hear_of_kept()
+        while (line := _take(self._ahead)) is not None:
             line.close()
+
+
+def _take(lines: deque[tuple[int, Line]]) -> Line | None:
+    """A connection of this process. Those of the process that it was forked from are let go."""
+    while lines:
+        with suppress(IndexError):  # another thread was faster
+            pid, line = lines.popleft()
+            if pid == os.getpid():
+                return line
+    return None
 
 
 _owner_address: Path | None = None

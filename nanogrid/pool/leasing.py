@@ -83,7 +83,7 @@ class Lease:
             if grant.start is StartKind.COLD:
                 self._starter.start(grant.pooled, request["interpreter"])
                 self._stock.move(grant.pooled, State.LEASED)
-                return grant.pooled, self._leased(grant.pooled, StartKind.COLD, thaw=False)
+                return grant.pooled, self._leased(grant.pooled, StartKind.COLD)
             if (leased := self._wake(grant, limits)) is not None:
                 return grant.pooled, leased
             self.end()  # it is gone: look again
@@ -99,22 +99,19 @@ class Lease:
             if (pooled.limits.memory_mb, pooled.limits.cpus) != (limits.memory_mb, limits.cpus):
                 self._engine.limit(str(pooled.id), limits.memory_mb * MIB, limits.cpus)
                 pooled.limits = limits
-            # Asked of the kernel: somebody may have paused it, or let it go on, by hand.
-            paused = pooled.paused or pooled.cgroup.is_frozen()
-            thaw = paused and pooled.cgroup.can_freeze()
-            if paused and not thaw:
+            if not pooled.thaws_by_cgroup and (pooled.paused or pooled.cgroup.is_frozen()):
                 self._engine.unpause(str(pooled.id))
                 pooled.paused_by_engine = False
         except NanoGridError as error:
             log.warning("container %s is not used again: %s", pooled.name, error)
             return None
         pooled.paused = False
-        return self._leased(pooled, grant.start, thaw=thaw)
+        return self._leased(pooled, grant.start)
 
-    def _leased(self, pooled: Pooled, start: StartKind, *, thaw: bool) -> LeasedContainer:
+    def _leased(self, pooled: Pooled, start: StartKind) -> LeasedContainer:
         assert pooled.slot is not None
         has_runner = pooled.link is not None
-        return LeasedContainer(str(pooled.id), pooled.name, start, pooled.cgroup, pooled.slot.path, thaw, has_runner)
+        return LeasedContainer(str(pooled.id), pooled.name, start, pooled.cgroup, pooled.slot.path, has_runner)
 
     def _keep(self, pooled: Pooled) -> None:
         """The run is over: wait until its container is clean, and put it back."""

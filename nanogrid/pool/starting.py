@@ -81,6 +81,7 @@ class Starter:
         finally:
             listener.close()
         pooled.cgroup = cgroup.locate(container_id, pooled.link.peer_pid(), self.settings)
+        pooled.thaws_by_cgroup = pooled.cgroup.can_freeze()
         pooled.measure()
         log.debug("container %s: ready after %.0f ms", pooled.name, (time.monotonic() - began) * 1000)
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nanogrid.container.cgroup import Cgroup
 from nanogrid.container.hardening import MIB, Confinement
@@ -51,10 +51,15 @@ class Pooled:
     link: Link | None = None
     slot: Slot | None = None
     cgroup: Cgroup = field(default_factory=lambda: Cgroup(None, None))
+    thaws_by_cgroup: bool = False
     made_at: float = field(default_factory=time.time)
 
+    def __post_init__(self) -> None:
+        self.seen = self.held()
+        """What the policy sees: made anew with every move, not for every request."""
+
     def held(self) -> Held:
-        """What the policy sees."""
+        """What the policy is to see."""
         memory_mb = self.promised_mb if self.state in policy.IN_USE else self.used_mb
         return Held(self.number, self.state, self.kind, self.key, self.function_id, memory_mb, self.since)
 
@@ -142,7 +147,10 @@ class Stock:
                 raise PoolExhaustedError("the worker is stopping: its containers are not given out any more")
             self._waiters.append(waiter)
             evicted = self._serve()
+            grant = waiter.grant
         self._after(evicted)
+        if grant is not None:
+            return grant
         deadline = time.monotonic() + wait_s
         while not waiter.granted.wait(min(LOOK_EVERY_S, max(0.0, deadline - time.monotonic()))):
             if time.monotonic() >= deadline or not still_wanted():
@@ -224,6 +232,7 @@ class Stock:
         if pooled.state is State.PREWARMED or state in (State.ENDING, State.IDLE):
             self.wanting.set()
         pooled.state = state
+        pooled.seen = pooled.held()
 
     def _serve(self) -> list[Pooled]:
         """Give out what can be given, first come first served; the containers that have to go for it."""
@@ -235,8 +244,10 @@ class Stock:
             if blocked:
                 still.append(waiter)
                 continue
-            wish = Wish(**{**vars(waiter.wish), "settled_for": settling[waiter.wish.kind, waiter.wish.key]})
-            held = [pooled.held() for pooled in self._pooled.values()]
+            wish = waiter.wish
+            if earlier := settling[wish.kind, wish.key]:
+                wish = replace(wish, settled_for=earlier)
+            held = [pooled.seen for pooled in self._pooled.values()]
             decision = policy.decide(wish, held, self.bounds)
             if isinstance(decision, Wait):
                 waiter.reason = decision.reason
@@ -262,6 +273,7 @@ class Stock:
             self._move(pooled, State.LEASED)
         pooled.key, pooled.function_id = waiter.wish.key, waiter.wish.function_id
         pooled.request_id, pooled.promised_mb = waiter.request_id, waiter.limits.memory_mb
+        pooled.seen = pooled.held()
         return Grant(pooled, start)
 
     def _after(self, evicted: Sequence[Pooled]) -> None:

@@ -73,8 +73,8 @@ class LeaseRequest:
 class LeasedContainer:
     """A container that is ready for one run.
 
-    `start` is cold, prewarmed or warm, `slot` its folder, `cgroup` where its accounts lie. `thaw`: it is paused, and goes on
-    by a write to its cgroup. `has_runner`: its image has Python, so that it can be used again.
+    `start` is cold, prewarmed or warm, `slot` its folder, `cgroup` where its accounts and its freezer lie. `has_runner`: its
+    image has Python, so that it can be used again.
     """
 
     id: str
@@ -82,7 +82,6 @@ class LeasedContainer:
     start: StartKind
     cgroup: Cgroup
     slot: Path
-    thaw: bool
     has_runner: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -93,7 +92,6 @@ class LeasedContainer:
             "start": self.start.value,
             "cgroup": [None if folder is None else str(folder) for folder in astuple(self.cgroup)],
             "slot": str(self.slot),
-            "thaw": self.thaw,
             "has_runner": self.has_runner,
         }
 
@@ -107,7 +105,6 @@ class LeasedContainer:
             StartKind(data["start"]),
             Cgroup(*folders),
             Path(data["slot"]),
-            data["thaw"],
             data["has_runner"],
         )
 

@@ -60,21 +60,7 @@ def read(subject: str) -> Iterator[Program]:
     yield program
 
 
-MODULES = """
-abc aifc argparse array ast asyncio base64 bdb bisect builtins bz2 calendar cmath cmd code codecs codeop collections
-collections.abc colorsys compileall concurrent.futures configparser contextlib contextvars copy copyreg cProfile csv ctypes curses
-dataclasses datetime dbm decimal difflib dis doctest email email.message email.mime.text encodings.idna enum errno fcntl filecmp
-fileinput fnmatch fractions ftplib functools genericpath getopt getpass gettext glob graphlib grp gzip hashlib heapq hmac html
-html.parser http http.client http.cookies http.server imaplib importlib importlib.abc importlib.metadata importlib.resources
-importlib.util inspect io ipaddress itertools json json.tool keyword linecache locale logging logging.config logging.handlers lzma
-mailbox marshal math mimetypes mmap modulefinder multiprocessing multiprocessing.pool netrc ntpath numbers opcode operator optparse
-os pathlib pickle pickletools pkgutil platform plistlib poplib posixpath pprint profile pstats pty pwd py_compile pyclbr pydoc
-pyexpat queue quopri random re reprlib resource runpy sched secrets select selectors shelve shlex shutil signal smtplib socket
-socketserver sqlite3 ssl stat statistics string stringprep struct subprocess symtable sys sysconfig syslog tabnanny tarfile tempfile
-termios textwrap threading time timeit token tokenize trace traceback tty types typing unicodedata unittest unittest.mock
-urllib.error urllib.parse urllib.request urllib.robotparser uuid warnings wave weakref webbrowser wsgiref.simple_server xml.dom
-xml.dom.minidom xml.etree.ElementTree xml.sax xmlrpc.client xmlrpc.server zipapp zipfile zipimport zlib zoneinfo
-""".split()
+MODULES = ["abc", "aifc", "argparse", "array", "ast", "asyncio", "base64", "bdb", "bisect", "builtins", "bz2", "calendar", "cmath", "cmd", "code", "codecs", "codeop", "collections", "collections.abc", "colorsys", "compileall", "concurrent.futures", "configparser", "contextlib", "contextvars", "copy", "copyreg", "cProfile", "csv", "ctypes", "curses", "dataclasses", "datetime", "dbm", "decimal", "difflib", "dis", "doctest", "email", "email.message", "email.mime.text", "encodings.idna", "enum", "errno", "fcntl", "filecmp", "fileinput", "fnmatch", "fractions", "ftplib", "functools", "genericpath", "getopt", "getpass", "gettext", "glob", "graphlib", "grp", "gzip", "hashlib", "heapq", "hmac", "html", "html.parser", "http", "http.client", "http.cookies", "http.server", "imaplib", "importlib", "importlib.abc", "importlib.metadata", "importlib.resources", "importlib.util", "inspect", "io", "ipaddress", "itertools", "json", "json.tool", "keyword", "linecache", "locale", "logging", "logging.config", "logging.handlers", "lzma", "mailbox", "marshal", "math", "mimetypes", "mmap", "modulefinder", "multiprocessing", "multiprocessing.pool", "netrc", "ntpath", "numbers", "opcode", "operator", "optparse", "os", "pathlib", "pickle", "pickletools", "pkgutil", "platform", "plistlib", "poplib", "posixpath", "pprint", "profile", "pstats", "pty", "pwd", "py_compile", "pyclbr", "pydoc", "pyexpat", "queue", "quopri", "random", "re", "reprlib", "resource", "runpy", "sched", "secrets", "select", "selectors", "shelve", "shlex", "shutil", "signal", "smtplib", "socket", "socketserver", "sqlite3", "ssl", "stat", "statistics", "string", "stringprep", "struct", "subprocess", "symtable", "sys", "sysconfig", "syslog", "tabnanny", "tarfile", "tempfile", "termios", "textwrap", "threading", "time", "timeit", "token", "tokenize", "trace", "traceback", "tty", "types", "typing", "unicodedata", "unittest", "unittest.mock", "urllib.error", "urllib.parse", "urllib.request", "urllib.robotparser", "uuid", "warnings", "wave", "weakref", "webbrowser", "wsgiref.simple_server", "xml.dom", "xml.dom.minidom", "xml.etree.ElementTree", "xml.sax", "xmlrpc.client", "xmlrpc.server", "zipapp", "zipfile", "zipimport", "zlib", "zoneinfo"]
 """What most programs import, of the standard library. Some are gone from newer Pythons: that is compared too."""
 
 TOGETHER = 5

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from docker import APIClient
 
-from nanogrid.errors import ContainerError, ContainerLostError, NanoGridError
+from nanogrid.errors import ContainerError, NanoGridError
 from nanogrid.result import StartKind
 from tests.support.repeated import Repeated, await_states, engine_state, once_it_runs, shown
 from tests.support.rig import CPP_IMAGE, PYTHON_IMAGE, SHELL_IMAGE, Rig
@@ -146,7 +146,8 @@ def test_an_engine_that_is_restarted_and_ends_its_containers(
         engine.stop()
         running.join()
         (error,) = lost
-        assert isinstance(error, ContainerLostError)
+        assert isinstance(error, ContainerError)
+        assert error.retryable
         refused(here)
         restart([])
         assert function.retried(1) == "got 1\n"

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,17 @@ from nanogrid.settings import Settings
 TIMEOUT_S = 30.0
 PYTHON = ("python", "main.py")
 LABEL = "nanogrid.test.runner"
+UID = 65534
+ENVIRONMENT = {
+    "HOME": "/workspace",
+    "LANG": "C.UTF-8",
+    "NANOGRID_REQUEST_ID": "request",
+    "NANOGRID_FUNCTION_ID": "function",
+    "NANOGRID_TIMEOUT_MS": "30000",
+    "NANOGRID_MEMORY_MB": "256",
+    "NANOGRID_PAYLOAD": "/nanogrid/payload.json",
+    "NANOGRID_RESULT": "/nanogrid/result.json",
+}
 
 
 @dataclass(frozen=True)
@@ -45,9 +56,10 @@ class Box:
     engine: Engine
     id: str
     slot: Slot
+    pid: int
     link: Link
+    hello: Message
     is_ready: bool = False
-    last: list[Message] = field(default_factory=list)
 
     def place(self, code: Path, packages: Path | None = None) -> None:
         """Give the container its function."""
@@ -88,37 +100,40 @@ class Box:
         kill_after_s: float | None = None,
     ) -> Run:
         """Run once, to the end."""
-        self.await_ready()
-        self.slot.clear_result()
-        standard = {
-            "HOME": "/workspace",
-            "LANG": "C.UTF-8",
-            "NANOGRID_REQUEST_ID": "request",
-            "NANOGRID_FUNCTION_ID": "function",
-            "NANOGRID_TIMEOUT_MS": "30000",
-            "NANOGRID_MEMORY_MB": "256",
-            "NANOGRID_PAYLOAD": "/nanogrid/payload.json",
-            "NANOGRID_RESULT": "/nanogrid/result.json",
-            **(env or {}),
-        }
-        stdin = self.slot.open_payload(payload)
-        out, out_writer = os.pipe()
-        err, err_writer = os.pipe()
-        for writer in (out_writer, err_writer):
-            os.fchmod(writer, 0o666)
-            os.fchown(writer, 65534, 65534)
         began = time.monotonic()
-        self.link.send_run(
-            argv, standard, (stdin, out_writer, err_writer), in_process=in_process, compiler_cache=compiler_cache
-        )
-        for descriptor in (stdin, out_writer, err_writer):
-            os.close(descriptor)
-        self.is_ready = False
+        out, err = self.start(argv, env, payload=payload, in_process=in_process, compiler_cache=compiler_cache)
         streams, message = self._watch(out, err, kill_after_s)
         took_ms = (time.monotonic() - began) * 1000
         assert isinstance(message, RunEnded), message
         result = self.slot.read_result(1 << 20) or b""
         return Run(message.exit_code, streams[out], streams[err], message.how, result, message, took_ms)
+
+    def start(
+        self,
+        argv: Sequence[str] = PYTHON,
+        env: Mapping[str, str] | None = None,
+        *,
+        payload: Any = None,
+        in_process: bool = True,
+        compiler_cache: bool = False,
+    ) -> tuple[int, int]:
+        """Begin a run; descriptors that read its stdout and stderr."""
+        self.await_ready()
+        self.slot.clear_result()
+        stdin = self.slot.open_payload(payload)
+        out, out_writer = os.pipe()
+        err, err_writer = os.pipe()
+        for writer in (out_writer, err_writer):
+            os.fchmod(writer, 0o666)
+            os.fchown(writer, UID, UID)
+        descriptors = (stdin, out_writer, err_writer)
+        self.link.send_run(
+            argv, {**ENVIRONMENT, **(env or {})}, descriptors, in_process=in_process, compiler_cache=compiler_cache
+        )
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self.is_ready = False
+        return out, err
 
     def _watch(self, out: int, err: int, kill_after_s: float | None) -> tuple[dict[int, bytes], Message]:
         streams = {out: b"", err: b""}
@@ -152,11 +167,40 @@ class Box:
         return streams, message
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a runner's first process holds: descriptors, resident memory, and the files of its slot."""
+
+    descriptors: int
+    memory_kb: int
+    files: int
+
+
+def limits(here: Box) -> Usage:
+    """What the first process holds between two runs."""
+    here.await_ready()
+    process = Path("/proc") / str(here.pid)
+    memory = next(line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS"))
+    return Usage(len(list((process / "fd").iterdir())), int(memory.split()[1]), len(list(here.slot.path.rglob("*"))))
+
+
+def write_code(folder: Path, files: Mapping[str, str]) -> Path:
+    """A folder of files as the cache holds them: read-only."""
+    folder.mkdir()
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    return folder
+
+
 @contextmanager
 def box(folder: Path, image: str, **changes: Any) -> Iterator[Box]:
     """A warm container of `image` whose runner has said hello; removed at the end."""
     settings = Settings(data_dir=folder / "data", pull_images=False)
-    limits = Confinement(changes.pop("memory_mb", 256), changes.pop("cpus", 2.0), "none")
+    confinement = Confinement(changes.pop("memory_mb", 256), changes.pop("cpus", 2.0), "none")
     engine = Engine(settings)
     programs = folder / f"programs-{uuid.uuid4().hex[:8]}"
     lay_out_programs(programs)
@@ -164,19 +208,25 @@ def box(folder: Path, image: str, **changes: Any) -> Iterator[Box]:
     slot.create()
     listener = Listener(slot.control)
     options = runner_options(
-        image, "python3", limits, settings, slot_dir=str(slot.path), programs_dir=str(programs), labels={LABEL: "1"}
+        image,
+        "python3",
+        confinement,
+        settings,
+        slot_dir=str(slot.path),
+        programs_dir=str(programs),
+        labels={LABEL: "1"},
     )
-    options["Cmd"] += changes.pop("arguments", [])
-    options["HostConfig"].update(changes.pop("host_config", {}))
+    options["HostConfig"]["Mounts"] += changes.pop("mounts", [])
+    options["HostConfig"]["Tmpfs"].update(changes.pop("tmpfs", {}))
     assert not changes, f"unknown options {changes}"
     container = engine.create(f"nanogrid-test-runner-{uuid.uuid4().hex[:8]}", options)
     try:
-        engine.start(container)
+        pid = engine.start(container)
         link = listener.accept(TIMEOUT_S, lambda: engine.end_of(container).running)
         listener.close()
-        here = Box(engine, container, slot, link)
-        here.last.append(here.receive())
-        yield here
+        hello = link.receive(TIMEOUT_S)
+        assert hello is not None
+        yield Box(engine, container, slot, pid, link, hello)
         link.close()
     finally:
         engine.remove(container)

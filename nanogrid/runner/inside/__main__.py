@@ -6,6 +6,13 @@ that a function is started with (`python main.py`), and `boot/sitecustomize.py` 
 open `main.py`. So a fork of it goes on as Python itself does, from Python's own C code.
 """
 
+# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# ruff: noqa: B905, PTH100, PTH118, PTH120
+# The programs find each other, and private parts of Python, where mypy does not look.
+# mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
+
+from __future__ import annotations
+
 import os
 import sys
 
@@ -15,7 +22,7 @@ WORKSPACE = "/workspace"
 DEFAULT_COMMAND = ["python", "main.py"]
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     """Connect to the host and become the held interpreter."""
     sys.path.insert(0, HERE)
     from nanogrid_warm import begin
@@ -30,6 +37,7 @@ def main(arguments):
         "kinds": begin.STREAMS,
         "standard": [],
         "packages": ([], {}),
+        "own": [],
         "scan": None,
     }
     begin.become(

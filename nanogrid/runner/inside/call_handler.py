@@ -5,6 +5,8 @@ The handler gets the payload and a context with the names that AWS Lambda uses; 
 Python 3.9 on.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 
@@ -12,6 +14,10 @@ sys.path[0] = os.getcwd()  # noqa: PTH109  # before any import: the function's o
 
 import json  # noqa: E402
 import time  # noqa: E402
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+    from typing import Any
 
 REGION = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
 
@@ -23,7 +29,7 @@ class Context:
     identity = None
     client_context = None
 
-    def __init__(self, started, deadline):
+    def __init__(self, started: float, deadline: float) -> None:
         """`started` and `deadline` are seconds of CLOCK_MONOTONIC."""
         self.aws_request_id = self.request_id = os.environ["NANOGRID_REQUEST_ID"]
         self.function_name = os.environ["NANOGRID_FUNCTION_ID"]
@@ -35,16 +41,16 @@ class Context:
         """When the run is ended from outside, in seconds since 1970."""
         self._deadline = deadline
 
-    def get_remaining_time_in_millis(self):
+    def get_remaining_time_in_millis(self) -> int:
         """Milliseconds until the run is ended from outside."""
         return max(0, int((self._deadline - time.monotonic()) * 1000))
 
-    def log(self, message):
+    def log(self, message: object) -> None:
         """Write to the run's output, as Lambda's own context does."""
         sys.stdout.write(str(message))
 
 
-def main(name):
+def main(name: str) -> int:
     """Import the handler, call it, and write what it returns. The exit code."""
     started = time.monotonic()
     context = Context(started, started + int(os.environ["NANOGRID_TIMEOUT_MS"]) / 1000)
@@ -64,7 +70,7 @@ def main(name):
     return 0
 
 
-def find(name):
+def find(name: str) -> Any:
     """The handler `module.function`; the module may be named with slashes, as for AWS Lambda."""
     module, _, function = name.replace("/", ".").rpartition(".")
     try:
@@ -79,7 +85,7 @@ def find(name):
     return handler
 
 
-def show(error):
+def show(error: Exception) -> int:
     """Print a traceback from the function's first own line on; the exit code."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
@@ -89,7 +95,7 @@ def show(error):
     return 1
 
 
-def complain(sentence):
+def complain(sentence: str) -> int:
     """Say what is wrong with the function; the exit code."""
     sys.stderr.write(f"nanogrid: {sentence}\n")
     return 1

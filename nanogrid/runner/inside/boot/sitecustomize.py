@@ -4,12 +4,23 @@ The rule: whatever brought this module here is undone before the first fork. Pyt
 thing that it imports by itself. The image's own `sitecustomize` and `usercustomize` are run in its place.
 """
 
+# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# ruff: noqa: PTH100, PTH120
+# The programs find each other, and private parts of Python, where mypy does not look.
+# mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
+
+from __future__ import annotations
+
 import os
 import site
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+    from collections.abc import Callable
 
-def _take_back_path():
+
+def _take_back_path() -> str:
     """Remove our folder from where Python would look for modules."""
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path.remove(here)
@@ -22,7 +33,7 @@ def _take_back_path():
     return os.path.dirname(here)
 
 
-def _load(folder, state):
+def _load(folder: str, state: int) -> Callable[[], None]:
     """The function that holds the interpreter. Leaves no module of ours behind."""
     before = dict(sys.modules)
     importers = dict(sys.path_importer_cache)
@@ -39,7 +50,7 @@ def _load(folder, state):
             del sys.path_importer_cache[name]
 
 
-def _hold():
+def _hold() -> None:
     """Let `site` call us in place of its own last step."""
     folder = _take_back_path()
     state = int(os.environ.pop("NANOGRID_RUNNER"))
@@ -54,7 +65,7 @@ def _hold():
         _load(folder, state)()
         return
 
-    def held():
+    def held() -> None:
         site.execusercustomize = own
         own()
         _load(folder, state)()

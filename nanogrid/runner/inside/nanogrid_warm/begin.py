@@ -4,10 +4,22 @@ The rule: what is passed on is in one memory file, read once. The held interpret
 environment of a run, because Python decides by them what no program can change later: locale, encodings, buffering, flags.
 """
 
+# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# ruff: noqa: PTH100, PTH116, PTH118, PTH120, S606
+# The programs find each other, and private parts of Python, where mypy does not look.
+# mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
+
+from __future__ import annotations
+
 import marshal
 import os
 import stat
 import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+    from collections.abc import Mapping, Sequence
+    from typing import Any, NoReturn
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BOOT = os.path.join(HERE, "boot")
@@ -46,7 +58,7 @@ STREAMS = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFIFO)
 PACKAGES = "/nanogrid/packages"
 
 
-def enter(folder, uid):
+def enter(folder: str, uid: int) -> None:
     """Make `folder`, which only `uid` may enter, the working directory."""
     os.seteuid(uid)
     try:
@@ -55,7 +67,7 @@ def enter(folder, uid):
         os.seteuid(0)
 
 
-def connect(path):
+def connect(path: str) -> int:
     """Connect to the host; the descriptor."""
     import _socket
 
@@ -69,7 +81,7 @@ def connect(path):
     return connection.detach()
 
 
-def special(env):
+def special(env: Mapping[str, str]) -> dict[str, str]:
     """What of an environment is fixed when an interpreter starts."""
     return {
         name: value
@@ -78,7 +90,7 @@ def special(env):
     }
 
 
-def may_hold(env, wanted):
+def may_hold(env: dict[str, str], wanted: dict[str, str]) -> bool:
     """Whether the first process may be started with these special variables, where `env` are the container's own."""
     own = special(env)
     return all(
@@ -89,7 +101,7 @@ def may_hold(env, wanted):
     )
 
 
-def become(state):
+def become(state: dict[str, Any]) -> NoReturn:
     """Replace this process by `state["command"]`, held. Returns never."""
     program = find(state["command"][0], state["env"]) or sys.executable
     environment = {name: value for name, value in state["env"].items() if not name.startswith(SPECIAL_PREFIXES)}
@@ -104,7 +116,7 @@ def become(state):
     os.execve(program, state["command"], environment)
 
 
-def find(name, env):
+def find(name: str, env: dict[str, str]) -> str | None:
     """The path of a program, as the shell would find it; None where there is none."""
     if "/" in name:
         return name
@@ -115,7 +127,7 @@ def find(name, env):
     return None
 
 
-def _provide_streams(kinds):
+def _provide_streams(kinds: Sequence[int]) -> None:
     """Streams of the kinds that a run gets, so that the interpreter makes its own for them."""
     for stream, kind in enumerate(kinds):
         if stat.S_IFMT(os.fstat(stream).st_mode) == kind:

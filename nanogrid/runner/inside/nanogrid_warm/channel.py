@@ -3,9 +3,21 @@
 The rule: only what comes from the host, or from the first process, is unmarshalled. What a spare says is plain text.
 """
 
+# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# ruff: noqa: S302
+# The programs find each other, and private parts of Python, where mypy does not look.
+# mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
+
+from __future__ import annotations
+
 import _socket
 import marshal
 import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+    from collections.abc import Sequence
+    from typing import Any
 
 PACKET_BYTES = 1 << 17
 DESCRIPTORS = 4
@@ -13,17 +25,17 @@ STREAMS = 3
 INT_BYTES = 4
 
 
-def pair():
+def pair() -> tuple[_socket.socket, _socket.socket]:
     """Two connected sockets."""
     return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
 
 
-def open_descriptor(descriptor):
+def open_descriptor(descriptor: int) -> _socket.socket:
     """A socket on a descriptor that another process image has opened."""
     return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)
 
 
-def receive(connection):
+def receive(connection: _socket.socket) -> tuple[bytes, list[int]]:
     """The next packet and its descriptors; b"" at the end of the connection."""
     try:
         packet, ancillary, _, _ = connection.recvmsg(PACKET_BYTES, _socket.CMSG_SPACE(INT_BYTES * DESCRIPTORS))
@@ -37,7 +49,7 @@ def receive(connection):
     return packet, descriptors
 
 
-def send(connection, packet, descriptors=()):
+def send(connection: _socket.socket, packet: bytes, descriptors: Sequence[int] = ()) -> bool:
     """Send a packet. False where nobody is there any more."""
     ancillary = []
     if descriptors:
@@ -50,7 +62,7 @@ def send(connection, packet, descriptors=()):
     return True
 
 
-def message(packet, descriptors):
+def message(packet: bytes, descriptors: list[int]) -> dict[str, Any]:
     """The dict of a packet; one that is too large for a packet lies in the last descriptor, which is taken and closed."""
     if packet != b"F":
         return marshal.loads(packet)

@@ -5,8 +5,17 @@ code reads the exception's `code` and keeps it to itself; so the attribute, whic
 being read with no Python code on the stack.
 """
 
+# The programs find each other, and private parts of Python, where mypy does not look.
+# mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
+
+from __future__ import annotations
+
 import gc
 import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+    from typing import Any
 
 EXIT_CODES = range(256)
 
@@ -14,17 +23,15 @@ EXIT_CODES = range(256)
 class ExitCode:
     """Remembers how the script ended. None: not by SystemExit, or by one whose code is not simply a number."""
 
-    def __init__(self):
-        self.value = None
-        self._field = None
+    def __init__(self) -> None:
+        self.value: int | None = None
 
-    def install(self):
+    def install(self) -> None:
         """Watch from now on, in this process and its children."""
         fields = gc.get_referents(SystemExit.__dict__)[0]
         field = fields["code"]
-        self._field = field
 
-        def read(exception):
+        def read(exception: SystemExit) -> Any:
             code = field.__get__(exception)
             if sys._getframe().f_back is None:
                 self.value = 0 if code is None else int(code) if isinstance(code, int) and code in EXIT_CODES else None

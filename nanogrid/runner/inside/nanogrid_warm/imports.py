@@ -8,9 +8,22 @@ Python asks `_frozen_importlib._find_spec` for every module that is not there ye
 spec, whose loader for this once brings the module out instead of making it.
 """
 
+# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# ruff: noqa: PTH116, PTH208
+# The programs find each other, and private parts of Python, where mypy does not look.
+# mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
+
+from __future__ import annotations
+
 import builtins
 import os
 import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+    from collections.abc import Callable, Collection, Iterable, Sequence
+    from types import FrameType
+    from typing import Any
 
 FROZEN = "<frozen importlib._bootstrap>"
 FINDING, LOADING = "_find_and_load_unlocked", "_load_unlocked"
@@ -21,24 +34,24 @@ CACHE = "__pycache__"
 class Imports:
     """What is hidden, in which groups, and the log of the modules that a run has imported by itself."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.bootstrap = sys.modules["_frozen_importlib"]
         self.own = self.bootstrap._find_and_load
         self.find = self.bootstrap._find_spec
-        self.hidden = {}
-        self.bound = {}
-        self.groups = {}
-        self.roots = []
-        self.log = None
-        self.path = []
-        self.finders = ()
-        self.import_ = None
-        self.names = frozenset()
+        self.hidden: dict[str, Any] = {}
+        self.bound: dict[str, Any] = {}
+        self.groups: dict[str, list[str]] = {}
+        self.roots: list[str] = []
+        self.log: list[tuple[int, str, bool]] | None = None
+        self.path: list[str] = []
+        self.finders: tuple[object, ...] = ()
+        self.import_: object = None
+        self.names: frozenset[str] = frozenset()
         self.changed_ns = 0
 
     # -- before the function's code runs
 
-    def hide(self, known, roots=()):
+    def hide(self, known: Collection[str], roots: Sequence[str] = ()) -> None:
         """Hide every module that is not in `known`; `roots` are the imports that brought them, in their order."""
         for name in [name for name in sys.modules if name not in known]:
             self.hidden[name] = sys.modules.pop(name)
@@ -50,12 +63,12 @@ class Imports:
                 self.bound[name] = parent
         self.roots = [*self.roots, *roots]
 
-    def show_all(self):
+    def show_all(self) -> None:
         """Bring everything out again."""
         for name in list(self.hidden):
             self._show(name)
 
-    def load(self, name):
+    def load(self, name: str) -> None:
         """Import a module now, and remember what that brought. Raises what the import raises."""
         self.bootstrap._find_and_load = self._recorded
         try:
@@ -63,22 +76,22 @@ class Imports:
         finally:
             self.bootstrap._find_and_load = self.own
 
-    def _recorded(self, name, import_):
+    def _recorded(self, name: str, import_: Callable[..., Any]) -> Any:
         before = set(sys.modules)
         module = self.own(name, import_)
         self.groups[name] = [name for name in sys.modules if name not in before]
         return module
 
-    def shadowed(self, names):
+    def shadowed(self, names: Iterable[str]) -> bool:
         """Whether files or folders of these names would be found in place of a hidden module."""
         tops = {name.partition(".")[0] for name in self.hidden}
         return any(name.partition(".")[0] in tops for name in names)
 
-    def forget(self):
+    def forget(self) -> None:
         """Let nothing be hidden: the next import is Python's own."""
         self.hidden, self.groups = {}, {}
 
-    def arm(self, *, learn):
+    def arm(self, *, learn: bool) -> None:
         """Answer imports from now on, in the child that is going to run the function."""
         self.log = [] if learn else None
         if not (learn or self.hidden):
@@ -93,10 +106,10 @@ class Imports:
 
     # -- while it runs
 
-    def answer(self, name):
+    def answer(self, name: str) -> Any:
         """The spec that brings out the hidden module of this name; None where Python has to look for it."""
         module = self.hidden.get(name)
-        spec = getattr(module, "__spec__", None)
+        spec: Any = getattr(module, "__spec__", None)
         if name not in self.groups or getattr(spec, "name", None) != name:
             return None
         if not self._is_as_before():
@@ -105,7 +118,7 @@ class Imports:
         spec.loader = Revealing(self, name, spec.loader)
         return spec
 
-    def reveal(self, name):
+    def reveal(self, name: str) -> None:
         """Bring out what importing this module would have brought; of what comes before it in the learned order, all."""
         while self.roots and name in self.hidden:
             for member in self.groups.get(self.roots.pop(0), ()):
@@ -113,7 +126,7 @@ class Imports:
         for member in self.groups[name]:
             self._show(member)
 
-    def _show(self, name):
+    def _show(self, name: str) -> None:
         module = self.hidden.pop(name, None)
         if module is None or name in sys.modules:
             return
@@ -122,7 +135,7 @@ class Imports:
         if parent is not None:
             setattr(parent, name.rpartition(".")[2], module)
 
-    def _is_as_before(self):
+    def _is_as_before(self) -> bool:
         """Whether Python would still find the same modules where they were found beforehand."""
         if (
             sys.path[: len(self.path)] != self.path
@@ -132,7 +145,7 @@ class Imports:
             return False
         return os.stat(WORKSPACE).st_mtime_ns == self.changed_ns or self._names() == self.names
 
-    def _names(self):
+    def _names(self) -> frozenset[str]:
         """The names in the workspace that an import could find, and when they last changed."""
         self.changed_ns = os.stat(WORKSPACE).st_mtime_ns
         return frozenset(name for name in os.listdir(WORKSPACE) if name != CACHE)
@@ -141,24 +154,24 @@ class Imports:
 class Revealing:
     """Stands in for the loader of a hidden module while that is brought out."""
 
-    def __init__(self, imports, name, own):
+    def __init__(self, imports: Imports, name: str, own: Any) -> None:
         self.imports = imports
         self.name = name
         self.own = own
 
-    def create_module(self, _spec):
+    def create_module(self, _spec: object) -> Any:
         return self.imports.hidden[self.name]
 
-    def exec_module(self, module):
+    def exec_module(self, module: Any) -> None:
         module.__spec__.loader = self.own
         self.imports.reveal(self.name)
 
 
-def _answering(imports):
+def _answering(imports: Imports) -> Callable[..., Any]:
     """The function that stands in for Python's own. In a traceback it is taken for it, and left out like it."""
     find = imports.find
 
-    def _find_spec(name, path, target=None):
+    def _find_spec(name: str, path: Any, target: Any = None) -> Any:
         frame = sys._getframe(1)
         if frame.f_code.co_name == FINDING:
             if imports.hidden:
@@ -173,7 +186,7 @@ def _answering(imports):
     return _find_spec
 
 
-def _depth(frame):
+def _depth(frame: FrameType | None) -> int:
     """How many modules are being made around this import."""
     depth = 0
     while frame is not None:

@@ -3,10 +3,19 @@
 The rule: needs no more than `_ctypes`, without the package around it; where that is missing, says so and does nothing.
 """
 
+# The programs find each other, and private parts of Python, where mypy does not look.
+# mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+    from typing import Any
+
 try:
     import _ctypes
 except ImportError:
-    _ctypes = None
+    _ctypes = None  # type: ignore[assignment]
 
 PR_SET_DUMPABLE = 4
 PR_CAPBSET_DROP = 24
@@ -14,21 +23,22 @@ LAST_CAPABILITY = 63
 RTLD_NOW = 2
 
 
-def _function(name):
+def _function(name: str) -> int | None:
     if _ctypes is None:
         return None
     try:
-        return _ctypes.dlsym(_ctypes.dlopen(None, RTLD_NOW), name)
+        itself: Any = None
+        return _ctypes.dlsym(_ctypes.dlopen(itself, RTLD_NOW), name)
     except (AttributeError, OSError):
         return None
 
 
 _PRCTL = _function("prctl")
-_CALL = getattr(_ctypes, "call_function", None)
+_CALL: Any = getattr(_ctypes, "call_function", None)
 AVAILABLE = bool(_PRCTL and _CALL)
 
 
-def drop_bounding_set():
+def drop_bounding_set() -> None:
     """Give up every capability for whatever this process will execute."""
     if AVAILABLE:
         for capability in range(LAST_CAPABILITY + 1):
@@ -36,7 +46,7 @@ def drop_bounding_set():
                 return
 
 
-def own_proc_files():
+def own_proc_files() -> None:
     """Own `/proc/self` again, which a change of user takes away, as every process that was executed does."""
     if AVAILABLE:
         _CALL(_PRCTL, (PR_SET_DUMPABLE, 1, 0, 0, 0))
@@ -44,10 +54,10 @@ def own_proc_files():
 
 if AVAILABLE:
 
-    class _Pointer(_ctypes._SimpleCData):
+    class _Pointer(_ctypes._SimpleCData):  # type: ignore[type-arg]
         _type_ = "P"
 
-    class _Size(_ctypes._SimpleCData):
+    class _Size(_ctypes._SimpleCData):  # type: ignore[type-arg]
         _type_ = "L"
 
 
@@ -56,6 +66,6 @@ MADV_POPULATE_WRITE = 23
 _MADVISE = _function("madvise")
 
 
-def populate(address, size, advice=MADV_POPULATE_WRITE):
+def populate(address: int, size: int, advice: int = MADV_POPULATE_WRITE) -> bool:
     """Let the kernel map these pages now, for writing. False where it cannot (before Linux 5.14)."""
     return bool(AVAILABLE and _MADVISE) and _CALL(_MADVISE, (_Pointer(address), _Size(size), advice)) == 0

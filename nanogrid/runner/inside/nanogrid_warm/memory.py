@@ -5,9 +5,20 @@ memory until it writes; each first write costs a fault and a copy, a thousand of
 to is learned from one: the kernel says which ones it no longer shares (`pagemap`, bit 56: exclusively mapped).
 """
 
+# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# ruff: noqa: PTH123
+# The programs find each other, and private parts of Python, where mypy does not look.
+# mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
+
+from __future__ import annotations
+
 import os
 
 from nanogrid_warm import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+    from collections.abc import Iterable, Sequence
 
 PAGE = os.sysconf("SC_PAGESIZE")
 ENTRY_BYTES = 8
@@ -16,7 +27,7 @@ EXCLUSIVE = 1 << 56
 REGIONS_LIMIT = 4096
 
 
-def regions():
+def regions() -> list[tuple[int, int]]:
     """(start, end) of this process's own writable memory, in bytes."""
     found = []
     with open("/proc/self/maps", "rb") as maps:
@@ -28,9 +39,9 @@ def regions():
     return found[:REGIONS_LIMIT]
 
 
-def written(spans):
+def written(spans: list[tuple[int, int]]) -> list[list[int]]:
     """The pages in `spans` that this process does not share with its parent, as (start, bytes) of neighbours."""
-    runs = []
+    runs: list[list[int]] = []
     file = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         for start, end in spans:
@@ -49,7 +60,7 @@ def written(spans):
     return runs
 
 
-def touch(runs):
+def touch(runs: Iterable[Sequence[int]]) -> None:
     """Take this process's own copy of these pages."""
     for address, size in runs:
         if not kernel.populate(address, size):

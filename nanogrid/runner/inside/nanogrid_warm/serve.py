@@ -4,6 +4,13 @@ The rule: the host hears `ended` only when nothing of the run lives any more, an
 left to do but run. The function's user can neither signal, trace nor imitate this process, and never holds its connection.
 """
 
+# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# ruff: noqa: PTH116, S302, SIM105
+# The programs find each other, and private parts of Python, where mypy does not look.
+# mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
+
+from __future__ import annotations
+
 import _signal
 import errno
 import marshal
@@ -15,15 +22,22 @@ import time
 
 from nanogrid_warm import begin, channel, lesson, source, spare
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+    import _socket
+    from collections.abc import Callable, Iterable
+    from typing import Any, NoReturn
+
 CODE = "/nanogrid/code"
 FORK_ATTEMPTS = 100
+FAILED = 70
 FORK_WAIT_S = 0.01
 CHANGES_LIMIT = 8
 """How often the held interpreter may become another one: a function whose requests alternate is not to pay for it each time."""
 WORDS_BYTES = 500
 
 
-def prepare(file, modules):
+def prepare(file: int, modules: Iterable[str]) -> Callable[[], None]:
     """Read what the process before has left in `file`; a function that holds this interpreter and serves the host.
 
     `modules` are those of a new interpreter.
@@ -41,24 +55,26 @@ def prepare(file, modules):
 class Server:
     """The first process's own state: its connection, and how the interpreter that it holds was started."""
 
-    def __init__(self, state):
+    def __init__(self, state: dict[str, Any]) -> None:
         self.state = state
         self.connection = channel.open_descriptor(state["control"])
         os.set_inheritable(state["control"], False)
         self.held = spare.Held(state)
         self.lessons = 0
         self.rehearsed = False
-        self.request = None
-        self.kinds = ()
-        self.code = None
+        self.request: dict[str, Any] = {}
+        self.kinds: tuple[int, ...] = ()
+        self.code: tuple[int, int] | None = None
 
-    def serve(self):
+    def serve(self) -> None:
         """Serve the host until it is gone. Returns in the child that runs a request in this interpreter."""
         _signal.signal(_signal.SIGTERM, _leave)
         if not self.state["changes"]:
             channel.send(self.connection, b"hello " + ".".join(map(str, sys.version_info[:3])).encode())
         if self.state["standard"]:
             self._import_beforehand(self.state["standard"])
+        if self.state["own"]:
+            self._compile()
         spare.warm_up()
         while True:
             self._heed_code()
@@ -67,7 +83,7 @@ class Server:
             if child == 0:
                 here.close()
                 self.connection.close()
-                (spare.live if self.rehearsed else spare.rehearse)(there, self.held)
+                self._be_child(there)
                 return
             there.close()
             if self.rehearsed:
@@ -76,14 +92,23 @@ class Server:
                 self._learn_memory(here)
             here.close()
 
-    def _learn_memory(self, pair):
+    def _be_child(self, there: _socket.socket) -> None:
+        """Live the child's life. Whatever goes wrong in it before the function's code is the platform's trouble."""
+        try:
+            (spare.live if self.rehearsed else spare.rehearse)(there, self.held)
+        except BaseException as error:  # noqa: BLE001
+            if there.fileno() >= 0:
+                channel.send(there, spare.words(b"broken", error))
+            os._exit(FAILED)
+
+    def _learn_memory(self, pair: _socket.socket) -> None:
         """Read what the rehearsal tells: lines of address and size."""
         text, _ = channel.receive(pair)
         _end_all()
         self.rehearsed = True
         self.held.hot = [tuple(int(number, 16) for number in line.split()) for line in text.split(b"\n")[:-1]]
 
-    def _fork(self):
+    def _fork(self) -> int:
         for _ in range(FORK_ATTEMPTS):
             try:
                 return os.fork()
@@ -94,7 +119,7 @@ class Server:
         self._give_up(b"broken the next process could not be started")
         return None
 
-    def _tend(self, child, pair):
+    def _tend(self, child: int, pair: _socket.socket) -> None:
         """One spare's life: announce it, hand it a request, see the run to its end and report it."""
         word = self._await_spare(pair)
         if word.startswith(b"ready"):
@@ -115,29 +140,27 @@ class Server:
         answer = _answer(pair)
         if answer.startswith(b"broken"):
             self._give_up(answer)
-        how, _, started_ns = answer.partition(b" ")
-        channel.send(
-            self.connection,
-            b"ended %d %s %s %d %d" % (status, how or b"exec", started_ns or b"%d" % ended_ns, ended_ns, killed),
-        )
-
+        how, started_ns = _how(answer, ended_ns)
+        channel.send(self.connection, b"ended %d %s %d %d %d" % (status, how, started_ns, ended_ns, killed))
         if how == b"python":
             if self.held.learn:
                 self._learn_imports()
         elif self.request["in_process"]:
             self._change()
 
-    def _note_scan(self, word):
+    def _note_scan(self, word: bytes) -> None:
         """Remember what the sources say: they are read once."""
         _, *flags = word.split()
         if flags and self.held.scan is None:
             self.held.scan = source.Scan(*(flag != b"0" for flag in flags))
 
-    def _learn_imports(self):
+    def _learn_imports(self) -> None:
         """Import beforehand what the run has imported, as far as it is the standard library's."""
-        standard, packages = lesson.read(self.held.uid)
+        standard, packages, own = lesson.read(self.held.uid)
+        if self.held.bytecode.learn(own):
+            self._compile()
         self.lessons += 1
-        if not (standard or packages) or self.lessons >= lesson.LESSONS_LIMIT:
+        if not (standard or packages or own) or self.lessons >= lesson.LESSONS_LIMIT:
             self.held.learn = False
         self.held.packages.learn(packages, self._environment())
         if standard:
@@ -145,10 +168,22 @@ class Server:
             spare.warm_up()
             self.rehearsed = False
 
-    def _environment(self):
+    def _compile(self) -> None:
+        """Let a child compile the function's own modules, into a memory file that every spare inherits."""
+        compiled = self.held.bytecode
+        if compiled.file >= 0:
+            os.close(compiled.file)
+        compiled.file = os.memfd_create("bytecode", os.MFD_CLOEXEC)
+        child = self._fork()
+        if child == 0:
+            self.connection.close()
+            spare.compile_own(self.held)
+        os.waitpid(child, 0)
+
+    def _environment(self) -> dict[str, str]:
         return {**self.state["env"], **self.request["env"]}
 
-    def _import_beforehand(self, standard):
+    def _import_beforehand(self, standard: Iterable[str]) -> None:
         """Import modules and hide them. One that cannot be imported here ends all that."""
         hidden = self.held.imports
         hidden.show_all()
@@ -164,7 +199,7 @@ class Server:
             hidden.forget()
             self.held.learn = False
 
-    def _heed_code(self):
+    def _heed_code(self) -> None:
         """Start anew when the code is not what it was: nothing that was learned from one piece of code is for another."""
         try:
             status = os.stat(CODE)
@@ -175,7 +210,7 @@ class Server:
             begin.become({**self.state, **self.state["fresh"], "changes": 1})
         self.code = code
 
-    def _change(self):
+    def _change(self) -> None:
         """Become the interpreter that the request has asked for, where the one that is held was another one."""
         env = self._environment()
         wanted = {"command": self.request["argv"], "special": begin.special(env), "kinds": self.kinds}
@@ -193,28 +228,31 @@ class Server:
                 **self.state,
                 **wanted,
                 "changes": self.state["changes"] + 1,
-                "standard": [name for name in held.imports.roots],
+                "standard": list(held.imports.roots),
                 "packages": (held.packages.names, held.packages.env),
+                "own": held.bytecode.paths,
                 "scan": held.scan and (held.scan.curious, held.scan.ctypes),
             }
         )
 
-    def _await_spare(self, pair):
+    def _await_spare(self, pair: _socket.socket) -> bytes:
         """What the spare says; leaves when the host goes meanwhile."""
-        poll = select.poll()
-        poll.register(pair, select.POLLIN)
-        poll.register(self.connection, select.POLLIN)
+        poll = self._poll(pair)
         while True:
             ready = [descriptor for descriptor, _ in poll.poll()]
             if pair.fileno() in ready:
                 return channel.receive(pair)[0][:WORDS_BYTES]
-            self._heed()
+            self._hear()  # a kill that comes too late: its run has ended
 
-    def _hand_over(self, pair):
-        """Wait for a request and pass it on. False when the spare is gone before one came."""
+    def _poll(self, other: _socket.socket | int) -> select.poll:
         poll = select.poll()
-        poll.register(pair, select.POLLIN)
+        poll.register(other, select.POLLIN)
         poll.register(self.connection, select.POLLIN)
+        return poll
+
+    def _hand_over(self, pair: _socket.socket) -> bool:
+        """Wait for a request and pass it on. False when the spare is gone before one came."""
+        poll = self._poll(pair)
         while True:
             ready = [descriptor for descriptor, _ in poll.poll()]
             if self.connection.fileno() not in ready:
@@ -234,40 +272,38 @@ class Server:
                 for descriptor in descriptors:
                     os.close(descriptor)
 
-    def _see_through(self, child):
+    def _see_through(self, child: int) -> tuple[int, int]:
         """Wait for the child's end, then end all that it started: its wait status, and how many had to be killed."""
         process = os.pidfd_open(child)
-        poll = select.poll()
-        poll.register(process, select.POLLIN)
-        poll.register(self.connection, select.POLLIN)
+        poll = self._poll(process)
         while True:
             ready = [descriptor for descriptor, _ in poll.poll()]
             if process in ready:
                 break
-            self._heed()
+            self._hear()
+            _kill_all()
         os.close(process)
         _, status = os.waitpid(child, 0)
         return status, _end_all()
 
-    def _heed(self):
-        """Whatever the host says while there is a run ends the run; its silence for good ends all."""
+    def _hear(self) -> None:
+        """Take what the host says where it can only be a kill; leaves when the host is gone."""
         packet, descriptors = channel.receive(self.connection)
         for descriptor in descriptors:
             os.close(descriptor)
         if not packet:
             self._leave()
-        _kill_all()
 
-    def _give_up(self, words):
+    def _give_up(self, words: bytes) -> NoReturn:
         channel.send(self.connection, words)
         self._leave()
 
-    def _leave(self):
+    def _leave(self) -> NoReturn:
         _end_all()
         os._exit(0)
 
 
-def _answer(pair):
+def _answer(pair: _socket.socket) -> bytes:
     """What the child said of its request before it ran it; b"" where it did not come so far."""
     pair.setblocking(False)
     try:
@@ -276,7 +312,15 @@ def _answer(pair):
         return b""
 
 
-def _kill_all():
+def _how(answer: bytes, ended_ns: int) -> tuple[bytes, int]:
+    """How the run was started, and when: as the child says, who may have been ended before it could."""
+    how, _, started_ns = answer.partition(b" ")
+    if how in (b"python", b"exec") and started_ns.isdigit():
+        return how, min(int(started_ns), ended_ns)
+    return b"exec", ended_ns
+
+
+def _kill_all() -> None:
     """Kill every process in this container but this one."""
     try:
         os.kill(-1, _signal.SIGKILL)
@@ -284,7 +328,7 @@ def _kill_all():
         pass
 
 
-def _end_all():
+def _end_all() -> int:
     """Kill and reap until nobody is left. How many there were that had not ended by themselves."""
     _kill_all()
     killed = 0
@@ -296,5 +340,5 @@ def _end_all():
         killed += os.WIFSIGNALED(status) and os.WTERMSIG(status) == _signal.SIGKILL
 
 
-def _leave(_number, _frame):
+def _leave(_number: int, _frame: object) -> NoReturn:
     os._exit(0)

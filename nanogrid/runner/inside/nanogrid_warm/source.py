@@ -3,6 +3,13 @@
 The rule: to be on the safe side. A word that is not meant so costs the start of a new interpreter, and nothing else.
 """
 
+# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# ruff: noqa: PTH123
+# The programs find each other, and private parts of Python, where mypy does not look.
+# mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
+
+from __future__ import annotations
+
 import os
 
 WORDS = frozenset(
@@ -26,13 +33,13 @@ SPACED = bytes(byte if byte in LETTERS or byte > 127 else 32 for byte in range(2
 class Scan:
     """What the sources of a function say."""
 
-    def __init__(self, curious=False, ctypes=False):
+    def __init__(self, curious: bool = False, ctypes: bool = False) -> None:
         self.curious = curious
         self.ctypes = ctypes
         self._files = 0
         self._bytes = 0
 
-    def folder(self, path):
+    def folder(self, path: bytes) -> None:
         """Read all sources in a folder. Too many of them count as curious."""
         with os.scandir(path) as entries:
             for entry in entries:
@@ -43,7 +50,7 @@ class Scan:
                 elif entry.name.endswith(b".py") or entry.is_symlink():
                     self._read(entry.path)
 
-    def _read(self, path):
+    def _read(self, path: bytes) -> None:
         try:
             with open(path, "rb") as file:
                 data = file.read(BYTES_LIMIT)

@@ -4,13 +4,26 @@ The rule: from `drop` on it is the function's user, for good, and what it holds 
 of sockets, which is closed before any code of the function runs.
 """
 
+# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# ruff: noqa: S606
+# The programs find each other, and private parts of Python, where mypy does not look.
+# mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
+
+from __future__ import annotations
+
 import _signal
 import gc
 import os
 import stat
 import time
 
-from nanogrid_warm import begin, channel, imports, kernel, leave, lesson, memory, packages, source, workspace
+from nanogrid_warm import begin, bytecode, channel, imports, kernel, leave, lesson, memory, packages, source, workspace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+    import _socket
+    from collections.abc import Sequence
+    from typing import Any, NoReturn
 
 OOM_FIRST = b"1000"
 COMPILERS = "/nanogrid/runner/bin"
@@ -20,7 +33,8 @@ REHEARSALS = 3
 class Held:
     """The held interpreter: how it was started, what it has imported beforehand, and what is known of the function."""
 
-    def __init__(self, state):
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.scan: Any = None if state["scan"] is None else source.Scan(*state["scan"])
         self.uid = state["uid"]
         self.gid = state["gid"]
         self.env = state["env"]
@@ -34,12 +48,12 @@ class Held:
         self.known = ()
         self.imports = imports.Imports()
         self.leave = leave.Leave()
-        self.scan = None if state["scan"] is None else source.Scan(*state["scan"])
         self.learn = True
+        self.bytecode = bytecode.Bytecode(state["own"])
         self.packages = packages.Packages(*state["packages"])
         self.hot = ()
 
-    def fits(self, request, env):
+    def fits(self, request: dict[str, Any], env: dict[str, str]) -> bool:
         """Whether a request can run in the held interpreter and nobody could tell."""
         return (
             request["in_process"]
@@ -52,12 +66,12 @@ class Held:
         )
 
 
-def kinds():
+def kinds() -> list[tuple[int, int]]:
     """What the standard streams are, as far as Python's own streams depend on it."""
     return [(stat.S_IFMT(status.st_mode), status.st_blksize) for status in map(os.fstat, range(channel.STREAMS))]
 
 
-def live(pair, held):
+def live(pair: _socket.socket, held: Held) -> None:
     """The child's whole life before the function's code: returns where Python itself is to go on."""
     started = _settle_in(pair, held)
     channel.send(pair, b"ready" if held.scan is None else b"ready %d %d" % (held.scan.curious, held.scan.ctypes))
@@ -83,17 +97,18 @@ def live(pair, held):
     execute(request["argv"], env)
 
 
-def _settle_in(pair, held):
+def _settle_in(pair: _socket.socket, held: Held) -> bool:
     """Become ready. Whether the code was there for it."""
     try:
         drop(held)
         workspace.clean()
     except OSError as error:
-        channel.send(pair, _words(b"unclean", error))
+        channel.send(pair, words(b"unclean", error))
         os._exit(0)
     started = workspace.has_code()
     if started:
         _lay_out(pair, held)
+    held.bytecode.load()
     if not held.packages.load(held.imports, put_environment):
         channel.send(pair, b"again")
         os._exit(0)
@@ -101,7 +116,7 @@ def _settle_in(pair, held):
     return started
 
 
-def _lay_out(pair, held):
+def _lay_out(pair: _socket.socket, held: Held) -> None:
     if not workspace.has_code():
         return
     try:
@@ -110,20 +125,21 @@ def _lay_out(pair, held):
             held.scan = source.Scan()
             held.scan.folder(workspace.WORKSPACE)
     except OSError as error:
-        channel.send(pair, _words(b"broken the code could not be laid out:", error))
+        channel.send(pair, words(b"broken the code could not be laid out:", error))
         os._exit(0)
 
 
-def go_on(held, env):
+def go_on(held: Held, env: dict[str, str]) -> None:
     """Let Python go on with its own start, in an environment that is all the run's."""
     put_environment({**env, **held.added})
     held.packages.put_path(env)
+    held.bytecode.arm()
     held.imports.arm(learn=held.learn)
     log = held.imports.log
     held.leave.arm(held.scan.ctypes, None if log is None else lambda: lesson.write(log))
 
 
-def drop(held):
+def drop(held: Held) -> None:
     """Become the function's user, with no way back, and the first to go when memory runs out."""
     _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
     os.setsid()
@@ -138,7 +154,14 @@ def drop(held):
     os.umask(0o022)
 
 
-def connect_streams(descriptors):
+def compile_own(held: Held) -> NoReturn:
+    """A child's whole life that does nothing but compile the function's modules."""
+    drop(held)
+    held.bytecode.compile()
+    os._exit(0)
+
+
+def connect_streams(descriptors: Sequence[int]) -> None:
     """Put the request's descriptors where the standard streams are."""
     for stream, descriptor in enumerate(descriptors[: channel.STREAMS]):
         os.dup2(descriptor, stream)
@@ -146,19 +169,19 @@ def connect_streams(descriptors):
         os.close(descriptor)
 
 
-def put_environment(env):
+def put_environment(env: dict[str, str]) -> None:
     """Make `env` the environment, in this order, for Python and for what is started from it."""
     data = os.environ._data
     for name in list(data):
         os.unsetenv(name)
     data.clear()
     for name, value in env.items():
-        name, value = os.fsencode(name), os.fsencode(value)
-        os.putenv(name, value)
-        data[name] = value
+        raw_name, raw_value = os.fsencode(name), os.fsencode(value)
+        os.putenv(raw_name, raw_value)
+        data[raw_name] = raw_value
 
 
-def execute(argv, env):
+def execute(argv: list[str], env: dict[str, str]) -> NoReturn:
     """Replace this process by a command."""
     for number in (_signal.SIGPIPE, getattr(_signal, "SIGXFSZ", None)):
         if number is not None:
@@ -170,7 +193,7 @@ def execute(argv, env):
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
-def rehearse(pair, held):
+def rehearse(pair: _socket.socket, held: Held) -> None:
     """Run an empty function as if it were a real one, and tell which memory that has written to. Returns like `live`."""
     spans = memory.regions()
     drop(held)
@@ -184,7 +207,7 @@ def rehearse(pair, held):
     connect_streams([os.dup(nowhere), os.dup(nowhere), nowhere])
     go_on(held, dict(held.env))
 
-    def tell():
+    def tell() -> None:
         runs = memory.written(spans)
         channel.send(pair, b"".join(b"%x %x\n" % tuple(run) for run in runs)[: channel.PACKET_BYTES])
 
@@ -212,7 +235,7 @@ except ValueError:
 """
 
 
-def warm_up():
+def warm_up() -> None:
     """Done in the first process: what a run does, so far as it leaves no trace, for the traces it leaves in memory."""
     for _ in range(REHEARSALS):
         names = {"__name__": "rehearsal"}
@@ -222,5 +245,6 @@ def warm_up():
     gc.freeze()
 
 
-def _words(word, error):
-    return word + b" " + str(error).encode("ascii", "backslashreplace").replace(b"\n", b" ")
+def words(word: bytes, error: BaseException) -> bytes:
+    """What went wrong, in one line of ASCII."""
+    return word + b" " + (str(error) or type(error).__name__).encode("ascii", "backslashreplace").replace(b"\n", b" ")

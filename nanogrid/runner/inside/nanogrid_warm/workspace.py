@@ -4,6 +4,13 @@ The rule: done as the function's user, when no process of the run lives any more
 there, of whatever mode, depth, number and name, goes, or the container is unclean.
 """
 
+# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# ruff: noqa: PTH101, PTH102, PTH106, PTH108, PTH112, PTH115, PTH116, PTH211
+# The programs find each other, and private parts of Python, where mypy does not look.
+# mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
+
+from __future__ import annotations
+
 import os
 import stat
 
@@ -13,7 +20,7 @@ CODE = b"/nanogrid/code"
 CHUNK_BYTES = 1 << 20
 
 
-def clean():
+def clean() -> None:
     """Empty all writable folders. Raises OSError for what cannot be removed."""
     os.chmod(WORKSPACE, 0o700)
     for name in os.listxattr(WORKSPACE):
@@ -23,17 +30,17 @@ def clean():
     os.chdir(WORKSPACE)
 
 
-def has_code():
+def has_code() -> bool:
     """Whether the container has got its function."""
     return os.path.isdir(CODE)
 
 
-def lay_out():
+def lay_out() -> None:
     """Copy the code into the workspace: the same files and times, owned by the function's user and writable for it."""
     _copy_folder(CODE, WORKSPACE)
 
 
-def _empty(folder):
+def _empty(folder: bytes) -> None:
     """Remove what is in a folder. Walks by changing into folders: no depth is too deep, no path too long."""
     if not os.path.isdir(folder):
         return
@@ -56,7 +63,7 @@ def _empty(folder):
             pending.append(_remove_files())
 
 
-def _remove_files():
+def _remove_files() -> list[bytes]:
     """Remove what is no folder from the working directory; the names of its folders."""
     folders = []
     with os.scandir(b".") as entries:
@@ -68,7 +75,7 @@ def _remove_files():
     return folders
 
 
-def _copy_folder(source, target):
+def _copy_folder(source: bytes, target: bytes) -> None:
     with os.scandir(source) as entries:
         for entry in entries:
             there = target + b"/" + entry.name
@@ -82,7 +89,7 @@ def _copy_folder(source, target):
                 _copy_file(entry.path, there)
 
 
-def _copy_file(source, target):
+def _copy_file(source: bytes, target: bytes) -> None:
     reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         status = os.fstat(reader)
@@ -103,7 +110,7 @@ def _copy_file(source, target):
         os.close(reader)
 
 
-def _copy_times(source, target):
+def _copy_times(source: bytes, target: bytes) -> None:
     status = os.stat(source)
     os.chmod(target, (stat.S_IMODE(status.st_mode) | stat.S_IRWXU) & 0o755)
     os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))

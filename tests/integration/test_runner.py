@@ -1,0 +1,440 @@
+"""The first process of a warm container: its protocol, and that nothing of a run is there in the next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nanogrid.container.link import Hello, Ready, Unfit
+from tests.support.rig import CPP_IMAGE, NEWEST_PYTHON_IMAGE, PYTHON_IMAGE
+from tests.support.runner_box import Box, box, limits, write_code
+from tests.support.services import wait_until
+
+HANDLER = ("python", "/nanogrid/runner/call_handler.py")
+RUNS = 300
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Box]:
+    """A warm container with the oldest Python."""
+    with box(tmp_path, PYTHON_IMAGE) as made:
+        yield made
+
+
+def place(here: Box, tmp_path: Path, files: dict[str, str] | str) -> Box:
+    """Give the container a function."""
+    here.place(write_code(tmp_path / "code", {"main.py": files} if isinstance(files, str) else files))
+    return here
+
+
+@pytest.mark.parametrize("image", [PYTHON_IMAGE, NEWEST_PYTHON_IMAGE, CPP_IMAGE])
+def test_it_says_hello_then_ready_then_runs(image: str, tmp_path: Path) -> None:
+    """hello tells the Python, ready that a run can come, and the first run of a prewarmed container is in process."""
+    with box(tmp_path, image) as here:
+        assert isinstance(here.hello, Hello)
+        assert here.hello.version >= (3, 9)
+        here.await_ready()
+        run = place(here, tmp_path, "print('hello')").run()
+        assert (run.out, run.err, run.exit_code, run.how) == (b"hello\n", b"", 0, "python")
+        assert isinstance(here.receive(), Ready)
+        assert run.ended.ended_ns >= run.ended.started_ns > 0
+
+
+def test_a_run_without_code_fails_as_python_does(here: Box) -> None:
+    """Without main.py the exit code is Python's own."""
+    run = here.run()
+    assert run.exit_code == 2
+    assert b"can't open file '/workspace/main.py'" in run.err
+
+
+@pytest.mark.parametrize("name", ["main.py/__init__.py", "main.py/__main__.py", "other.py"])
+def test_what_is_no_script_fails_or_runs_as_with_python(name: str, here: Box, tmp_path: Path) -> None:
+    """A folder, a folder that can be run, and nothing at all in place of main.py."""
+    place(here, tmp_path, {name: "print(__name__, __file__)"})
+    runs = [here.run(), here.run(), here.run(in_process=False)]
+    assert len({(run.out, run.err, run.exit_code) for run in runs}) == 1
+
+
+def test_any_command_can_be_run(here: Box) -> None:
+    """A command that is not the held interpreter is executed, with the request's environment and streams."""
+    run = here.run(("/bin/sh", "-c", 'cat; echo "$X" >&2; exit 3'), {"X": "a value"}, payload=[1])
+    assert (run.out, run.err, run.exit_code, run.how) == (b"[1]", b"a value\n", 3, "exec")
+
+
+def test_a_command_that_is_not_there_ends_with_127(here: Box) -> None:
+    """As in a shell, with one line that says so."""
+    run = here.run(("no-such-command",))
+    assert run.exit_code == 127
+    assert run.err == b"nanogrid: no-such-command: No such file or directory\n"
+
+
+def test_an_executed_command_has_the_signals_of_a_new_process(here: Box) -> None:
+    """What Python ignores for itself is not ignored in what is executed."""
+    run = here.run(("grep", "-E", "SigIgn|SigBlk", "/proc/self/status"))
+    assert run.out.split() == [b"SigBlk:", b"0" * 16, b"SigIgn:", b"0" * 16]
+
+
+def test_an_environment_larger_than_a_packet_arrives(here: Box, tmp_path: Path) -> None:
+    """A request of any size reaches the function."""
+    place(here, tmp_path, "import os; print(len(os.environ['BIG']))")
+    for _ in range(2):
+        run = here.run(env={"BIG": "x" * 100_000})
+        assert (run.out, run.how) == (b"100000\n", "python")
+
+
+def test_nothing_that_a_run_writes_is_there_in_the_next(here: Box, tmp_path: Path) -> None:
+    """Files of every folder go; the code is as it was; its times are those of the code."""
+    place(
+        here,
+        tmp_path,
+        "import os\n"
+        "print(sorted(os.listdir('.')), os.listdir('/tmp'), os.listdir('/dev/shm'), os.listxattr('.'), oct(os.stat('.').st_mode))\n"
+        "for folder in ('.', '/tmp', '/dev/shm'): open(folder + '/left', 'w').write('x')\n"
+        "os.remove('main.py'); os.mkdir('more'); os.chmod('.', 0o777)\n",
+    )
+    first = here.run()
+    assert first.out == b"['main.py'] [] [] [] 0o40700\n", first.err
+    assert here.run().out == first.out
+
+
+def test_hostile_leftovers_are_removed(here: Box, tmp_path: Path) -> None:
+    """Closed folders, deep trees, odd names, many files, links and sockets: the next run finds none of them."""
+    place(
+        here,
+        tmp_path,
+        "import os, socket\n"
+        "print(sorted(os.listdir(b'.')), os.listdir('/tmp'), os.listdir('/dev/shm'))\n"
+        "for number in range(3000): open(f'/tmp/{number}', 'w')\n"
+        "os.mkdir('closed'); open('closed/file', 'w'); os.mkdir('closed/in'); os.chmod('closed/in', 0); os.chmod('closed', 0)\n"
+        "open(b'/dev/shm/\\xff\\n\\xfe', 'w'); os.mkdir(b'\\xff folder'); open(b'\\xff folder/-rf', 'w')\n"
+        "os.symlink('/nanogrid', 'link'); os.symlink('loop', 'loop'); os.mkfifo('fifo'); os.link('main.py', 'hard')\n"
+        "socket.socket(socket.AF_UNIX).bind('socket')\n"
+        "for _ in range(2000): os.mkdir('d' * 100); os.chdir('d' * 100)\n"
+        "os.chmod('/workspace', 0)\n",
+    )
+    for _ in range(3):
+        run = here.run()
+        assert run.out == b"[b'main.py'] [] []\n", run.err
+        assert run.err == b""
+
+
+def test_no_process_of_a_run_lives_when_it_has_ended(here: Box, tmp_path: Path) -> None:
+    """Children that ignore signals, have sessions of their own or lost their parents are dead, and counted."""
+    place(
+        here,
+        tmp_path,
+        "import os, signal, subprocess\n"
+        "print(sorted(p for p in os.listdir('/pr' + 'oc') if p.isdigit() and p not in ('1', str(os.getpid()))))\n"
+        "subprocess.Popen(['sh', '-c', 'trap \"\" TERM INT HUP; sleep 100'], start_new_session=True)\n"
+        "if os.fork() == 0:\n    os.setsid()\n    if os.fork(): os._exit(0)\n    signal.pause()\n",
+    )
+    run = here.run()
+    assert run.ended.killed >= 2
+    assert here.run().out == b"[]\n"
+
+
+def test_user_code_finds_nothing_of_the_first_process(here: Box, tmp_path: Path) -> None:
+    """No descriptor beyond the three, no capability, no signal, no memory, no socket of the runner."""
+    place(
+        here,
+        tmp_path,
+        "import os, signal, socket\n"
+        "def refused(do, *a):\n"
+        "    try: do(*a)\n"
+        "    except OSError as e: return e.errno\n"
+        "proc = '/pr' + 'oc'\n"
+        "print([fd for fd in range(3, 200) if not refused(os.fstat, fd)])\n"
+        "print([l.split()[1] for l in open(proc + '/self/status') if l.startswith('Cap')], os.getresuid(), os.getresgid(), os.getgroups())\n"
+        "print(open(proc + '/self/oom_score_adj').read().strip(), refused(open, proc + '/1/mem', 'r+b'), refused(os.listdir, proc + '/1/fd'))\n"
+        "print(refused(os.kill, 1, signal.SIGKILL), refused(os.setuid, 0), refused(os.listdir, '/root'))\n"
+        "print(refused(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect, '/nanogrid/control.sock'))\n"
+        "print(refused(open, '/nanogrid/code/main.py', 'w'), refused(open, '/nanogrid/new', 'w'), refused(open, '/etc/new', 'w'))\n",
+    )
+    for in_process in (True, False):
+        lines = here.run(in_process=in_process).out.decode().splitlines()
+        assert lines[0] == "[]"
+        assert lines[1] == f"{['0' * 16] * 5} (65534, 65534, 65534) (65534, 65534, 65534) [65534]"
+        assert lines[2] == "1000 13 13"
+        assert lines[3] == "1 1 13"
+        assert lines[4] == "2"
+        assert set(lines[5].split()) <= {"13", "30"}
+
+
+def test_a_kill_ends_a_run_that_does_not_want_to(here: Box, tmp_path: Path) -> None:
+    """A run that ignores every signal is over at once when the host says so, and the next one is as usual."""
+    place(
+        here,
+        tmp_path,
+        "import os, signal, sys, time\n"
+        "if sys.stdin.read(): print('done'); sys.exit()\n"
+        "for number in range(1, 32):\n"
+        "    if number not in (9, 19): signal.signal(number, signal.SIG_IGN)\n"
+        "os.fork()\n"
+        "while True: pass\n",
+    )
+    run = here.run(kill_after_s=0.1)
+    assert run.exit_code == 137
+    assert run.took_ms < 2000
+    assert here.run(payload=1).out == b"done\n"
+
+
+def test_a_late_kill_is_nothing(here: Box, tmp_path: Path) -> None:
+    """A kill that comes when its run has ended already harms neither the runner nor the next run."""
+    place(here, tmp_path, "print(1)").run()
+    here.link.send_kill()
+    here.await_ready()
+    here.link.send_kill()
+    assert here.run().out == b"1\n"
+
+
+def test_memory_that_runs_out_ends_the_run_alone(tmp_path: Path) -> None:
+    """The kernel takes the function, never the first process."""
+    with box(tmp_path, PYTHON_IMAGE, memory_mb=64) as here:
+        place(here, tmp_path, "import sys\nx = 'y' * (500 << 20 if sys.stdin.read() else 1)\nprint('fits')")
+        for _ in range(2):
+            assert here.run(payload=1).exit_code == 137
+            assert here.run().out == b"fits\n"
+
+
+def test_files_that_fill_the_memory_are_gone_in_the_next_run(tmp_path: Path) -> None:
+    """A full /workspace and a full /tmp are empty again."""
+    with box(tmp_path, PYTHON_IMAGE, memory_mb=512) as here:
+        place(
+            here,
+            tmp_path,
+            "import os\n"
+            "for path in ('/tmp/x', '/workspace/x'):\n"
+            "    try:\n"
+            "        with open(path, 'wb') as f:\n"
+            "            while True: f.write(b'x' * (1 << 20)); f.flush()\n"
+            "    except OSError as e: print(e.errno)\n",
+        )
+        for _ in range(2):
+            assert here.run().out == b"28\n28\n"
+
+
+def test_a_fork_bomb_is_survived(here: Box, tmp_path: Path) -> None:
+    """With every process slot taken the run can be ended, and the next one starts."""
+    place(
+        here,
+        tmp_path,
+        "import os, sys\n"
+        "if sys.stdin.read(): print('calm'); sys.exit()\n"
+        "while True:\n"
+        "    try: os.fork()\n"
+        "    except OSError: pass\n",
+    )
+    for _ in range(2):
+        assert here.run(kill_after_s=0.3).exit_code == 137
+        assert here.run(payload=1).out == b"calm\n"
+
+
+def test_a_thread_bomb_is_survived(here: Box, tmp_path: Path) -> None:
+    """Threads take the same slots."""
+    place(
+        here,
+        tmp_path,
+        "import threading, time\n"
+        "try:\n"
+        "    while True: threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "except RuntimeError: print('no more')\n",
+    )
+    for _ in range(2):
+        assert here.run().out == b"no more\n"
+
+
+def test_the_end_of_the_connection_ends_the_container(here: Box, tmp_path: Path) -> None:
+    """A host that is gone needs no container: also not one with a run under way."""
+    place(here, tmp_path, "import time; time.sleep(600)").start()
+    here.link.close()
+    wait_until(lambda: not here.engine.end_of(here.id).running, "the container ends")
+
+
+def test_a_stop_from_outside_is_heeded_at_once(here: Box) -> None:
+    """SIGTERM ends the first process: `docker stop` need not wait."""
+    here.await_ready()
+    here.engine.api.kill(here.id, "SIGTERM")
+    wait_until(lambda: not here.engine.end_of(here.id).running, "the container ends")
+
+
+def test_what_cannot_be_removed_makes_the_container_unclean(tmp_path: Path) -> None:
+    """The host hears of it in place of ready."""
+    held = tmp_path / "held"
+    held.mkdir()
+    mount = {"Type": "bind", "Source": str(held), "Target": "/dev/shm/held", "ReadOnly": True}
+    with box(tmp_path, PYTHON_IMAGE, mounts=[mount]) as here:
+        message = here.receive()
+        assert isinstance(message, Unfit)
+        assert message.word == "unclean"
+        assert "held" in message.reason
+
+
+def test_code_that_does_not_fit_is_the_platforms_trouble(tmp_path: Path) -> None:
+    """A workspace that is too small for the code gives broken, with the reason."""
+    with box(tmp_path, PYTHON_IMAGE, tmpfs={"/workspace": "exec,mode=0700,uid=65534,gid=65534,size=65536"}) as here:
+        here.await_ready()
+        place(here, tmp_path, {"main.py": "print(1)", "large": "x" * 200_000}).start()
+        message = here.receive()
+        assert isinstance(message, Unfit)
+        assert message.word == "broken"
+        assert "could not be laid out" in message.reason
+
+
+def test_many_runs_leave_no_trace_in_the_first_process(here: Box, tmp_path: Path) -> None:
+    """Memory and descriptors of the first process are the same after hundreds of runs, and the slot holds no more files."""
+    place(here, tmp_path, {"main.py": "import other, json; print(json.dumps(other.x))", "other.py": "x = 1"})
+    for _ in range(30):
+        here.run()
+    before = limits(here)
+    for _ in range(RUNS):
+        run = here.run()
+        assert (run.out, run.exit_code, run.how) == (b"1\n", 0, "python")
+    after = limits(here)
+    assert after.descriptors == before.descriptors
+    assert after.memory_kb <= before.memory_kb + 300
+    assert after.files == before.files
+
+
+def test_modules_are_imported_beforehand_and_hidden(here: Box, tmp_path: Path) -> None:
+    """From the second run on a module's compiled part is in memory before the import, and still nobody sees the module."""
+    place(
+        here,
+        tmp_path,
+        "import sys\n"
+        "mapped = '_decimal' in open('/pr' + 'oc/self/maps').read()\n"
+        "print(mapped, 'decimal' in sys.modules, '_decimal' in sys.modules)\n"
+        "import decimal\n"
+        "print(decimal.Decimal(1) / 8)\n",
+    )
+    assert here.run().out == b"False False False\n0.125\n"
+    assert here.run().out == b"True False False\n0.125\n"
+
+
+def test_packages_are_imported_beforehand_in_the_spare_alone(here: Box, tmp_path: Path) -> None:
+    """A package that was learned is there before the request, imported as the function's user, afresh for every run."""
+    packages = write_code(
+        tmp_path / "packages",
+        {"pack/__init__.py": "import os, time\nuser, process, made = os.getuid(), os.getpid(), time.monotonic()\n"},
+    )
+    code = write_code(
+        tmp_path / "code",
+        {
+            "main.py": "import sys, os, time\nbegan = time.monotonic()\nseen = 'pack' in sys.modules\nimport pack\n"
+            "print(seen, pack.made < began, pack.user, pack.process == os.getpid(), sys.path[:2])\n"
+        },
+    )
+    here.place(code, packages)
+    env = {"PYTHONPATH": "/nanogrid/packages"}
+    assert here.run(env=env).out == b"False False 65534 True ['/workspace', '/nanogrid/packages']\n"
+    for _ in range(2):
+        assert here.run(env=env).out == b"False True 65534 True ['/workspace', '/nanogrid/packages']\n"
+    other = here.run(env={**env, "OTHER": "1"})
+    assert (other.out, other.how) == (b"False False 65534 True ['/workspace', '/nanogrid/packages']\n", "exec")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "print('loud')",
+        "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+        "import os; os.chdir('/')",
+        "import os; os.environ['X'] = '1'",
+    ],
+)
+def test_packages_that_do_more_than_define_are_left_alone(source: str, here: Box, tmp_path: Path) -> None:
+    """One that speaks, starts threads or changes the process when it is imported does so in each run, as ever."""
+    packages = write_code(tmp_path / "packages", {"pack.py": source})
+    code = write_code(tmp_path / "code", {"main.py": "import pack, os; print(os.getcwd(), os.environ.get('X'))"})
+    here.place(code, packages)
+    runs = [here.run(env={"PYTHONPATH": "/nanogrid/packages"}) for _ in range(3)]
+    assert len({(run.out, run.err, run.exit_code) for run in runs}) == 1
+    assert runs[0].exit_code == 0
+
+
+def test_a_port_can_be_bound_again_by_the_next_run(here: Box, tmp_path: Path) -> None:
+    """No connection of a run is left waiting in the kernel."""
+    place(
+        here,
+        tmp_path,
+        "import socket\n"
+        "s = socket.socket(); s.bind(('127.0.0.1', 5000)); s.listen()\n"
+        "c = socket.create_connection(('127.0.0.1', 5000)); d, _ = s.accept(); d.close(); c.close(); print('ok')\n",
+    )
+    for _ in range(3):
+        assert here.run().out == b"ok\n"
+
+
+def test_random_numbers_differ_from_run_to_run(here: Box, tmp_path: Path) -> None:
+    """A forked interpreter does not repeat what the one before has drawn."""
+    place(here, tmp_path, "import random, uuid, secrets; print(random.random(), uuid.uuid4(), secrets.token_hex())")
+    assert len({here.run().out for _ in range(4)}) == 4
+
+
+def test_a_changed_environment_changes_the_held_interpreter(here: Box, tmp_path: Path) -> None:
+    """What an interpreter takes from its environment at its start costs one start, then runs are in process again."""
+    place(here, tmp_path, "import sys; print(sys.stdout.encoding)")
+    assert here.run().how == "python"
+    env = {"PYTHONIOENCODING": "latin-1"}
+    runs = [here.run(env=env) for _ in range(2)]
+    assert [(run.out, run.how) for run in runs] == [(b"iso8859-1\n", "exec"), (b"iso8859-1\n", "python")]
+
+
+def test_a_handler_is_called_with_payload_and_context(here: Box, tmp_path: Path) -> None:
+    """An unmodified AWS Lambda handler works, in process from its second run on."""
+    place(
+        here,
+        tmp_path,
+        {
+            "app/__init__.py": "",
+            "app/main.py": "def handle(event, context):\n"
+            "    assert 0 < context.get_remaining_time_in_millis() <= 30000\n"
+            "    return {'got': event, 'id': context.aws_request_id, 'name': context.function_name,"
+            " 'version': context.function_version, 'arn': context.invoked_function_arn.split(':')[:3],"
+            " 'memory': context.memory_limit_in_mb, 'group': context.log_group_name, 'none': [context.identity, context.client_context]}\n",
+        },
+    )
+    runs = [here.run((*HANDLER, "app.main.handle"), payload={"a": 1}) for _ in range(3)]
+    assert [run.how for run in runs] == ["exec", "python", "python"]
+    for run in runs:
+        assert (run.err, run.exit_code) == (b"", 0)
+        assert json.loads(run.result) == {
+            "got": {"a": 1},
+            "id": "request",
+            "name": "function",
+            "version": "$LATEST",
+            "arn": ["arn", "aws", "lambda"],
+            "memory": "256",
+            "group": "/aws/lambda/function",
+            "none": [None, None],
+        }
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (
+            "def f(e, c):\n    return 1 / 0\n",
+            'Traceback (most recent call last):\n  File "/workspace/app.py", line 2, in f\n',
+        ),
+        ("def f(e, c): return {1, 2}", "nanogrid: what the handler app.f returned is no JSON: Object of type set"),
+        ("g = 1", "nanogrid: the handler app.f names no function: app has no f that can be called\n"),
+        ("1 / 0", 'Traceback (most recent call last):\n  File "/workspace/app.py", line 1, in <module>\n'),
+    ],
+)
+def test_a_handler_that_fails_says_why(source: str, says: str, here: Box, tmp_path: Path) -> None:
+    """The function's own frames alone, or one sentence; the exit code is 1 and there is no value."""
+    place(here, tmp_path, {"app.py": source})
+    for _ in range(2):
+        run = here.run((*HANDLER, "app.f"))
+        assert run.err.decode().startswith(says)
+        assert b"call_handler" not in run.err
+        assert (run.exit_code, run.result) == (1, b"")
+
+
+def test_a_handler_in_no_module_of_the_code_says_so(here: Box, tmp_path: Path) -> None:
+    """One sentence names the module."""
+    run = place(here, tmp_path, "").run((*HANDLER, "nowhere.f"))
+    assert run.err == b"nanogrid: the handler nowhere.f names the module nowhere, which is not in the code\n"
