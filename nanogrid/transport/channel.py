@@ -23,7 +23,6 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 from kombu.asynchronous import set_event_loop
-from kombu.asynchronous.http import get_client
 from kombu.transport import SQS, virtual
 from kombu.transport.virtual.base import queue_declare_ok_t
 from vine import promise
@@ -33,6 +32,7 @@ from nanogrid.errors import ConfigurationError
 from nanogrid.settings import Settings
 from nanogrid.submission import SENT_AT
 from nanogrid.transport import envelopes, size
+from nanogrid.transport.http import client_of
 from nanogrid.transport.options import SETTINGS_OPTION
 from nanogrid.transport.polling import MOST_POLLS, Backoff, PollFailure, PollingConnection
 from nanogrid.transport.visibility import HeldMessages, VisibilityHeartbeat, return_delay_s
@@ -118,7 +118,7 @@ class Channel(_SQSChannel):
         if self._polling is None:
             self._polling = PollingConnection(
                 self.sqs(),
-                get_client(self.hub, max_clients=MOST_POLLS),
+                client_of(self.hub, MOST_POLLS),
                 self.wait_time_seconds,
                 self.get_message_attributes["MessageSystemAttributeNames"],
             )

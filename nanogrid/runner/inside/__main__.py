@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> None:
             "control": begin.connect(CONTROL),
             "env": dict(os.environ),
             "changes": 0,
+            "rehearsed": False,
         }
     )
 

@@ -9,8 +9,6 @@ thing that it imports by itself. The image's own `sitecustomize` and `usercustom
 # The programs find each other, and private parts of Python, where mypy does not look.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
-from __future__ import annotations
-
 import os
 import site
 import sys
@@ -33,7 +31,7 @@ def _take_back_path() -> str:
     return os.path.dirname(here)
 
 
-def _load(folder: str, state: int) -> Callable[[], None]:
+def _load(folder: str, state: int) -> "Callable[[], None]":
     """The function that holds the interpreter. Leaves no module of ours behind."""
     before = dict(sys.modules)
     importers = dict(sys.path_importer_cache)

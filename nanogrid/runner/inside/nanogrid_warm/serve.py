@@ -61,7 +61,7 @@ class Server:
         os.set_inheritable(state["control"], False)
         self.held = spare.Held(state)
         self.lessons = 0
-        self.rehearsed = False
+        self.rehearsed: bool = state["rehearsed"]
         self.request: dict[str, Any] = {}
         self.kinds: tuple[int, ...] = ()
         self.code: tuple[int, int] | None = None
@@ -207,7 +207,7 @@ class Server:
             return
         code = (status.st_dev, status.st_ino)
         if self.code not in (None, code):
-            begin.become({**self.state, **self.state["fresh"], "changes": 1})
+            begin.become({**self.state, **self.state["fresh"], "changes": 1, "rehearsed": True})
         self.code = code
 
     def _change(self) -> None:
@@ -228,6 +228,7 @@ class Server:
                 **self.state,
                 **wanted,
                 "changes": self.state["changes"] + 1,
+                "rehearsed": False,
                 "standard": list(held.imports.roots),
                 "packages": (held.packages.names, held.packages.env),
                 "own": held.bytecode.paths,
