@@ -53,8 +53,7 @@ IMPORTS = Program(
     '{"imported": 11}\n',
 )
 
-PRIMES_CPP = """#include <cstdio>
-#include <string>
+PRIMES_CPP = """#include <iostream>
 #include <vector>
 int main() {
     std::vector<bool> composite(1000);
@@ -64,7 +63,7 @@ int main() {
         count++;
         for (int m = n * n; m < 1000; m += n) composite[m] = true;
     }
-    std::puts((std::to_string(count) + " primes").c_str());
+    std::cout << count << " primes" << std::endl;
 }
 """
 

@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import signal
+import sys
 import threading
 from contextlib import closing
 from typing import Any
@@ -35,6 +36,8 @@ log = get_logger(__name__)
 logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells at INFO, for each client, where it found credentials
 
 PR_SET_PDEATHSIG = 1
+SWITCH_S = 0.0005
+"""How long a thread may keep the interpreter while another one wants it. Python's 5 ms are longer than a whole warm run."""
 USED_BY_THREADS = ("docker", "docker.errors", "docker.utils", "requests.exceptions")
 
 _owner: Owner | None = None
@@ -57,6 +60,7 @@ class Containers(bootsteps.StartStopStep):
         # A child that is forked while a thread imports something finds that module locked for ever: import it all before.
         for module in USED_BY_THREADS:
             importlib.import_module(module)
+        sys.setswitchinterval(SWITCH_S)
         try:
             _owner = Owner(self._settings)
         except ConfigurationError as error:

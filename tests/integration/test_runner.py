@@ -71,6 +71,14 @@ def test_a_command_that_is_not_there_ends_with_127(here: Box) -> None:
     assert run.err == b"nanogrid: no-such-command: No such file or directory\n"
 
 
+def test_a_script_that_names_no_interpreter_is_run_by_the_shell(here: Box, tmp_path: Path) -> None:
+    """As every shell does; and a file of the code is a command only by its path."""
+    place(here, tmp_path, {"run": "echo run by $0 $1"})
+    (here.slot.path / "code" / "run").chmod(0o555)
+    assert here.run(("./run", "x")).out == b"run by ./run x\n"
+    assert here.run(("run",)).exit_code == 127
+
+
 def test_an_executed_command_has_the_signals_of_a_new_process(here: Box) -> None:
     """What Python ignores for itself is not ignored in what is executed."""
     run = here.run(("grep", "-E", "SigIgn|SigBlk", "/proc/self/status"))
@@ -179,6 +187,17 @@ def test_a_kill_ends_a_run_that_does_not_want_to(here: Box, tmp_path: Path) -> N
     assert run.exit_code == 137
     assert run.took_ms < 2000
     assert here.run(payload=1).out == b"done\n"
+
+
+def test_a_kernel_that_refuses_newer_calls_is_served_too(tmp_path: Path) -> None:
+    """Without pidfd_open and madvise runs end, are killed and are reported as ever."""
+    refusal = {"names": ["pidfd_open", "madvise"], "action": "SCMP_ACT_ERRNO"}
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refusal]}
+    with box(tmp_path, PYTHON_IMAGE, security=[f"seccomp={json.dumps(profile)}"]) as here:
+        place(here, tmp_path, "import sys\nwhile not sys.stdin.read(): pass\nprint('done')")
+        assert here.run(kill_after_s=0.05).exit_code == 137
+        run = here.run(payload=1)
+        assert (run.out, run.how) == (b"done\n", "python")
 
 
 def test_a_late_kill_is_nothing(here: Box, tmp_path: Path) -> None:
@@ -380,6 +399,19 @@ def test_a_changed_environment_changes_the_held_interpreter(here: Box, tmp_path:
     env = {"PYTHONIOENCODING": "latin-1"}
     runs = [here.run(env=env) for _ in range(2)]
     assert [(run.out, run.how) for run in runs] == [(b"iso8859-1\n", "exec"), (b"iso8859-1\n", "python")]
+
+
+def test_a_path_that_leads_to_another_python_is_followed(here: Box, tmp_path: Path) -> None:
+    """The command is looked for where the request's PATH says, and the held interpreter is used only where it is found."""
+    place(here, tmp_path, {"main.py": "print('held')", "bin/python": "#!/bin/sh\necho another $1\n"})
+    (here.slot.path / "code" / "bin" / "python").chmod(0o555)
+    for _ in range(2):
+        run = here.run(env={"PATH": "/workspace/bin:/usr/bin:/bin"})
+        assert (run.out, run.how) == (b"another main.py\n", "exec")
+        run = here.run(env={"PATH": "/usr/bin:/bin:/workspace/bin"})
+        assert (run.out, run.how) == (b"held\n", "python")
+        run = here.run(env={"PATH": "/nowhere"})
+        assert (run.exit_code, run.how) == (127, "exec")
 
 
 def test_a_handler_is_called_with_payload_and_context(here: Box, tmp_path: Path) -> None:

@@ -217,6 +217,7 @@ def box(folder: Path, image: str, **changes: Any) -> Iterator[Box]:
         labels={LABEL: "1"},
     )
     options["HostConfig"]["Mounts"] += changes.pop("mounts", [])
+    options["HostConfig"]["SecurityOpt"] += changes.pop("security", [])
     options["HostConfig"]["Tmpfs"].update(changes.pop("tmpfs", {}))
     assert not changes, f"unknown options {changes}"
     container = engine.create(f"nanogrid-test-runner-{uuid.uuid4().hex[:8]}", options)

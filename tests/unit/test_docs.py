@@ -27,7 +27,7 @@ INDENTED = re.compile(r"^(?: {4}|\t).*$", re.MULTILINE)
 SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 
-FILES_OF_FUNCTIONS = {"main.py", "run.sh", "build.sh", "build.sh", "main.js", "hello.py"}
+FILES_OF_FUNCTIONS = {"main.py", "run.sh", "build.sh", "main.js", "hello.py"}
 """Names of files that a function brings, not this repository."""
 
 FOLDERS_OF_CODE = (

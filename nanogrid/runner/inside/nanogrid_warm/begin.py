@@ -5,7 +5,7 @@ environment of a run, because Python decides by them what no program can change 
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
-# ruff: noqa: PTH100, PTH116, PTH118, PTH120, S606
+# ruff: noqa: PTH112, PTH100, PTH116, PTH118, PTH120, S606
 # The programs find each other, and private parts of Python, where mypy does not look.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
@@ -103,7 +103,7 @@ def may_hold(env: dict[str, str], wanted: dict[str, str]) -> bool:
 
 def become(state: dict[str, Any]) -> NoReturn:
     """Replace this process by `state["command"]`, held. Returns never."""
-    program = find(state["command"][0], state["env"]) or sys.executable
+    program = interpreter(state["command"][0], state["env"]) or sys.executable
     environment = {name: value for name, value in state["env"].items() if not name.startswith(SPECIAL_PREFIXES)}
     environment.update(state["special"])
     path = environment.get("PYTHONPATH")
@@ -116,13 +116,23 @@ def become(state: dict[str, Any]) -> NoReturn:
     os.execve(program, state["command"], environment)
 
 
+def interpreter(name: str, env: dict[str, str]) -> str | None:
+    """The path of a program where it is this very interpreter by some name; None for any other, and for none.
+
+    The first process becomes nothing else, whatever a request names.
+    """
+    program = find(name, env)
+    same = program is not None and os.path.realpath(program) == os.path.realpath("/proc/self/exe")
+    return program if same else None
+
+
 def find(name: str, env: dict[str, str]) -> str | None:
     """The path of a program, as the shell would find it; None where there is none."""
     if "/" in name:
         return name
     for folder in env.get("PATH", os.defpath).split(os.pathsep):
         path = os.path.join(folder, name)
-        if os.access(path, os.X_OK):
+        if os.access(path, os.X_OK) and not os.path.isdir(path):
             return path
     return None
 

@@ -15,6 +15,7 @@ spec, whose loader for this once brings the module out instead of making it.
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import os
 import sys
@@ -38,6 +39,8 @@ class Imports:
         self.bootstrap = sys.modules["_frozen_importlib"]
         self.own = self.bootstrap._find_and_load
         self.find = self.bootstrap._find_spec
+        self.kept: dict[str, Any] = {"atexit": atexit} if sys.version_info < (3, 10) else {}
+        """Modules of which there must be no second one. Before 3.10 a second `atexit` forgets the first one's callbacks."""
         self.hidden: dict[str, Any] = {}
         self.bound: dict[str, Any] = {}
         self.groups: dict[str, list[str]] = {}
@@ -78,7 +81,10 @@ class Imports:
 
     def _recorded(self, name: str, import_: Callable[..., Any]) -> Any:
         before = set(sys.modules)
-        module = self.own(name, import_)
+        if name in self.kept:
+            module = sys.modules[name] = self.kept[name]
+        else:
+            module = self.own(name, import_)
         self.groups[name] = [name for name in sys.modules if name not in before]
         return module
 
@@ -94,7 +100,7 @@ class Imports:
     def arm(self, *, learn: bool) -> None:
         """Answer imports from now on, in the child that is going to run the function."""
         self.log = [] if learn else None
-        if not (learn or self.hidden):
+        if not (learn or self.hidden or self.kept):
             return
         self.path = [WORKSPACE, *sys.path]
         self.finders = (*sys.meta_path, *sys.path_hooks)
@@ -108,22 +114,26 @@ class Imports:
 
     def answer(self, name: str) -> Any:
         """The spec that brings out the hidden module of this name; None where Python has to look for it."""
-        module = self.hidden.get(name)
+        module = self.hidden.get(name) or self.kept.get(name)
         spec: Any = getattr(module, "__spec__", None)
-        if name not in self.groups or getattr(spec, "name", None) != name:
+        if getattr(spec, "name", None) != name or (name not in self.groups and name not in self.kept):
             return None
         if not self._is_as_before():
             self.forget()
             return None
-        spec.loader = Revealing(self, name, spec.loader)
+        spec.loader = Revealing(self, name, module, spec.loader)
         return spec
 
     def reveal(self, name: str) -> None:
         """Bring out what importing this module would have brought; of what comes before it in the learned order, all."""
-        while self.roots and name in self.hidden:
-            for member in self.groups.get(self.roots.pop(0), ()):
-                self._show(member)
-        for member in self.groups[name]:
+        for position, root in enumerate(self.roots, 1):
+            if name in self.groups.get(root, ()):
+                for earlier in self.roots[:position]:
+                    for member in self.groups.get(earlier, ()):
+                        self._show(member)
+                del self.roots[:position]
+                break
+        for member in self.groups.get(name, ()):
             self._show(member)
 
     def _show(self, name: str) -> None:
@@ -154,13 +164,14 @@ class Imports:
 class Revealing:
     """Stands in for the loader of a hidden module while that is brought out."""
 
-    def __init__(self, imports: Imports, name: str, own: Any) -> None:
+    def __init__(self, imports: Imports, name: str, module: Any, own: Any) -> None:
         self.imports = imports
         self.name = name
+        self.module = module
         self.own = own
 
     def create_module(self, _spec: object) -> Any:
-        return self.imports.hidden[self.name]
+        return self.module
 
     def exec_module(self, module: Any) -> None:
         module.__spec__.loader = self.own
@@ -174,12 +185,13 @@ def _answering(imports: Imports) -> Callable[..., Any]:
     def _find_spec(name: str, path: Any, target: Any = None) -> Any:
         frame = sys._getframe(1)
         if frame.f_code.co_name == FINDING:
-            if imports.hidden:
-                spec = imports.answer(name)
-                if spec is not None:
-                    return spec
+            spec = imports.answer(name)
+            if spec is not None and name in imports.hidden:
+                return spec
             if imports.log is not None:
                 imports.log.append((_depth(frame), name, imports._is_as_before()))
+            if spec is not None:
+                return spec
         return find(name, path, target)
 
     _find_spec.__code__ = _find_spec.__code__.replace(co_filename=FROZEN)

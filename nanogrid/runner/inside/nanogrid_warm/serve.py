@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # typing is not to be loaded where the function runs
 CODE = "/nanogrid/code"
 FORK_ATTEMPTS = 100
 FAILED = 70
+LOOK_EVERY_MS = 1
 FORK_WAIT_S = 0.01
 CHANGES_LIMIT = 8
 """How often the held interpreter may become another one: a function whose requests alternate is not to pay for it each time."""
@@ -219,6 +220,7 @@ class Server:
             or self.state["changes"] >= CHANGES_LIMIT
             or len(wanted["command"]) < 2
             or wanted["command"][1].startswith("-")
+            or begin.interpreter(wanted["command"][0], self.state["env"]) is None
             or not begin.may_hold(self.state["env"], wanted["special"])
         ):
             return
@@ -275,17 +277,32 @@ class Server:
 
     def _see_through(self, child: int) -> tuple[int, int]:
         """Wait for the child's end, then end all that it started: its wait status, and how many had to be killed."""
-        process = os.pidfd_open(child)
+        try:
+            process = os.pidfd_open(child)
+        except (AttributeError, OSError):  # an old kernel, or a profile that forbids it: look now and then
+            self._look_until_ended(child)
+        else:
+            self._wait_until_ended(process)
+            os.close(process)
+        _, status = os.waitpid(child, 0)
+        return status, _end_all()
+
+    def _wait_until_ended(self, process: int) -> None:
         poll = self._poll(process)
         while True:
             ready = [descriptor for descriptor, _ in poll.poll()]
             if process in ready:
-                break
+                return
             self._hear()
             _kill_all()
-        os.close(process)
-        _, status = os.waitpid(child, 0)
-        return status, _end_all()
+
+    def _look_until_ended(self, child: int) -> None:
+        poll = select.poll()
+        poll.register(self.connection, select.POLLIN)
+        while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if poll.poll(LOOK_EVERY_MS):
+                self._hear()
+                _kill_all()
 
     def _hear(self) -> None:
         """Take what the host says where it can only be a kill; leaves when the host is gone."""

@@ -12,6 +12,7 @@ of sockets, which is closed before any code of the function runs.
 from __future__ import annotations
 
 import _signal
+import errno
 import gc
 import os
 import stat
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # typing is not to be loaded where the function runs
     from typing import Any, NoReturn
 
 OOM_FIRST = b"1000"
+SHELL = "/bin/sh"
 COMPILERS = "/nanogrid/runner/bin"
 REHEARSALS = 3
 
@@ -39,6 +41,7 @@ class Held:
         self.gid = state["gid"]
         self.env = state["env"]
         self.command = state["command"]
+        self.program = begin.interpreter(self.command[0], self.env)
         self.special = state["special"]
         self.kinds = kinds()
         self.added = {
@@ -59,11 +62,18 @@ class Held:
             request["in_process"]
             and kernel.AVAILABLE
             and request["argv"] == self.command
+            and self._is_found(env)
             and begin.special(env) == self.special
             and kinds() == self.kinds
             and not self.scan.curious
             and self.packages.allow(env)
         )
+
+    def _is_found(self, env: dict[str, str]) -> bool:
+        """Whether the command's name means the held interpreter, with the request's PATH too."""
+        if self.program is None:
+            return False
+        return env.get("PATH") == self.env.get("PATH") or begin.find(self.command[0], env) == self.program
 
 
 def kinds() -> list[tuple[int, int]]:
@@ -186,8 +196,16 @@ def execute(argv: list[str], env: dict[str, str]) -> NoReturn:
     for number in (_signal.SIGPIPE, getattr(_signal, "SIGXFSZ", None)):
         if number is not None:
             _signal.signal(number, _signal.SIG_DFL)
+    program = begin.find(argv[0], env)
     try:
-        os.execve(begin.find(argv[0], env) or argv[0], argv, env)
+        if program is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        try:
+            os.execve(program, argv, env)
+        except OSError as error:
+            if error.errno != errno.ENOEXEC:
+                raise
+            os.execve(SHELL, [SHELL, program, *argv[1:]], env)  # a script that does not say by what it is run
     except OSError as error:
         os.write(2, os.fsencode(f"nanogrid: {argv[0]}: {error.strerror}\n"))
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
@@ -207,9 +225,11 @@ def rehearse(pair: _socket.socket, held: Held) -> None:
     connect_streams([os.dup(nowhere), os.dup(nowhere), nowhere])
     go_on(held, dict(held.env))
 
+    answer = pair.detach()  # a socket that is still there would be a reason for Python's own end
+
     def tell() -> None:
         runs = memory.written(spans)
-        channel.send(pair, b"".join(b"%x %x\n" % tuple(run) for run in runs)[: channel.PACKET_BYTES])
+        os.write(answer, b"".join(b"%x %x\n" % tuple(run) for run in runs)[: channel.PACKET_BYTES])
 
     held.leave.after = tell
 
