@@ -30,10 +30,26 @@ class Slot:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.payload = path / "payload.json"
-        self.result = path / "result.json"
-        self.control = path / "control.sock"
-        self.start_script = path / "start.sh"
+
+    @property
+    def payload(self) -> Path:
+        """The request's payload, for one run."""
+        return self.path / "payload.json"
+
+    @property
+    def result(self) -> Path:
+        """What the function wrote to `NANOGRID_RESULT`."""
+        return self.path / "result.json"
+
+    @property
+    def control(self) -> Path:
+        """Where the runner finds the host, until it has."""
+        return self.path / "control.sock"
+
+    @property
+    def start_script(self) -> Path:
+        """What a launched container is to run."""
+        return self.path / "start.sh"
 
     def create(self) -> None:
         """Make the folder. The modes are open because the engine may map user ids; the parent is closed to others."""

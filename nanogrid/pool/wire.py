@@ -20,7 +20,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class LeaseRequest:
             "image": self.image,
             "interpreter": self.command[0] if self.in_process else "python3",
             "key": self.key or self.code_dir,
-            "limits": asdict(self.limits),
+            "limits": vars(self.limits),
             "wait_s": self.wait_s,
         }
 
@@ -90,7 +90,7 @@ class LeasedContainer:
             "id": self.id,
             "name": self.name,
             "start": self.start.value,
-            "cgroup": [None if folder is None else str(folder) for folder in astuple(self.cgroup)],
+            "cgroup": [None if folder is None else str(folder) for folder in vars(self.cgroup).values()],
             "slot": str(self.slot),
             "has_runner": self.has_runner,
         }

@@ -332,6 +332,27 @@ def test_modules_are_imported_beforehand_and_hidden(here: Box, tmp_path: Path) -
     assert here.run().out == b"True False False\n0.125\n"
 
 
+def test_own_modules_are_compiled_once(here: Box, tmp_path: Path) -> None:
+    """From the second run on Python compiles no module of the function, and its cache files are there as ever."""
+    place(
+        here,
+        tmp_path,
+        {
+            "main.py": "import os, sys\nseen = []\n"
+            "getattr(sys, 'addaudit' + 'hook')(lambda event, args: event == 'compile' and seen.append(args[1]))\n"
+            "import other, pack.inner\n"
+            "print([name for name in seen if name], sorted(os.listdir('__pycache__')), other.x, pack.inner.y)\n",
+            "other.py": "x = 1",
+            "pack/__init__.py": "",
+            "pack/inner.py": "y = 2",
+        },
+    )
+    first, second = here.run(), here.run()
+    names = b"'/workspace/other.py', '/workspace/pack/__init__.py', '/workspace/pack/inner.py'"
+    assert (first.out, first.how) == (b"[" + names + b"] ['other.cpython-39.pyc'] 1 2\n", "python")
+    assert (second.out, second.how) == (b"[] ['other.cpython-39.pyc'] 1 2\n", "python")
+
+
 def test_packages_are_imported_beforehand_in_the_spare_alone(here: Box, tmp_path: Path) -> None:
     """A package that was learned is there before the request, imported as the function's user, afresh for every run."""
     packages = write_code(

@@ -38,16 +38,18 @@ CHANGES_LIMIT = 8
 WORDS_BYTES = 500
 
 
-def prepare(file: int, modules: Iterable[str]) -> Callable[[], None]:
+def prepare(file: int, modules: Iterable[str], faithful: bool) -> Callable[[], None]:
     """Read what the process before has left in `file`; a function that holds this interpreter and serves the host.
 
-    `modules` are those of a new interpreter.
+    `modules` are those of a new interpreter. Not `faithful`: this one is not like a new one, and only what is executed runs.
 
     That function returns in a child only, in the process that is to go on as Python does.
     """
     state = marshal.loads(os.pread(file, os.fstat(file).st_size, 0))
     os.close(file)
     server = Server(state)
+    if not faithful:
+        server.held.program = None
     server.held.leave.install()
     server.held.known = server.held.packages.known = frozenset(modules)
     return server.serve
@@ -69,6 +71,12 @@ class Server:
 
     def serve(self) -> None:
         """Serve the host until it is gone. Returns in the child that runs a request in this interpreter."""
+        try:
+            self._serve()
+        except Exception as error:  # noqa: BLE001  # the host is to hear why, whatever it was
+            self._give_up(spare.words(b"broken the runner failed:", error))
+
+    def _serve(self) -> None:
         _signal.signal(_signal.SIGTERM, _leave)
         if not self.state["changes"]:
             channel.send(self.connection, b"hello " + ".".join(map(str, sys.version_info[:3])).encode())

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 
 WORDS = frozenset(
-    b"gc tracemalloc faulthandler getallocatedblocks getunicodeinternedsize _debugmallocstats getrusage getrefcount _bootstrap "
+    b"gc addaudithook tracemalloc faulthandler getallocatedblocks getunicodeinternedsize _debugmallocstats getrusage getrefcount _bootstrap "
     b"_find_and_load path_importer_cache _ncallbacks __del__ _getframe_unwinder _frozen_importlib _testcapi "
     b"_testinternalcapi process_time process_time_ns".split()
 )
