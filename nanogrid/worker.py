@@ -6,6 +6,7 @@ Imported by `celery -A nanogrid worker` alone. The main process owns; the childr
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import logging
 import os
@@ -154,6 +155,7 @@ def _child_started(**_: Any) -> None:
     """A child keeps nothing of the owner's, and ends with its parent: what it runs could not be answered for any more."""
     if _owner is not None:
         _owner.leave_to_parent()
+    gc.freeze()  # what a worker has loaded stays: no collection need look at it during a run
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # The parent may have gone before. It is not told by pid 1: in a container that is the main process itself.
     if _main_pid not in (os.getpid(), os.getppid()):

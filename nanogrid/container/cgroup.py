@@ -24,7 +24,9 @@ class Usage:
 
 
 class Gauge:
-    """Measures one run in a container that has had others: peak from now on, CPU time and OOM kills as differences.
+    """Measures one run in a container that has had others: peak from now on, CPU time as a difference.
+
+    OOM kills need no difference: a container in which the kernel has killed is not used again.
 
     On v1 writing to the peak's file resets it. On v2 the reset counts for the descriptor that it was written to alone, and
     needs Linux 6.12; where neither works, the peak of a container that was used before is not known.
@@ -35,14 +37,13 @@ class Gauge:
         self._v2_peak = -1
         self._knows_peak = self._reset_peak() or not used_before
         self._cpu_ns = cgroup.cpu_ns()
-        self._oom_kills = cgroup.oom_kills()
 
     def read(self) -> Usage:
         """What was used since this gauge was made."""
         return Usage(
             self._peak() if self._knows_peak else None,
             _difference(self._cgroup.cpu_ns(), self._cpu_ns),
-            _difference(self._cgroup.oom_kills(), self._oom_kills),
+            self._cgroup.oom_kills(),
         )
 
     def close(self) -> None:

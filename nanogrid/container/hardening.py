@@ -88,7 +88,7 @@ def runner_options(
     config["Mounts"] = _mounts(slot_dir, programs_dir)
     return {
         **_container(image, limits, labels, config),
-        "Entrypoint": [interpreter, f"{MOUNT}/runner"],
+        "Entrypoint": [interpreter, "-I", "-S", f"{MOUNT}/runner/__main__.py"],
         "Cmd": ["--uid", str(user), "--gid", str(user)],
         "User": "0:0",
     }

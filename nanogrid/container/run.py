@@ -55,8 +55,6 @@ class Run:
         the container from outside.
         """
         with ExitStack() as resources:
-            gauge = Gauge(self._cgroup, used_before=self._used_before)
-            resources.callback(gauge.close)
             stdout, stderr = (self._pipe(resources, stream) for stream in self._streams)
             try:
                 self._link.send_run(
@@ -71,6 +69,9 @@ class Run:
                 os.close(stderr)
             sent = time.monotonic()
             thaw()
+            # Beside the function's first steps, which are not to wait for it; what is in use then counts all the same.
+            gauge = Gauge(self._cgroup, used_before=self._used_before)
+            resources.callback(gauge.close)
             self._poll.register(self._link.fileno(), READABLE)
             ended = self._watch(sent + timeout_s)
             if ended in (Ended.TIMED_OUT, Ended.OUTPUT_LIMIT):

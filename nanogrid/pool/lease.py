@@ -13,7 +13,7 @@ import os
 import socket
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Container(ABC):
 
     @abstractmethod
     def give_back(self) -> None:
-        """The run is over and its result is read. Idempotent."""
+        """The run is over and its result is read. Raises OSError where the owner is gone."""
 
     def destroy(self) -> None:
         """Have the owner kill and remove the container; `end` says how it had ended. Idempotent."""
@@ -77,17 +77,12 @@ class WarmContainer(Container):
         slot: Slot,
         stdin: int,
         link: Link,
-        begun: Callable[[], None],
     ) -> None:
         super().__init__(leased, line, settings, slot)
-        self._begun = begun
         self._wanted = wanted
         self._stdin = stdin
         self._link = link
-        self._given_back = False
         self._reusable = False
-        self.is_kept = False
-        """Given back for the next run; the owner's answer to that is on its way."""
 
     def run(self, *, timeout_s: float) -> RunReport:
         """Run the function. A container whose run was cut short, or killed for memory, is not used again."""
@@ -111,18 +106,15 @@ class WarmContainer(Container):
 
     def give_back(self) -> None:
         """Let the owner clean it for the next run, or destroy it."""
-        if self._given_back or self.end is not None:
-            return
-        self._given_back = True
         if self._reusable:
-            with suppress(OSError):  # an owner that is gone needs nothing from us
-                self._line.send({"end": "keep"})
-            self.is_kept = True
+            self.folder.clear_result()
+            self._line.send({"end": "keep"})
             return
         try:
             self.destroy()
         except NanoGridError as error:  # the run is over and nothing of it lives: its result stands
             log.warning("container %s could not be removed now: %s", self.name, error)
+        self._line.send({"end": "done"})
 
     def _go_on(self) -> None:
         """Thaw it. Asked of the kernel, who pauses and who goes on by hand is no matter; it costs nothing: the run has begun."""
@@ -148,21 +140,20 @@ class LaunchedContainer(Container):
     def give_back(self) -> None:
         """It is used up."""
         self.destroy()
+        self._line.send({"end": "done"})
 
 
 class Pool:
     """Leases containers from the owner that listens at `address`.
 
-    Nothing is waited for that can be had beside a run: the connection for the next lease is made while the function runs,
-    and the owner's word that it has a container back is read before the next lease. Thread-safe; it may cross a fork: the
-    child makes connections of its own.
+    A connection is used for one lease after the other. Thread-safe: leases at the same time have connections of their own.
+    It may cross a fork: the child makes connections of its own.
     """
 
     def __init__(self, address: Path, settings: Settings) -> None:
         self._address = address
         self._settings = settings
-        self._ahead: deque[tuple[int, Line]] = deque()
-        self._kept: deque[tuple[int, Line]] = deque()
+        self._free: deque[tuple[int, Line]] = deque()
 
     @contextmanager
     def lease(self, wanted: LeaseRequest, payload: Any) -> Iterator[Container]:
@@ -172,43 +163,38 @@ class Pool:
         does not answer.
         """
         line, answer = self._ask({"lease": wanted.to_json()})
-        container: Container | None = None
-        with ExitStack() as resources:
-            resources.callback(lambda: self._let_go(line, container))
-            leased = LeasedContainer.from_json(answer["container"])
-            slot = Slot(leased.slot)
-            if leased.start is not StartKind.WARM:
-                slot.place(Path(wanted.code_dir), Path(wanted.packages_dir) if wanted.packages_dir else None)
-            slot.clear_result()
-            stdin = slot.open_payload(payload)
-            resources.callback(os.close, stdin)
-            if leased.has_runner:
-                link = Link(socket.socket(fileno=line.take_descriptor()))
-                resources.callback(link.close)
-                container = WarmContainer(leased, line, self._settings, wanted, slot, stdin, link, self._connect_ahead)
-            else:
-                slot.write_start(wanted.command, wanted.env)
-                watch = resources.enter_context(Watch(slot, self._settings.output_limit_bytes))
-                container = LaunchedContainer(leased, line, self._settings, slot, watch)
-            yield container
-            container.give_back()
+        try:
+            with ExitStack() as resources:
+                leased = LeasedContainer.from_json(answer["container"])
+                container = self._lay_out(wanted, payload, line, leased, resources)
+                yield container
+                with suppress(OSError):  # an owner that is gone needs nothing from us
+                    container.give_back()
+        except BaseException:
+            line.close()  # whatever happened: the owner destroys the container
+            raise
+        self._free.append((os.getpid(), line))
 
-    def _let_go(self, line: Line, container: Container | None) -> None:
-        if isinstance(container, WarmContainer) and container.is_kept:
-            self._kept.append((os.getpid(), line))
-        else:
-            line.close()
-
-    def _hear_of_kept(self) -> None:
-        """Read the owner's answers to what was given back: only then does it know, and a lease may ask for it again."""
-        while (line := _take(self._kept)) is not None:
-            line.receive()
-            line.close()
+    def _lay_out(
+        self, wanted: LeaseRequest, payload: Any, line: Line, leased: LeasedContainer, resources: ExitStack
+    ) -> Container:
+        slot = Slot(leased.slot)
+        if leased.start is not StartKind.WARM:
+            slot.place(Path(wanted.code_dir), Path(wanted.packages_dir) if wanted.packages_dir else None)
+        stdin = slot.open_payload(payload)
+        resources.callback(os.close, stdin)
+        if leased.has_runner:
+            # Told what it is, Python need not ask the kernel.
+            link = Link(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, line.take_descriptor()))
+            resources.callback(link.close)
+            return WarmContainer(leased, line, self._settings, wanted, slot, stdin, link)
+        slot.write_start(wanted.command, wanted.env)
+        watch = resources.enter_context(Watch(slot, self._settings.output_limit_bytes))
+        return LaunchedContainer(leased, line, self._settings, slot, watch)
 
     def _ask(self, message: dict[str, Any]) -> tuple[Line, dict[str, Any]]:
-        """Send the first message of a lease, over the connection that waits for it where there is one."""
-        self._hear_of_kept()
-        if (line := _take(self._ahead)) is not None:
+        """Send the first message of a lease, over a connection of the lease before where there is one."""
+        if (line := self._take()) is not None:
             with suppress(OSError):
                 line.send(message)
                 if (answer := line.receive()) is not None:
@@ -235,26 +221,19 @@ class Pool:
         except OSError as error:
             raise PoolExhaustedError(f"the owner of this worker's containers does not answer: {error}") from error
 
-    def _connect_ahead(self) -> None:
-        if not self._ahead:
-            with suppress(PoolExhaustedError):
-                self._ahead.append((os.getpid(), self._connect()))
+    def _take(self) -> Line | None:
+        """A connection of this process. Those of the process that it was forked from are let go."""
+        while self._free:
+            with suppress(IndexError):  # another thread was faster
+                pid, line = self._free.pop()
+                if pid == os.getpid():
+                    return line
+        return None
 
     def close(self) -> None:
-        """Close what waits for the next lease."""
-        self._hear_of_kept()
-        while (line := _take(self._ahead)) is not None:
+        """Close the connections."""
+        while (line := self._take()) is not None:
             line.close()
-
-
-def _take(lines: deque[tuple[int, Line]]) -> Line | None:
-    """A connection of this process. Those of the process that it was forked from are let go."""
-    while lines:
-        with suppress(IndexError):  # another thread was faster
-            pid, line = lines.popleft()
-            if pid == os.getpid():
-                return line
-    return None
 
 
 _owner_address: Path | None = None

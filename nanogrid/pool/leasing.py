@@ -1,4 +1,4 @@
-"""One child's lease, seen from the owner: give a container out, hear how it went, clean it or destroy it.
+"""One child's leases, one after the other, seen from the owner: give a container out, take it back or destroy it.
 
 The rule: a lease that ends in any other way than by the child's own word destroys its container.
 """
@@ -11,11 +11,11 @@ from typing import Any
 
 from nanogrid.container.engine import Engine
 from nanogrid.container.hardening import MIB, Confinement
-from nanogrid.container.link import Ready, Unfit
 from nanogrid.errors import ContainerLostError, NanoGridError
 from nanogrid.pool.images import Images
 from nanogrid.pool.policy import Kind, Wish
 from nanogrid.pool.removing import remove
+from nanogrid.pool.settling import Settler
 from nanogrid.pool.starting import Starter
 from nanogrid.pool.states import State
 from nanogrid.pool.stock import Grant, Pooled, Stock
@@ -24,39 +24,45 @@ from nanogrid.result import StartKind
 
 log = logging.getLogger(__name__)
 
-SETTLE_S = 30.0
-"""How long a runner may take to clean up and be ready again. It takes milliseconds, or what the function's imports take."""
-
 CHOICES = 16
 """How many containers that turned out to be gone a lease looks at before it gives up."""
 
 
-class Lease:
-    """One lease. Used by one thread."""
+class Leases:
+    """The leases of one connection: at most one at a time. Used by one thread."""
 
-    def __init__(self, line: Line, stock: Stock, starter: Starter, images: Images, engine: Engine) -> None:
+    def __init__(
+        self, line: Line, stock: Stock, starter: Starter, images: Images, settler: Settler, engine: Engine
+    ) -> None:
         self._line = line
         self._stock = stock
         self._starter = starter
         self._images = images
+        self._settler = settler
         self._engine = engine
         self._pooled: Pooled | None = None
 
-    def serve(self, request: dict[str, Any]) -> None:
-        """Answer the child until it gives the container back, or is gone."""
+    def begin(self, request: dict[str, Any]) -> None:
+        """Give the child a container, or tell it why there is none."""
         try:
             pooled, leased = self._lease(request)
         except NanoGridError as error:
             self._line.send({"error": error_to_json(error)})
+            self.end()
             return
         self._line.send({"container": leased.to_json()}, None if pooled.link is None else pooled.link.fileno())
-        while (message := self._line.receive()) is not None:
-            if message.get("end") == "keep":
-                self._keep(pooled)
-                return
-            if message.get("end") == "destroy":
-                self._line.send(self._destroy(pooled))
-        log.debug("container %s: its lease has ended", pooled.name)
+
+    def hear(self, word: str) -> None:
+        """What the child says of its container: keep, destroy or done."""
+        if self._pooled is None:
+            return
+        match word:
+            case "keep":
+                self._keep(self._pooled)
+            case "destroy":
+                self._line.send(self._destroy(self._pooled))
+            case _:
+                self.end()
 
     def end(self) -> None:
         """Remove what was not given back."""
@@ -114,29 +120,15 @@ class Lease:
         return LeasedContainer(str(pooled.id), pooled.name, start, pooled.cgroup, pooled.slot.path, has_runner)
 
     def _keep(self, pooled: Pooled) -> None:
-        """The run is over: wait until its container is clean, and put it back."""
+        """The run is over: have the container cleaned and put back. From here on the function's next request finds it."""
         if self._starter.settings.idle_timeout_s == 0:
-            self._line.send({"kept": True})
-            return  # nothing is reused: nobody may get it, not even who waits for it
+            self.end()  # nothing is reused: nobody may get it, not even who waits for it
+            return
+        self._pooled = None
         pooled.runs += 1
         pooled.measure()
         self._stock.move(pooled, State.SETTLING)
-        # From here on the function's next request finds it, also one that the same child sends at once.
-        self._line.send({"kept": True})
-        assert pooled.link is not None
-        try:
-            message = pooled.link.receive(SETTLE_S)
-        except ContainerLostError as error:
-            log.warning("container %s is not used again: %s", pooled.name, error)
-            return
-        if not isinstance(message, Ready):
-            reason = f"{message.word}: {message.reason}" if isinstance(message, Unfit) else f"it said {message}"
-            log.warning("container %s is not used again: %s", pooled.name, reason)
-            return
-        pooled.measure()
-        pooled.request_id = None
-        self._pooled = None
-        self._stock.move(pooled, State.IDLE)
+        self._settler.watch(pooled)
 
     def _destroy(self, pooled: Pooled) -> dict[str, Any]:
         """Kill and remove the container; its folder stays until the child has read what is in it."""

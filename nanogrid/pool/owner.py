@@ -1,6 +1,6 @@
 """The owner of all containers of one worker: threads in the worker's main process.
 
-A child asks for a container over a unix socket, and *the connection is the lease*: when the child ends, for whatever
+A child asks for containers over a unix socket, and *the connection is the lease*: when the child ends, for whatever
 reason (hard time limit, revoke, OOM killer), its connection closes and the container is destroyed. There is no heartbeat
 and no timer to forget. What a crash of the whole worker leaves behind is found by label, here, at the next start and
 periodically.
@@ -8,6 +8,7 @@ periodically.
     stock      every container and who waits; decides by `policy`, moves by `states`
     starting   makes one container ready
     leasing    one child's connection
+    settling   containers that are being cleaned after a run
     tending    pauses, ends what is idle for too long, makes prewarmed ones
 """
 
@@ -26,10 +27,11 @@ from nanogrid.container.slot import Slot
 from nanogrid.errors import NanoGridError
 from nanogrid.pool import identity
 from nanogrid.pool.images import Images
-from nanogrid.pool.leasing import Lease
+from nanogrid.pool.leasing import Leases
 from nanogrid.pool.policy import Bounds
 from nanogrid.pool.reaper import reap
 from nanogrid.pool.removing import remove
+from nanogrid.pool.settling import Settler
 from nanogrid.pool.snapshot import describe
 from nanogrid.pool.starting import Starter
 from nanogrid.pool.stock import Pooled, Stock
@@ -53,6 +55,7 @@ class Owner:
         self.stock = Stock(bounds(settings), self._remove_later)
         self._images = Images(self._engine)
         self._starter = Starter(settings, self._engine, self._me, self._images)
+        self._settler = Settler(self.stock, self._remove_later)
         self._tender = Tender(settings, self._engine, self.stock, self._starter, self._images)
         self._lock = threading.Lock()
         self._lines: dict[Line, threading.Thread] = {}
@@ -81,6 +84,7 @@ class Owner:
             thread = threading.Thread(target=target, name=f"owner-{target.__name__.strip('_')}", daemon=True)
             thread.start()
             self._threads.append(thread)
+        self._settler.start()
         self._tender.start()
 
     def prewarm(self, runtimes: Iterable[str]) -> None:
@@ -99,6 +103,7 @@ class Owner:
             line.hang_up()
         for _, thread in self._open_lines():
             thread.join()
+        self._settler.stop()
         self.stock.retire([pooled.number for pooled in self.stock.all()])
         self._doomed.put(None)
         for thread in self._threads:
@@ -111,6 +116,7 @@ class Owner:
         """In a forked child: close what belongs to the main process alone."""
         self._listener.close()
         self._me.detach()
+        self._settler.leave_to_parent()
         for pooled in self.stock.all_without_lock():
             if pooled.link is not None:
                 pooled.link.close()
@@ -137,20 +143,21 @@ class Owner:
                 thread.start()
 
     def _serve(self, line: Line) -> None:
-        lease = Lease(line, self.stock, self._starter, self._images, self._engine)
+        leases = Leases(line, self.stock, self._starter, self._images, self._settler, self._engine)
         try:
             while (message := line.receive()) is not None:
-                if "show" in message:
+                if "lease" in message:
+                    leases.begin(message["lease"])
+                elif "end" in message:
+                    leases.hear(message["end"])
+                elif "show" in message:
                     line.send({"pool": [describe(pooled) for pooled in self.stock.all()], "pid": os.getpid()})
-                else:
-                    lease.serve(message["lease"])
-                    return
         except OSError:
             log.debug("a child hung up")
         except Exception:  # a lease must never take the owner down with it
             log.exception("a lease failed")
         finally:
-            lease.end()
+            leases.end()
             line.close()
             with self._lock:
                 del self._lines[line]

@@ -80,9 +80,15 @@ class Grant:
 class _Waiter:
     def __init__(self, wish: Wish, image: str, limits: Confinement, request_id: str) -> None:
         self.wish, self.image, self.limits, self.request_id = wish, image, limits, request_id
-        self.granted = threading.Event()
+        self.granted: threading.Event | None = None
+        """Made where somebody really waits."""
         self.grant: Grant | None = None
         self.reason = ""
+
+    def wake(self) -> None:
+        """Let it look."""
+        if self.granted is not None:
+            self.granted.set()
 
 
 class Stock:
@@ -148,11 +154,13 @@ class Stock:
             self._waiters.append(waiter)
             evicted = self._serve()
             grant = waiter.grant
+            if grant is None:
+                waiter.granted = granted = threading.Event()
         self._after(evicted)
         if grant is not None:
             return grant
         deadline = time.monotonic() + wait_s
-        while not waiter.granted.wait(min(LOOK_EVERY_S, max(0.0, deadline - time.monotonic()))):
+        while not granted.wait(min(LOOK_EVERY_S, max(0.0, deadline - time.monotonic()))):
             if time.monotonic() >= deadline or not still_wanted():
                 break
         with self._lock:
@@ -213,7 +221,7 @@ class Stock:
             waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.reason = "the worker is stopping"
-            waiter.granted.set()
+            waiter.wake()
 
     # -- under the lock
 
@@ -238,20 +246,20 @@ class Stock:
         """Give out what can be given, first come first served; the containers that have to go for it."""
         evicted: list[Pooled] = []
         still: list[_Waiter] = []
-        settling: Counter[tuple[Kind, str]] = Counter()
+        settling: dict[tuple[Kind, str], int] = {}
         blocked = False
         for waiter in self._waiters:
             if blocked:
                 still.append(waiter)
                 continue
             wish = waiter.wish
-            if earlier := settling[wish.kind, wish.key]:
+            if settling and (earlier := settling.get((wish.kind, wish.key), 0)):
                 wish = replace(wish, settled_for=earlier)
             held = [pooled.seen for pooled in self._pooled.values()]
             decision = policy.decide(wish, held, self.bounds)
             if isinstance(decision, Wait):
                 waiter.reason = decision.reason
-                settling[wish.kind, wish.key] += 1
+                settling[wish.kind, wish.key] = settling.get((wish.kind, wish.key), 0) + 1
                 blocked = decision.for_room
                 still.append(waiter)
                 continue
@@ -259,7 +267,7 @@ class Stock:
                 self._move(self._pooled[number], State.ENDING)
                 evicted.append(self._pooled[number])
             waiter.grant = self._grant(waiter, decision)
-            waiter.granted.set()
+            waiter.wake()
         self._waiters = still
         return evicted
 
@@ -270,10 +278,12 @@ class Stock:
         else:
             pooled = self._pooled[decision.number]
             start = StartKind.WARM if isinstance(decision, Reuse) else StartKind.PREWARMED
-            self._move(pooled, State.LEASED)
         pooled.key, pooled.function_id = waiter.wish.key, waiter.wish.function_id
         pooled.request_id, pooled.promised_mb = waiter.request_id, waiter.limits.memory_mb
-        pooled.seen = pooled.held()
+        if start is StartKind.COLD:
+            pooled.seen = pooled.held()
+        else:
+            self._move(pooled, State.LEASED)
         return Grant(pooled, start)
 
     def _after(self, evicted: Sequence[Pooled]) -> None:

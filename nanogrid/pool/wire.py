@@ -3,13 +3,13 @@
 child  {"lease": {...LeaseRequest, without env and command...}}
 owner  {"container": {...LeasedContainer...}}      with the runner's connection as a descriptor, unless it has none
        or {"error": {"kind": CLASS, "message": TEXT}}
-child  {"end": "keep"}                             clean the container for the next run
-owner  {"kept": true}                              at once: the function's next request will find it
+child  {"end": "keep"}                             clean the container for the next run; nothing is answered
 child  {"end": "destroy"}                          destroy it; `End` says how its first process had ended
-owner  {"ended": {...End...}}
+owner  {"ended": {...End...}} or {"error": {...}}
+child  {"end": "done"}                             what is left of it can go; nothing is answered
 
-The lease ends when the connection closes; a container that was not given back goes with it. In place of a lease anybody on
-the host who may read the data folder can ask {"show": true} and gets {"pool": [...]} (see `snapshot`).
+A connection carries one lease after the other. When it closes, a container that was not given back goes. In place of a
+lease anybody on the host who may read the data folder can ask {"show": true} and gets {"pool": [...]} (see `snapshot`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +99,20 @@ class LeasedContainer:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LeasedContainer:
         """Read it from the line."""
-        folders = [None if folder is None else Path(folder) for folder in data["cgroup"]]
         return cls(
             data["id"],
             data["name"],
             StartKind(data["start"]),
-            Cgroup(*folders),
+            _cgroup(*data["cgroup"]),
             Path(data["slot"]),
             data["has_runner"],
         )
+
+
+@lru_cache(maxsize=256)
+def _cgroup(*folders: str | None) -> Cgroup:
+    """Warm containers come again and again."""
+    return Cgroup(*(None if folder is None else Path(folder) for folder in folders))
 
 
 def error_to_json(error: errors.NanoGridError) -> dict[str, str]:
