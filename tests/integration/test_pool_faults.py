@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docker.errors import ImageNotFound
 
 from nanogrid.container.hardening import MIB
 from nanogrid.errors import ContainerLostError, ContainerStartError, NanoGridError, PoolExhaustedError
@@ -269,7 +271,8 @@ def own_image(rig: Rig, unique: str) -> Iterator[Callable[[int], str]]:
     yield tag
     rig.engine.remove(base)
     for image in ids:
-        api.remove_image(image, force=True)
+        with contextlib.suppress(ImageNotFound):  # a test may have removed it itself
+            api.remove_image(image, force=True)
 
 
 def test_an_image_that_is_updated_under_the_pool(tmp_path: Path, own_image: Callable[[int], str]) -> None:

@@ -18,6 +18,7 @@ except ImportError:
     _ctypes = None  # type: ignore[assignment]
 
 PR_SET_DUMPABLE = 4
+PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
 LAST_CAPABILITY = 63
 RTLD_NOW = 2
@@ -38,12 +39,20 @@ _CALL: Any = getattr(_ctypes, "call_function", None)
 AVAILABLE = bool(_PRCTL and _CALL)
 
 
+def _bounding_set() -> list[int]:
+    """The capabilities that this process, and what it forks, could still pass on."""
+    if not AVAILABLE:
+        return []
+    return [number for number in range(LAST_CAPABILITY + 1) if _CALL(_PRCTL, (PR_CAPBSET_READ, number, 0, 0, 0)) == 1]
+
+
+_BOUNDING_SET = _bounding_set()
+
+
 def drop_bounding_set() -> None:
     """Give up every capability for whatever this process will execute."""
-    if AVAILABLE:
-        for capability in range(LAST_CAPABILITY + 1):
-            if _CALL(_PRCTL, (PR_CAPBSET_DROP, capability, 0, 0, 0)) != 0:
-                return
+    for capability in _BOUNDING_SET:
+        _CALL(_PRCTL, (PR_CAPBSET_DROP, capability, 0, 0, 0))
 
 
 def own_proc_files() -> None:
