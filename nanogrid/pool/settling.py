@@ -64,12 +64,15 @@ class Settler:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            for descriptor, _ in self._epoll.poll(LOOK_EVERY_S):
-                self._hear(descriptor)
-            now = time.monotonic()
-            for descriptor, (_, deadline) in list(self._watched.items()):
-                if now > deadline:
-                    self._end(descriptor, f"it was not clean within {SETTLE_S:g} s")
+            try:
+                for descriptor, _ in self._epoll.poll(LOOK_EVERY_S):
+                    self._hear(descriptor)
+                now = time.monotonic()
+                for descriptor, (_, deadline) in list(self._watched.items()):
+                    if now > deadline:
+                        self._end(descriptor, f"it was not clean within {SETTLE_S:g} s")
+            except Exception:  # one container must never keep all others from coming back
+                log.exception("a container could not be put back")
 
     def _hear(self, descriptor: int) -> None:
         pooled, _ = self._watched[descriptor]

@@ -76,6 +76,9 @@ class Tender:
             except NanoGridError as error:
                 log.warning("the pool could not be looked after: %s", error)
                 wait_s = LOOK_EVERY_S
+            except Exception:  # whatever is wrong with one container, the others are to be looked after
+                log.exception("the pool could not be looked after")
+                wait_s = LOOK_EVERY_S
             self._stopping.wait(wait_s)
 
     def _end_what_is_over(self) -> None:
@@ -145,6 +148,9 @@ class Tender:
                 log.warning("no prewarmed container could be made: %s; again in %g s", error, REFILL_AGAIN_S)
                 self._stopping.wait(REFILL_AGAIN_S)
                 self._stock.wanting.set()
+            except Exception:
+                log.exception("no prewarmed container could be made")
+                self._stopping.wait(REFILL_AGAIN_S)
 
     def _make_one(self) -> bool:
         """Make one container that is missing. False where none is."""
