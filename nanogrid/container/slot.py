@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -167,4 +168,6 @@ def farm(source: Path, target: Path) -> None:
                 there.symlink_to(os.readlink(entry.path))  # noqa: PTH115  # the text of the link, as it stands
             else:
                 os.link(entry.path, there)
-    shutil.copystat(source, target)
+    status = source.stat()
+    target.chmod(stat.S_IMODE(status.st_mode))
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -151,6 +151,7 @@ class Server:
             self._give_up(answer)
         how, started_ns = _how(answer, ended_ns)
         channel.send(self.connection, b"ended %d %s %d %d %d" % (status, how, started_ns, ended_ns, killed))
+        self.held.touches = how == b"python"
         if how == b"python":
             if self.held.learn:
                 self._learn_imports()

@@ -55,6 +55,8 @@ class Held:
         self.bytecode = bytecode.Bytecode(state["own"])
         self.packages = packages.Packages(*state["packages"])
         self.hot = ()
+        self.touches = True
+        """Whether the next run is likely to use this interpreter, and so the pages that it has."""
 
     def fits(self, request: dict[str, Any], env: dict[str, str]) -> bool:
         """Whether a request can run in the held interpreter and nobody could tell."""
@@ -122,7 +124,8 @@ def _settle_in(pair: _socket.socket, held: Held) -> bool:
     if not held.packages.load(held.imports, put_environment):
         channel.send(pair, b"again")
         os._exit(0)
-    memory.touch(held.hot)
+    if held.touches:
+        memory.touch(held.hot)
     return started
 
 
