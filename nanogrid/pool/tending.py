@@ -112,8 +112,8 @@ class Tender:
         if before not in policy.EVICTABLE or not self._stock.take(pooled, before, State.SETTLING):
             return
         try:
+            self._rename(pooled)
             if not (pooled.paused_by_engine and pooled.cgroup.freeze()):
-                self._rename(pooled)
                 self._engine.pause(str(pooled.id))
                 pooled.paused_by_engine = True
                 pooled.cgroup.freeze()  # the engine does nothing where it takes it for paused already, by somebody's hand

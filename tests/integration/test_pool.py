@@ -20,7 +20,9 @@ from nanogrid.executor import classify
 from nanogrid.pool import identity
 from nanogrid.pool.lease import Container, Pool
 from nanogrid.pool.reaper import reap
+from nanogrid.pool.snapshot import snapshot
 from nanogrid.pool.starting import container_name
+from nanogrid.result import StartKind
 from nanogrid.settings import Settings
 from tests.support.rig import Rig
 from tests.support.rig import rig as open_rig
@@ -167,6 +169,19 @@ def test_container_names_are_safe_and_short(request_id: str, name: str) -> None:
     assert made.startswith(name)
     assert len(made) <= 80
     assert made != container_name(request_id + "y")
+
+
+def test_a_prewarmed_container_is_named_after_its_function(tmp_path: Path) -> None:
+    """People find a function's container by its name, also when it was made before anybody knew the function."""
+    with open_rig(tmp_path, pause_after_s=0.05) as here:
+        here.owner.prewarm(["python"])
+        wait_until(
+            lambda: [shown.state for shown in snapshot(here.settings.data_dir)] == ["paused"], "one is prewarmed"
+        )
+        run = here.run("print('up')")
+        assert run.container.start_kind is StartKind.PREWARMED
+        assert run.container.name.startswith("nanogrid-prewarmed-")
+        wait_until(lambda: any(name.startswith("nanogrid-f-") for name in here.containers()), "it has another name")
 
 
 def test_two_runs_of_one_request_id_do_not_collide(rig: Rig) -> None:
