@@ -14,6 +14,7 @@ from celery.backends.redis import RedisBackend
 from celery.states import SUCCESS
 
 from nanogrid.errors import NanoGridError
+from nanogrid.observations import RequestEnded, tell
 from nanogrid.result import ExecutionResult, Outcome, not_run
 from nanogrid.submission import EXECUTE, REDUCE
 
@@ -67,6 +68,7 @@ class ResultBackend(RedisBackend):
         phases = result.phases.model_copy(update={"store": round((time.perf_counter() - began) * 1000, 3)})
         stored = result.model_copy(update={"phases": phases})
         self._set_with_state(key, self._encoded(task_id, stored, request), state)
+        tell(_ended(stored))
         return result
 
     def _store_first_end(self, key: str, meta: str) -> bool:
@@ -82,8 +84,9 @@ class ResultBackend(RedisBackend):
     def _end(self, task_id: str, request: Any, outcome: Outcome, reason: str) -> ExecutionResult:
         return not_run(
             task_id,
-            _function_id(request),
+            _field(request, "functionId") or "",
             reason,
+            runtime=_field(request, "runtime"),
             outcome=outcome,
             worker=getattr(request, "hostname", None),
             attempt=int(getattr(request, "retries", None) or 0) + 1,
@@ -94,10 +97,24 @@ def _is_ours(request: Any) -> bool:
     return getattr(request, "task", None) in (EXECUTE, REDUCE)
 
 
-def _function_id(request: Any) -> str:
+def _field(request: Any, name: str) -> str | None:
+    """A field of the request that Celery's context of its task carries, where it is there and a string."""
     data = next((argument for argument in getattr(request, "args", None) or () if isinstance(argument, dict)), {})
-    value = data.get("functionId")
-    return value if isinstance(value, str) else ""
+    value = data.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _ended(result: ExecutionResult) -> RequestEnded:
+    return RequestEnded(
+        function_id=result.function_id,
+        runtime=result.runtime,
+        outcome=result.outcome.value,
+        start_kind=None if result.start_kind is None else result.start_kind.value,
+        phases=vars(result.phases),
+        peak_bytes=result.peak_memory_bytes,
+        limit_mb=result.memory_limit_mb,
+        attempt=result.attempt,
+    )
 
 
 def _sentence(exc: BaseException) -> str:

@@ -19,6 +19,7 @@ from nanogrid.container.hardening import MOUNT, Confinement, environment
 from nanogrid.container.report import Ended, RunReport
 from nanogrid.errors import ContainerLostError
 from nanogrid.layers import LayerStore
+from nanogrid.observations import RunObserved, tell
 from nanogrid.pool.lease import Container, Pool
 from nanogrid.pool.wire import LeaseRequest
 from nanogrid.request import FunctionRequest
@@ -77,6 +78,20 @@ class Executor:
                 run=_rounded((ran - acquired) * 1000),
                 collect=_rounded((time.monotonic() - ran) * 1000),
             )
+        tell(
+            RunObserved(
+                function_id=request.function_id,
+                code=prepared.key,
+                at_s=time.time(),
+                outcome=outcome.value,
+                duration_ms=report.duration_ms,
+                cpu_ms=None if report.usage.cpu_ns is None else report.usage.cpu_ns / 1e6,
+                peak_bytes=report.usage.peak_memory_bytes,
+                limit_mb=request.memory_mb,
+                requested_mb=request.memory_mb,
+                killed_for_memory=outcome is Outcome.OUT_OF_MEMORY or bool(report.usage.oom_kills),
+            )
+        )
         return ExecutionResult(
             request_id=request.request_id,
             function_id=request.function_id,
@@ -91,6 +106,7 @@ class Executor:
             memory_limit_mb=request.memory_mb,
             cpu_millis=_cpu_millis(report.usage),
             start_kind=container.start_kind,
+            runtime=request.runtime,
             stdout_truncated=report.stdout.truncated,
             stderr_truncated=report.stderr.truncated,
             phases=phases,

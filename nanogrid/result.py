@@ -75,6 +75,7 @@ class ExecutionResult(Wire):
     stdout_truncated: bool = False
     stderr_truncated: bool = False
     phases: Phases = Field(default_factory=Phases)
+    runtime: str | None = None
     worker: str | None = None
     container_id: str | None = None
     attempt: int = 1
@@ -117,6 +118,7 @@ def not_run(
     function_id: str,
     reason: str,
     *,
+    runtime: str | None = None,
     outcome: Outcome = Outcome.NOT_RUN,
     worker: str | None = None,
     attempt: int = 1,
@@ -126,6 +128,7 @@ def not_run(
     return ExecutionResult(
         request_id=request_id,
         function_id=function_id,
+        runtime=runtime,
         exit_code=-1,
         stdout="",
         stderr=reason if reason.endswith("\n") else reason + "\n",

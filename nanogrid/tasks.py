@@ -94,9 +94,9 @@ def answer(task: FunctionTask, data: object, prepare: Prepare = lambda request: 
         request = parse_request(data, task.app.settings, request_id=str(task.request.id))
     except InvalidRequestError as invalid:
         log.warning("request %s is refused: %s", task.request.id, invalid)
-        return _not_run(task, str(task.request.id), _function_id(data), str(invalid))
+        return _not_run(task, str(task.request.id), _function_id(data), str(invalid), None)
     if too_old := _too_old(request, task):
-        return _not_run(task, request.request_id, request.function_id, too_old)
+        return _not_run(task, request.request_id, request.function_id, too_old, request.runtime)
     try:
         return _effectively_once(task, request, prepare)
     except redis.RedisError as error:
@@ -139,7 +139,7 @@ def _attempt(task: FunctionTask, request: FunctionRequest, prepare: Prepare) -> 
         if error.retryable:
             return str(error)
         log.warning("request %s is not run: %s", request.request_id, error)
-        return _not_run(task, request.request_id, request.function_id, str(error))
+        return _not_run(task, request.request_id, request.function_id, str(error), request.runtime)
     except SoftTimeLimitExceeded:
         return f"it took longer than timeoutMs and {settings.overhead_s:g} s of overhead"
     except Exception as error:  # a bug of ours must not lose the request
@@ -157,11 +157,14 @@ def _again_or_give_up(task: FunctionTask, request: FunctionRequest, trouble: str
         raise task.retry(countdown=wait_s, headers={SENT_AT: task.request.get(SENT_AT)}, throw=False)
     log.error("request %s: gave up after %d attempts: %s", request.request_id, attempt, trouble)
     reason = f"NanoGrid gave up after {attempt} attempts; the last one failed: {trouble}"
-    return _not_run(task, request.request_id, request.function_id, reason)
+    return _not_run(task, request.request_id, request.function_id, reason, request.runtime)
 
 
-def _not_run(task: FunctionTask, request_id: str, function_id: str, reason: str) -> ExecutionResult:
-    return not_run(request_id, function_id, reason, worker=task.request.hostname, attempt=task.request.retries + 1)
+def _not_run(
+    task: FunctionTask, request_id: str, function_id: str, reason: str, runtime: str | None
+) -> ExecutionResult:
+    attempt = task.request.retries + 1
+    return not_run(request_id, function_id, reason, runtime=runtime, worker=task.request.hostname, attempt=attempt)
 
 
 def backoff_s(attempt: int, settings: Settings) -> float:

@@ -1,85 +1,27 @@
-"""What a worker has beside Celery's own parts: the owner of its containers, and what it checks and prepares at start.
-
-Imported by `celery -A nanogrid worker` alone. The main process owns; the children, forked from it, only ask.
-"""
+"""The bootstep that checks and prepares at start, and answers for what died in a queue."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import importlib
-import logging
-import os
-import signal
-import sys
 import threading
 from contextlib import closing
 from typing import Any
 
-from celery import bootsteps, signals
+from celery import bootsteps
 from celery.app.task import Context
 from celery.utils.log import get_logger
 from celery.worker import components
 
-from nanogrid.celery import NanoGrid, app
+from nanogrid.celery import NanoGrid
 from nanogrid.container.engine import Engine
 from nanogrid.dead_letters import DeadLetterReader, DeadRequest
-from nanogrid.errors import ConfigurationError, NanoGridError
-from nanogrid.pool.lease import use_owner
-from nanogrid.pool.owner import Owner
+from nanogrid.errors import NanoGridError
 from nanogrid.queues import check_queues
 from nanogrid.result import not_run
-from nanogrid.settings import Settings
 from nanogrid.submission import EXECUTE
 from nanogrid.tasks import load_result
+from nanogrid.worker.containers import Containers
 
 log = get_logger(__name__)
-logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells at INFO, for each client, where it found credentials
-
-PR_SET_PDEATHSIG = 1
-SWITCH_S = 0.0005
-"""How long a thread may keep the interpreter while another one wants it. Python's 5 ms are longer than a whole warm run."""
-USED_BY_THREADS = ("docker", "docker.errors", "docker.utils", "requests.exceptions")
-
-_owner: Owner | None = None
-_main_pid = 0
-
-
-class Containers(bootsteps.StartStopStep):
-    """Owns the containers of this worker. Starts before the children and stops after them."""
-
-    requires = (components.Hub,)
-
-    def __init__(self, worker: Any, **kwargs: Any) -> None:
-        super().__init__(worker, **kwargs)
-        self._settings: Settings = worker.app.settings
-
-    def start(self, worker: Any) -> None:
-        """Take the data folder, remove what dead workers left, and listen for the children."""
-        global _owner, _main_pid
-        _main_pid = os.getpid()
-        # A child that is forked while a thread imports something finds that module locked for ever: import it all before.
-        for module in USED_BY_THREADS:
-            importlib.import_module(module)
-        sys.setswitchinterval(SWITCH_S)
-        try:
-            _owner = Owner(self._settings)
-        except ConfigurationError as error:
-            log.critical("the worker cannot start: %s", error)
-            raise SystemExit(1) from None
-        _owner.start()
-        use_owner(_owner.address)
-        log.info("containers: owner %s in %s", _owner.id, self._settings.data_dir)
-
-    def stop(self, worker: Any) -> None:
-        """Destroy every container of this worker."""
-        global _owner
-        if _owner is not None:
-            use_owner(None)
-            _owner.stop()
-            _owner = None
-
-    terminate = stop
 
 
 class Preparation(bootsteps.StartStopStep):
@@ -129,8 +71,8 @@ class Preparation(bootsteps.StartStopStep):
                 except NanoGridError as error:
                     log.warning("runtime %s: %s", name, error)
                 ready.append(name)
-        if _owner is not None:
-            _owner.prewarm(ready)
+        if Containers.owner is not None:
+            Containers.owner.prewarm(ready)
 
     def _dead_letters(self) -> None:
         reader = DeadLetterReader(self._app.settings, self._answer_for_dead)
@@ -148,20 +90,3 @@ class Preparation(bootsteps.StartStopStep):
         result = not_run(dead.request_id, dead.function_id, dead.reason)
         task.backend.mark_as_done(dead.request_id, result.to_wire(), request=Context(dead.context))
         return True
-
-
-@signals.worker_process_init.connect
-def _child_started(**_: Any) -> None:
-    """A child keeps nothing of the owner's, and ends with its parent: what it runs could not be answered for any more."""
-    if _owner is not None:
-        _owner.leave_to_parent()
-    gc.freeze()  # what a worker has loaded stays: no collection need look at it during a run
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The parent may have gone before. It is not told by pid 1: in a container that is the main process itself.
-    if _main_pid not in (os.getpid(), os.getppid()):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-app.steps["worker"] |= {Containers, Preparation}
-# Celery orders steps by what they require: the process pool comes after the owner, and goes before it.
-components.Pool.requires = (*components.Pool.requires, Containers)

@@ -1,0 +1,28 @@
+"""What a worker has beside Celery's own parts. Imported by `celery -A nanogrid worker` alone.
+
+The rule: the main process owns and keeps account; the children, forked from it, only ask and tell.
+
+    containers   owns the containers          accounts   takes what the children tell
+    preparation  checks queues, fetches images, answers for dead letters
+    children     what a child does first
+"""
+
+from __future__ import annotations
+
+import logging
+
+from celery.worker import components
+
+from nanogrid.celery import app
+from nanogrid.worker import children
+from nanogrid.worker.accounts import Accounts
+from nanogrid.worker.containers import Containers
+from nanogrid.worker.preparation import Preparation
+
+__all__ = ["Accounts", "Containers", "Preparation", "children"]
+
+logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells at INFO, for each client, where it found credentials
+
+app.steps["worker"] |= {Accounts, Containers, Preparation}
+# Celery orders steps by what they require: the process pool comes after the owner, and goes before it.
+components.Pool.requires = (*components.Pool.requires, Containers)

@@ -1,0 +1,30 @@
+"""What a child of a worker does first."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+from typing import Any
+
+from celery import signals
+
+from nanogrid.worker.accounts import Accounts
+from nanogrid.worker.containers import Containers
+
+PR_SET_PDEATHSIG = 1
+
+
+@signals.worker_process_init.connect
+def _child_started(**_: Any) -> None:
+    """A child keeps nothing of the owner's, and ends with its parent: what it runs could not be answered for any more."""
+    if Containers.owner is not None:
+        Containers.owner.leave_to_parent()
+    if Accounts.ledger is not None:
+        Accounts.ledger.leave_to_parent()
+    gc.freeze()  # what a worker has loaded stays: no collection need look at it during a run
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have gone before. It is not told by pid 1: in a container that is the main process itself.
+    if Containers.main_pid not in (os.getpid(), os.getppid()):
+        os.kill(os.getpid(), signal.SIGKILL)
