@@ -32,7 +32,7 @@ FILES_OF_FUNCTIONS = {"main.py", "run.sh", "build.sh", "main.js", "hello.py"}
 
 FOLDERS_OF_CODE = (
     ROOT,
-    *(ROOT / "nanogrid" / folder for folder in ("", "code", "pool", "container", "layers", "runner/inside")),
+    *(ROOT / "nanogrid" / folder for folder in ("", "code", "pool", "container", "layers", "runner/inside", "tuner")),
 )
 """Where a file that is named without its whole path may lie."""
 

@@ -1,0 +1,70 @@
+"""The memory limit of a function's next run.
+
+The rule: never more than what the request asks for; and nothing else while little is known, or while a mistake is fresh.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from nanogrid.tuner.recommendation import recommend
+from nanogrid.tuner.record import Record, need_mb, renewed
+from nanogrid.tuner.rules import Rules
+
+
+@dataclass(frozen=True)
+class Advice:
+    """`limit_mb` for a request that asks for `requested_mb`; `lowered`: that is less than it asks for.
+
+    `recommended_mb` and `sentence` are for the result (None and the reason while there is no recommendation). `tuned_mb` is
+    the limit that the tuner stands for right now whatever is requested; None: it stands back. `code` is the code it is for.
+    """
+
+    limit_mb: int
+    lowered: bool
+    recommended_mb: int | None
+    sentence: str
+    requested_mb: int
+    tuned_mb: int | None
+    code: str
+
+    def under(self, requested_mb: int) -> Advice:
+        """The same advice for a request that asks for another maximum."""
+        if requested_mb == self.requested_mb:
+            return self
+        limit_mb = requested_mb if self.tuned_mb is None else min(requested_mb, self.tuned_mb)
+        return replace(self, limit_mb=limit_mb, lowered=limit_mb < requested_mb, requested_mb=requested_mb)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, a few hundred bytes."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Advice:
+        """What `to_json` gave. Raises TypeError on anything else."""
+        return cls(**data)
+
+
+def decide(record: Record, requested_mb: int, code: str, rules: Rules, now_s: float) -> Advice:
+    """The limit of the next run of this code in mode `apply`.
+
+    The requested one while data is insufficient, until a back-off after an OOM kill under a lowered limit is over, and
+    where the ceiling is less than what is needed.
+    """
+    record = renewed(record, code, rules)
+    recommended = recommend(record, requested_mb, rules, now_s)
+    tuned_mb = recommended.memory_mb
+    need = need_mb(record, rules)
+    if now_s < record.backoff_until_s or (tuned_mb and need and tuned_mb < need):  # the ceiling lies below the need
+        tuned_mb = None
+    limit_mb = requested_mb if tuned_mb is None else min(requested_mb, tuned_mb)
+    return Advice(
+        limit_mb=limit_mb,
+        lowered=limit_mb < requested_mb,
+        recommended_mb=recommended.memory_mb,
+        sentence=recommended.sentence,
+        requested_mb=requested_mb,
+        tuned_mb=tuned_mb,
+        code=code,
+    )

@@ -1,0 +1,50 @@
+"""The numbers that the tuner goes by. Memory in MiB, times in seconds, shares between 0 and 1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A recommendation is the percentile of all peaks with a margin, rounded up to the step, between floor and ceiling.
+
+    `percentile` is also the error budget: so much of the runs fits, and at most the rest runs a second time. The margin is
+    `margin` at the minimum of samples and shrinks with their square root to `least_margin`: the highest of twenty says less
+    about the next run than the highest of a thousand.
+    """
+
+    percentile: float = 0.999
+    margin: float = 0.15
+    least_margin: float = 0.03
+    step_mb: int = 16
+    floor_mb: int = 32
+    ceiling_mb: int = 10240
+    minimum_samples: int = 20
+    half_life_s: float = 86400.0
+    new_code_weight: float = 0.25
+    """What a sample counts once the function has other code."""
+
+    backoff_s: float = 600.0
+    """How long a function has its requested limit after an OOM under a lowered one."""
+
+    hold_s: float = 600.0
+    """How long a limit stands before a lower one follows it; a higher one follows at once."""
+
+    oom_bump_mb: float = 100.0
+    oom_bump_ratio: float = 1.2
+
+    def margin_of(self, samples: float) -> float:
+        """The margin after so many samples, as a share: 0.15 is 15 %."""
+        shrunk = math.sqrt(self.minimum_samples / samples) if samples > self.minimum_samples else 1.0
+        return self.least_margin + max(0.0, self.margin - self.least_margin) * shrunk
+
+    def needed_mb(self, used_mb: float) -> float:
+        """What a run that was out of memory after so much is taken to need."""
+        return max(used_mb + self.oom_bump_mb, used_mb * self.oom_bump_ratio)
+
+    def rounded(self, memory_mb: float) -> int:
+        """Up to the step, not below the floor and not above the ceiling."""
+        steps = math.ceil(memory_mb / self.step_mb - 1e-9) * self.step_mb
+        return max(self.floor_mb, min(self.ceiling_mb, steps))

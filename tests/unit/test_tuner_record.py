@@ -1,0 +1,297 @@
+"""What a run changes in the record of its function: samples, OOM kills, new code, back-off, hysteresis, JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanogrid.result import Outcome
+from nanogrid.tuner.record import CODES, GUESSES, Record, Sample, learn, missing, target_mb
+from nanogrid.tuner.rules import Rules
+
+RULES = Rules(
+    percentile=0.999, margin=0.15, least_margin=0.03, floor_mb=32, ceiling_mb=10_240, minimum_samples=20,
+    new_code_weight=0.25, backoff_s=600.0, hold_s=600.0,
+)  # fmt: skip
+"""Fixed here, so that the tables stay as they are when a default changes."""
+
+NOW = 1_700_000_000.0
+EMPTY = Record.empty(RULES)
+RUN = Sample(NOW, 40.0, Outcome.SUCCEEDED, 900.0, 850.0, 512, 512, "code-a", lowered=False)
+KILLED = replace(RUN, outcome=Outcome.OUT_OF_MEMORY, peak_mb=48.0, limit_mb=48, lowered=True)
+
+
+def learned(*samples: Sample, record: Record = EMPTY, rules: Rules = RULES) -> Record:
+    """The record after these."""
+    for sample in samples:
+        record = learn(record, sample, rules)
+    return record
+
+
+def runs(count: int, peak_mb: float = 40.0, **changed: object) -> list[Sample]:
+    """So many runs, a second apart."""
+    return [replace(RUN, at_s=NOW + number, peak_mb=peak_mb, **changed) for number in range(count)]  # type: ignore[arg-type]
+
+
+# -- samples
+
+
+@pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.FAILED, Outcome.TIMED_OUT, Outcome.OUTPUT_LIMIT])
+def test_a_run_that_had_its_memory_is_a_sample(outcome: Outcome) -> None:
+    """Whether it succeeded or not."""
+    record = learned(replace(RUN, outcome=outcome))
+    assert (record.samples, record.runs, record.histogram.highest_mb, record.mean_ms) == (1, 1, 40.0, 900.0)
+
+
+@pytest.mark.parametrize("sample", [
+    replace(RUN, outcome=Outcome.CANCELLED), replace(RUN, outcome=Outcome.NOT_RUN, peak_mb=None), replace(RUN, peak_mb=None),
+])  # fmt: skip
+def test_a_run_that_tells_nothing_is_none(sample: Sample) -> None:
+    """One that was cancelled may not have come to its peak; where the host tells no peak there is none."""
+    record = learned(sample)
+    assert (record.samples, record.runs, bool(record.histogram)) == (0, 0, False)
+
+
+@pytest.mark.parametrize(("used", "needed"), [(48.0, 148.0), (500.0, 600.0), (501.0, 601.2), (1000.0, 1200.0)])
+@pytest.mark.parametrize("lowered", [True, False])
+def test_an_oom_kill_is_a_sample_of_more_than_was_used(used: float, needed: float, lowered: bool) -> None:
+    """100 MB or a fifth more, whichever is more; under its own limit as under a lowered one."""
+    record = learned(replace(KILLED, peak_mb=used, lowered=lowered))
+    assert record.histogram.highest_mb == pytest.approx(needed)
+    assert record.samples == 1
+
+
+def test_an_oom_kill_without_a_peak_used_its_limit() -> None:
+    """The kernel killed there."""
+    assert learned(replace(KILLED, peak_mb=None)).histogram.highest_mb == 148
+
+
+def test_the_mean_duration_follows_the_runs() -> None:
+    """Of all runs while they are few; an OOM kill's, which ended too early, does not count."""
+    record = learned(replace(RUN, duration_ms=100), replace(RUN, duration_ms=300), replace(KILLED, duration_ms=9999))
+    assert record.mean_ms == 200
+
+
+# -- OOM kills under a lowered limit, and what the second run tells
+
+
+def test_a_second_run_replaces_the_guess() -> None:
+    """A function of 50 MB that was killed at 48 is one of 50, not of 148."""
+    killed = learned(*runs(30), replace(KILLED, at_s=NOW + 40))
+    assert killed.histogram.highest_mb == 148
+    measured = learned(replace(RUN, at_s=NOW + 41, peak_mb=50.0, rerun=True), record=killed)
+    assert measured.histogram.highest_mb == 50
+    assert (measured.samples, measured.runs, measured.guesses) == (31, 31, ())
+
+
+def test_without_a_second_run_the_guess_stays() -> None:
+    """Other runs at the same time do not stand for it."""
+    record = learned(*runs(30), replace(KILLED, at_s=NOW + 40), replace(RUN, at_s=NOW + 41))
+    assert record.histogram.highest_mb == 148
+    assert len(record.guesses) == 1
+
+
+def test_guesses_are_few() -> None:
+    """A record has constant size, however many were killed at once; the oldest are no longer waited for."""
+    record = learned(*[replace(KILLED, at_s=NOW + number) for number in range(50)])
+    assert len(record.guesses) == GUESSES
+    assert record.setbacks == 50
+
+
+def test_a_second_run_without_a_guess_is_a_run() -> None:
+    """The guess was forgotten, or came from a worker whose sample was lost."""
+    assert learned(replace(RUN, rerun=True)).samples == 1
+
+
+def test_back_off_begins_with_an_oom_kill_under_a_lowered_limit() -> None:
+    """And lasts as long as the rules say, from the last one."""
+    assert learned(KILLED).backoff_until_s == NOW + RULES.backoff_s
+    assert learned(replace(KILLED, at_s=NOW + 5), KILLED).backoff_until_s == NOW + 5 + RULES.backoff_s
+
+
+def test_an_oom_kill_under_its_own_limit_is_no_setback() -> None:
+    """The function asks for too little; there is nothing to go back to."""
+    record = learned(replace(KILLED, lowered=False, limit_mb=128, requested_mb=128))
+    assert (record.setbacks, record.backoff_until_s, record.guesses, record.short_mb) == (0, 0, (), 128)
+
+
+# -- new code
+
+
+def test_new_code_starts_from_the_old_histogram() -> None:
+    """With reduced weight: a quarter of the samples, and of the minimum."""
+    old = learned(*runs(40))
+    new = learned(replace(RUN, code="code-b", at_s=NOW + 50, peak_mb=60.0), record=old)
+    assert new.samples == 40 / 4 + 1
+    assert new.histogram.weight_at(NOW + 50) == pytest.approx(11, rel=0.01)
+    assert (new.code, missing(new, RULES), target_mb(new, RULES)) == ("code-b", 9, None)
+
+
+def test_a_function_with_a_long_history_stays_tuned_through_new_code() -> None:
+    """A quarter of 80 is the minimum."""
+    assert target_mb(learned(*runs(80), replace(RUN, code="code-b", at_s=NOW + 90)), RULES) == 48
+
+
+def test_late_runs_of_the_old_code_change_nothing() -> None:
+    """While one replaces the other, each change would take three quarters away."""
+    record = learned(*runs(200), *[replace(RUN, code=f"code-{'ab'[number % 2]}") for number in range(20)])
+    assert record.samples == pytest.approx(201 / 4 + 19)
+
+
+def test_codes_are_few() -> None:
+    """Old ones are forgotten, and new again when they come back."""
+    record = learned(*[replace(RUN, code=f"{number:x}".ljust(64, "0")) for number in range(9)])
+    assert len(record.codes) == CODES
+
+
+# -- how many, and what they say
+
+
+def test_below_the_minimum_nothing_is_said() -> None:
+    """With one less than the minimum one is missing; then none."""
+    assert (target_mb(learned(*runs(19)), RULES), missing(learned(*runs(19)), RULES)) == (None, 1)
+    assert (target_mb(learned(*runs(20)), RULES), missing(learned(*runs(20)), RULES)) == (48, 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "peak_mb", "expected"),
+    [
+        (20, 41.0, 48),  # with 15 %: 47.2
+        (20, 41.8, 64),  # with 15 %: 48.1
+        (2000, 46.0, 48),  # with 4.2 %: 47.9
+        (20, 3.0, 32),  # the floor
+        (20, 100.0, 128),
+        (5000, 100.0, 112),
+        (20, 12_000.0, 10_240),  # the ceiling
+    ],
+)
+def test_the_target_is_the_percentile_with_its_margin_in_steps(count: int, peak_mb: float, expected: int) -> None:
+    """Rounded up to 16 MB, between floor and ceiling; the margin shrinks as samples come."""
+    assert target_mb(learned(*runs(count, peak_mb)), RULES) == expected
+
+
+@pytest.mark.parametrize(("count", "expected"), [(900, 304), (1100, 112)])
+def test_what_is_rarer_than_the_percentile_is_left_to_a_second_run(count: int, expected: int) -> None:
+    """One in a thousand: the error budget."""
+    assert target_mb(learned(*runs(count, 98.0), replace(RUN, peak_mb=290.0)), RULES) == expected
+
+
+def test_a_limit_rises_at_once_and_falls_after_a_while() -> None:
+    """So that it does not flutter; the first one stands at once."""
+    rules = replace(RULES, half_life_s=600.0, hold_s=300.0)
+    record = learned(*runs(20, 200.0), rules=rules, record=Record.empty(rules))
+    assert record.held_mb == 240
+    risen = learned(replace(RUN, at_s=NOW + 30, peak_mb=300.0), record=record, rules=rules)
+    assert (risen.held_mb, risen.held_at_s) == (352, NOW + 30)
+    calm = [replace(RUN, at_s=NOW + 31 + number / 100, peak_mb=100.0) for number in range(25_000)]
+    held = learned(*calm, record=risen, rules=rules)
+    assert target_mb(held, rules) == 112
+    assert held.held_mb == 352
+    assert learned(replace(RUN, at_s=NOW + 331), record=held, rules=rules).held_mb == 112
+
+
+# -- what holds for all records
+
+peaks = st.floats(0, 15_000)
+drawn_samples = st.lists(
+    st.builds(
+        Sample,
+        at_s=st.floats(NOW, NOW + 86400),
+        peak_mb=st.none() | peaks,
+        outcome=st.sampled_from(Outcome),
+        duration_ms=st.floats(0, 1e6),
+        cpu_ms=st.none() | st.floats(0, 1e6),
+        limit_mb=st.integers(6, 10_240),
+        requested_mb=st.integers(6, 10_240),
+        code=st.sampled_from(["a", "b", "c" * 64]),
+        lowered=st.booleans(),
+        rerun=st.booleans(),
+    ),
+    max_size=60,
+)
+
+
+@given(drawn_samples)
+def test_json_gives_the_same_record(samples: list[Sample]) -> None:
+    """To the last digit."""
+    record = learned(*samples)
+    assert Record.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+@given(drawn_samples)
+def test_a_record_is_bounded(samples: list[Sample]) -> None:
+    """In its targets, its counts and its size; learning changes no older record."""
+    before = json.dumps(EMPTY.to_json())
+    record = learned(*samples)
+    target = target_mb(record, RULES)
+    assert target is None or (RULES.floor_mb <= target <= RULES.ceiling_mb and target % RULES.step_mb == 0)
+    assert 0 <= record.samples <= record.runs <= len(samples)
+    assert len(json.dumps(record.to_json())) < 4096
+    assert json.dumps(EMPTY.to_json()) == before
+
+
+@given(st.lists(peaks, min_size=20, max_size=60))
+def test_below_a_thousand_samples_no_target_is_under_the_highest_peak(drawn: list[float]) -> None:
+    """One of them is more than the error budget: only the ceiling can be lower."""
+    target = target_mb(learned(*[replace(RUN, peak_mb=peak) for peak in drawn]), RULES)
+    assert target is not None
+    assert target >= min(RULES.ceiling_mb, max(drawn))
+
+
+@given(st.lists(peaks, min_size=20, max_size=60), st.data())
+def test_a_larger_peak_never_lowers_the_target(drawn: list[float], data: st.DataObject) -> None:
+    """Whichever of the samples grows, at any percentile."""
+    place = data.draw(st.integers(0, len(drawn) - 1))
+    rules = replace(RULES, percentile=data.draw(st.sampled_from([0.5, 0.9, 0.999])))
+    grown = [*drawn[:place], drawn[place] * data.draw(st.floats(1, 4)) + 0.1, *drawn[place + 1 :]]
+    one, other = (learned(*[replace(RUN, peak_mb=peak) for peak in some], rules=rules) for some in (drawn, grown))
+    assert target_mb(one, rules) <= target_mb(other, rules)  # type: ignore[operator]
+
+
+@given(st.lists(peaks, min_size=20, max_size=40), st.randoms(use_true_random=False))
+def test_the_order_of_runs_of_one_time_does_not_matter(drawn: list[float], shuffling: object) -> None:
+    """Many hosts learn into one record."""
+    shuffled = list(drawn)
+    shuffling.shuffle(shuffled)  # type: ignore[attr-defined]
+    one, other = (learned(*[replace(RUN, peak_mb=peak) for peak in some]) for some in (drawn, shuffled))
+    assert target_mb(one, RULES) == target_mb(other, RULES)
+    assert one.histogram == other.histogram
+
+
+def test_a_record_of_another_version_is_none() -> None:
+    """The function is learned anew."""
+    data = {**learned(*runs(30)).to_json(), "version": 99}
+    assert Record.from_json(data, RULES) == EMPTY
+
+
+def test_a_record_takes_a_new_half_life() -> None:
+    """From the rules in force; what it holds keeps its weight until then."""
+    rules = replace(RULES, half_life_s=60.0)
+    record = Record.from_json(learned(*runs(30)).to_json(), rules)
+    assert (record.histogram.half_life_s, record.samples) == (60.0, 30)
+
+
+def test_a_full_record_is_small() -> None:
+    """Every field and every bucket in use: 4 KB at most."""
+    record = EMPTY
+    for number in range(4000):
+        record = learn(
+            record, replace(RUN, at_s=NOW + number * 77.7, peak_mb=8 * 1.05 ** (number % 161), code="c" * 64), RULES
+        )
+    for number in range(20):
+        record = learn(
+            record,
+            replace(KILLED, at_s=NOW + number / 7, peak_mb=48.123 + number, code=f"{number:x}".ljust(64, "0")),
+            RULES,
+        )
+    assert len(json.dumps(record.to_json(), separators=(",", ":"))) <= 4096
+
+
+def test_rules_give_the_margin_and_the_bump() -> None:
+    """The margin shrinks with the root of the samples, from its largest at the minimum towards its least."""
+    margins = [RULES.margin_of(count) for count in (0, 20, 80, 2000, 10**9)]
+    assert margins == pytest.approx([0.15, 0.15, 0.09, 0.042, 0.03], abs=1e-4)
