@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import redis
@@ -26,7 +26,7 @@ RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpir
 RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end"
 
 
-def connect(settings: Settings) -> redis.Redis:
+def connect(settings: Settings, *, retries: int = 20) -> redis.Redis:
     """A client for the result Redis that rides out a restart: about half a minute of retries with backoff."""
     return redis.Redis.from_url(
         settings.result_url,
@@ -34,7 +34,7 @@ def connect(settings: Settings) -> redis.Redis:
         socket_connect_timeout=5,
         socket_timeout=10,
         health_check_interval=15,
-        retry=Retry(ExponentialBackoff(cap=2, base=0.05), 20),
+        retry=Retry(ExponentialBackoff(cap=2, base=0.05), retries),
         retry_on_error=[redis.ConnectionError, redis.TimeoutError],
     )
 
@@ -63,13 +63,18 @@ class Claims:
             self._renew(keys=[key], args=[token, ttl_ms])
         )
 
-    def look_and_take(self, request_id: str, token: str, result_key: str) -> tuple[str | None, bool]:
-        """What is stored under `result_key`, and whether the claim was free and is ours now; one round trip to Redis."""
-        with self._redis.pipeline(transaction=False) as both:
-            both.get(result_key)
-            both.set(_key(request_id), token, nx=True, px=int(self._ttl_s * 1000))
-            stored, taken = both.execute()
-        return stored, bool(taken)
+    def look_and_take(
+        self, request_id: str, token: str, result_key: str, beside: tuple[str, Sequence[str]]
+    ) -> tuple[str | None, bool, list[str | None]]:
+        """What is stored under `result_key`, whether the claim was free and is ours now, and what else a run needs to know:
+        the fields of the hash that `beside` names. One round trip to Redis."""
+        key, fields = beside
+        with self._redis.pipeline(transaction=False) as all_three:
+            all_three.get(result_key)
+            all_three.set(_key(request_id), token, nx=True, px=int(self._ttl_s * 1000))
+            all_three.hmget(key, list(fields))
+            stored, taken, found = all_three.execute()
+        return stored, bool(taken), found
 
     def is_held(self, request_id: str) -> bool:
         """Whether anybody holds a claim on the request id."""

@@ -72,6 +72,12 @@ class ContainerLostError(ContainerError):
     """A container went away while a function ran in it, and the function did not cause it."""
 
 
+class LimitLoweredError(NanoGridError):
+    """The tuner's memory limit was too little, and there is no time left in this delivery to run with the requested one."""
+
+    retryable = True
+
+
 class PoolExhaustedError(NanoGridError):
     """No container came free in time."""
 

@@ -17,16 +17,21 @@ from nanogrid.container.cgroup import Usage
 from nanogrid.container.engine import Engine
 from nanogrid.container.hardening import MOUNT, Confinement, environment
 from nanogrid.container.report import Ended, RunReport
-from nanogrid.errors import ContainerLostError
+from nanogrid.errors import ContainerLostError, ContainerStartError, LimitLoweredError
 from nanogrid.layers import LayerStore
-from nanogrid.observations import RunObserved, tell
 from nanogrid.pool.lease import Container, Pool
 from nanogrid.pool.wire import LeaseRequest
 from nanogrid.request import FunctionRequest
 from nanogrid.result import ExecutionResult, Outcome, Phases
 from nanogrid.settings import Settings
+from nanogrid.tuner.advised import NOT_TUNED, Advised
+from nanogrid.watching import Ran, Watcher
 
 log = logging.getLogger(__name__)
+
+
+SHARE_OF_OVERHEAD = 0.75
+"""So much of `overhead_s` may be over when a second run begins: what is left is for its container."""
 
 
 class Executor:
@@ -39,8 +44,20 @@ class Executor:
         self._layers = LayerStore(settings, Engine(settings))
         self._worker = worker
 
-    def execute(self, request: FunctionRequest, *, attempt: int = 1, queue_ms: float | None = None) -> ExecutionResult:
-        """Run the function once. Raises a CodeError or ContainerError where NanoGrid could not do its part."""
+    def execute(
+        self,
+        request: FunctionRequest,
+        *,
+        attempt: int = 1,
+        queue_ms: float | None = None,
+        tuned: Advised = NOT_TUNED,
+    ) -> ExecutionResult:
+        """Run the function, under the memory limit that the tuner has for it.
+
+        Raises LimitLoweredError where that was too little and no time is left to run again with what the request asks for,
+        and a CodeError or ContainerError where NanoGrid could not do its part.
+        """
+        began = time.monotonic()
         runtime = self._settings.runtime_table[request.runtime]
         command, required_file = runtime.command, runtime.required_file
         if request.handler:
@@ -58,62 +75,102 @@ class Executor:
                 command,
                 environment(request),
                 str(prepared.tree),
-                Confinement(request.memory_mb, request.cpus, request.network),
+                Confinement(tuned.limit_mb(request.memory_mb, prepared.key), request.cpus, request.network),
                 key=f"{request.function_id}\0{prepared.key}",
                 packages_dir=None if prepared.packages is None else str(prepared.packages),
                 wait_s=self._wait_s(request, queue_ms),
             )
-            asked = time.monotonic()
-            with self._pool.lease(wanted, request.payload) as container:
-                acquired = time.monotonic()
-                report = container.run(timeout_s=request.timeout_ms / 1000)
-                ran = time.monotonic()
-                outcome, exit_code = classify(report, container)
-                value, complaint = self._value(container)
+            watch = Watcher(request, prepared.key, learns=tuned.learns)
+            tip = tuned.tip(request.memory_mb)
+            lowered_mb = wanted.limits.memory_mb
+            if lowered_mb == request.memory_mb:
+                ran = watch.observed(self._run(request, wanted))
+            elif (first := self._under_less(request, wanted, watch)) is not None:
+                ran = first
+            else:
+                self._require_time(request, lowered_mb, time.monotonic() - began)
+                ran = watch.observed(self._run(request, wanted.with_memory(request.memory_mb)), rerun=True)
+                tip = rerun_tip(request.memory_mb, lowered_mb)
             phases = Phases(
                 queue=_rounded(queue_ms),
                 fetch=_rounded(code.fetch_ms),
                 unpack=_rounded(code.unpack_ms + (prepared.build_ms or 0.0)),
-                acquire=_rounded((acquired - asked) * 1000),
-                run=_rounded((ran - acquired) * 1000),
-                collect=_rounded((time.monotonic() - ran) * 1000),
+                acquire=_rounded(ran.acquire_ms),
+                run=_rounded(ran.run_ms),
+                collect=_rounded(ran.collect_ms),
             )
-        tell(
-            RunObserved(
-                function_id=request.function_id,
-                code=prepared.key,
-                at_s=time.time(),
-                outcome=outcome.value,
-                duration_ms=report.duration_ms,
-                cpu_ms=None if report.usage.cpu_ns is None else report.usage.cpu_ns / 1e6,
-                peak_bytes=report.usage.peak_memory_bytes,
-                limit_mb=request.memory_mb,
-                requested_mb=request.memory_mb,
-                killed_for_memory=outcome is Outcome.OUT_OF_MEMORY or bool(report.usage.oom_kills),
-            )
-        )
+        report = ran.report
         return ExecutionResult(
             request_id=request.request_id,
             function_id=request.function_id,
-            exit_code=exit_code,
+            exit_code=ran.exit_code,
             stdout=_text(report.stdout.data),
-            stderr=_text(report.stderr.data) + explain(outcome, request, self._settings) + complaint,
+            stderr=_text(report.stderr.data) + explain(ran.outcome, request, self._settings) + ran.complaint,
             duration_millis=round(report.duration_ms),
-            success=outcome is Outcome.SUCCEEDED,
-            outcome=outcome,
-            value=value,
+            success=ran.outcome is Outcome.SUCCEEDED,
+            outcome=ran.outcome,
+            value=ran.value,
             peak_memory_bytes=report.usage.peak_memory_bytes,
-            memory_limit_mb=request.memory_mb,
+            memory_limit_mb=ran.limit_mb,
+            recommended_memory_mb=tuned.recommended_mb(),
+            optimization_tip=tip,
             cpu_millis=_cpu_millis(report.usage),
-            start_kind=container.start_kind,
+            start_kind=ran.start_kind,
             runtime=request.runtime,
             stdout_truncated=report.stdout.truncated,
             stderr_truncated=report.stderr.truncated,
             phases=phases,
             worker=self._worker,
-            container_id=container.id,
+            container_id=ran.container_id,
             attempt=attempt,
         )
+
+    def _run(self, request: FunctionRequest, wanted: LeaseRequest) -> Ran:
+        """One run in one container."""
+        asked = time.monotonic()
+        with self._pool.lease(wanted, request.payload) as container:
+            acquired = time.monotonic()
+            report = container.run(timeout_s=request.timeout_ms / 1000)
+            ended = time.monotonic()
+            outcome, exit_code = classify(report, container)
+            value, complaint = self._value(container)
+        return Ran(
+            report=report,
+            outcome=outcome,
+            exit_code=exit_code,
+            value=value,
+            complaint=complaint,
+            limit_mb=wanted.limits.memory_mb,
+            start_kind=container.start_kind,
+            container_id=container.id,
+            acquire_ms=(acquired - asked) * 1000,
+            run_ms=(ended - acquired) * 1000,
+            collect_ms=(time.monotonic() - ended) * 1000,
+        )
+
+    def _under_less(self, request: FunctionRequest, wanted: LeaseRequest, watch: Watcher) -> Ran | None:
+        """Run with less memory than the request asks for. None where that was too little, whatever the function made of it."""
+        try:
+            ran = self._run(request, wanted)
+        except (ContainerStartError, ContainerLostError) as error:  # perhaps for want of memory: the next run tells
+            watch.lost(wanted.limits.memory_mb)
+            log.warning("request %s could not run with %d MiB: %s", request.request_id, wanted.limits.memory_mb, error)
+            return None
+        watch.observed(ran)
+        if not ran.killed_for_memory:
+            return ran
+        log.info(
+            "request %s: the tuner's %d MiB were too little; it runs again with %d",
+            request.request_id, ran.limit_mb, request.memory_mb,
+        )  # fmt: skip
+        return None
+
+    def _require_time(self, request: FunctionRequest, lowered_mb: int, taken_s: float) -> None:
+        """Raise where Celery's time limit, which began with this delivery, could cut the second run off."""
+        if taken_s > self._settings.overhead_s * SHARE_OF_OVERHEAD:
+            raise LimitLoweredError(
+                f"the tuner's {lowered_mb} MiB were too little after {taken_s:.0f} s, and a run with {request.memory_mb} MiB needs a new delivery"
+            )
 
     def _wait_s(self, request: FunctionRequest, queue_ms: float | None) -> float:
         """How long the request can wait for a container: the deployment's time, or what is left of its own largest age."""
@@ -181,6 +238,14 @@ def explain(outcome: Outcome, request: FunctionRequest, settings: Settings) -> s
             return f"\nnanogrid: ended because it wrote more than {settings.output_limit_bytes} bytes of output\n"
         case _:
             return ""
+
+
+def rerun_tip(requested_mb: int, lowered_mb: int) -> str:
+    """The result's `optimizationTip` where the tuner's limit was too little."""
+    return (
+        f"run again with memoryMb = {requested_mb}: the {lowered_mb} MiB that the tuner had set were too little, "
+        "which it has learned"
+    )
 
 
 def _text(data: bytearray) -> str:

@@ -31,7 +31,8 @@ class RunObserved:
 
     `at_s` is seconds since 1970. `code` names the code and its layers. `peak_bytes` is that of this run alone, None where it
     could not be read. `limit_mb` was in force, `requested_mb` is what the request asked for; they differ where the tuner
-    lowered the limit. `killed_for_memory`: the kernel ended a process of the run, whether the function coped or not.
+    lowered the limit. `killed_for_memory`: the kernel ended a process of the run, whether the function coped or not. `rerun`:
+    it is the second run of a request whose first one was killed under a lowered limit.
     """
 
     function_id: str
@@ -44,6 +45,7 @@ class RunObserved:
     limit_mb: int
     requested_mb: int
     killed_for_memory: bool
+    rerun: bool = False
 
 
 @dataclass(frozen=True)

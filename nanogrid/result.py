@@ -56,7 +56,8 @@ class ExecutionResult(Wire):
 
     `exit_code` is the function's own; -1 where the function was not run to its end by itself (timed out, cancelled, not
     run, ...). `stdout` and `stderr` are UTF-8 with invalid bytes replaced; the first `output_limit_bytes` bytes of each
-    are kept, and the flags say when more came. Memory is the peak of this run in bytes, None where it could not be read.
+    are kept, and the flags say when more came. Memory is the peak of this run in bytes, None where it could not be read;
+    `memory_limit_mb` was in force, which the tuner may have lowered from what was requested.
     """
 
     request_id: str
@@ -70,6 +71,8 @@ class ExecutionResult(Wire):
     value: JsonValue = None
     peak_memory_bytes: int | None = None
     memory_limit_mb: int | None = None
+    recommended_memory_mb: int | None = None
+    optimization_tip: str | None = None
     cpu_millis: int | None = None
     start_kind: StartKind | None = None
     stdout_truncated: bool = False

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
 from nanogrid.errors import ConfigurationError
+from nanogrid.modes import Mode
 from nanogrid.runtimes import BUILT_IN, Runtime, RuntimeTable
 
 SQS_MESSAGE_LIMIT_BYTES = 1024 * 1024
@@ -206,6 +207,32 @@ class Settings(BaseSettings):
         64, ge=1, description="Size of a container's compiler cache (memory-backed, counts towards the memory limit)."
     )
 
+    # -- tuner
+    tuner_mode: Mode = Field(
+        Mode.RECOMMEND,
+        description="What the tuner does with memory limits: `off`, `recommend` (results say what would do) or `apply` (runs get it, and one that it was too little for runs again). Functions can have a mode of their own: `nanogrid tuner set`.",
+    )
+    tuner_minimum_runs: int = Field(20, ge=1, description="Runs of a function before anything is recommended for it.")
+    tuner_percentile: float = Field(
+        0.999, gt=0, le=1, description="Share of runs that a recommended limit must have been enough for."
+    )
+    tuner_margin: float = Field(
+        0.15, ge=0, description="Room above that, as a share, at the minimum of runs; it shrinks as more are known."
+    )
+    tuner_floor_mb: int = Field(32, ge=6, description="Smallest limit that is recommended.")
+    tuner_ceiling_mb: int = Field(0, ge=0, description="Largest limit that is recommended. 0: `max_memory_mb`.")
+    tuner_half_life_s: float = Field(
+        86_400.0, gt=0, description="After this time what a run used counts half as much as what one uses now."
+    )
+    tuner_backoff_s: float = Field(
+        600.0,
+        ge=0,
+        description="How long a function keeps its requested limit after the tuner's was too little for a run.",
+    )
+    tuner_expires_s: int = Field(
+        2_592_000, ge=60, description="How long what was learned of a function stays without a run of it."
+    )
+
     # -- attempts and results
     max_attempts: int = Field(
         5, ge=1, description="Attempts at a request when NanoGrid's own parts fail, the first included."
@@ -262,6 +289,7 @@ class Settings(BaseSettings):
         rows = []
         for name, field in cls.model_fields.items():
             default = "" if field.default is PydanticUndefined else field.default
+            default = default.value if isinstance(default, Mode) else default
             shown = ",".join(default) if isinstance(default, tuple) else str(default)
             rows.append((name, f"{f'`{shown}`' if shown else '–'} | {field.description}"))  # noqa: RUF001  # a dash for "none"
         return rows

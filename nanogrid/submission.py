@@ -21,6 +21,9 @@ REDUCE = "nanogrid.reduce_function"
 SENT_AT = "nanogrid_sent_at_ms"
 """Header: when the request was first sent, in milliseconds since 1970. Stays the same over retries."""
 
+NOT_LOWERED = "nanogrid_not_lowered"
+"""Header: this attempt has the memory limit that the request asks for, whatever the tuner says."""
+
 SHOWN_FIELDS = ("requestId", "functionId", "runtime", "s3Bucket", "s3Key", "timeoutMs", "memoryMb", "handler")
 """Request fields that logs, events and Flower may show. Payload and environment may hold secrets."""
 

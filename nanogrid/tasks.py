@@ -12,6 +12,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -21,12 +22,14 @@ from celery.utils.log import get_task_logger
 
 from nanogrid.celery import app
 from nanogrid.claims import Claims
-from nanogrid.errors import ClaimBusyError, InvalidRequestError, NanoGridError
+from nanogrid.errors import ClaimBusyError, InvalidRequestError, LimitLoweredError, NanoGridError
 from nanogrid.mapping import reducer_input
 from nanogrid.request import FunctionRequest, parse_request
 from nanogrid.result import ExecutionResult, not_run
 from nanogrid.settings import Settings
-from nanogrid.submission import EXECUTE, REDUCE, SENT_AT, Submission, merge_fields
+from nanogrid.submission import EXECUTE, NOT_LOWERED, REDUCE, SENT_AT, Submission, merge_fields
+from nanogrid.tuner.advised import Advised
+from nanogrid.tuning import READ_BY_RUNS, advised, key_of
 
 if TYPE_CHECKING:
     from nanogrid.executor import Executor
@@ -106,8 +109,9 @@ def answer(task: FunctionTask, data: object, prepare: Prepare = lambda request: 
 def _effectively_once(task: FunctionTask, request: FunctionRequest, prepare: Prepare) -> ExecutionResult:
     """Run under the claim of the task's id; a duplicate gets the stored result, or waits for the one who runs."""
     claims, token, key = _claims(task.app.settings), uuid.uuid4().hex, str(task.request.id)
+    beside = key_of(request.function_id), READ_BY_RUNS
     while True:
-        stored, taken = claims.look_and_take(key, token, task.backend.get_key_for_task(key))
+        stored, taken, tuner = claims.look_and_take(key, token, task.backend.get_key_for_task(key), beside)
         if (final := final_result(stored)) is not None:
             if taken:
                 claims.release(key, token)
@@ -122,22 +126,26 @@ def _effectively_once(task: FunctionTask, request: FunctionRequest, prepare: Pre
             # The run that is under way has the only say; this delivery goes back to its queue.
             raise Reject(f"request {key} is still running elsewhere", requeue=True) from None
     with claims.hold(key, token):
-        outcome = _attempt(task, request, prepare)
+        outcome = _attempt(task, request, prepare, advised(request.function_id, tuner, task.app.settings))
     if isinstance(outcome, ExecutionResult):
         return outcome
     claims.release(key, token)
     return _again_or_give_up(task, request, outcome)
 
 
-def _attempt(task: FunctionTask, request: FunctionRequest, prepare: Prepare) -> ExecutionResult | str:
-    """One attempt: a result, or NanoGrid's own trouble in words, that another attempt may not meet."""
+def _attempt(
+    task: FunctionTask, request: FunctionRequest, prepare: Prepare, tuned: Advised
+) -> ExecutionResult | NanoGridError | str:
+    """One attempt: a result, or NanoGrid's own trouble, that another attempt may not meet."""
     settings: Settings = task.app.settings
     try:
         executor = _executor(settings, task.request.hostname)
-        return executor.execute(prepare(request), attempt=task.request.retries + 1, queue_ms=_age_ms(task))
+        if task.request.get(NOT_LOWERED):
+            tuned = replace(tuned, advice=None)
+        return executor.execute(prepare(request), attempt=task.request.retries + 1, queue_ms=_age_ms(task), tuned=tuned)
     except NanoGridError as error:
         if error.retryable:
-            return str(error)
+            return error
         log.warning("request %s is not run: %s", request.request_id, error)
         return _not_run(task, request.request_id, request.function_id, str(error), request.runtime)
     except SoftTimeLimitExceeded:
@@ -147,14 +155,17 @@ def _attempt(task: FunctionTask, request: FunctionRequest, prepare: Prepare) -> 
         return f"unexpected {type(error).__name__}: {error}"
 
 
-def _again_or_give_up(task: FunctionTask, request: FunctionRequest, trouble: str) -> ExecutionResult:
+def _again_or_give_up(task: FunctionTask, request: FunctionRequest, trouble: NanoGridError | str) -> ExecutionResult:
     """Raise Celery's Retry, or, after the last attempt, return a result that says how many there were."""
     settings: Settings = task.app.settings
     attempt = task.request.retries + 1
     if attempt < settings.max_attempts:
         wait_s = backoff_s(attempt, settings)
         log.warning("request %s: attempt %d failed: %s; again in %.1f s", request.request_id, attempt, trouble, wait_s)
-        raise task.retry(countdown=wait_s, headers={SENT_AT: task.request.get(SENT_AT)}, throw=False)
+        headers = {SENT_AT: task.request.get(SENT_AT)}
+        if isinstance(trouble, LimitLoweredError) or task.request.get(NOT_LOWERED):
+            headers[NOT_LOWERED] = True
+        raise task.retry(countdown=wait_s, headers=headers, throw=False)
     log.error("request %s: gave up after %d attempts: %s", request.request_id, attempt, trouble)
     reason = f"NanoGrid gave up after {attempt} attempts; the last one failed: {trouble}"
     return _not_run(task, request.request_id, request.function_id, reason, request.runtime)

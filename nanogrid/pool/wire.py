@@ -20,7 +20,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ class LeaseRequest:
     key: str = ""
     packages_dir: str | None = None
     wait_s: float = 60.0
+
+    def with_memory(self, memory_mb: int) -> LeaseRequest:
+        """The same, with another memory limit."""
+        return replace(self, limits=replace(self.limits, memory_mb=memory_mb))
 
     def to_json(self) -> dict[str, Any]:
         """What the owner needs of it."""

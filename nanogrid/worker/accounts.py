@@ -7,7 +7,14 @@ from typing import Any
 from celery import bootsteps
 from celery.worker import components
 
+from nanogrid.claims import connect
+from nanogrid.learner import Learner
 from nanogrid.ledger import Ledger
+from nanogrid.settings import Settings
+from nanogrid.tuning import Tuning
+
+FAREWELL_S = 5.0
+"""How long a worker that ends waits for the last runs to be learned."""
 
 
 class Accounts(bootsteps.StartStopStep):
@@ -17,9 +24,15 @@ class Accounts(bootsteps.StartStopStep):
     ledger: Ledger | None = None
     """The ledger of this process, where it has one; a child finds its parent's."""
 
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        self._settings: Settings = worker.app.settings
+        self._learner = Learner(lambda: Tuning(self._settings, connect(self._settings, retries=1)))
+
     def start(self, worker: Any) -> None:
         """Open the pipe that children tell through."""
-        Accounts.ledger = Ledger(())
+        self._learner.start()
+        Accounts.ledger = Ledger((self._learner,))
         Accounts.ledger.start()
 
     def stop(self, worker: Any) -> None:
@@ -27,5 +40,6 @@ class Accounts(bootsteps.StartStopStep):
         if Accounts.ledger is not None:
             Accounts.ledger.stop()
             Accounts.ledger = None
+            self._learner.stop(FAREWELL_S)
 
     terminate = stop
