@@ -1,0 +1,167 @@
+"""What a function took at each size it was measured at, and which size to choose: pure functions over plain samples.
+
+The rule: a size is chosen only where every run of it succeeded, and of sizes that do equally well the smallest is.
+
+Source: AWS Lambda Power Tuning (runs at each size, the same share trimmed from both ends, three strategies). Its balanced
+strategy divides by the largest time and cost of all sizes, so that one more size can change the choice between two
+others; the product used here cannot do that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from math import floor, sqrt
+
+from nanogrid.result import Outcome
+
+MEASURED = "tune:"
+"""Function ids of `nanogrid tune` begin with this. Their limits are what is being measured: nobody may change them."""
+
+TRIM = 0.2
+"""Share of the times that is left out at each end, rounded down: none of four runs, one at each end of five to nine."""
+
+NOISE = 0.05
+NOISE_MS = 1.0
+"""Sizes whose times differ by less than this share, or by less than this many milliseconds, do equally well."""
+
+
+def is_measured(function_id: str) -> bool:
+    """Whether runs of this function are measurements of `nanogrid tune`."""
+    return function_id.startswith(MEASURED)
+
+
+@dataclass(frozen=True, order=True)
+class Size:
+    """What a run may use: a memory limit in MiB, and cores. Ordered by memory first."""
+
+    memory_mb: int
+    cpus: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run at one size. `warm`: in a container that had run this code before. A warm-up is not `counted` in times."""
+
+    outcome: Outcome
+    time_ms: float
+    peak_memory_bytes: int | None = None
+    cpu_ms: int | None = None
+    warm: bool = True
+    counted: bool = True
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All runs at one size.
+
+    `outcome` is SUCCEEDED where all runs succeeded, else that of the first that did not. `runs` counts without warm-ups,
+    `not_warm` those of them that did not start warm. Times are milliseconds: the mean of what the trimming left, and its
+    ends; they and `cpu_ms` (mean per run) are None where no run counts. `peak_memory_bytes` is the largest of all runs,
+    warm-ups included: a limit has to hold for these, too.
+    """
+
+    size: Size
+    outcome: Outcome
+    runs: int
+    not_warm: int
+    time_ms: float | None
+    shortest_ms: float | None
+    longest_ms: float | None
+    cpu_ms: float | None
+    peak_memory_bytes: int | None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the size can be chosen."""
+        return self.outcome is Outcome.SUCCEEDED and self.time_ms is not None
+
+    @property
+    def gb_seconds(self) -> float | None:
+        """Memory limit in GiB * mean time in seconds, of one run (AWS Lambda bills this, and says GB)."""
+        return None if self.time_ms is None else gb_seconds(self.size, self.time_ms)
+
+
+class Strategy(str, Enum):
+    """What a size is chosen for."""
+
+    COST = "cost"
+    SPEED = "speed"
+    BALANCED = "balanced"
+
+
+def gb_seconds(size: Size, time_ms: float) -> float:
+    """memory_mb / 1024 * time_ms / 1000. Cores are not in it: they are not set aside for a run, memory is."""
+    return size.memory_mb / 1024 * time_ms / 1000
+
+
+def trimmed(times: Sequence[float]) -> list[float]:
+    """The times in ascending order, without the floor(n * TRIM) shortest and as many longest ones."""
+    off = floor(len(times) * TRIM)
+    return sorted(times)[off : len(times) - off]
+
+
+def summarise(size: Size, samples: Sequence[Sample]) -> Measured:
+    """What the samples of one size come to. Times are those of warm runs, where any run was warm. Raises ValueError without samples."""
+    if not samples:
+        raise ValueError(f"no samples of {size}")
+    counted = [sample for sample in samples if sample.counted]
+    succeeded = [sample for sample in counted if sample.outcome is Outcome.SUCCEEDED]
+    timed = [sample for sample in succeeded if sample.warm] or succeeded
+    kept = trimmed([sample.time_ms for sample in timed])
+    cpu = [sample.cpu_ms for sample in timed if sample.cpu_ms is not None]
+    failed = [sample.outcome for sample in samples if sample.outcome is not Outcome.SUCCEEDED]
+    return Measured(
+        size,
+        failed[0] if failed else Outcome.SUCCEEDED,
+        runs=len(counted),
+        not_warm=sum(not sample.warm for sample in counted),
+        time_ms=_mean(kept),
+        shortest_ms=kept[0] if kept else None,
+        longest_ms=kept[-1] if kept else None,
+        cpu_ms=_mean(cpu),
+        peak_memory_bytes=max((s.peak_memory_bytes for s in samples if s.peak_memory_bytes is not None), default=None),
+    )
+
+
+def choose(measured: Sequence[Measured], strategy: Strategy) -> Size | None:
+    """The smallest size that, with its time less the noise, is as good as the best one. None where no size succeeded.
+
+    Good is, for t the mean time and g = GB-seconds of one run:
+
+    - cost: a small g
+    - speed: a small t
+    - balanced: a small √(t * g). Twice the memory is worth it where it takes 30 % off the time (1 - 1/√2), and no size
+      that others beat in both is chosen.
+
+    The noise is NOISE of t, but at least NOISE_MS.
+    """
+    scored = [
+        (one.size, one.time_ms, score(one.size, one.time_ms, strategy))
+        for one in measured
+        if one.succeeded and one.time_ms is not None
+    ]
+    if not scored:
+        return None
+    best = min(points for _, _, points in scored)
+    return min(size for size, time_ms, _ in scored if score(size, _less_noise(time_ms), strategy) <= best)
+
+
+def score(size: Size, time_ms: float, strategy: Strategy) -> float:
+    """How good a size with this mean time is; less is better. `choose` has the formulas."""
+    match strategy:
+        case Strategy.COST:
+            return gb_seconds(size, time_ms)
+        case Strategy.SPEED:
+            return time_ms
+        case Strategy.BALANCED:
+            return sqrt(time_ms * gb_seconds(size, time_ms))
+
+
+def _less_noise(time_ms: float) -> float:
+    return max(0.0, time_ms - max(NOISE * time_ms, NOISE_MS))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,220 @@
+"""Which size is chosen, as a table over plain samples, and what holds for all samples there can be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanogrid.request import parse_request
+from nanogrid.result import Outcome
+from nanogrid.settings import Settings
+from nanogrid.tuner.sizes import (
+    MEASURED,
+    NOISE,
+    NOISE_MS,
+    Measured,
+    Sample,
+    Size,
+    Strategy,
+    choose,
+    gb_seconds,
+    is_measured,
+    score,
+    summarise,
+    trimmed,
+)
+
+MIB = 1024 * 1024
+OK = Outcome.SUCCEEDED
+
+
+def samples(*times_ms: float, outcome: Outcome = OK, warm: bool = True) -> list[Sample]:
+    """Runs that took so long."""
+    return [Sample(outcome, time_ms, warm=warm) for time_ms in times_ms]
+
+
+def measured(memory_mb: int, time_ms: float, *, cpus: float = 1.0, outcome: Outcome = OK) -> Measured:
+    """A size at which every run took so long."""
+    return summarise(Size(memory_mb, cpus), samples(time_ms, outcome=outcome))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cost", "speed", "balanced"),
+    [
+        # Nothing is gained by more memory: the smallest, for everything.
+        ({64: 100, 128: 100, 512: 100}, 64, 64, 64),
+        # Differences within the noise are none, also where the larger size is a little faster.
+        ({64: 104, 128: 102, 512: 100}, 64, 64, 64),
+        ({64: 3.4, 128: 2.9, 512: 2.6}, 64, 64, 64),
+        # Twice the memory takes 20 % off: faster, but not worth it.
+        ({128: 1000, 256: 800}, 128, 256, 128),
+        # 40 % off: dearer in GB-seconds, and balanced takes it.
+        ({128: 1000, 256: 600}, 128, 256, 256),
+        # More than half off: better in everything.
+        ({128: 1000, 256: 400}, 256, 256, 256),
+        # The curve of a function that is bound by its memory: each strategy has its own.
+        ({128: 1000, 256: 600, 512: 480}, 128, 512, 256),
+    ],
+)
+def test_each_strategy_has_its_choice(sizes: dict[int, float], cost: int, speed: int, balanced: int) -> None:
+    """For cost, for speed, and between them."""
+    all_sizes = [measured(memory_mb, time_ms) for memory_mb, time_ms in sizes.items()]
+    assert {strategy: choose(all_sizes, strategy) for strategy in Strategy} == {
+        Strategy.COST: Size(cost, 1.0),
+        Strategy.SPEED: Size(speed, 1.0),
+        Strategy.BALANCED: Size(balanced, 1.0),
+    }
+
+
+def test_more_cores_are_taken_only_where_they_help() -> None:
+    """Cores cost nothing by themselves, so a second one is taken for its speed and left where it brings none."""
+    helps = [measured(128, 1000, cpus=1), measured(128, 520, cpus=2)]
+    assert {choose(helps, strategy) for strategy in Strategy} == {Size(128, 2)}
+    idle = [measured(128, 1000, cpus=1), measured(128, 990, cpus=2)]
+    assert {choose(idle, strategy) for strategy in Strategy} == {Size(128, 1)}
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not OK])
+def test_a_size_with_a_failure_is_not_chosen(outcome: Outcome) -> None:
+    """However fast it failed, and whether or not other runs of it succeeded."""
+    failing = summarise(Size(64, 1), [*samples(1, 1, 1), *samples(1, outcome=outcome), *samples(1)])
+    assert failing.outcome is outcome
+    assert choose([failing, measured(512, 900)], Strategy.COST) == Size(512, 1)
+    assert choose([failing], Strategy.SPEED) is None
+
+
+def test_without_any_size_there_is_no_choice() -> None:
+    """None, and not an error; but a size without samples is a mistake of the caller's."""
+    assert choose([], Strategy.COST) is None
+    with pytest.raises(ValueError, match="no samples"):
+        summarise(Size(64, 1), [])
+
+
+def test_outliers_are_trimmed_at_both_ends() -> None:
+    """A fifth at each end, rounded down: none of four."""
+    assert trimmed([5, 1, 3, 1000]) == [1, 3, 5, 1000]
+    assert trimmed([5, 1, 3, 1000, 4]) == [3, 4, 5]
+    assert trimmed([10, 9, 8, 7, 6, 5, 4, 3, 2, 1000]) == [4, 5, 6, 7, 8, 9]
+    found = summarise(Size(64, 1), samples(5, 1, 3, 1000, 4))
+    assert (found.time_ms, found.shortest_ms, found.longest_ms, found.runs) == (4, 3, 5, 5)
+
+
+def test_a_warm_up_counts_for_memory_only() -> None:
+    """Its time is that of a start, but the limit has to hold for it."""
+    warm_up = Sample(OK, 900, peak_memory_bytes=50 * MIB, cpu_ms=700, warm=False, counted=False)
+    run = Sample(OK, 10, peak_memory_bytes=20 * MIB, cpu_ms=8)
+    found = summarise(Size(64, 1), [warm_up, run, replace(run, peak_memory_bytes=None, cpu_ms=None)])
+    assert (found.time_ms, found.cpu_ms, found.runs, found.not_warm) == (10, 8, 2, 0)
+    assert found.peak_memory_bytes == 50 * MIB
+
+
+def test_a_warm_up_that_fails_takes_the_size_out() -> None:
+    """There are no times then, and no GB-seconds."""
+    found = summarise(Size(64, 1), [Sample(Outcome.OUT_OF_MEMORY, 30, counted=False)])
+    assert (found.outcome, found.runs, found.time_ms, found.gb_seconds) == (Outcome.OUT_OF_MEMORY, 0, None, None)
+    assert not found.succeeded
+
+
+def test_a_warm_up_alone_is_no_measurement() -> None:
+    """A size that was never timed is not chosen."""
+    found = summarise(Size(64, 1), [Sample(OK, 30, counted=False)])
+    assert choose([found], Strategy.COST) is None
+
+
+def test_runs_that_were_not_warm_are_counted_and_not_timed() -> None:
+    """Unless none was warm, as with images that have a container for each run."""
+    cold = samples(400, 500, warm=False)
+    assert summarise(Size(64, 1), [*cold, *samples(10)]).time_ms == 10
+    assert summarise(Size(64, 1), [*cold, *samples(10)]).not_warm == 2
+    assert summarise(Size(64, 1), cold).time_ms == 450
+
+
+def test_gb_seconds_are_those_of_lambda() -> None:
+    """1024 MiB for a second is one."""
+    assert gb_seconds(Size(1024, 1), 1000) == 1
+    assert measured(256, 200).gb_seconds == pytest.approx(0.05)
+
+
+def test_the_tuner_can_tell_a_measurement() -> None:
+    """By its function id, which a request accepts."""
+    request = parse_request(
+        {"functionId": f"{MEASURED}hello", "runtime": "python", "s3Bucket": "code", "s3Key": "k"},
+        Settings(),
+        request_id="r",
+    )
+    assert is_measured(request.function_id)
+    assert not is_measured("tuned")
+
+
+MEASUREMENTS = st.lists(
+    st.builds(
+        measured,
+        st.integers(6, 4096),
+        st.floats(0.1, 900_000),
+        cpus=st.sampled_from([0.5, 1.0, 2.0]),
+        outcome=st.sampled_from([OK, OK, OK, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT, Outcome.FAILED]),
+    ),
+    max_size=8,
+    unique_by=lambda one: one.size,
+)
+STRATEGIES = st.sampled_from(Strategy)
+
+
+@given(MEASUREMENTS, STRATEGIES)
+def test_the_choice_is_a_size_that_succeeded(sizes: list[Measured], strategy: Strategy) -> None:
+    """One is chosen wherever there is one, in whatever order they come, and failing ones change nothing."""
+    working = [one for one in sizes if one.succeeded]
+    choice = choose(sizes, strategy)
+    assert (choice is None) == (not working)
+    assert choice is None or choice in [one.size for one in working]
+    assert choose(list(reversed(sizes)), strategy) == choose(working, strategy) == choice
+
+
+@given(MEASUREMENTS, STRATEGIES)
+def test_the_choice_is_nearly_the_best_and_no_smaller_one_is(sizes: list[Measured], strategy: Strategy) -> None:
+    """It is not worse than the best by more than the noise of its own time; every smaller size is."""
+    working = {one.size: one.time_ms for one in sizes if one.succeeded and one.time_ms is not None}
+    choice = choose(sizes, strategy)
+    if choice is None:
+        return
+    best = min(score(size, time_ms, strategy) for size, time_ms in working.items())
+
+    def less_noise(size: Size) -> float:
+        time_ms = working[size]
+        return score(size, max(0.0, min(time_ms * (1 - NOISE), time_ms - NOISE_MS)), strategy)
+
+    assert less_noise(choice) <= best * (1 + 1e-9)
+    assert not any(less_noise(size) < best * (1 - 1e-9) for size in working if size < choice)
+
+
+@given(MEASUREMENTS, STRATEGIES)
+def test_no_choice_is_beaten_in_both(sizes: list[Measured], strategy: Strategy) -> None:
+    """No size is as small in memory and faster by more than the noise, and less in GB-seconds with it."""
+    choice = choose(sizes, strategy)
+    chosen = next((one for one in sizes if one.size == choice), None)
+    if chosen is None or chosen.time_ms is None:
+        return
+    faster = chosen.time_ms - max(NOISE * chosen.time_ms, NOISE_MS)
+    better = [
+        one
+        for one in sizes
+        if one.succeeded
+        and one.time_ms is not None
+        and one.size.memory_mb <= chosen.size.memory_mb
+        and 0 < one.time_ms < faster
+    ]
+    assert better == []
+
+
+@given(st.lists(st.floats(0.1, 1e6), min_size=1, max_size=30))
+def test_the_mean_lies_within_what_was_kept(times_ms: list[float]) -> None:
+    """Trimming leaves at least one, takes the same number at both ends, and the mean lies between its ends."""
+    kept = trimmed(times_ms)
+    assert kept
+    assert (len(times_ms) - len(kept)) % 2 == 0
+    found = summarise(Size(64, 1), samples(*times_ms))
+    assert found.time_ms is not None
+    assert kept[0] * (1 - 1e-9) <= found.time_ms <= kept[-1] * (1 + 1e-9)
