@@ -17,6 +17,7 @@ from nanogrid.cli.invoke import invoke
 from nanogrid.cli.pool import pool
 from nanogrid.cli.results import cancel, result
 from nanogrid.cli.stack import down, env, status, up
+from nanogrid.cli.tuner import tuner
 
 ABOUT = """Run functions on a queue: code from S3, requests over SQS, hardened Docker containers, results in Redis.
 
@@ -27,6 +28,7 @@ Try it on this machine:
   nanogrid invoke ./thumbs --payload '{"width": 80}' --timeout-ms 5000
   nanogrid status               see how each part is
   nanogrid pool --live          watch the workers' containers
+  nanogrid tuner list           what is known of functions' memory
   nanogrid down                 end it
 
 Commands that need a deployment take it from the environment (AWS_* and NANOGRID_*). Where that names none, they use
@@ -35,7 +37,8 @@ the local stack that runs on this machine, and say so.
 \b
 Exit codes:
   0    done
-  1    something is not as it should be (status, doctor, cancel)
+  1    something is not as it should be (status, doctor, cancel), or
+       nothing is known of a function (tuner)
   2    wrong use, or the command could not do it
   3    nothing runs (status, pool)
   130  interrupted
@@ -73,6 +76,7 @@ def nanogrid(
 
 for command in (up, down, status, env, invoke, result, cancel, pool, doctor):
     app.command()(command)
+app.add_typer(tuner, name="tuner")
 
 
 def main() -> None:

@@ -165,10 +165,10 @@ def test_new_code_runs_with_what_it_asks_for_until_it_was_seen(run: Runs, tuning
 def test_what_was_learned_expires_and_what_somebody_set_does_not(run: Runs, tuning: Tuning, grid: Grid) -> None:
     run("expiring", EATS, [10])
     with closing(redis.Redis.from_url(grid.settings.result_url)) as client:
-        assert 0 < int(client.ttl(key_of("expiring"))) <= grid.settings.tuner_expires_s  # type: ignore[arg-type]
+        assert 0 < int(client.ttl(key_of("expiring"))) <= grid.settings.tuner_expires_s
         tuning.set_mode("expiring", Mode.APPLY)
         assert client.ttl(key_of("expiring")) == -1
         run("expiring", EATS, [10])
         assert client.ttl(key_of("expiring")) == -1
         tuning.set_mode("expiring", None)
-        assert 0 < int(client.ttl(key_of("expiring"))) <= grid.settings.tuner_expires_s  # type: ignore[arg-type]
+        assert 0 < int(client.ttl(key_of("expiring"))) <= grid.settings.tuner_expires_s

@@ -48,6 +48,7 @@ def test_only_platform_trouble_is_retryable() -> None:
         "ContainerError",
         "ContainerLostError",
         "ContainerStartError",
+        "LimitLoweredError",
         "ImageUnavailableError",
         "PoolExhaustedError",
     }
