@@ -102,9 +102,15 @@ def test_a_function_that_asks_for_too_much_gets_its_tuned_limit_and_a_larger_run
     assert large.memory_limit_mb == 512
     assert "were too little" in str(large.optimization_tip)
 
+    wait_until(
+        lambda: (advice := tuning.load(["thumbs"])[0].advice) and (advice.recommended_mb or 0) > 300,
+        "the second run is learned of, too",
+    )
     (after,) = run("thumbs", EATS, [30])
     print(f"the run after it: {after!r}, limit {after.memory_limit_mb} MiB; {after.optimization_tip}")
     assert after.memory_limit_mb == 512
+    assert after.recommended_memory_mb is not None
+    assert 300 < after.recommended_memory_mb < 512
 
 
 def test_a_child_that_was_killed_by_the_lowered_limit_is_the_tuners_fault_too(run: Runs, tuning: Tuning) -> None:
