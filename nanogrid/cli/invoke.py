@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from nanogrid.cli import console
 from nanogrid.cli.failures import exits_with
+from nanogrid.cli.placing import LOCAL_BUCKET, with_code
 from nanogrid.errors import InvalidRequestError
-
-if TYPE_CHECKING:
-    from nanogrid.cli.source import Local, Stored
-    from nanogrid.cli.target import Target
-    from nanogrid.client import Client
-
-LOCAL_BUCKET = "nanogrid-functions"
-"""The bucket of uploads to a local stack, made when it is missing."""
 
 
 def invoke(
@@ -79,7 +71,8 @@ def invoke(
         request = given | {"env": parse_env(env or []), "payload": parse_payload(payload)}
         target = find_target()
         client = connect(target)
-        request_id = _submit(source, request, bucket, target, client)
+        request = with_code(source, request, bucket, target, client)
+        request_id = client.submit({**request, "requestId": str(uuid.uuid4())})
         if no_wait:
             _print_id(request_id, as_json=as_json)
             return
@@ -111,63 +104,6 @@ def parse_payload(text: str | None) -> Any:
         raise InvalidRequestError(
             "payload", f"is no JSON ({invalid}); a text needs quotes of its own: --payload '\"text\"'"
         ) from None
-
-
-def _submit(source_text: str, request: dict[str, Any], bucket: str | None, target: Target, client: Client) -> str:
-    """Bring the code to S3 where it is not there yet, and send the request. The request's id."""
-    from nanogrid.cli.source import find_source, guess_runtime
-
-    source = find_source(source_text)
-    if "runtime" not in request:
-        request["runtime"] = guess_runtime(source, target.settings)
-        console.note(f"runtime: {request['runtime']} (seen from the files)")
-    request.setdefault("functionId", _function_id(source))
-    request |= _place(source, request, bucket, target, client)
-    return client.submit({**request, "requestId": str(uuid.uuid4())})
-
-
-def _place(
-    source: Stored | Local, request: dict[str, Any], bucket: str | None, target: Target, client: Client
-) -> dict[str, str]:
-    """Where the code is in S3, after an upload if need be, with its hash where it is known."""
-    from nanogrid.cli.source import Stored, pack
-
-    if isinstance(source, Stored):
-        return {"s3Bucket": source.bucket, "s3Key": source.key}
-    table = target.settings.runtime_table
-    runtime = table.canonical(request["runtime"])
-    if runtime is None:
-        accepted = ", ".join(table.accepted())
-        raise InvalidRequestError("runtime", f"{request['runtime']!r} is not known; accepted are {accepted}")
-    archive = pack(source, table[runtime], target.settings, needs_required_file="handler" not in request)
-    bucket = bucket or _default_bucket(target)
-    if target.is_local:
-        _make_bucket(bucket, target)
-    key, sha256 = client.upload(archive, bucket)
-    return {"s3Bucket": bucket, "s3Key": key, "codeSha256": sha256}
-
-
-def _default_bucket(target: Target) -> str:
-    if target.is_local:
-        return LOCAL_BUCKET
-    raise InvalidRequestError("s3Bucket", "name the bucket that the code is uploaded to with --bucket")
-
-
-def _make_bucket(bucket: str, target: Target) -> None:
-    """Make the bucket on a local S3 where it is missing."""
-    from nanogrid.code.source import s3_client
-
-    client, region = s3_client(target.settings), target.settings.region
-    # S3 wants every region named here but its first one.
-    where: Any = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-    try:
-        client.create_bucket(Bucket=bucket, **where)
-    except (client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
-        return
-
-
-def _function_id(source: Stored | Local) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", source.stem).strip("-.") or "function"
 
 
 def _print_id(request_id: str, *, as_json: bool) -> None:

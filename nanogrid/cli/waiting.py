@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nanogrid.cli import console
@@ -34,7 +35,8 @@ def wait_for(client: Client, request_id: str, limit_s: float | None, *, as_json:
     """
     try:
         console.note(f"request: {request_id}")
-        result = _watch(client, request_id, limit_s)
+        with console.stderr().status("sent") as spinner:  # shows nothing where stderr is no terminal
+            result = watch(client, request_id, limit_s, spinner.update)
     except KeyboardInterrupt:
         console.note(
             f"\nit goes on without this command; its result: nanogrid result {request_id} --wait 60"
@@ -50,22 +52,23 @@ def wait_for(client: Client, request_id: str, limit_s: float | None, *, as_json:
     return result.shell_exit_code
 
 
-def _watch(client: Client, request_id: str, limit_s: float | None) -> ExecutionResult:
-    """Wait in short turns, so that the state can be shown in between."""
+def watch(client: Client, request_id: str, limit_s: float | None, tell: Callable[[str], None]) -> ExecutionResult:
+    """Wait in short turns, so that `tell` can say in between what the request is doing.
+
+    Raises ResultUnavailableError when `limit_s` passes.
+    """
     started, hinted = time.monotonic(), False
-    err = console.stderr()
-    with err.status("sent") as spinner:  # shows nothing where stderr is no terminal
-        while True:
+    while True:
+        waited_s = time.monotonic() - started
+        turn_s = LOOK_EVERY_S if limit_s is None else min(LOOK_EVERY_S, limit_s - waited_s)
+        try:
+            return client.wait(request_id, max(turn_s, 0.01))  # 0 would be no limit
+        except ResultUnavailableError:
             waited_s = time.monotonic() - started
-            turn_s = LOOK_EVERY_S if limit_s is None else min(LOOK_EVERY_S, limit_s - waited_s)
-            try:
-                return client.wait(request_id, max(turn_s, 0.01))  # 0 would be no limit
-            except ResultUnavailableError:
-                waited_s = time.monotonic() - started
-                if limit_s is not None and waited_s >= limit_s:
-                    raise
-            state = client.state(request_id)
-            spinner.update(f"{_WORDS.get(state, state.lower())} for {waited_s:.0f} s")
-            if state == "PENDING" and waited_s > PATIENT_S and not hinted:
-                hinted = True
-                console.note("no worker has taken it yet; `nanogrid doctor` says what may be wrong")
+            if limit_s is not None and waited_s >= limit_s:
+                raise
+        state = client.state(request_id)
+        tell(f"{_WORDS.get(state, state.lower())} for {waited_s:.0f} s")
+        if state == "PENDING" and waited_s > PATIENT_S and not hinted:
+            hinted = True
+            console.note("no worker has taken it yet; `nanogrid doctor` says what may be wrong")
