@@ -17,6 +17,7 @@ from nanogrid.cli.invoke import invoke
 from nanogrid.cli.pool import pool
 from nanogrid.cli.results import cancel, result
 from nanogrid.cli.stack import down, env, status, up
+from nanogrid.cli.tune import tune
 from nanogrid.cli.tuner import tuner
 
 ABOUT = """Run functions on a queue: code from S3, requests over SQS, hardened Docker containers, results in Redis.
@@ -26,6 +27,7 @@ Try it on this machine:
   nanogrid up --detach          start SQS, S3, Redis, a worker and Flower
   nanogrid invoke hello.py      run a file and print what it prints
   nanogrid invoke ./thumbs --payload '{"width": 80}' --timeout-ms 5000
+  nanogrid tune hello.py        see how much memory to give it
   nanogrid status               see how each part is
   nanogrid pool --live          watch the workers' containers
   nanogrid tuner list           what is known of functions' memory
@@ -37,8 +39,9 @@ the local stack that runs on this machine, and say so.
 \b
 Exit codes:
   0    done
-  1    something is not as it should be (status, doctor, cancel), or
-       nothing is known of a function (tuner)
+  1    something is not as it should be (status, doctor, cancel),
+       nothing is known of a function (tuner), or it succeeded at no size
+       (tune)
   2    wrong use, or the command could not do it
   3    nothing runs (status, pool)
   130  interrupted
@@ -74,7 +77,7 @@ def nanogrid(
     """Options of the command as a whole; `--version` ends it in its callback."""
 
 
-for command in (up, down, status, env, invoke, result, cancel, pool, doctor):
+for command in (up, down, status, env, invoke, result, cancel, tune, pool, doctor):
     app.command()(command)
 app.add_typer(tuner, name="tuner")
 

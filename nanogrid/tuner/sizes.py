@@ -39,6 +39,10 @@ class Size:
     memory_mb: int
     cpus: float
 
+    def __str__(self) -> str:
+        """`128 MiB, 1 CPU`."""
+        return f"{self.memory_mb} MiB, {self.cpus:g} CPU{'' if self.cpus == 1 else 's'}"
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -1,0 +1,112 @@
+"""Draws what a function took at each size: time above, GB-seconds below, over memory; a line for each number of cores.
+
+The rule: matplotlib is an optional extra, and imported only where a chart was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanogrid.cli.measured import words
+from nanogrid.errors import ConfigurationError
+from nanogrid.tuner.sizes import Measured, Size, Strategy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FORMATS = (".png", ".svg")
+FAILED_COLOUR = "firebrick"
+
+
+def check_chart(path: Path) -> None:
+    """Raise ConfigurationError where no chart can be written there: better before the measuring than after."""
+    if path.suffix not in FORMATS:
+        raise ConfigurationError(f"--chart: {path} must end in {' or '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"--chart: the folder {path.parent} does not exist")
+    try:
+        import matplotlib  # noqa: F401  # whether it is there is all that is asked
+    except ImportError:
+        raise ConfigurationError(
+            "--chart needs matplotlib, which is not installed: pip install 'nanogrid[charts]', or leave --chart out"
+        ) from None
+
+
+def draw(measured: Sequence[Measured], choices: Mapping[Strategy, Size], path: Path, *, title: str) -> None:
+    """Write a PNG or SVG, as the path's ending says. Axes begin at zero, so that lengths are true to the ratios."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    memories = sorted({one.size.memory_mb for one in measured})
+    with rc_context({"svg.fonttype": "none"}):  # letters stay letters
+        figure = Figure(figsize=(7.5, 6.5), layout="constrained")
+        times, costs = figure.subplots(2, sharex=True)
+        times.set_title(title, parse_math=False)
+        times.set_ylabel("time, ms")
+        costs.set_ylabel("GB-seconds per 1000 runs")
+        for cpus in sorted({one.size.cpus for one in measured}):
+            _draw_line(times, costs, [one for one in measured if one.size.cpus == cpus], memories, cpus)
+        _mark_choices(times, measured, choices, memories)
+        _mark_failures(times, measured, memories)
+        for axes in (times, costs):
+            axes.set_xlim(-0.5, len(memories) - 0.5)
+            axes.set_ylim(bottom=0)
+            axes.grid(visible=True, axis="y", alpha=0.3)
+        costs.set_xticks(range(len(memories)), [f"{memory_mb} MiB" for memory_mb in memories])
+        costs.set_xlabel("memory limit")
+        if len({one.size.cpus for one in measured}) > 1:
+            times.legend(fontsize=8)
+        figure.savefig(path, dpi=120, metadata={"Title": title, "Description": description(measured, choices)})
+
+
+def description(measured: Sequence[Measured], choices: Mapping[Strategy, Size]) -> str:
+    """The chart in words, for those who do not see it: it stands in the file's metadata."""
+    sizes = [
+        f"{one.size}: {one.time_ms:.1f} ms" if one.succeeded else f"{one.size}: {words(one.outcome)}"
+        for one in measured
+    ]
+    return "; ".join([*sizes, *(f"{strategy.value}: {size}" for strategy, size in choices.items())])
+
+
+def _draw_line(times: Axes, costs: Axes, line: Sequence[Measured], memories: Sequence[int], cpus: float) -> None:
+    """The sizes with so many cores that succeeded: mean time with the ends of what trimming left, and GB-seconds."""
+    places, means, below, above, gb_seconds = [], [], [], [], []
+    for one in line:
+        if one.succeeded and one.time_ms is not None and one.gb_seconds is not None:
+            places.append(memories.index(one.size.memory_mb))
+            means.append(one.time_ms)
+            below.append(one.time_ms - (one.shortest_ms or one.time_ms))
+            above.append((one.longest_ms or one.time_ms) - one.time_ms)
+            gb_seconds.append(one.gb_seconds * 1000)
+    times.errorbar(places, means, [below, above], marker="o", capsize=3, label=f"{cpus:g} CPU")
+    costs.plot(places, gb_seconds, marker="o")
+
+
+def _mark_choices(
+    times: Axes, measured: Sequence[Measured], choices: Mapping[Strategy, Size], memories: Sequence[int]
+) -> None:
+    """The strategies that a size was chosen for stand above its time."""
+    for one in measured:
+        chosen = [strategy.value for strategy, size in choices.items() if size == one.size]
+        if chosen and one.time_ms is not None:
+            at = (memories.index(one.size.memory_mb), one.longest_ms or one.time_ms)
+            times.annotate(", ".join(chosen), at, (0, 6), textcoords="offset points", ha="center", fontsize=8)
+
+
+def _mark_failures(times: Axes, measured: Sequence[Measured], memories: Sequence[int]) -> None:
+    """What became of the other sizes stands at the foot, in place of a point."""
+    for place, memory_mb in enumerate(memories):
+        failed = [one for one in measured if one.size.memory_mb == memory_mb and not one.succeeded]
+        texts = dict.fromkeys(words(one.outcome) for one in failed)
+        if failed:
+            times.annotate(
+                "\n".join(texts),
+                (place, 0),
+                (0, 4),
+                textcoords="offset points",
+                ha="center",
+                color=FAILED_COLOUR,
+                fontsize=8,
+            )
