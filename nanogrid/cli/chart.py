@@ -87,12 +87,12 @@ def _draw_line(times: Axes, costs: Axes, line: Sequence[Measured], memories: Seq
 def _mark_choices(
     times: Axes, measured: Sequence[Measured], choices: Mapping[Strategy, Size], memories: Sequence[int]
 ) -> None:
-    """The strategies that a size was chosen for stand above its time."""
+    """The strategies that a size was chosen for stand beside its time."""
     for one in measured:
         chosen = [strategy.value for strategy, size in choices.items() if size == one.size]
         if chosen and one.time_ms is not None:
-            at = (memories.index(one.size.memory_mb), one.longest_ms or one.time_ms)
-            times.annotate(", ".join(chosen), at, (0, 6), textcoords="offset points", ha="center", fontsize=8)
+            at = (memories.index(one.size.memory_mb), one.time_ms)
+            times.annotate(", ".join(chosen), at, (8, 0), textcoords="offset points", va="center", fontsize=8)
 
 
 def _mark_failures(times: Axes, measured: Sequence[Measured], memories: Sequence[int]) -> None:

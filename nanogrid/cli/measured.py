@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Choices = Mapping[Strategy, Size]
 
 MIB = 1024 * 1024
-HEADINGS = ("memory", "CPUs", "time", "shortest", "longest", "peak", "GB-s per 1000", "CPU time", "runs", "not warm")
+HEADINGS = ("memory", "CPUs", "time", "from", "to", "peak", "GB-s/1000", "CPU time", "runs", "not warm")
 
 TAIL_LINES = 10
 """How much is shown of the stderr of a function that fails."""
@@ -128,7 +128,7 @@ def _explain(failures: Sequence[ExecutionResult]) -> None:
     """Why there is no choice, with the end of what the function said at the largest size that failed by itself."""
     own = [result for result in failures if result.outcome in (Outcome.FAILED, Outcome.NOT_RUN)]
     shown = (own or failures)[-1]
-    if tail := shown.stderr.splitlines()[-TAIL_LINES:]:
+    if tail := shown.stderr.strip().splitlines()[-TAIL_LINES:]:
         console.note("\n".join(tail))
     became = ", ".join(dict.fromkeys(words(result.outcome) for result in failures))
     remedy = {

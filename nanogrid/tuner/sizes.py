@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from math import floor, sqrt
+from statistics import fmean, stdev
+from typing import NamedTuple
 
 from nanogrid.result import Outcome
 
@@ -24,7 +26,8 @@ TRIM = 0.2
 
 NOISE = 0.05
 NOISE_MS = 1.0
-"""Sizes whose times differ by less than this share, or by less than this many milliseconds, do equally well."""
+NOISE_ERRORS = 2.0
+"""Times that differ by less than this share, these milliseconds, or so many standard errors of each, do equally well."""
 
 
 def is_measured(function_id: str) -> bool:
@@ -62,8 +65,9 @@ class Measured:
 
     `outcome` is SUCCEEDED where all runs succeeded, else that of the first that did not. `runs` counts without warm-ups,
     `not_warm` those of them that did not start warm. Times are milliseconds: the mean of what the trimming left, and its
-    ends; they and `cpu_ms` (mean per run) are None where no run counts. `peak_memory_bytes` is the largest of all runs,
-    warm-ups included: a limit has to hold for these, too.
+    ends; they and `cpu_ms` (mean per run) are None where no run counts. `error_ms` is the standard error of the mean, 0
+    where one run is all there is. `peak_memory_bytes` is the largest of all runs, warm-ups included: a limit has to hold
+    for these, too.
     """
 
     size: Size
@@ -73,6 +77,7 @@ class Measured:
     time_ms: float | None
     shortest_ms: float | None
     longest_ms: float | None
+    error_ms: float
     cpu_ms: float | None
     peak_memory_bytes: int | None
 
@@ -106,6 +111,19 @@ def trimmed(times: Sequence[float]) -> list[float]:
     return sorted(times)[off : len(times) - off]
 
 
+def standard_error(times: Sequence[float]) -> float:
+    """Of the mean of `trimmed(times)`; 0 for fewer than two.
+
+    s / (h √n), s being the deviation of all n times with those that were trimmed moved to the ends of the rest, h the
+    share that was kept (Tukey and McLaughlin 1963): the rest's own deviation would be too small.
+    """
+    if len(times) < 2:
+        return 0.0
+    kept = trimmed(times)
+    moved = [min(max(time_ms, kept[0]), kept[-1]) for time_ms in times]
+    return stdev(moved) / (len(kept) / len(times) * sqrt(len(times)))
+
+
 def summarise(size: Size, samples: Sequence[Sample]) -> Measured:
     """What the samples of one size come to. Times are those of warm runs, where any run was warm. Raises ValueError without samples."""
     if not samples:
@@ -124,13 +142,14 @@ def summarise(size: Size, samples: Sequence[Sample]) -> Measured:
         time_ms=_mean(kept),
         shortest_ms=kept[0] if kept else None,
         longest_ms=kept[-1] if kept else None,
+        error_ms=standard_error([sample.time_ms for sample in timed]),
         cpu_ms=_mean(cpu),
         peak_memory_bytes=max((s.peak_memory_bytes for s in samples if s.peak_memory_bytes is not None), default=None),
     )
 
 
 def choose(measured: Sequence[Measured], strategy: Strategy) -> Size | None:
-    """The smallest size that, with its time less the noise, is as good as the best one. None where no size succeeded.
+    """The smallest size that may be as good as the best one, for all the noise tells. None where no size succeeded.
 
     Good is, for t the mean time and g = GB-seconds of one run:
 
@@ -139,17 +158,31 @@ def choose(measured: Sequence[Measured], strategy: Strategy) -> Size | None:
     - balanced: a small √(t * g). Twice the memory is worth it where it takes 30 % off the time (1 - 1/√2), and no size
       that others beat in both is chosen.
 
-    The noise is NOISE of t, but at least NOISE_MS.
+    A size may be as good as the best where it is at the short end of its `time_range`, and all others at their long ends.
     """
-    scored = [
-        (one.size, one.time_ms, score(one.size, one.time_ms, strategy))
-        for one in measured
-        if one.succeeded and one.time_ms is not None
-    ]
-    if not scored:
+    working = {one.size: time_range(one) for one in measured if one.succeeded}
+    if not working:
         return None
-    best = min(points for _, _, points in scored)
-    return min(size for size, time_ms, _ in scored if score(size, _less_noise(time_ms), strategy) <= best)
+    best = min(score(size, time.longest_ms, strategy) for size, time in working.items())
+    return min(size for size, time in working.items() if score(size, time.shortest_ms, strategy) <= best)
+
+
+class TimeRange(NamedTuple):
+    """The mean times that a measurement may stand for."""
+
+    shortest_ms: float
+    longest_ms: float
+
+
+def time_range(one: Measured) -> TimeRange:
+    """The mean and NOISE_ERRORS standard errors both ways, downwards NOISE and NOISE_MS at least: less is no gain to anybody.
+
+    Raises ValueError where it has no times.
+    """
+    if one.time_ms is None:
+        raise ValueError(f"no times of {one.size}")
+    error_ms = NOISE_ERRORS * one.error_ms
+    return TimeRange(max(0.0, one.time_ms - max(error_ms, NOISE * one.time_ms, NOISE_MS)), one.time_ms + error_ms)
 
 
 def score(size: Size, time_ms: float, strategy: Strategy) -> float:
@@ -163,9 +196,5 @@ def score(size: Size, time_ms: float, strategy: Strategy) -> float:
             return sqrt(time_ms * gb_seconds(size, time_ms))
 
 
-def _less_noise(time_ms: float) -> float:
-    return max(0.0, time_ms - max(NOISE * time_ms, NOISE_MS))
-
-
 def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    return fmean(values) if values else None

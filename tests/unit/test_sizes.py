@@ -23,7 +23,9 @@ from nanogrid.tuner.sizes import (
     gb_seconds,
     is_measured,
     score,
+    standard_error,
     summarise,
+    time_range,
     trimmed,
 )
 
@@ -36,9 +38,12 @@ def samples(*times_ms: float, outcome: Outcome = OK, warm: bool = True) -> list[
     return [Sample(outcome, time_ms, warm=warm) for time_ms in times_ms]
 
 
-def measured(memory_mb: int, time_ms: float, *, cpus: float = 1.0, outcome: Outcome = OK) -> Measured:
-    """A size at which every run took so long."""
-    return summarise(Size(memory_mb, cpus), samples(time_ms, outcome=outcome))
+def measured(
+    memory_mb: int, time_ms: float, *, spread: float = 0.0, cpus: float = 1.0, outcome: Outcome = OK
+) -> Measured:
+    """A size at which three runs took so long, two of them shorter and longer by a share."""
+    times = (time_ms * (1 - spread), time_ms, time_ms * (1 + spread))
+    return summarise(Size(memory_mb, cpus), samples(*times, outcome=outcome))
 
 
 @pytest.mark.parametrize(
@@ -67,6 +72,19 @@ def test_each_strategy_has_its_choice(sizes: dict[int, float], cost: int, speed:
         Strategy.SPEED: Size(speed, 1.0),
         Strategy.BALANCED: Size(balanced, 1.0),
     }
+
+
+def test_times_that_spread_need_more_runs_to_be_told_apart() -> None:
+    """A tenth faster is faster where times are steady, and noise where they are not, until there are enough of them."""
+    steady = [measured(128, 100, spread=0.01), measured(256, 90, spread=0.01)]
+    assert choose(steady, Strategy.SPEED) == Size(256, 1)
+    spread = [measured(128, 100, spread=0.15), measured(256, 90, spread=0.15)]
+    assert choose(spread, Strategy.SPEED) == Size(128, 1)
+    many = [
+        summarise(Size(memory_mb, 1), samples(*[time_ms * share for share in (0.85, 1, 1.15)] * 30))
+        for memory_mb, time_ms in ((128, 100), (256, 90))
+    ]
+    assert choose(many, Strategy.SPEED) == Size(256, 1)
 
 
 def test_more_cores_are_taken_only_where_they_help() -> None:
@@ -100,6 +118,14 @@ def test_outliers_are_trimmed_at_both_ends() -> None:
     assert trimmed([10, 9, 8, 7, 6, 5, 4, 3, 2, 1000]) == [4, 5, 6, 7, 8, 9]
     found = summarise(Size(64, 1), samples(5, 1, 3, 1000, 4))
     assert (found.time_ms, found.shortest_ms, found.longest_ms, found.runs) == (4, 3, 5, 5)
+
+
+def test_the_error_of_a_mean_is_that_of_a_trimmed_one() -> None:
+    """The trimmed times are moved to the ends of the rest; without any trimming it is the usual one."""
+    assert standard_error([100]) == 0
+    assert standard_error([90, 110]) == pytest.approx(10)
+    # 1 and 1000 become 3 and 5: deviation 1 of [3, 3, 4, 5, 5], three fifths kept.
+    assert standard_error([5, 1, 3, 1000, 4]) == pytest.approx(1 / (0.6 * 5**0.5))
 
 
 def test_a_warm_up_counts_for_memory_only() -> None:
@@ -154,6 +180,7 @@ MEASUREMENTS = st.lists(
         measured,
         st.integers(6, 4096),
         st.floats(0.1, 900_000),
+        spread=st.floats(0, 0.5),
         cpus=st.sampled_from([0.5, 1.0, 2.0]),
         outcome=st.sampled_from([OK, OK, OK, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT, Outcome.FAILED]),
     ),
@@ -176,35 +203,37 @@ def test_the_choice_is_a_size_that_succeeded(sizes: list[Measured], strategy: St
 @given(MEASUREMENTS, STRATEGIES)
 def test_the_choice_is_nearly_the_best_and_no_smaller_one_is(sizes: list[Measured], strategy: Strategy) -> None:
     """It is not worse than the best by more than the noise of its own time; every smaller size is."""
-    working = {one.size: one.time_ms for one in sizes if one.succeeded and one.time_ms is not None}
+    working = {one.size: time_range(one) for one in sizes if one.succeeded}
     choice = choose(sizes, strategy)
     if choice is None:
         return
-    best = min(score(size, time_ms, strategy) for size, time_ms in working.items())
+    best = min(score(size, time.longest_ms, strategy) for size, time in working.items())
+    as_good = {size for size, time in working.items() if score(size, time.shortest_ms, strategy) <= best}
+    assert choice in as_good
+    assert not any(size < choice for size in as_good)
 
-    def less_noise(size: Size) -> float:
-        time_ms = working[size]
-        return score(size, max(0.0, min(time_ms * (1 - NOISE), time_ms - NOISE_MS)), strategy)
 
-    assert less_noise(choice) <= best * (1 + 1e-9)
-    assert not any(less_noise(size) < best * (1 - 1e-9) for size in working if size < choice)
+@given(MEASUREMENTS)
+def test_a_time_stands_for_a_range_around_it(sizes: list[Measured]) -> None:
+    """Downwards a twentieth and a millisecond at least, and never below zero."""
+    for one in sizes:
+        if one.time_ms is not None:
+            shortest, longest = time_range(one)
+            assert 0 <= shortest <= max(0.0, min(one.time_ms - NOISE * one.time_ms, one.time_ms - NOISE_MS))
+            assert longest >= one.time_ms
 
 
 @given(MEASUREMENTS, STRATEGIES)
 def test_no_choice_is_beaten_in_both(sizes: list[Measured], strategy: Strategy) -> None:
-    """No size is as small in memory and faster by more than the noise, and less in GB-seconds with it."""
-    choice = choose(sizes, strategy)
-    chosen = next((one for one in sizes if one.size == choice), None)
-    if chosen is None or chosen.time_ms is None:
+    """No size that is as small or smaller is faster than it beyond all noise."""
+    chosen = next((one for one in sizes if one.size == choose(sizes, strategy)), None)
+    if chosen is None:
         return
-    faster = chosen.time_ms - max(NOISE * chosen.time_ms, NOISE_MS)
+    beaten_at = time_range(chosen).shortest_ms
     better = [
         one
         for one in sizes
-        if one.succeeded
-        and one.time_ms is not None
-        and one.size.memory_mb <= chosen.size.memory_mb
-        and 0 < one.time_ms < faster
+        if one.succeeded and one.size.memory_mb <= chosen.size.memory_mb and time_range(one).longest_ms < beaten_at
     ]
     assert better == []
 
