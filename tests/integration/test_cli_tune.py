@@ -90,13 +90,14 @@ def test_json_and_an_svg(command: CommandLine, heavy: str, tmp_path: Path) -> No
 
 
 def test_it_is_measured_under_another_id_and_leaves_nothing_for_ever(command: CommandLine) -> None:
-    """The function's own containers are not touched; every key in Redis expires."""
+    """The function's own containers are not touched, the tuner learns nothing of it, and every key in Redis expires."""
     command.ok("tune", "examples/functions/hello", "--payload", '{"name": "grid"}', "--runs", "1", "--memory", "64,128")
     held = [shown for shown in containers(command) if shown["functionId"] == "tune:hello"]
     assert [shown["runs"] for shown in held] == [4]
     with redis.Redis(port=command.ports["redis"]) as client:
         keys = list(client.scan_iter())
         assert keys
+        assert [key for key in keys if b"tune:hello" in key] == []
         assert {key: client.ttl(key) for key in keys if client.ttl(key) == -1} == {}
 
 
