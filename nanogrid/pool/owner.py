@@ -108,6 +108,10 @@ class Owner:
         self._doomed.put(None)
         for thread in self._threads:
             thread.join()
+        try:
+            self._remove_strays()
+        except NanoGridError as error:
+            log.warning("containers of this worker may be left: %s; the next worker here removes them", error)
         Slot(self._me.runs).remove()
         self._me.close()
         self._engine.close()
@@ -184,6 +188,7 @@ class Owner:
     def _remove_strays(self) -> None:
         """Remove containers of this owner that the stock does not know: the engine failed when they were to go."""
         found = self._engine.find(self._me.labels)
+        # Looked at after the engine was asked: one that is made meanwhile is known by then.
         known = {str(pooled.number) for pooled in self.stock.all()}
         for container in found:
             if container.labels.get(identity.NUMBER_LABEL) not in known:

@@ -19,7 +19,9 @@ import pytest
 from docker.errors import ImageNotFound
 
 from nanogrid.container.hardening import MIB
+from nanogrid.container.labels import DATA_LABEL, data_id
 from nanogrid.errors import ContainerLostError, ContainerStartError, NanoGridError, PoolExhaustedError
+from nanogrid.pool.identity import NUMBER_LABEL
 from nanogrid.pool.snapshot import Shown
 from nanogrid.result import Outcome, StartKind
 from tests.support.repeated import Repeated, await_states, engine_state, first_pid, once_it_runs, shown, states
@@ -547,6 +549,15 @@ def test_an_owner_that_stops_leaves_nothing(tmp_path: Path) -> None:
     (error,) = lost
     assert isinstance(error, NanoGridError)
     assert error.retryable
+
+
+def test_an_owner_that_stops_removes_what_the_engine_did_not(tmp_path: Path) -> None:
+    """A container that the engine failed to remove when it was to go is found by its labels, and goes with its owner."""
+    with open_rig(tmp_path) as here:
+        Repeated(here, ECHO).succeed(1)
+        (known,) = here.engine.find({DATA_LABEL: data_id(here.settings.data_dir)})
+        # The sweep of the start has passed by now, and the next one is far away.
+        here.engine.create("left", {"Image": PYTHON_IMAGE, "Labels": {**known.labels, NUMBER_LABEL: "1000"}})
 
 
 OWNER = """
