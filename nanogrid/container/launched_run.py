@@ -54,6 +54,8 @@ class Watch:
         now = time.monotonic()
         # Both lines may have waited for this process: then the launcher's clock knows better (to 10 ms).
         duration_s = max(now - started, min(ended_at - began_at, now - asked))
+        if ended is Ended.TIMED_OUT:
+            duration_s = max(duration_s, timeout_s)  # a sum of fractions may be smaller by the last digit
         usage = cgroup.read()
         if ended is not Ended.EXITED:
             stop()

@@ -55,6 +55,9 @@ class Run:
         the container from outside.
         """
         with ExitStack() as resources:
+            # Before the request: on a loaded host a short run is over before this process has its turn again.
+            gauge = Gauge(self._cgroup, used_before=self._used_before)
+            resources.callback(gauge.close)
             stdout, stderr = (self._pipe(resources, stream) for stream in self._streams)
             try:
                 self._link.send_run(
@@ -69,13 +72,13 @@ class Run:
                 os.close(stderr)
             sent = time.monotonic()
             thaw()
-            # Beside the function's first steps, which are not to wait for it; what is in use then counts all the same.
-            gauge = Gauge(self._cgroup, used_before=self._used_before)
-            resources.callback(gauge.close)
             self._poll.register(self._link.fileno(), READABLE)
             ended = self._watch(sent + timeout_s)
-            if ended in (Ended.TIMED_OUT, Ended.OUTPUT_LIMIT):
-                ended = self._kill(ended)
+            if cut_short := ended in (Ended.TIMED_OUT, Ended.OUTPUT_LIMIT):
+                self._kill()
+            duration_ms = self._duration_ms(sent, cut_short=cut_short)
+            if ended is Ended.TIMED_OUT:
+                duration_ms = max(duration_ms, timeout_s * 1000)  # a sum of fractions may be smaller by the last digit
             usage = gauge.read()
             self._drain()
         if ended is Ended.EXITED and any(stream.truncated for stream in self._streams):
@@ -84,7 +87,7 @@ class Run:
             ended,
             self._ended.exit_code if ended is Ended.EXITED and self._ended else None,
             *self._streams,
-            self._duration_ms(sent),
+            duration_ms,
             usage,
         )
 
@@ -131,20 +134,14 @@ class Run:
             self._ended = message
         return True
 
-    def _kill(self, ended: Ended) -> Ended:
-        """Have the runner end everything of the run. LOST when it does not answer."""
+    def _kill(self) -> None:
+        """Have the runner end everything of the run. Where it does not answer, the owner destroys the container anyway."""
         deadline = time.monotonic() + KILL_S
-        try:
+        with suppress(ContainerLostError):
             self._link.send_kill()
-            while self._ended is None:
-                message = self._link.receive(deadline - time.monotonic())
-                if message is None:
-                    return ended  # the owner destroys the container, whatever it does
+            while self._ended is None and (message := self._link.receive(deadline - time.monotonic())) is not None:
                 if isinstance(message, RunEnded):
                     self._ended = message
-        except ContainerLostError:
-            return ended
-        return ended
 
     def _read(self, fd: int) -> bool:
         """Read what is there. False at the end, and when there is nothing right now."""
@@ -165,7 +162,8 @@ class Run:
                 while not stream.truncated and self._read(fd):
                     pass
 
-    def _duration_ms(self, sent: float) -> float:
-        if self._ended is None:
+    def _duration_ms(self, sent: float, *, cut_short: bool) -> float:
+        """By the runner's clock, from the function's first step; where it was ended from here, from where its time counts."""
+        if self._ended is None or cut_short:
             return (time.monotonic() - sent) * 1000
         return max(0.0, (self._ended.ended_ns - self._ended.started_ns) / 1e6)

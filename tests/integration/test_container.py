@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 
 from nanogrid.container.report import Ended
+from nanogrid.pool.lease import Container, WarmContainer
 from tests.support.rig import NEWEST_PYTHON_IMAGE, Rig
+from tests.support.services import wait_until
 
 
 def test_streams_stay_apart_and_byte_exact(rig: Rig) -> None:
@@ -92,6 +95,53 @@ def test_a_timeout_ends_everything(rig: Rig) -> None:
     assert (run.report.ended, run.out) == (Ended.TIMED_OUT, "begun\n")
     assert 600 <= run.report.duration_ms < 3000
     assert run.container.name not in rig.containers()
+
+
+def test_the_duration_of_what_was_ended_counts_from_where_its_time_does(rig: Rig) -> None:
+    """A function that comes to its first step late has had its whole time all the same, and the result says so."""
+
+    def begins_late(container: Container) -> None:
+        assert isinstance(container, WarmContainer)
+        go_on, cgroup = container._go_on, container._cgroup
+        assert cgroup.freeze()
+
+        def late() -> None:
+            wait_until(lambda: time.monotonic() > begun + 0.4, "most of its time is over")
+            go_on()
+
+        begun = time.monotonic()
+        container._go_on = late  # type: ignore[method-assign]
+
+    run = rig.run("import time; time.sleep(600)", during=begins_late, timeoutMs=500)
+    assert run.report.ended is Ended.TIMED_OUT
+    assert run.report.duration_ms >= 500
+
+
+def test_a_launched_function_that_was_ended_has_had_its_whole_time(rig: Rig) -> None:
+    """The same where a container is started for each run."""
+    run = rig.run({"run.sh": "sleep 600"}, runtime="sh", timeoutMs=300)
+    assert run.report.ended is Ended.TIMED_OUT
+    assert run.report.duration_ms >= 300
+
+
+def test_the_accounts_of_a_run_begin_before_it_does(rig: Rig) -> None:
+    """However late the host comes to look at a run that is over already, its CPU time and its peak are in the accounts."""
+
+    def looks_late(container: Container) -> None:
+        assert isinstance(container, WarmContainer)
+        go_on, link = container._go_on, container._link
+
+        def late() -> None:
+            go_on()
+            wait_until(lambda: not link.is_alive(), "the runner has said that the run is over")
+
+        container._go_on = late  # type: ignore[method-assign]
+
+    run = rig.run("block = b'x' * (80 << 20); del block", during=looks_late)
+    assert run.report.ended is Ended.EXITED
+    assert run.usage.cpu_ns
+    assert run.usage.peak_memory_bytes
+    assert run.usage.peak_memory_bytes >= 80 << 20
 
 
 def test_what_ignores_signals_is_ended_too(rig: Rig) -> None:
