@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,18 @@ def test_two_runs_of_one_request_id_do_not_collide(rig: Rig) -> None:
     with rig.pool.lease(wanted, None) as first, rig.pool.lease(wanted, None) as second:
         assert first.id != second.id
         assert second.run(timeout_s=timeout_s).exit_code == 0
+
+
+@pytest.mark.parametrize(("memory_mb", "fits"), [(128, 2), (48, 5)])
+def test_the_pools_memory_holds_as_many_containers_as_the_limits_in_force_allow(
+    tmp_path: Path, memory_mb: int, fits: int
+) -> None:
+    """A limit that the tuner lowered buys density: 256 MiB are two runs of 128, or five of 48."""
+    with open_rig(tmp_path, pool_memory_mb=256) as rig, ExitStack() as held:
+        wanted, _ = rig.wanted({"main.py": "print('hello')"}, memoryMb=128)
+        lowered = wanted.with_memory(memory_mb)
+        for _ in range(fits):
+            held.enter_context(rig.pool.lease(lowered, None))
+        assert {shown.memory_limit_mb for shown in snapshot(rig.settings.data_dir)} == {memory_mb}
+        with pytest.raises(PoolExhaustedError), rig.pool.lease(replace(lowered, wait_s=0.0), None):
+            pass
