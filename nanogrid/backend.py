@@ -1,4 +1,5 @@
-"""Celery's Redis result backend, with one difference: every request ends with an ExecutionResult.
+"""Celery's Redis result backend, with two differences: every request ends with an ExecutionResult, and each of those is appended
+to the results stream, in the same step.
 
 Where a child is killed (hard limit, cancel), a request expires, or something unforeseen is raised, Celery would store an
 exception: other languages could not read it, and a chord would stop at it. Here the outcome tells instead.
@@ -7,16 +8,23 @@ exception: other languages could not read it, and a chord would stop at it. Here
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from typing import Any
 
 from billiard.exceptions import TimeLimitExceeded
 from celery.backends.redis import RedisBackend
 from celery.states import SUCCESS
+from celery.utils.log import get_logger
 
 from nanogrid.errors import NanoGridError
-from nanogrid.observations import RequestEnded, tell
+from nanogrid.monitoring import settings_of
+from nanogrid.observations import RequestEnded, happened, tell
 from nanogrid.result import ExecutionResult, Outcome, not_run
+from nanogrid.stream.append import APPEND, counter_key
+from nanogrid.stream.entry import fields_of
 from nanogrid.submission import EXECUTE, REDUCE
+
+log = get_logger(__name__)
 
 REASONS = {
     "terminated": (Outcome.CANCELLED, "cancelled while it ran"),
@@ -24,13 +32,19 @@ REASONS = {
     "expired": (Outcome.NOT_RUN, "the request expired before its turn came"),
 }
 
-# A quotation mark inside of a JSON string has a backslash before it: no text of a function's looks like the status.
-STORE_FIRST_END = """
+STORE_FIRST_END = (
+    APPEND
+    + """
 local stored = redis.call('get', KEYS[1])
-if stored and string.find(stored, ARGV[3], 1, true) then return 0 end
+if stored and string.find(stored, ARGV[3], 1, true) then return {0, ''} end
 redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
-return 1
+if ARGV[4] == '0' then return {1, ''} end
+return {1, append(KEYS[2], KEYS[3], ARGV[4], {unpack(ARGV, 5)})}
 """
+)
+
+NOT_APPENDED = "results_not_appended"
+"""Name of the event that counts results without an entry in the results stream."""
 
 
 class ResultBackend(RedisBackend):
@@ -63,7 +77,9 @@ class ResultBackend(RedisBackend):
             return super()._store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
         began = time.perf_counter()
         key = self.get_key_for_task(task_id)
-        if not self.ensure(self._store_first_end, (key, self._encoded(task_id, result, request))):
+        settings = settings_of(self.app)
+        fields = fields_of(result, settings) if settings.stream_entries_limit else []
+        if not self.ensure(self._store_first_end, (key, self._encoded(task_id, result, request), fields)):
             return result
         phases = result.phases.model_copy(update={"store": round((time.perf_counter() - began) * 1000, 3)})
         stored = result.model_copy(update={"phases": phases})
@@ -71,10 +87,28 @@ class ResultBackend(RedisBackend):
         tell(_ended(stored))
         return result
 
-    def _store_first_end(self, key: str, meta: str) -> bool:
-        """Store, unless a request has its end already: the first one stands. One round trip to Redis."""
-        ended = self.encode({"status": SUCCESS})[1:-1]
-        return bool(self.client.eval(STORE_FIRST_END, 1, key, meta, self.expires, ended))
+    def _store_first_end(self, key: str, meta: str, fields: list[str]) -> bool:
+        """Store and append, unless a request has its end already: the first one stands. One round trip to Redis."""
+        settings = settings_of(self.app)
+        stream = settings.stream_name
+        first, refused = self._script(
+            keys=[key, stream, counter_key(stream)],
+            args=[meta, self.expires, self._ended, settings.stream_entries_limit, *fields],
+        )
+        if refused:
+            happened(NOT_APPENDED)
+            log.warning("%s is stored, and could not be appended to the stream %s: %s", key, stream, _text(refused))
+        return bool(first)
+
+    @cached_property
+    def _script(self) -> Any:
+        return self.client.register_script(STORE_FIRST_END)
+
+    @cached_property
+    def _ended(self) -> str:
+        # A quotation mark inside of a JSON string has a backslash before it: no text of a function's looks like the status.
+        text: str = self.encode({"status": SUCCESS})[1:-1]
+        return text
 
     def _encoded(self, task_id: str, result: ExecutionResult, request: Any) -> str:
         meta = self._get_result_meta(result=result, state=SUCCESS, traceback=None, request=request)
@@ -115,6 +149,10 @@ def _ended(result: ExecutionResult) -> RequestEnded:
         limit_mb=result.memory_limit_mb,
         attempt=result.attempt,
     )
+
+
+def _text(answer: str | bytes) -> str:
+    return answer if isinstance(answer, str) else answer.decode(errors="replace")
 
 
 def _sentence(exc: BaseException) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from celery import chord
@@ -24,7 +24,9 @@ from nanogrid.errors import InvalidRequestError, ResultUnavailableError
 from nanogrid.mapping import PartFailure
 from nanogrid.request import FunctionRequest
 from nanogrid.result import ExecutionResult, not_run
-from nanogrid.settings import Settings
+from nanogrid.settings import Settings, current
+from nanogrid.stream.entry import StreamedResult
+from nanogrid.stream.follower import follow as follow_stream
 from nanogrid.submission import EXECUTE, REDUCE, Submission
 
 MAP_LIMIT = 10_000
@@ -81,6 +83,32 @@ class Client:
         self.app.control.revoke(request_id, terminate=True, signal="SIGTERM")
         return True
 
+    def follow(
+        self,
+        *,
+        function: str | None = None,
+        group: str | None = None,
+        consumer: str | None = None,
+        start: str | None = None,
+        idle_s: float | None = None,
+    ) -> Iterator[StreamedResult]:
+        """Every result as it comes, in the order of storing; of one function where `function` is given.
+
+        Without a `group` each follower gets all results, from `start` on: `"now"` (the default), `"all"` that are still
+        there, an entry's id (after that one), or a time in milliseconds since 1970. With one, Redis keeps the place under
+        its name and shares the results out among its consumers; `start` counts where the group is new, and is `"all"` by
+        default. A result is acknowledged when the next one is taken; one that was not is handed out again, first, to a
+        follower with the same `consumer` (default: the host's name), or after a minute to another one.
+
+        Ends when nothing came for `idle_s` seconds (None: never). A restart of Redis is ridden out. `missed` of a result
+        says how many before it were trimmed from the stream unread. Raises redis' errors where Redis cannot be reached at
+        the beginning, InvalidRequestError for a `start` that cannot be understood, ConfigurationError where there is no
+        stream.
+        """
+        return follow_stream(
+            self.settings, function=function, group=group, consumer=consumer, start=start, idle_s=idle_s
+        )
+
     def upload(self, archive: bytes, bucket: str, key: str | None = None) -> tuple[str, str]:
         """Put an archive into S3 and return its key and SHA-256. The key defaults to the digest: same code, same key."""
         from nanogrid.code.source import s3_client
@@ -125,6 +153,21 @@ class Client:
 
     def _handle(self, request_id: str) -> AsyncResult:
         return AsyncResult(request_id, app=self.app)
+
+
+def follow(
+    settings: Settings | None = None,
+    *,
+    function: str | None = None,
+    group: str | None = None,
+    consumer: str | None = None,
+    start: str | None = None,
+    idle_s: float | None = None,
+) -> Iterator[StreamedResult]:
+    """Every result as it comes: `Client(settings).follow(...)` without a client."""
+    return follow_stream(
+        settings or current(), function=function, group=group, consumer=consumer, start=start, idle_s=idle_s
+    )
 
 
 def _wire(request: dict[str, Any] | FunctionRequest) -> dict[str, Any]:

@@ -253,6 +253,22 @@ class Settings(BaseSettings):
     result_expires_s: int = Field(86_400, ge=1, description="How long results stay in Redis.")
     concurrency: int = Field(0, ge=0, description="Worker children. 0: one per core.")
 
+    # -- results stream
+    stream_name: str = Field(
+        "nanogrid:results", min_length=1, description="Key of the Redis stream to which every result is appended."
+    )
+    stream_entries_limit: int = Field(
+        20_000, ge=0, description="Results in that stream; the oldest go beyond it. 0: there is no stream."
+    )
+    stream_output_limit_bytes: int = Field(
+        4096,
+        ge=0,
+        description="Bytes of stdout, and of stderr, in the stream: the first of stdout, the last of stderr.",
+    )
+    stream_value_limit_bytes: int = Field(
+        4096, ge=0, description="Largest JSON value in the stream; a larger one is null there."
+    )
+
     # -- Flower
     flower_insecure: bool = Field(
         False, description="Let Flower listen beyond loopback although no authentication is configured."

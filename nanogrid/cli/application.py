@@ -15,7 +15,7 @@ from nanogrid.cli.doctor import doctor
 from nanogrid.cli.failures import explain
 from nanogrid.cli.invoke import invoke
 from nanogrid.cli.pool import pool
-from nanogrid.cli.results import cancel, result
+from nanogrid.cli.results import cancel, result, results
 from nanogrid.cli.stack import down, env, status, up
 from nanogrid.cli.tune import tune
 from nanogrid.cli.tuner import tuner
@@ -31,6 +31,7 @@ Try it on this machine:
   nanogrid status               see how each part is
   nanogrid pool --live          watch the workers' containers
   nanogrid tuner list           what is known of functions' memory
+  nanogrid results --follow     see every result as it comes
   nanogrid down                 end it
 
 Commands that need a deployment take it from the environment (AWS_* and NANOGRID_*). Where that names none, they use
@@ -77,7 +78,7 @@ def nanogrid(
     """Options of the command as a whole; `--version` ends it in its callback."""
 
 
-for command in (up, down, status, env, invoke, result, cancel, tune, pool, doctor):
+for command in (up, down, status, env, invoke, result, results, cancel, tune, pool, doctor):
     app.command()(command)
 app.add_typer(tuner, name="tuner")
 

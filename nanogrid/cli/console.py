@@ -52,3 +52,9 @@ def complain(error: object) -> None:
 def print_json(value: Any) -> None:
     """JSON for scripts: ASCII only, so that no locale can garble it."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def print_json_line(value: Any) -> None:
+    """One JSON value in one line, written at once: whoever reads a pipe gets it now."""
+    sys.stdout.write(json.dumps(value, separators=(",", ":")) + "\n")
+    sys.stdout.flush()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, TextIO
 
 from nanogrid.cli import console
 
 if TYPE_CHECKING:
     from nanogrid.result import ExecutionResult
+    from nanogrid.stream.entry import StreamedResult
 
 _COLOURS = {"SUCCEEDED": "green", "FAILED": "red"}
 _VALUE_SHOWN = 500
@@ -43,6 +45,21 @@ def _print_summary(result: ExecutionResult) -> None:
     if result.value is not None:
         value = json.dumps(result.value)
         err.print(Text(f"value: {value if len(value) <= _VALUE_SHOWN else value[:_VALUE_SHOWN] + ' ...'}"))
+
+
+def print_line(found: StreamedResult) -> None:
+    """A result of many, in one line: when, which, and what became of it."""
+    from rich.text import Text
+
+    at = datetime.fromtimestamp(found.stored_at_ms / 1000).astimezone()
+    outcome = found.result.outcome.value
+    line = Text(f"{at:%H:%M:%S}  {found.number:>6}  ", style="dim")
+    line.append(f"{outcome:<13}", style=f"bold {_COLOURS.get(outcome, 'yellow')}")
+    line.append(f"  {found.result.function_id}  {found.result.request_id}", style="default")
+    line.append("".join(f" · {fact}" for fact in facts(found.result)), style="dim")
+    out = console.stdout()
+    out.print(line, soft_wrap=True)
+    out.file.flush()
 
 
 def facts(result: ExecutionResult) -> list[str]:

@@ -1,4 +1,4 @@
-"""`nanogrid result` and `nanogrid cancel`: a request that was sent before."""
+"""`nanogrid result` and `nanogrid cancel`: a request that was sent before. `nanogrid results`: all of them, as they end."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 RequestIdArgument = Annotated[str, typer.Argument(metavar="REQUEST_ID", help="As `invoke --no-wait` printed it.")]
 NOT_CANCELLED = 1
 CANCEL_WAIT_S = 3.0
+INTERRUPTED = 130
 
 
 def result(
@@ -39,6 +40,56 @@ def result(
     found = client.result(request_id)
     print_result(found, as_json=as_json)
     raise typer.Exit(found.shell_exit_code)
+
+
+def results(
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with each result as it comes, until Ctrl-C.")
+    ] = False,
+    function: Annotated[
+        str | None, typer.Option("--function", metavar="F", help="Results of this function only.")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="PLACE",
+            help="now, all, an entry's id (after it), or a time in ms since 1970. "
+            "Default: all; with --follow and no group: now.",
+        ),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option("--group", metavar="G", help="Redis keeps the place under this name: go on where it was left."),
+    ] = None,
+    consumer: Annotated[
+        str | None,
+        typer.Option(metavar="C", help="Name within the group, one for each who reads. Default: the host's name."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each result.")] = False,
+) -> None:
+    """Print the results of all requests, one line each, oldest first: those still in the results stream.
+
+    Exit code: 0 done; 130 interrupted.
+    """
+    from nanogrid.cli.printing import print_line
+    from nanogrid.cli.target import connect, find_target
+
+    if consumer is not None and group is None:
+        raise typer.BadParameter("--consumer is a name within a group: give --group too")
+    client = connect(find_target())
+    start = start or ("now" if follow and group is None else "all")
+    found = client.follow(
+        function=function, group=group, consumer=consumer, start=start, idle_s=None if follow else 0.0
+    )
+    try:
+        for each in found:
+            if as_json:
+                console.print_json_line(each.to_wire())
+            else:
+                print_line(each)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def cancel(

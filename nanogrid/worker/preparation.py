@@ -88,5 +88,5 @@ class Preparation(bootsteps.StartStopStep):
         if load_result(task, dead.request_id) is not None:
             return False
         result = not_run(dead.request_id, dead.function_id, dead.reason)
-        task.backend.mark_as_done(dead.request_id, result.to_wire(), request=Context(dead.context))
+        task.backend.mark_as_done(dead.request_id, result, request=Context(dead.context))
         return True
