@@ -100,6 +100,13 @@ class ResultBackend(RedisBackend):
             log.warning("%s is stored, and could not be appended to the stream %s: %s", key, stream, _text(refused))
         return bool(first)
 
+    def _set(self, key: str, value: str, expires: int | None = None) -> None:
+        """As Celery does it, by a command that redis-py does not call deprecated."""
+        with self.client.pipeline() as both:
+            both.set(key, value, ex=(self.expires if expires is None else expires) or None)
+            both.publish(key, value)
+            both.execute()
+
     @cached_property
     def _script(self) -> Any:
         return self.client.register_script(STORE_FIRST_END)

@@ -190,12 +190,11 @@ class Grouped:
 
 def gap(before: str, first: str) -> int:
     """How many results are missing between two ids that follow each other."""
-    missing = number_of(first) - number_of(before) - 1
-    if missing < 0:
-        log.warning(
-            "the numbers of the results stream begin anew at %d: it was emptied, or Redis lost data", missing + 1
-        )
-    return max(missing, 0)
+    last, number = number_of(before), number_of(first)
+    if number <= last:
+        log.warning("the numbers of the results stream begin anew at %d: it was emptied, or Redis lost data", number)
+        return 0
+    return number - last - 1
 
 
 def _read(client: redis.Redis, stream: str, after: str, wait_s: float, count: int) -> list[Entry]:

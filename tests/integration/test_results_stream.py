@@ -1,0 +1,286 @@
+"""The results stream on a real Redis: each result's one entry, and followers with and without a group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
+from typing import Any
+
+import pytest
+import redis
+from billiard.exceptions import TimeLimitExceeded
+from celery.app.task import Context
+
+from nanogrid.backend import NOT_APPENDED
+from nanogrid.client import Client, follow
+from nanogrid.observations import Happened, Reader
+from nanogrid.result import ExecutionResult, Outcome, not_run
+from nanogrid.settings import Settings
+from nanogrid.stream.append import counter_key
+from nanogrid.stream.entry import StreamedResult
+from nanogrid.stream.follower import follow as follow_stream
+from nanogrid.submission import EXECUTE
+from tests.support.services import Service, wait_until
+
+
+class Stream:
+    """A results stream of one test: stores results as a worker does, and looks at what is in Redis."""
+
+    def __init__(self, settings: Settings, connection: redis.Redis) -> None:
+        self.settings, self.redis, self.name = settings, connection, settings.stream_name
+        self.client = Client(settings)
+        self.app = self.client.app
+
+    def context(self, function: str = "f") -> Context:
+        """What Celery knows of a request while it is run."""
+        return Context(task=EXECUTE, args=({"functionId": function, "runtime": "python"},), hostname="w1", retries=0)
+
+    def store(self, *names: str, function: str = "f", **fields: Any) -> None:
+        """Store a result for each name."""
+        for name in names:
+            told = not_run(self.id(name), function, name).model_copy(update=fields)
+            self.app.backend.mark_as_done(self.id(name), told, request=self.context(function))
+
+    def close(self) -> None:
+        """Close what the app opened, and what Celery leaves open."""
+        self.app.backend.client.close()
+        self.app.close()
+
+    def id(self, name: str) -> str:
+        """A request id that no other test uses."""
+        return f"{self.name}/{name}"
+
+    def entries(self) -> list[Any]:
+        """All that is in the stream."""
+        return list(self.redis.xrange(self.name) or ())
+
+    def follow(self, **options: Any) -> Iterator[StreamedResult]:
+        """A follower that ends when there is no more."""
+        return follow(self.settings, **{"start": "all", "idle_s": 0.0, **options})
+
+    def names(self, **options: Any) -> list[str]:
+        """What such a follower gets."""
+        return [self.name_of(found) for found in self.follow(**options)]
+
+    def name_of(self, found: StreamedResult) -> str:
+        """The name that a result was stored under."""
+        return found.result.request_id.removeprefix(f"{self.name}/")
+
+    def pending(self, group: str) -> int:
+        """How many entries a group was given and did not acknowledge."""
+        return int(self.redis.xpending(self.name, group)["pending"])
+
+
+@pytest.fixture
+def stream(redis_url: str, unique: str) -> Iterator[Stream]:
+    """A stream of five entries at most."""
+    settings = Settings(result_url=redis_url, stream_name=f"nanogrid:{unique}", stream_entries_limit=5)
+    with closing(redis.Redis.from_url(redis_url, decode_responses=True)) as connection:
+        here = Stream(settings, connection)
+        yield here
+        here.close()
+        connection.delete(here.name, counter_key(here.name))
+
+
+def test_every_end_has_one_entry_with_its_number(stream: Stream) -> None:
+    """Whatever ended a request: its result is stored and in the stream once, also where it is stored again."""
+    backend = stream.app.backend
+    stream.store("ran", outcome=Outcome.SUCCEEDED, stdout="hello\n")
+    backend.mark_as_revoked(stream.id("cancelled"), "terminated", request=stream.context())
+    backend.mark_as_revoked(stream.id("never seen"), "revoked")
+    backend.mark_as_failure(stream.id("hung"), TimeLimitExceeded(24), request=stream.context())
+    stream.store("ran", outcome=Outcome.FAILED)
+    backend.mark_as_failure(stream.id("ran"), TimeLimitExceeded(24), request=stream.context())
+    found = list(stream.follow())
+    assert [(each.number, stream.name_of(each), each.result.outcome.value) for each in found] == [
+        (1, "ran", "SUCCEEDED"),
+        (2, "cancelled", "CANCELLED"),
+        (3, "never seen", "CANCELLED"),
+        (4, "hung", "NOT_RUN"),
+    ]
+    assert stream.client.result(stream.id("ran")).stdout == found[0].result.stdout == "hello\n"
+    assert [each.result.runtime for each in found] == [None, "python", None, "python"]
+
+
+def test_the_result_of_another_task_has_none(stream: Stream) -> None:
+    """The stream holds ExecutionResults and nothing else."""
+    stream.app.backend.mark_as_done(stream.id("other"), {"a": 1}, request=Context(task="probe.quick"))
+    assert stream.entries() == []
+
+
+def test_the_stream_is_bounded(stream: Stream) -> None:
+    """The oldest go, and take their room with them; the numbers go on."""
+    stream.store(*"abcdefgh")
+    assert [found.number for found in stream.follow()] == [4, 5, 6, 7, 8]
+    assert stream.names() == list("defgh")
+
+
+def test_no_stream_where_its_limit_is_zero(stream: Stream) -> None:
+    """Results are stored as ever, and Redis holds nothing else."""
+    settings = stream.settings.model_copy(update={"stream_entries_limit": 0})
+    with closing(Stream(settings, stream.redis)) as without:
+        without.store("a")
+    assert stream.client.result(stream.id("a")).outcome is Outcome.NOT_RUN
+    assert not stream.redis.exists(stream.name, counter_key(stream.name))
+
+
+def test_what_cannot_be_appended_is_stored_counted_and_logged(stream: Stream, caplog: pytest.LogCaptureFixture) -> None:
+    """Something else lies under the stream's name: no result is lost by that, and followers see by the number that there was one."""
+    stream.redis.set(stream.name, "no stream")
+    with closing(Reader()) as reader:
+        stream.store("a")
+        told = [event for event in reader.read() if isinstance(event, Happened)]
+    assert told == [Happened(NOT_APPENDED)]
+    assert "could not be appended" in caplog.text
+    assert "WRONGTYPE" in caplog.text
+    assert stream.client.result(stream.id("a")).outcome is Outcome.NOT_RUN
+    stream.redis.delete(stream.name)
+    stream.store("b")
+    assert [found.number for found in stream.follow()] == [2]
+
+
+def test_a_clock_that_is_set_back_stops_nothing(stream: Stream) -> None:
+    """Ids grow also then: the last entry's time is taken again until the clock has caught up."""
+    stream.store("a")
+    stream.redis.xadd(stream.name, {"from": "the future"}, id="9999999999999-2")
+    stream.redis.set(counter_key(stream.name), 2)
+    stream.store("b", "c")
+    assert [entry_id for entry_id, _ in stream.entries()][2:] == ["9999999999999-3", "9999999999999-4"]
+    assert stream.names() == ["a", "b", "c"]
+
+
+def test_a_follower_without_a_group_begins_where_it_is_told(stream: Stream) -> None:
+    """With all that is there, at a time, after an entry, or with what is still to come."""
+    assert stream.names(start="now") == []
+    stream.store("a", "b", "c")
+    first, second, _ = (found.id for found in stream.follow())
+    assert stream.names(start="all") == ["a", "b", "c"]
+    assert stream.names(start=first) == ["b", "c"]
+    assert stream.names(start=second.partition("-")[0])[-1] == "c"
+    assert stream.names(start="1") == ["a", "b", "c"]
+    assert stream.names(start="9999999999999") == []
+    assert stream.names(start="now") == []
+
+
+def test_a_follower_waits_for_what_comes(stream: Stream) -> None:
+    """Begun before there is a stream at all, it gets the first result and the next one."""
+    following = follow(stream.settings, start="all", idle_s=10)
+    with closing(following):  # type: ignore[type-var]  # a generator
+        stream.store("a")
+        assert stream.name_of(next(following)) == "a"
+        stream.store("b")
+        assert stream.name_of(next(following)) == "b"
+
+
+def test_a_follower_of_one_function_gets_its_results_only(stream: Stream) -> None:
+    """The others are passed over, and within a group they are done with."""
+    stream.store("a", "b", function="thumb")
+    stream.store("c", function="other")
+    assert stream.names(function="thumb") == ["a", "b"]
+    assert stream.names(function="other", group="g") == ["c"]
+    assert stream.pending("g") == 0
+
+
+def test_a_follower_is_told_how_many_it_missed(stream: Stream, caplog: pytest.LogCaptureFixture) -> None:
+    """With a group and without: what was trimmed while it was away, to the number."""
+    stream.store("a", "b")
+    assert stream.names(group="g") == ["a", "b"]
+    at = list(stream.follow())[-1].id
+    stream.store(*"cdefghij")
+    for options in ({"start": at}, {"group": "g"}):
+        caplog.clear()
+        found = list(stream.follow(**options))
+        assert [(each.number, each.missed) for each in found] == [(6, 3), (7, 0), (8, 0), (9, 0), (10, 0)]
+        assert "3 results were trimmed before they were read" in caplog.text
+
+
+def test_a_group_that_is_made_late_has_missed_nothing(stream: Stream) -> None:
+    """What went before it was there is not its loss, what went from then on is."""
+    stream.store(*"abcdefgh")
+    assert [found.missed for found in stream.follow(group="late")] == [0] * 5
+    stream.store(*"ijklmno")
+    assert [found.missed for found in stream.follow(group="late")] == [2, 0, 0, 0, 0]
+
+
+def test_an_entry_is_acknowledged_when_the_next_one_is_taken(stream: Stream) -> None:
+    """What a follower that goes had in its hands comes again, first, and nothing before it does."""
+    stream.store("a", "b", "c")
+    following = stream.follow(group="g")
+    assert [stream.name_of(found) for found in islice(following, 2)] == ["a", "b"]
+    assert stream.pending("g") == 2
+    following.close()  # type: ignore[attr-defined]  # a generator
+    stream.store("d")
+    assert stream.names(group="g") == ["b", "c", "d"]
+    assert stream.names(group="g") == []
+    assert stream.pending("g") == 0
+
+
+def test_consumers_of_a_group_share_the_results(stream: Stream) -> None:
+    """Each result goes to one of them; one that is gone leaves what it had to the others."""
+    stream.store("a", "b", "c")
+    gone = stream.follow(group="g", consumer="one")
+    assert stream.name_of(next(gone)) == "a"
+    gone.close()  # type: ignore[attr-defined]  # a generator
+    stream.store("d")
+    assert stream.names(group="g", consumer="two") == ["d"]
+    left = follow_stream(stream.settings, group="g", consumer="two", idle_s=0.0, abandoned_s=0.001)
+    wait_until(lambda: idle_ms(stream, "one") > 1, "the first consumer has been away for long enough")
+    assert [stream.name_of(found) for found in left] == ["a", "b", "c"]
+    assert stream.pending("g") == 0
+
+
+def idle_ms(stream: Stream, consumer: str) -> int:
+    """How long a consumer of the group has not asked for anything."""
+    return next(
+        int(each["idle"]) for each in stream.redis.xinfo_consumers(stream.name, "g") if each["name"] == consumer
+    )
+
+
+@pytest.mark.parametrize("heir", ["one", "two"])
+def test_what_was_trimmed_in_somebodys_hands_is_counted(stream: Stream, heir: str) -> None:
+    """Redis remembers that it was handed out, and nothing of what was in it."""
+    stream.store("a", "b", "c")
+    gone = stream.follow(group="g", consumer="one")
+    next(gone)
+    gone.close()  # type: ignore[attr-defined]  # a generator
+    stream.store(*"defgh")
+    wait_until(lambda: idle_ms(stream, "one") > 1, "the first consumer has been away for long enough")
+    found = list(follow_stream(stream.settings, group="g", consumer=heir, idle_s=0.0, abandoned_s=0.001))
+    assert [stream.name_of(each) for each in found] == list("defgh")
+    assert [each.missed for each in found] == [3, 0, 0, 0, 0]
+    assert stream.pending("g") == 0
+
+
+def test_a_group_that_redis_has_lost_is_made_anew(stream: Stream, caplog: pytest.LogCaptureFixture) -> None:
+    """A follower that stands at its place when everything is deleted goes on with all that comes after."""
+    stream.store("a")
+    following = stream.follow(group="g", idle_s=10.0)
+    assert stream.name_of(next(following)) == "a"
+    stream.redis.delete(stream.name, counter_key(stream.name))
+    stream.store("b")
+    assert stream.name_of(next(following)) == "b"
+    following.close()  # type: ignore[attr-defined]  # a generator
+    assert "the group g was gone from Redis" in caplog.text
+
+
+def test_what_somebody_else_put_there_is_passed_over(stream: Stream, caplog: pytest.LogCaptureFixture) -> None:
+    """An entry that is none of ours stops no follower, and is named."""
+    stream.store("a")
+    stream.redis.xadd(stream.name, {"what": "else"}, id="9999999999999-2")
+    assert stream.names(group="g") == ["a"]
+    assert "entry 9999999999999-2 of the results stream is none of NanoGrid's" in caplog.text
+
+
+def test_redis_that_is_away_at_the_beginning_is_an_error(redis_server: Service) -> None:
+    """Nobody waits in silence for an address that is wrong."""
+    with pytest.raises(redis.ConnectionError):
+        next(follow(Settings(result_url="redis://127.0.0.1:9/0")))
+
+
+def test_results_read_back_as_they_were_told(stream: Stream) -> None:
+    """Any text and any JSON value comes through Redis unchanged."""
+    stream.store("a", stdout="\x00ü\n\u2028", value={"ü": [1.5, None, "\n"]}, outcome=Outcome.SUCCEEDED)
+    (found,) = stream.follow()
+    stored: ExecutionResult = stream.client.result(stream.id("a"))
+    assert found.result.model_copy(update={"phases": stored.phases}) == stored
