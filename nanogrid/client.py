@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from celery import chord
@@ -91,7 +91,7 @@ class Client:
         consumer: str | None = None,
         start: str | None = None,
         idle_s: float | None = None,
-    ) -> Iterator[StreamedResult]:
+    ) -> Generator[StreamedResult, None, None]:
         """Every result as it comes, in the order of storing; of one function where `function` is given.
 
         Without a `group` each follower gets all results, from `start` on: `"now"` (the default), `"all"` that are still
@@ -100,7 +100,7 @@ class Client:
         default. A result is acknowledged when the next one is taken; one that was not is handed out again, first, to a
         follower with the same `consumer` (default: the host's name), or after a minute to another one.
 
-        Ends when nothing came for `idle_s` seconds (None: never). A restart of Redis is ridden out. `missed` of a result
+        Ends when nothing came for `idle_s` seconds (None: never), and with `close()`. A restart of Redis is ridden out. `missed` of a result
         says how many before it were trimmed from the stream unread. Raises redis' errors where Redis cannot be reached at
         the beginning, InvalidRequestError for a `start` that cannot be understood, ConfigurationError where there is no
         stream.
@@ -163,7 +163,7 @@ def follow(
     consumer: str | None = None,
     start: str | None = None,
     idle_s: float | None = None,
-) -> Iterator[StreamedResult]:
+) -> Generator[StreamedResult, None, None]:
     """Every result as it comes: `Client(settings).follow(...)` without a client."""
     return follow_stream(
         settings or current(), function=function, group=group, consumer=consumer, start=start, idle_s=idle_s

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 
 import redis
@@ -47,7 +47,7 @@ def follow(
     start: str | None = None,
     idle_s: float | None = None,
     abandoned_s: float = ABANDONED_S,
-) -> Iterator[StreamedResult]:
+) -> Generator[StreamedResult, None, None]:
     """Results as they come. `nanogrid.client.follow` tells what the arguments mean.
 
     Raises redis' own errors where Redis cannot be reached at the beginning; later it waits for it.
@@ -67,7 +67,7 @@ def _follow(
     start: str | None,
     idle_s: float | None,
     abandoned_s: float,
-) -> Iterator[StreamedResult]:
+) -> Generator[StreamedResult, None, None]:
     with closing(_connect(settings)) as client:
         reading: Reading
         if group is None:

@@ -216,6 +216,45 @@ def on_terminal(command: CommandLine, variables: dict[str, str], *words: str) ->
     return shown.decode()
 
 
+def test_results_of_all_requests(command: CommandLine, function: Any, unique: str) -> None:
+    """One line each, of one function where it is named; a group goes on where it was left."""
+    for text in ("one", "two"):
+        command.ok("invoke", function(f"print('{text}')"), "--function-id", unique)
+    of_one = ("results", "--function", unique)
+    told = [json.loads(line) for line in command.ok(*of_one, "--group", unique, "--json").splitlines()]
+    assert [ExecutionResult.from_wire(each["result"]).stdout for each in told] == ["one\n", "two\n"]
+    assert told[1]["number"] > told[0]["number"] > 0
+    assert command.ok("results", "--group", unique) == ""
+    (line,) = command.ok(*of_one, "--from", told[0]["id"]).splitlines()
+    assert f"SUCCEEDED      {unique}  {told[1]['result']['requestId']} · exit code 0 · " in line
+
+
+def test_results_are_followed_until_interrupted(command: CommandLine, function: Any, unique: str) -> None:
+    """Each comes as soon as it is stored; Ctrl-C is the way to end it."""
+    following = command.start("results", "--follow", "--from", "all", "--function", unique)
+    command.ok("invoke", function("raise SystemExit(3)"), "--function-id", unique, "--no-wait")
+    assert following.stdout is not None
+    assert b"using the local stack" in following.stdout.readline()
+    assert b"FAILED" in following.stdout.readline()
+    following.send_signal(signal.SIGINT)
+    assert following.communicate(timeout=30)[0] == b""
+    assert following.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--from", "yesterday"], "'yesterday' names no place in the results stream"),
+        (["--consumer", "me"], "give --group too"),
+    ],
+)
+def test_results_that_cannot_be_found_are_explained(command: CommandLine, words: list[str], message: str) -> None:
+    """One sentence, and exit code 2."""
+    done = command.run("results", *words)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert message in " ".join(done.stderr.decode().split())
+
+
 def test_doctor_is_content_with_a_stack(command: CommandLine) -> None:
     """Every part is looked at, and every line of a running stack is ok."""
     lines = json.loads(command.ok("doctor", "--json"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import islice
 from typing import Any
@@ -55,7 +55,7 @@ class Stream:
         """All that is in the stream."""
         return list(self.redis.xrange(self.name) or ())
 
-    def follow(self, **options: Any) -> Iterator[StreamedResult]:
+    def follow(self, **options: Any) -> Generator[StreamedResult, None, None]:
         """A follower that ends when there is no more."""
         return follow(self.settings, **{"start": "all", "idle_s": 0.0, **options})
 
@@ -166,7 +166,7 @@ def test_a_follower_without_a_group_begins_where_it_is_told(stream: Stream) -> N
 def test_a_follower_waits_for_what_comes(stream: Stream) -> None:
     """Begun before there is a stream at all, it gets the first result and the next one."""
     following = follow(stream.settings, start="all", idle_s=10)
-    with closing(following):  # type: ignore[type-var]  # a generator
+    with closing(following):
         stream.store("a")
         assert stream.name_of(next(following)) == "a"
         stream.store("b")
@@ -209,7 +209,7 @@ def test_an_entry_is_acknowledged_when_the_next_one_is_taken(stream: Stream) -> 
     following = stream.follow(group="g")
     assert [stream.name_of(found) for found in islice(following, 2)] == ["a", "b"]
     assert stream.pending("g") == 2
-    following.close()  # type: ignore[attr-defined]  # a generator
+    following.close()
     stream.store("d")
     assert stream.names(group="g") == ["b", "c", "d"]
     assert stream.names(group="g") == []
@@ -221,7 +221,7 @@ def test_consumers_of_a_group_share_the_results(stream: Stream) -> None:
     stream.store("a", "b", "c")
     gone = stream.follow(group="g", consumer="one")
     assert stream.name_of(next(gone)) == "a"
-    gone.close()  # type: ignore[attr-defined]  # a generator
+    gone.close()
     stream.store("d")
     assert stream.names(group="g", consumer="two") == ["d"]
     left = follow_stream(stream.settings, group="g", consumer="two", idle_s=0.0, abandoned_s=0.001)
@@ -243,7 +243,7 @@ def test_what_was_trimmed_in_somebodys_hands_is_counted(stream: Stream, heir: st
     stream.store("a", "b", "c")
     gone = stream.follow(group="g", consumer="one")
     next(gone)
-    gone.close()  # type: ignore[attr-defined]  # a generator
+    gone.close()
     stream.store(*"defgh")
     wait_until(lambda: idle_ms(stream, "one") > 1, "the first consumer has been away for long enough")
     found = list(follow_stream(stream.settings, group="g", consumer=heir, idle_s=0.0, abandoned_s=0.001))
@@ -260,7 +260,7 @@ def test_a_group_that_redis_has_lost_is_made_anew(stream: Stream, caplog: pytest
     stream.redis.delete(stream.name, counter_key(stream.name))
     stream.store("b")
     assert stream.name_of(next(following)) == "b"
-    following.close()  # type: ignore[attr-defined]  # a generator
+    following.close()
     assert "the group g was gone from Redis" in caplog.text
 
 

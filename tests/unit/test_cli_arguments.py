@@ -301,7 +301,9 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.endswith("HEAVY []\n"), done.stdout
 
 
-@pytest.mark.parametrize("command", ["up", "down", "status", "env", "invoke", "result", "cancel", "doctor", "pool"])
+@pytest.mark.parametrize(
+    "command", ["up", "down", "status", "env", "invoke", "result", "results", "cancel", "doctor", "pool"]
+)
 def test_every_command_has_help(command: str) -> None:
     """Help needs no stack, no Docker and no settings, and goes to stdout."""
     done = subprocess.run([*ENTRY, command, "--help"], capture_output=True, text=True, check=True)
