@@ -25,7 +25,7 @@ from tests.support.worker import Grid, grid, variables
 
 WAIT_S = 60.0
 QUEUE = "python"
-RESULT_KEYS = b"nanogrid:celery-task-meta-"
+RESULT_KEYS = (b"nanogrid:celery-task-meta-", b"nanogrid:results")
 NEVER = -1
 """What Redis says of a key without an expiry."""
 
