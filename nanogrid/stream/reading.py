@@ -178,7 +178,10 @@ class Grouped:
 
     def _delivered(self, groups: Any) -> str:
         """Id of the last entry that anybody of the group was given."""
-        return next(str(group["last-delivered-id"]) for group in groups if group["name"] == self._group)
+        for group in groups:
+            if group["name"] == self._group:
+                return str(group["last-delivered-id"])
+        raise redis.ResponseError(f"NOGROUP {self._group} is gone")
 
     def _without_trimmed(self, entries: Sequence[Entry]) -> Batch:
         """Redis remembers the ids of trimmed entries that were not acknowledged, without what was in them."""

@@ -264,6 +264,21 @@ def test_a_group_that_redis_has_lost_is_made_anew(stream: Stream, caplog: pytest
     assert "the group g was gone from Redis" in caplog.text
 
 
+def test_a_follower_whose_stream_is_gone_waits_for_a_new_one(stream: Stream) -> None:
+    """With a group and without: what is not there is no error, and the next stream's first result is not missed."""
+    for options in ({}, {"group": "g"}):
+        stream.store("a")
+        with closing(stream.follow(**options)) as following:
+            assert stream.name_of(next(following)) == "a"
+            stream.redis.delete(stream.name, counter_key(stream.name))
+            assert list(following) == []
+        with closing(stream.follow(**options)) as following:
+            stream.redis.delete(stream.app.backend.get_key_for_task(stream.id("a")))
+            stream.store("a")
+            assert [(found.number, found.missed) for found in following] == [(1, 0)]
+        stream.redis.delete(stream.name, counter_key(stream.name), stream.app.backend.get_key_for_task(stream.id("a")))
+
+
 def test_what_somebody_else_put_there_is_passed_over(stream: Stream, caplog: pytest.LogCaptureFixture) -> None:
     """An entry that is none of ours stops no follower, and is named."""
     stream.store("a")
