@@ -98,12 +98,13 @@ class Client:
         there, an entry's id (after that one), or a time in milliseconds since 1970. With one, Redis keeps the place under
         its name and shares the results out among its consumers; `start` counts where the group is new, and is `"all"` by
         default. A result is acknowledged when the next one is taken; one that was not is handed out again, first, to a
-        follower with the same `consumer` (default: the host's name), or after a minute to another one.
+        follower with the same `consumer` (default: the host's name), or after a minute to another one. Results of other
+        functions than `function` count as read for the group.
 
-        Ends when nothing came for `idle_s` seconds (None: never), and with `close()`. A restart of Redis is ridden out. `missed` of a result
-        says how many before it were trimmed from the stream unread. Raises redis' errors where Redis cannot be reached at
-        the beginning, InvalidRequestError for a `start` that cannot be understood, ConfigurationError where there is no
-        stream.
+        Ends when nothing came for `idle_s` seconds (None: never), and with `close()`. A restart of Redis is ridden out.
+        `missed` of a result says how many before it were trimmed from the stream unread. Raises redis' errors where Redis
+        cannot be reached at the beginning, InvalidRequestError for a `start` that cannot be understood, ConfigurationError
+        where there is no stream.
         """
         return follow_stream(
             self.settings, function=function, group=group, consumer=consumer, start=start, idle_s=idle_s
