@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from nanogrid.tuner.recommendation import recommend
-from nanogrid.tuner.record import Record, need_mb, renewed
+from nanogrid.tuner.record import Record, need, renewed
 from nanogrid.tuner.rules import Rules
 
 
@@ -55,8 +55,9 @@ def decide(record: Record, requested_mb: int, code: str, rules: Rules, now_s: fl
     record = renewed(record, code, rules)
     recommended = recommend(record, requested_mb, rules, now_s)
     tuned_mb = recommended.memory_mb
-    need = need_mb(record, rules)
-    if now_s < record.backoff_until_s or (tuned_mb and need and tuned_mb < need):  # the ceiling lies below the need
+    needed = need(record, requested_mb, rules)
+    ceiling_too_low = tuned_mb is not None and needed is not None and tuned_mb < needed.memory_mb
+    if record.backs_off(now_s) or ceiling_too_low:
         tuned_mb = None
     limit_mb = requested_mb if tuned_mb is None else min(requested_mb, tuned_mb)
     return Advice(

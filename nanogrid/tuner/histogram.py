@@ -105,12 +105,18 @@ class Histogram:
         found = self._bucket(q)
         return None if found is None else max(edge_mb(found.number), found.highest_mb if found.number == LAST else 0.0)
 
-    def tight_percentile(self, q: float) -> float | None:
-        """The same, but the largest sample itself where no bucket lies above: nothing larger was seen."""
-        found = self._bucket(q)
-        if found is None:
-            return None
-        return found.highest_mb if found == self.buckets[-1] else edge_mb(found.number)
+    def limits(self, q: float) -> list[tuple[float, float]]:
+        """Every limit (MiB) that would do for at least this share of the weight, falling, with the share that lies above it.
+
+        The first one is the largest sample itself, with nothing above; the others are edges. Empty: no sample.
+        """
+        total, above, found = self.total, 0.0, []
+        for number, weight, highest_mb in reversed(self.buckets):
+            if above > total * (1 - q + SLIGHT):
+                break
+            found.append((edge_mb(number) if found else highest_mb, above / total))
+            above += weight
+        return found
 
     def scaled(self, weight: float) -> Histogram:
         """The same shape with another weight: 0.25 makes every sample count as a quarter of a new one."""

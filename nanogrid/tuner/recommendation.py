@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogrid.tuner.record import Record, missing, need_mb, target_mb
+from nanogrid.tuner.record import Need, Record, missing, need
 from nanogrid.tuner.rules import Rules
 
 __all__ = ["Recommendation", "Rules", "recommend"]
@@ -33,17 +33,17 @@ def recommend(record: Record, requested_mb: int, rules: Rules, now_s: float) -> 
     The requested one itself where it is enough, and only floor or rounding would ask for more.
     """
     short = record.short_mb >= requested_mb and now_s < record.short_until_s
-    target, need = target_mb(record, rules), need_mb(record, rules)
-    if target is None or need is None:
+    needed = need(record, requested_mb, rules)
+    if needed is None:
         left = missing(record, rules)
         return Recommendation(None, left, 0.0, _insufficient(requested_mb, rules, left, short=short))
-    memory_mb = target
-    if record.held_mb is not None and target < record.held_mb and now_s < record.held_at_s + rules.hold_s:
-        memory_mb = record.held_mb
-    if need <= requested_mb < memory_mb and not short:
+    memory_mb = rules.rounded(needed.memory_mb)
+    if record.holds(memory_mb, now_s, rules):
+        memory_mb = record.held_mb or memory_mb
+    if needed.memory_mb <= requested_mb < memory_mb and not short:
         memory_mb = requested_mb
     saving_gb_s = (requested_mb - memory_mb) / 1024 * record.mean_ms / 1000 * RUNS
-    reason = "a run was out of memory" if short else _used(record, rules)
+    reason = "a run was out of memory" if short else _used(record, needed)
     if memory_mb < requested_mb:
         saved = f"which saves {_short(saving_gb_s)} GB-seconds per {RUNS} runs"
         sentence = f"lower memoryMb from {requested_mb} to {memory_mb}: {reason}, {saved}"
@@ -63,13 +63,11 @@ def _insufficient(requested_mb: int, rules: Rules, left: int, *, short: bool) ->
     return f"insufficient data: {counted} of {rules.minimum_samples} runs are measured, {left} more are needed"
 
 
-def _used(record: Record, rules: Rules) -> str:
+def _used(record: Record, needed: Need) -> str:
     """What the recommendation rests on, in words."""
-    highest_mb = record.histogram.highest_mb or 0.0
-    peak_mb = record.histogram.tight_percentile(rules.percentile) or 0.0
-    if peak_mb < highest_mb:
-        return f"{rules.percentile * 100:g} % of {record.runs} runs used at most {peak_mb:.0f} MiB"
-    return f"the highest of {record.runs} runs used {highest_mb:.0f} MiB"
+    if needed.above > 0:
+        return f"{(1 - needed.above) * 100:.3g} % of {record.runs} runs used at most {needed.peak_mb:.0f} MiB"
+    return f"the highest of {record.runs} runs used {needed.peak_mb:.0f} MiB"
 
 
 def _short(value: float) -> str:

@@ -22,6 +22,12 @@ CODES = 4
 GUESSES = 8
 """So many OOM kills can wait for what their second run measures."""
 
+DOUBLINGS = 8
+"""A back-off that mistakes follow closely becomes longer, so many times at most."""
+
+CALM = 4
+"""A mistake follows closely when fewer runs than so many back-offs lie between."""
+
 MEANS_OVER = 200
 """The mean duration is that of about so many runs."""
 
@@ -61,7 +67,8 @@ class Record:
     """One function's memory.
 
     `samples` counts what the histogram holds, without decay; those of older code count less. `runs` counts all of them.
-    `held_mb` is the limit that was recommended last, since `held_at_s`. `short_mb` is the largest requested limit under which a
+    `held_mb` is the limit that was recommended last, since `held_at_s`. `setbacks` counts OOM kills under a lowered limit; the function has its
+    requested limit until `backoff_until_s` or for `backoff_runs` more runs, and had `calm_runs` runs since the last of them. `short_mb` is the largest requested limit under which a
     run was out of memory, until `short_until_s`. Times are seconds of the clock of the samples.
     """
 
@@ -71,7 +78,10 @@ class Record:
     codes: tuple[str, ...] = ()
     mean_ms: float = 0.0
     setbacks: int = 0
+    doublings: int = 0
     backoff_until_s: float = 0.0
+    backoff_runs: int = 0
+    calm_runs: int = 0
     guesses: tuple[Guess, ...] = ()
     held_mb: int | None = None
     held_at_s: float = 0.0
@@ -88,6 +98,14 @@ class Record:
     def code(self) -> str | None:
         """The code that ran last for the first time; None before the first run."""
         return self.codes[-1] if self.codes else None
+
+    def backs_off(self, now_s: float) -> bool:
+        """Whether the next run has its requested limit because a lowered one was wrong just now."""
+        return self.backoff_runs > 0 and now_s < self.backoff_until_s
+
+    def holds(self, memory_mb: int, now_s: float, rules: Rules) -> bool:
+        """Whether the limit that was recommended last still stands, although this one would do."""
+        return self.held_mb is not None and memory_mb < self.held_mb and now_s < self.held_at_s + rules.hold_s
 
     def to_json(self) -> dict[str, Any]:
         """Plain data of at most 4 KB."""
@@ -129,6 +147,8 @@ def learn(record: Record, sample: Sample, rules: Rules) -> Record:
             histogram=record.histogram.add(needed_mb, sample.at_s),
             samples=record.samples + 1,
             runs=record.runs + 1,
+            calm_runs=record.calm_runs + 1,
+            backoff_runs=max(0, record.backoff_runs - (not sample.lowered and not sample.rerun)),
             last_s=max(record.last_s, sample.at_s),
         )
     if sample.outcome is Outcome.OUT_OF_MEMORY:
@@ -136,7 +156,7 @@ def learn(record: Record, sample: Sample, rules: Rules) -> Record:
     elif sample.outcome in MEASURED:
         share = 1 / min(record.runs or 1, MEANS_OVER)
         record = replace(record, mean_ms=round(record.mean_ms + (sample.duration_ms - record.mean_ms) * share, 3))
-    return _held(record, sample.at_s, rules)
+    return _held(record, sample, rules)
 
 
 def renewed(record: Record, code: str, rules: Rules) -> Record:
@@ -156,18 +176,30 @@ def renewed(record: Record, code: str, rules: Rules) -> Record:
     )
 
 
-def need_mb(record: Record, rules: Rules) -> float | None:
-    """The percentile of the peaks with its margin, neither rounded nor bounded. None: too few samples."""
+class Need(NamedTuple):
+    """A peak that has room (MiB), the share of the runs that exceeds it, and what it is with its margin."""
+
+    peak_mb: float
+    above: float
+    memory_mb: float
+
+
+def need(record: Record, requested_mb: int, rules: Rules) -> Need | None:
+    """The cheapest of the peaks that may be the highest one with room. None: too few samples.
+
+    A limit costs what every run holds, and for each run that exceeds it an attempt under it and one under the requested one.
+    """
     if record.samples < rules.minimum_samples:
         return None
-    peak_mb = record.histogram.tight_percentile(rules.percentile)
-    return None if peak_mb is None else peak_mb * (1 + rules.margin_of(record.samples))
-
-
-def target_mb(record: Record, rules: Rules) -> int | None:
-    """What the samples say, without regard to what was recommended before. None: too few of them."""
-    need = need_mb(record, rules)
-    return None if need is None else rules.rounded(need)
+    with_margin = 1 + rules.margin_of(record.samples)
+    found, least = None, 0.0
+    for peak_mb, above in record.histogram.limits(rules.percentile):
+        memory_mb = peak_mb * with_margin
+        rounded = rules.rounded(memory_mb)
+        cost = rounded + above * max(rounded, requested_mb)
+        if found is None or cost < least:
+            found, least = Need(peak_mb, above, memory_mb), cost
+    return found
 
 
 def _needed_mb(sample: Sample, rules: Rules) -> float | None:
@@ -199,23 +231,29 @@ def _out_of_memory(record: Record, sample: Sample, rules: Rules) -> Record:
         )
     needed_mb = _needed_mb(sample, rules)
     assert needed_mb is not None
+    again = record.setbacks > 0 and record.calm_runs < CALM * (rules.backoff_runs << record.doublings)
+    if record.backs_off(sample.at_s):  # it had started before: the same mistake
+        doublings = record.doublings
+    else:
+        doublings = min(DOUBLINGS, record.doublings + 1) if again else 0
     return replace(
         record,
         setbacks=record.setbacks + 1,
+        doublings=doublings,
         backoff_until_s=max(record.backoff_until_s, sample.at_s + rules.backoff_s),
+        backoff_runs=rules.backoff_runs << doublings,
+        calm_runs=0,
         guesses=(*record.guesses, Guess(sample.at_s, needed_mb))[-GUESSES:],
     )
 
 
-def _held(record: Record, at_s: float, rules: Rules) -> Record:
+def _held(record: Record, sample: Sample, rules: Rules) -> Record:
     """Upwards at once, downwards only when the last change is long enough ago: limits do not flutter."""
-    target = target_mb(record, rules)
-    if target == record.held_mb:
+    needed = need(record, sample.requested_mb, rules)
+    memory_mb = None if needed is None else rules.rounded(needed.memory_mb)
+    if memory_mb == record.held_mb or (memory_mb and record.holds(memory_mb, sample.at_s, rules)):
         return record
-    falls = target is not None and record.held_mb is not None and target < record.held_mb
-    if falls and at_s < record.held_at_s + rules.hold_s:
-        return record
-    return replace(record, held_mb=target, held_at_s=at_s)
+    return replace(record, held_mb=memory_mb, held_at_s=sample.at_s)
 
 
 def missing(record: Record, rules: Rules) -> int:

@@ -8,26 +8,30 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rules:
-    """A recommendation is the percentile of all peaks with a margin, rounded up to the step, between floor and ceiling.
+    """A recommendation is what the peaks need with a margin, rounded up to the step, between floor and ceiling.
 
-    `percentile` is also the error budget: so much of the runs fits, and at most the rest runs a second time. The margin is
-    `margin` at the minimum of samples and shrinks with their square root to `least_margin`: the highest of twenty says less
-    about the next run than the highest of a thousand.
+    `percentile` is the error budget of a function: at least so much of its runs must fit. Above it the cheapest limit is taken: a
+    larger one is held by every run, a smaller one makes some of them run twice. The margin is `margin` at the minimum of
+    samples and shrinks with their square root towards `least_margin`: the highest of twenty says less about the next run
+    than the highest of a thousand.
     """
 
-    percentile: float = 0.999
-    margin: float = 0.15
-    least_margin: float = 0.03
+    percentile: float = 0.995
+    margin: float = 0.08
+    least_margin: float = 0.0
     step_mb: int = 16
     floor_mb: int = 32
     ceiling_mb: int = 10240
     minimum_samples: int = 20
     half_life_s: float = 86400.0
-    new_code_weight: float = 0.25
+    new_code_weight: float = 0.5
     """What a sample counts once the function has other code."""
 
     backoff_s: float = 600.0
-    """How long a function has its requested limit after an OOM under a lowered one."""
+    """How long a function has its requested limit after an OOM under a lowered one, at most ..."""
+
+    backoff_runs: int = 5
+    """... and for how many runs at most: one that runs all the time has shown sooner what it needs."""
 
     hold_s: float = 600.0
     """How long a limit stands before a lower one follows it; a higher one follows at once."""

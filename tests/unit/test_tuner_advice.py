@@ -177,7 +177,7 @@ def test_every_advice_is_within_its_bounds(samples: list, requested_mb: int, now
     assert "\n" not in advice.sentence
     assert Advice.from_json(json.loads(json.dumps(advice.to_json()))) == advice
     assert decide(record, requested_mb, code, RULES, now_s) == advice
-    if now_s < record.backoff_until_s or record.samples < RULES.minimum_samples:
+    if record.backs_off(now_s) or record.samples < RULES.minimum_samples:
         assert not advice.lowered
     assert advice.under(requested_mb) is advice
 

@@ -66,18 +66,19 @@ def test_without_samples_there_is_no_percentile() -> None:
     empty = Histogram(DAY)
     assert not empty
     assert empty.percentile(0.9) is None
-    assert empty.tight_percentile(0.9) is None
+    assert empty.limits(0.9) == []
     assert empty.highest_mb is None
     assert empty.total == 0
     assert empty.remove(10, NOW) == empty
 
 
-def test_the_largest_sample_is_known_better_than_its_bucket() -> None:
-    """The tight percentile is the sample itself, rounded up to a tenth, where nothing larger was seen; else the edge."""
-    histogram = filled(*[100.01] * 99, 300)
-    assert histogram.tight_percentile(0.9) == histogram.percentile(0.9) == pytest.approx(edge_mb(number_of(100.01)))
-    assert histogram.tight_percentile(1) == 300
-    assert filled(100.01).tight_percentile(0.9) == 100.1
+def test_limits_are_told_with_what_lies_above_them() -> None:
+    """The largest sample itself, rounded up to a tenth, because nothing larger was seen; then edges, down to the share."""
+    histogram = filled(*[100.01] * 96, *[200] * 3, 300.01)
+    edges = [edge_mb(number_of(200)), edge_mb(number_of(100.01))]
+    assert histogram.limits(0.9) == [(300.1, 0), (edges[0], pytest.approx(0.01)), (edges[1], pytest.approx(0.04))]
+    assert histogram.limits(0.99) == histogram.limits(0.9)[:2]
+    assert histogram.limits(0.995) == [(300.1, 0)]
 
 
 def test_above_the_last_edge_the_largest_sample_counts() -> None:
@@ -177,9 +178,12 @@ def test_percentiles_rise_and_are_bounded(drawn: list[tuple[float, float]], one:
     low, high = sorted((one, other))
     largest = max(value for value, _ in drawn)
     assert histogram.percentile(low) <= histogram.percentile(high)  # type: ignore[operator]
-    assert histogram.tight_percentile(high) <= histogram.percentile(high)  # type: ignore[operator]
+    limits = histogram.limits(high)
+    assert limits == sorted(limits, reverse=True)
+    assert all(above <= 1 - high + 1e-6 for _, above in limits)
+    assert limits[-1][0] <= histogram.percentile(high)  # type: ignore[operator]
     assert largest <= histogram.percentile(1) <= max(FIRST_MB, largest * RATIO + 0.2)  # type: ignore[operator]
-    assert histogram.tight_percentile(1) == pytest.approx(largest, abs=0.1001)
+    assert limits[0] == (pytest.approx(largest, abs=0.1001), 0)
 
 
 @given(samples, st.data())
@@ -190,7 +194,7 @@ def test_a_larger_sample_never_lowers_a_percentile(drawn: list[tuple[float, floa
     grown = [*drawn[:place], (value * data.draw(st.floats(1, 5)) + 0.1, age), *drawn[place + 1 :]]
     for q in (0.5, 0.9, 0.999):
         assert of(grown).percentile(q) >= of(drawn).percentile(q)  # type: ignore[operator]
-        assert of(grown).tight_percentile(q) >= of(drawn).tight_percentile(q)  # type: ignore[operator]
+        assert of(grown).limits(q)[-1][0] >= of(drawn).limits(q)[-1][0]
 
 
 @given(samples)
