@@ -57,6 +57,10 @@ bench: setup ## Measure beside bare processes and Docker's API (ARGS="--quick he
 	@deploy/images/build nanogrid/gcc:11 >/dev/null
 	@$(bin)/python -m benchmarks $(ARGS)
 
+.PHONY: replay
+replay: setup ## Replay days of many functions through the tuner (ARGS="--trace FOLDER" for the real trace)
+	@$(bin)/python -m benchmarks.replay $(ARGS)
+
 .PHONY: worker-image
 worker-image: setup ## Build nanogrid/worker from locked wheels, without network
 	@scripts/worker-image
