@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from multiprocessing import Pool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin = time.monotonic()
     try:
         wanted = _wanted(chosen)
-        with Pool(min(len(wanted), os.cpu_count() or 1)) as processes:
-            found = processes.map(_replay, wanted, chunksize=1)
+        found = _together(wanted)
     except TraceError as error:
         print(error, file=sys.stderr)
         return 2
@@ -80,8 +79,16 @@ def _wanted(chosen: argparse.Namespace) -> list[Wanted]:
     return [Wanted(number, chosen.seeds[0], chosen.functions, chosen.trace) for number in days]
 
 
+def _together(wanted: Sequence[Wanted]) -> list[Outcome]:
+    """As many days at a time as there are cores."""
+    if len(wanted) == 1:
+        return [_replay(wanted[0])]
+    with get_context("spawn").Pool(min(len(wanted), os.cpu_count() or 1)) as processes:
+        return processes.map(_replay, wanted, chunksize=1)
+
+
 def _replay(wanted: Wanted) -> Outcome:
-    """In a process of its own: a day under every policy."""
+    """One day under every policy."""
     if wanted.folder is None:
         functions = day(wanted.seed, wanted.functions)
     else:

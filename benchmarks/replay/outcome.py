@@ -6,7 +6,7 @@ The rule: days are independent of each other, and may be computed in any process
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks.replay.day import Function, Run
 from benchmarks.replay.hindsight import best_of_all, best_of_each, curve
@@ -16,9 +16,9 @@ from nanogrid.tuner.record import need
 from nanogrid.tuner.rules import Rules
 
 REQUESTED, LAST, VPA, VPA_FLOOR = "requested limit", "last peak and 40 %", "VPA's rule", "VPA's rule, floor of 250 MB"
-TUNER = "NanoGrid's tuner"
+TUNER, SOON = "NanoGrid's tuner", "NanoGrid's tuner, from 10 runs on"
 EACH, ALL = "best fixed limits, 0.1 % each", "best fixed limits, 0.1 % of all"
-NAMES = (REQUESTED, LAST, VPA, VPA_FLOOR, TUNER, EACH, ALL)
+NAMES = (REQUESTED, LAST, VPA, VPA_FLOOR, TUNER, SOON, EACH, ALL)
 
 
 @dataclass
@@ -56,6 +56,7 @@ def outcome(functions: Sequence[Function], rules: Rules) -> Outcome:
     """All policies over one day."""
     made: dict[str, Callable[[], Policy]] = {
         REQUESTED: Requested, LAST: LastPeak, VPA: Vpa, VPA_FLOOR: lambda: Vpa(250),
+        SOON: lambda: Tuner(replace(rules, minimum_samples=10)),
     }  # fmt: skip
     found = Outcome(len(functions), sum(len(function.runs) < rules.minimum_samples for function in functions))
     for function in functions:

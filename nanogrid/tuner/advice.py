@@ -55,9 +55,7 @@ def decide(record: Record, requested_mb: int, code: str, rules: Rules, now_s: fl
     record = renewed(record, code, rules)
     recommended = recommend(record, requested_mb, rules, now_s)
     tuned_mb = recommended.memory_mb
-    needed = need(record, requested_mb, rules)
-    ceiling_too_low = tuned_mb is not None and needed is not None and tuned_mb < needed.memory_mb
-    if record.backs_off(now_s) or ceiling_too_low:
+    if record.backs_off(now_s) or (tuned_mb == rules.ceiling_mb and _needs_more(record, requested_mb, rules)):
         tuned_mb = None
     limit_mb = requested_mb if tuned_mb is None else min(requested_mb, tuned_mb)
     return Advice(
@@ -69,3 +67,9 @@ def decide(record: Record, requested_mb: int, code: str, rules: Rules, now_s: fl
         tuned_mb=tuned_mb,
         code=code,
     )
+
+
+def _needs_more(record: Record, requested_mb: int, rules: Rules) -> bool:
+    """Whether the ceiling lies below the need."""
+    needed = need(record, requested_mb, rules)
+    return needed is not None and needed.memory_mb > rules.ceiling_mb

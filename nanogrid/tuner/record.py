@@ -160,7 +160,10 @@ def learn(record: Record, sample: Sample, rules: Rules) -> Record:
 
 
 def renewed(record: Record, code: str, rules: Rules) -> Record:
-    """The record for a run of this code: what other code did counts less, if this code was not seen lately."""
+    """The record for a run of this code: what other code did counts less, if this code was not seen lately.
+
+    A function that had enough samples still has enough: with the widest margin, and a second run where that is wrong.
+    """
     code = code[:16]
     if code in record.codes:
         return record
@@ -169,7 +172,7 @@ def renewed(record: Record, code: str, rules: Rules) -> Record:
     return replace(
         record,
         histogram=record.histogram.scaled(rules.new_code_weight),
-        samples=record.samples * rules.new_code_weight,
+        samples=max(record.samples * rules.new_code_weight, min(record.samples, rules.minimum_samples)),
         codes=(*record.codes, code)[-CODES:],
         guesses=(),
         short_mb=0,

@@ -12,13 +12,13 @@ class Rules:
 
     `percentile` is the error budget of a function: at least so much of its runs must fit. Above it the cheapest limit is taken: a
     larger one is held by every run, a smaller one makes some of them run twice. The margin is `margin` at the minimum of
-    samples and shrinks with their square root towards `least_margin`: the highest of twenty says less about the next run
-    than the highest of a thousand.
+    samples and shrinks towards `least_margin` as they grow: one run in twenty exceeds the highest of twenty before it, one in a thousand that
+    of a thousand.
     """
 
-    percentile: float = 0.995
-    margin: float = 0.08
-    least_margin: float = 0.0
+    percentile: float = 0.99
+    margin: float = 0.1
+    least_margin: float = 0.01
     step_mb: int = 16
     floor_mb: int = 32
     ceiling_mb: int = 10240
@@ -41,7 +41,7 @@ class Rules:
 
     def margin_of(self, samples: float) -> float:
         """The margin after so many samples, as a share: 0.15 is 15 %."""
-        shrunk = math.sqrt(self.minimum_samples / samples) if samples > self.minimum_samples else 1.0
+        shrunk = self.minimum_samples / samples if samples > self.minimum_samples else 1.0
         return self.least_margin + max(0.0, self.margin - self.least_margin) * shrunk
 
     def needed_mb(self, used_mb: float) -> float:
