@@ -6,18 +6,15 @@ The rule: the rules of the tuner were chosen on the days of other seeds than tho
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
-from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
-from benchmarks.replay.outcome import REQUESTED, Outcome, outcome
+from benchmarks.replay.outcome import REQUESTED, Outcome
 from benchmarks.replay.report import by_day, by_kind, left_over, table, verdict
-from benchmarks.replay.synthetic import day
-from benchmarks.replay.trace import TraceError, days_of, read_day
+from benchmarks.replay.several import Wanted, replay
+from benchmarks.replay.trace import TraceError, days_of
 from nanogrid.tuner.rules import Rules
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
@@ -31,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin = time.monotonic()
     try:
         wanted = _wanted(chosen)
-        found = _together(wanted)
+        found = replay(wanted)
     except TraceError as error:
         print(error, file=sys.stderr)
         return 2
@@ -46,20 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _write(together, text, chosen.results)
     print(f"{time.monotonic() - begin:.0f} s")
     return 0
-
-
-class Wanted(NamedTuple):
-    """One day to replay: a synthetic one, or one of the trace in a folder."""
-
-    number: int
-    seed: int
-    functions: int
-    folder: Path | None
-
-    @property
-    def name(self) -> str:
-        """In the table."""
-        return f"seed {self.seed}" if self.folder is None else f"day {self.number}"
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -77,23 +60,6 @@ def _wanted(chosen: argparse.Namespace) -> list[Wanted]:
         return [Wanted(number, seed, chosen.functions, None) for number, seed in enumerate(chosen.seeds)]
     days = chosen.days or days_of(chosen.trace)[:1]
     return [Wanted(number, chosen.seeds[0], chosen.functions, chosen.trace) for number in days]
-
-
-def _together(wanted: Sequence[Wanted]) -> list[Outcome]:
-    """As many days at a time as there are cores."""
-    if len(wanted) == 1:
-        return [_replay(wanted[0])]
-    with get_context("spawn").Pool(min(len(wanted), os.cpu_count() or 1)) as processes:
-        return processes.map(_replay, wanted, chunksize=1)
-
-
-def _replay(wanted: Wanted) -> Outcome:
-    """One day under every policy."""
-    if wanted.folder is None:
-        functions = day(wanted.seed, wanted.functions)
-    else:
-        functions = read_day(wanted.folder, wanted.number, wanted.seed, wanted.functions)
-    return outcome(functions, Rules())
 
 
 def _head(days: Sequence[tuple[str, Outcome]], together: Outcome, folder: Path | None) -> str:

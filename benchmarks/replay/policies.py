@@ -87,9 +87,9 @@ class Tuner:
         self.advice: Advice | None = None
 
     def limit_mb(self, requested_mb: int, code: str, now_s: float) -> int:
-        """What the advice says that the last sample left, unless the code is new; as a worker does it."""
+        """What the advice says that the last sample left. It is not applied to other code than it was given for."""
         if self.advice is None or self.advice.code != code:
-            self.advice = decide(self.record, requested_mb, code, self.rules, now_s)
+            return requested_mb
         return self.advice.under(requested_mb).limit_mb
 
     def learn(self, sample: Sample) -> None:

@@ -1,0 +1,44 @@
+"""Several days at a time, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.replay.outcome import Outcome, outcome
+from benchmarks.replay.synthetic import day
+from benchmarks.replay.trace import read_day
+from nanogrid.tuner.rules import Rules
+
+
+class Wanted(NamedTuple):
+    """One day to replay: a synthetic one, or one of the trace in a folder."""
+
+    number: int
+    seed: int
+    functions: int
+    folder: Path | None
+
+    @property
+    def name(self) -> str:
+        """In the table."""
+        return f"seed {self.seed}" if self.folder is None else f"day {self.number}"
+
+
+def replay(wanted: Sequence[Wanted]) -> list[Outcome]:
+    """These days under every policy, as many at a time as there are cores."""
+    if len(wanted) == 1:
+        return [_replayed(wanted[0])]
+    with get_context("spawn").Pool(min(len(wanted), os.cpu_count() or 1)) as processes:
+        return processes.map(_replayed, wanted, chunksize=1)
+
+
+def _replayed(wanted: Wanted) -> Outcome:
+    if wanted.folder is None:
+        functions = day(wanted.seed, wanted.functions)
+    else:
+        functions = read_day(wanted.folder, wanted.number, wanted.seed, wanted.functions)
+    return outcome(functions, Rules())
