@@ -214,10 +214,13 @@ class Settings(BaseSettings):
     )
     tuner_minimum_runs: int = Field(20, ge=1, description="Runs of a function before anything is recommended for it.")
     tuner_percentile: float = Field(
-        0.999, gt=0, le=1, description="Share of runs that a recommended limit must have been enough for."
+        0.99,
+        gt=0,
+        le=1,
+        description="Share of runs that a recommended limit must have been enough for. Above it the cheapest limit is taken, second runs counted.",
     )
     tuner_margin: float = Field(
-        0.15, ge=0, description="Room above that, as a share, at the minimum of runs; it shrinks as more are known."
+        0.1, ge=0, description="Room above that, as a share, at the minimum of runs; it shrinks as more are known."
     )
     tuner_floor_mb: int = Field(32, ge=6, description="Smallest limit that is recommended.")
     tuner_ceiling_mb: int = Field(0, ge=0, description="Largest limit that is recommended. 0: `max_memory_mb`.")
@@ -227,7 +230,7 @@ class Settings(BaseSettings):
     tuner_backoff_s: float = Field(
         600.0,
         ge=0,
-        description="How long a function keeps its requested limit after the tuner's was too little for a run.",
+        description="How long a function keeps its requested limit after the tuner's was too little for a run, if that is not over after five runs.",
     )
     tuner_expires_s: int = Field(
         2_592_000, ge=60, description="How long what was learned of a function stays without a run of it."

@@ -1,4 +1,4 @@
-"""One picture of the replay: slack against second runs, GB-seconds used and not used, and what is left by cause."""
+"""One picture of the replay: slack against re-runs, GB-seconds used and not used, and what is left by cause."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def draw(found: Outcome, *paths: Path) -> None:
     left.axhline(GOAL_SLACK * 100, linestyle=":", color="grey")
     left.set(
         xscale="log",
-        xlabel="runs that ran twice, % (none: at the left edge)",
+        xlabel="re-run after OOM, % of the runs (none: at the left edge)",
         ylabel="slack, % of GB-seconds",
         ylim=(0, 100),
     )

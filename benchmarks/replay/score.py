@@ -7,7 +7,7 @@ waste. A policy hears of a run when it has ended, so runs that overlap know noth
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -27,7 +27,7 @@ class Score:
     reruns: float = 0.0
     held_gb_s: float = 0.0
     used_gb_s: float = 0.0
-    unused_gb_s: Counter[str] = field(default_factory=Counter)
+    unused_gb_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """What was held and not used, by cause."""
 
     @property
@@ -37,7 +37,7 @@ class Score:
 
     @property
     def rerun_share(self) -> float:
-        """The share of the runs that ran twice."""
+        """The share of the runs that were re-run."""
         return self.reruns / self.runs if self.runs else 0.0
 
     def add(self, other: Score, weight: float = 1.0) -> None:

@@ -58,7 +58,7 @@ def rate(place: float) -> float:
     """Runs a day of the function that so large a share of all functions does not exceed."""
     for (low, fewer), (high, more) in itertools.pairwise(RATES):
         if place <= high:
-            return fewer * (more / fewer) ** ((place - low) / (high - low))
+            return fewer * math.pow(more / fewer, (place - low) / (high - low))
     return RATES[-1][1]
 
 

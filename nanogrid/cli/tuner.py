@@ -5,6 +5,7 @@ The one rule: numbers come from the records that workers write; nothing is worke
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -125,7 +126,8 @@ def to_wire(known: Known, deployment: Mode) -> dict[str, Any]:
         "recommendedMemoryMb": None if advice is None else advice.recommended_mb,
         "nextLimitMb": None if advice is None else _next_limit_mb(known, deployment),
         "setbacks": known.record.setbacks,
-        "backoffUntil": known.record.backoff_until_s or None,
+        "backoffUntil": known.record.backoff_until_s if known.record.backs_off(time.time()) else None,
+        "backoffRuns": known.record.backoff_runs if known.record.backs_off(time.time()) else 0,
         "tip": None if advice is None else advice.sentence,
     }
 
@@ -185,8 +187,6 @@ def _print_table(found: Sequence[Known], deployment: Mode) -> None:
 
 
 def _print_function(known: Known, deployment: Mode) -> None:
-    import time
-
     from rich.text import Text
 
     out = console.stdout()
@@ -196,9 +196,9 @@ def _print_function(known: Known, deployment: Mode) -> None:
     if known.advice is not None:
         out.print(Text(known.advice.sentence))
         out.print(Text(f"the next run of {known.advice.requested_mb} MiB gets {_mib(wire['nextLimitMb'])}"))
-    left_s = known.record.backoff_until_s - time.time()
-    if left_s > 0:
-        out.print(Text(f"it keeps what it asks for during the next {left_s:.0f} s: a lowered limit was too little"))
+    if known.record.backs_off(time.time()):
+        left_s, runs = known.record.backoff_until_s - time.time(), known.record.backoff_runs
+        out.print(Text(f"it keeps what it asks for, for {runs} runs or {left_s:.0f} s: a lowered limit was too little"))
     drawn = bars(known.record.histogram.buckets)
     if not drawn:
         return

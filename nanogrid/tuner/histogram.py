@@ -110,7 +110,8 @@ class Histogram:
 
         The first one is the largest sample itself, with nothing above; the others are edges. Empty: no sample.
         """
-        total, above, found = self.total, 0.0, []
+        total, above = self.total, 0.0
+        found: list[tuple[float, float]] = []
         for number, weight, highest_mb in reversed(self.buckets):
             if above > total * (1 - q + SLIGHT):
                 break
