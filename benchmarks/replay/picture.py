@@ -22,8 +22,7 @@ def draw(found: Outcome, *paths: Path) -> None:
     for name in NAMES:
         score = found.once[name]
         share = max(LEAST_SHARE, score.rerun_share)
-        left.plot(share * 100, score.slack * 100, "o", markersize=9 if name == TUNER else 6)
-        left.annotate(name, (share * 100, score.slack * 100), textcoords="offset points", xytext=(6, 4), fontsize=8)
+        left.plot(share * 100, score.slack * 100, "o", markersize=9 if name == TUNER else 6, label=name)
     left.axvline(GOAL_RERUNS * 100, linestyle=":", color="grey")
     left.axhline(GOAL_SLACK * 100, linestyle=":", color="grey")
     left.set(
@@ -32,6 +31,7 @@ def draw(found: Outcome, *paths: Path) -> None:
         ylabel="slack, % of GB-seconds",
         ylim=(0, 100),
     )
+    left.legend(fontsize=8, loc="upper right")
     left.set_title("lower and further left is better; dotted: the goal", fontsize=9)
 
     held = [found.once[name].held_gb_s for name in reversed(NAMES)]
