@@ -212,7 +212,7 @@ class Settings(BaseSettings):
         Mode.RECOMMEND,
         description="What the tuner does with memory limits: `off`, `recommend` (results say what would do) or `apply` (runs get it, and one that it was too little for runs again). Functions can have a mode of their own: `nanogrid tuner set`.",
     )
-    tuner_minimum_runs: int = Field(20, ge=1, description="Runs of a function before anything is recommended for it.")
+    tuner_minimum_runs: int = Field(10, ge=1, description="Runs of a function before anything is recommended for it.")
     tuner_percentile: float = Field(
         0.99,
         gt=0,

@@ -18,7 +18,7 @@ from benchmarks.replay.trace import TraceError, days_of
 from nanogrid.tuner.rules import Rules
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
-SEEDS = (101, 102, 103, 104)
+SEEDS = (201, 202, 203, 204)
 FUNCTIONS = 200
 
 

@@ -16,9 +16,9 @@ from nanogrid.tuner.record import need
 from nanogrid.tuner.rules import Rules
 
 REQUESTED, LAST, VPA, VPA_FLOOR = "requested limit", "last peak and 40 %", "VPA's rule", "VPA's rule, floor of 250 MB"
-TUNER, SOON = "NanoGrid's tuner", "NanoGrid's tuner, from 10 runs on"
+TUNER, LATER = "NanoGrid's tuner", "NanoGrid's tuner, from 20 runs on"
 EACH, ALL = "best fixed limits, 0.1 % each", "best fixed limits, 0.1 % of all"
-NAMES = (REQUESTED, LAST, VPA, VPA_FLOOR, TUNER, SOON, EACH, ALL)
+NAMES = (REQUESTED, LAST, VPA, VPA_FLOOR, TUNER, LATER, EACH, ALL)
 
 
 @dataclass
@@ -56,7 +56,7 @@ def outcome(functions: Sequence[Function], rules: Rules) -> Outcome:
     """All policies over one day."""
     made: dict[str, Callable[[], Policy]] = {
         REQUESTED: Requested, LAST: LastPeak, VPA: Vpa, VPA_FLOOR: lambda: Vpa(250),
-        SOON: lambda: Tuner(replace(rules, minimum_samples=10)),
+        LATER: lambda: Tuner(replace(rules, minimum_samples=20)),
     }  # fmt: skip
     found = Outcome(len(functions), sum(len(function.runs) < rules.minimum_samples for function in functions))
     for function in functions:

@@ -12,8 +12,8 @@ class Rules:
 
     `percentile` is the error budget of a function: at least so much of its runs must fit. Above it the cheapest limit is taken: a
     larger one is held by every run, a smaller one makes some of them run twice. The margin is `margin` at the minimum of
-    samples and shrinks towards `least_margin` as they grow: one run in twenty exceeds the highest of twenty before it, one in a thousand that
-    of a thousand.
+    samples and shrinks towards `least_margin` as they grow: about one run in ten exceeds the highest of ten before it, one in a thousand
+    that of a thousand.
     """
 
     percentile: float = 0.99
@@ -22,7 +22,7 @@ class Rules:
     step_mb: int = 16
     floor_mb: int = 32
     ceiling_mb: int = 10240
-    minimum_samples: int = 20
+    minimum_samples: int = 10
     half_life_s: float = 86400.0
     new_code_weight: float = 0.5
     """What a sample counts once the function has other code."""

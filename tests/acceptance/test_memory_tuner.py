@@ -13,6 +13,7 @@ from nanogrid.client import Client
 from nanogrid.modes import Mode
 from nanogrid.pool.snapshot import snapshot
 from nanogrid.result import ExecutionResult, Outcome
+from nanogrid.settings import Settings
 from nanogrid.tuner.sizes import MEASURED
 from nanogrid.tuning import Tuning, key_of
 from tests.support.functions import Functions
@@ -20,7 +21,7 @@ from tests.support.services import wait_until
 from tests.support.worker import Grid, Worker
 
 WAIT_S = 90.0
-MINIMUM = 20
+MINIMUM: int = Settings.model_fields["tuner_minimum_runs"].default
 
 EATS = "import sys; n = int(sys.stdin.read()); x = bytearray(n << 20); print(len(x) >> 20)"
 """Uses as many MiB as its payload says."""

@@ -68,7 +68,7 @@ def test_list_as_json(tuning: Tuning, url: str) -> None:
     assert (thumbs["mode"], thumbs["ownMode"], thumbs["runs"]) == ("apply", "apply", 25)
     assert (thumbs["requestedMemoryMb"], thumbs["recommendedMemoryMb"], thumbs["nextLimitMb"]) == (512, 48, 48)
     assert rows["new"]["recommendedMemoryMb"] is None
-    assert "19 more are needed" in rows["new"]["tip"]
+    assert "9 more are needed" in rows["new"]["tip"]
 
 
 def test_show_draws_the_histogram(tuning: Tuning, url: str) -> None:

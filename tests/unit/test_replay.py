@@ -147,12 +147,12 @@ def test_what_each_policy_does_after_one_run(policy: Policy, after: int) -> None
 
 
 def test_the_tuner_is_the_real_one() -> None:
-    """Nineteen runs are too few; then it lowers, backs off after a mistake, and has learned."""
+    """Nine runs are too few; then it lowers, backs off after a mistake, and has learned."""
     tuner = Tuner(RULES)
     score = replayed(function(*[40.0] * 40, 200.0, *[40.0] * 10), tuner)
     assert score.reruns == 1
     assert tuner.record.setbacks == 1
-    assert tuner.limit_mb(512, "v0", 9000.0) == 224
+    assert tuner.limit_mb(512, "v0", 9000.0) == 208
 
 
 # -- the bounds
