@@ -16,6 +16,7 @@ from celery.backends.redis import RedisBackend
 from celery.states import SUCCESS
 from celery.utils.log import get_logger
 
+from nanogrid import stages
 from nanogrid.errors import NanoGridError
 from nanogrid.monitoring import settings_of
 from nanogrid.observations import RequestEnded, happened, tell
@@ -80,11 +81,13 @@ class ResultBackend(RedisBackend):
         settings = settings_of(self.app)
         fields = fields_of(result, settings) if settings.stream_entries_limit else []
         if not self.ensure(self._store_first_end, (key, self._encoded(task_id, result, request), fields)):
+            stages.answered(result)
             return result
         phases = result.phases.model_copy(update={"store": round((time.perf_counter() - began) * 1000, 3)})
         stored = result.model_copy(update={"phases": phases})
         self._set_with_state(key, self._encoded(task_id, stored, request), state)
         tell(_ended(stored))
+        stages.finished(stored)
         return result
 
     def _store_first_end(self, key: str, meta: str, fields: list[str]) -> bool:

@@ -21,6 +21,7 @@ class NanoGrid(Celery):
     """A Celery app with SQS as broker and Redis beside it for events and remote control."""
 
     control_cls = "nanogrid.monitoring:Control"
+    log_cls = "nanogrid.logs:Logging"
 
     def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

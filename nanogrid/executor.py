@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from nanogrid import stages
 from nanogrid.code import CodeStore
 from nanogrid.container.cgroup import Usage
 from nanogrid.container.engine import Engine
@@ -67,6 +68,7 @@ class Executor:
                 request.s3_bucket, request.s3_key, sha256=request.code_sha256, required_file=required_file
             ) as code,
             self._layers.prepare(code, runtime) as prepared,
+            stages.Run(request.request_id, request.function_id, attempt) as stage,
         ):
             wanted = LeaseRequest(
                 request.request_id,
@@ -80,16 +82,19 @@ class Executor:
                 packages_dir=None if prepared.packages is None else str(prepared.packages),
                 wait_s=self._wait_s(request, queue_ms),
             )
+            stage.code_ready(
+                cached=code.cached, fetch_ms=code.fetch_ms, unpack_ms=code.unpack_ms, build_ms=prepared.build_ms
+            )
             watch = Watcher(request, prepared.key, learns=tuned.learns)
             tip = tuned.tip(request.memory_mb)
             lowered_mb = wanted.limits.memory_mb
             if lowered_mb == request.memory_mb:
-                ran = watch.observed(self._run(request, wanted))
-            elif (first := self._under_less(request, wanted, watch)) is not None:
+                ran = watch.observed(self._run(request, wanted, stage))
+            elif (first := self._under_less(request, wanted, watch, stage)) is not None:
                 ran = first
             else:
                 self._require_time(request, lowered_mb, time.monotonic() - began)
-                ran = watch.observed(self._run(request, wanted.with_memory(request.memory_mb)), rerun=True)
+                ran = watch.observed(self._run(request, wanted.with_memory(request.memory_mb), stage), rerun=True)
                 tip = rerun_tip(request.memory_mb, lowered_mb)
             phases = Phases(
                 queue=_rounded(queue_ms),
@@ -125,12 +130,22 @@ class Executor:
             attempt=attempt,
         )
 
-    def _run(self, request: FunctionRequest, wanted: LeaseRequest) -> Ran:
+    def _run(self, request: FunctionRequest, wanted: LeaseRequest, stage: stages.Run) -> Ran:
         """One run in one container."""
         asked = time.monotonic()
         with self._pool.lease(wanted, request.payload) as container:
             acquired = time.monotonic()
-            report = container.run(timeout_s=request.timeout_ms / 1000)
+            report = container.run(
+                timeout_s=request.timeout_ms / 1000,
+                begun=lambda: stage.started(
+                    container=container.name,
+                    start=container.start_kind,
+                    acquire_ms=(acquired - asked) * 1000,
+                    timeout_ms=request.timeout_ms,
+                    memory_mb=wanted.limits.memory_mb,
+                    cpus=wanted.limits.cpus,
+                ),
+            )
             ended = time.monotonic()
             outcome, exit_code = classify(report, container)
             value, complaint = self._value(container)
@@ -148,10 +163,12 @@ class Executor:
             collect_ms=(time.monotonic() - ended) * 1000,
         )
 
-    def _under_less(self, request: FunctionRequest, wanted: LeaseRequest, watch: Watcher) -> Ran | None:
+    def _under_less(
+        self, request: FunctionRequest, wanted: LeaseRequest, watch: Watcher, stage: stages.Run
+    ) -> Ran | None:
         """Run with less memory than the request asks for. None where that was too little, whatever the function made of it."""
         try:
-            ran = self._run(request, wanted)
+            ran = self._run(request, wanted, stage)
         except (ContainerStartError, ContainerLostError) as error:  # perhaps for want of memory: the next run tells
             watch.lost(wanted.limits.memory_mb)
             log.warning("request %s could not run with %d MiB: %s", request.request_id, wanted.limits.memory_mb, error)

@@ -19,6 +19,8 @@ from nanogrid.wire import Wire
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+=~-]*$"
 RequestId = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=ID_PATTERN)]
+SECRET_FIELDS = ("payload", "env")
+"""What is wrong with a request stands in logs and in its result; what is in these fields does not."""
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 HANDLER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+$"
 
@@ -142,23 +144,27 @@ def _check_limits(request: FunctionRequest, settings: Settings) -> None:
 def _sentence(error: ErrorDetails) -> InvalidRequestError:
     """One sentence for pydantic's first finding."""
     field = ".".join(str(part) for part in error["loc"]) or "request"
-    value, context = error.get("input"), error.get("ctx", {})
+    shown, context = _show(error.get("input")), error.get("ctx", {})
+    if field.partition(".")[0] in SECRET_FIELDS:
+        shown = _kind(error.get("input"))
     match error["type"]:
         case "missing":
             problem = "missing; it is required"
         case "greater_than" | "greater_than_equal":
             bound = context.get("gt", context.get("ge"))
-            problem = f"{_show(value)} is too small; accepted are numbers {'greater than' if 'gt' in context else 'from'} {bound}"
+            problem = (
+                f"{shown} is too small; accepted are numbers {'greater than' if 'gt' in context else 'from'} {bound}"
+            )
         case "string_pattern_mismatch":
-            problem = f"{_show(value)} does not match {context['pattern']}"
+            problem = f"{shown} does not match {context['pattern']}"
         case "string_too_short" | "string_too_long":
             low, high = context.get("min_length"), context.get("max_length")
             bound = f"at least {low}" if low is not None else f"at most {high}"
-            problem = f"{_show(value)} has the wrong length; accepted are {bound} characters"
+            problem = f"{shown} has the wrong length; accepted are {bound} characters"
         case "value_error":
             problem = str(context["error"])
         case _:
-            problem = f"{_show(value)} is not accepted: {error['msg'][0].lower()}{error['msg'][1:]}"
+            problem = f"{shown} is not accepted: {error['msg'][0].lower()}{error['msg'][1:]}"
     return InvalidRequestError(field, problem)
 
 
@@ -180,5 +186,6 @@ def _kind(value: object) -> str:
         float: "a number",
         str: "a string",
         list: "an array",
+        dict: "an object",
     }
     return names.get(type(value), type(value).__name__)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticUndefined
@@ -270,6 +270,11 @@ class Settings(BaseSettings):
     )
     stream_value_limit_bytes: int = Field(
         4096, ge=0, description="Largest JSON value in the stream; a larger one is null there."
+    )
+
+    # -- watching
+    log_format: Literal["text", "json"] = Field(
+        "text", description="What a worker's log is made of: `text` for people, or `json`, one object per line."
     )
 
     # -- Flower

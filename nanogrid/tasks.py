@@ -20,6 +20,7 @@ from celery import Task
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
+from nanogrid import stages
 from nanogrid.celery import app
 from nanogrid.claims import Claims
 from nanogrid.errors import ClaimBusyError, InvalidRequestError, LimitLoweredError, NanoGridError
@@ -44,6 +45,7 @@ class FunctionTask(Task):
 
     ignore_result = False
     max_retries = None  # our own limit counts, see `attempt`
+    Strategy = "nanogrid.logs:strategy"
 
     def apply_async(self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any) -> Any:
         """Send the request. Raises InvalidRequestError before anything is sent."""
@@ -96,7 +98,6 @@ def answer(task: FunctionTask, data: object, prepare: Prepare = lambda request: 
     try:
         request = parse_request(data, task.app.settings, request_id=str(task.request.id))
     except InvalidRequestError as invalid:
-        log.warning("request %s is refused: %s", task.request.id, invalid)
         return _not_run(task, str(task.request.id), _function_id(data), str(invalid), None)
     if too_old := _too_old(request, task):
         return _not_run(task, request.request_id, request.function_id, too_old, request.runtime)
@@ -115,7 +116,6 @@ def _effectively_once(task: FunctionTask, request: FunctionRequest, prepare: Pre
         if (final := final_result(stored)) is not None:
             if taken:
                 claims.release(key, token)
-            log.info("request %s was run before; its stored result stands", key)
             return final
         if taken:
             break
@@ -146,7 +146,6 @@ def _attempt(
     except NanoGridError as error:
         if error.retryable:
             return error
-        log.warning("request %s is not run: %s", request.request_id, error)
         return _not_run(task, request.request_id, request.function_id, str(error), request.runtime)
     except SoftTimeLimitExceeded:
         return f"it took longer than timeoutMs and {settings.overhead_s:g} s of overhead"
@@ -161,12 +160,11 @@ def _again_or_give_up(task: FunctionTask, request: FunctionRequest, trouble: Nan
     attempt = task.request.retries + 1
     if attempt < settings.max_attempts:
         wait_s = backoff_s(attempt, settings)
-        log.warning("request %s: attempt %d failed: %s; again in %.1f s", request.request_id, attempt, trouble, wait_s)
+        stages.retrying(request.request_id, request.function_id, attempt, str(trouble), wait_s)
         headers = {SENT_AT: task.request.get(SENT_AT)}
         if isinstance(trouble, LimitLoweredError) or task.request.get(NOT_LOWERED):
             headers[NOT_LOWERED] = True
         raise task.retry(countdown=wait_s, headers=headers, throw=False)
-    log.error("request %s: gave up after %d attempts: %s", request.request_id, attempt, trouble)
     reason = f"NanoGrid gave up after {attempt} attempts; the last one failed: {trouble}"
     return _not_run(task, request.request_id, request.function_id, reason, request.runtime)
 

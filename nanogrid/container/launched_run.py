@@ -40,8 +40,16 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def run(self, cgroup: Cgroup, *, start_timeout_s: float, timeout_s: float, stop: Callable[[], None]) -> RunReport:
-        """Wait for the end of the command.
+    def run(
+        self,
+        cgroup: Cgroup,
+        *,
+        start_timeout_s: float,
+        timeout_s: float,
+        stop: Callable[[], None],
+        begun: Callable[[], None],
+    ) -> RunReport:
+        """Wait for the end of the command. `begun` is called when it has begun.
 
         `stop` ends the container and returns when nothing in it is alive; it is called where the command did not end by
         itself. Raises ContainerStartError when the command could not be started within `start_timeout_s`.
@@ -50,6 +58,7 @@ class Watch:
         began_at = self._await_start(start_timeout_s)
         base_cpu_ns = cgroup.read().cpu_ns or 0
         started = time.monotonic()
+        begun()
         ended, exit_code, ended_at = self._await_end(started + timeout_s)
         now = time.monotonic()
         # Both lines may have waited for this process: then the launcher's clock knows better (to 10 ms).

@@ -48,8 +48,11 @@ class Run:
         self._by_fd: dict[int, Stream] = {}
         self._ended: RunEnded | None = None
 
-    def run(self, program: Program, stdin: int, *, timeout_s: float, thaw: Callable[[], None]) -> RunReport:
-        """Run it. `thaw` lets a paused container go on; it is called when the request is there already.
+    def run(
+        self, program: Program, stdin: int, *, timeout_s: float, thaw: Callable[[], None], begun: Callable[[], None]
+    ) -> RunReport:
+        """Run it. `thaw` lets a paused container go on; it is called when the request is there already. `begun` is called
+        beside the function's first steps.
 
         Raises ContainerStartError where the runner could not start the command, ContainerLostError where somebody froze
         the container from outside.
@@ -72,6 +75,7 @@ class Run:
                 os.close(stderr)
             sent = time.monotonic()
             thaw()
+            begun()
             self._poll.register(self._link.fileno(), READABLE)
             ended = self._watch(sent + timeout_s)
             if cut_short := ended in (Ended.TIMED_OUT, Ended.OUTPUT_LIMIT):

@@ -13,7 +13,7 @@ import os
 import socket
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ from nanogrid.settings import Settings
 log = logging.getLogger(__name__)
 
 
+def _nothing() -> None:
+    """What is done at the beginning of a run that nobody waits for."""
+
+
 class Container(ABC):
     """A leased container, ready for one run. `folder` holds what the run gives back."""
 
@@ -47,8 +51,11 @@ class Container(ABC):
         self.end: End | None = None
 
     @abstractmethod
-    def run(self, *, timeout_s: float) -> RunReport:
-        """Run the function to its end and report it. When this returns, nothing of the function is alive."""
+    def run(self, *, timeout_s: float, begun: Callable[[], None] = _nothing) -> RunReport:
+        """Run the function to its end and report it. When this returns, nothing of the function is alive.
+
+        `begun` is called once when it runs, beside its first steps.
+        """
 
     @abstractmethod
     def give_back(self) -> None:
@@ -84,7 +91,7 @@ class WarmContainer(Container):
         self._link = link
         self._reusable = False
 
-    def run(self, *, timeout_s: float) -> RunReport:
+    def run(self, *, timeout_s: float, begun: Callable[[], None] = _nothing) -> RunReport:
         """Run the function. A container whose run was cut short, or killed for memory, is not used again."""
         run = Run(
             self._link,
@@ -98,7 +105,7 @@ class WarmContainer(Container):
             env = {**env, "PYTHONPATH": f"{MOUNT}/packages"}
         in_process = self._wanted.in_process
         program = Program(self._wanted.command, env, in_process, compiler_cache=not in_process)
-        report = run.run(program, self._stdin, timeout_s=timeout_s, thaw=self._go_on)
+        report = run.run(program, self._stdin, timeout_s=timeout_s, thaw=self._go_on, begun=begun)
         self._reusable = report.ended is Ended.EXITED and not report.usage.oom_kills
         if report.ended is Ended.LOST:
             self.destroy()
@@ -131,10 +138,14 @@ class LaunchedContainer(Container):
         super().__init__(leased, line, settings, slot)
         self._watch = watch
 
-    def run(self, *, timeout_s: float) -> RunReport:
+    def run(self, *, timeout_s: float, begun: Callable[[], None] = _nothing) -> RunReport:
         """Wait for the function's end."""
         return self._watch.run(
-            self._cgroup, start_timeout_s=self._settings.overhead_s / 2, timeout_s=timeout_s, stop=self.destroy
+            self._cgroup,
+            start_timeout_s=self._settings.overhead_s / 2,
+            timeout_s=timeout_s,
+            stop=self.destroy,
+            begun=begun,
         )
 
     def give_back(self) -> None:

@@ -10,7 +10,9 @@ The rule: the main process owns and keeps account; the children, forked from it,
 from __future__ import annotations
 
 import logging
+from typing import Any
 
+from celery import signals
 from celery.worker import components
 
 from nanogrid.celery import app
@@ -20,6 +22,12 @@ from nanogrid.worker.containers import Containers
 from nanogrid.worker.preparation import Preparation
 
 __all__ = ["Accounts", "Containers", "Preparation", "children"]
+
+
+@signals.celeryd_init.connect
+def _begins(instance: Any, **_: Any) -> None:
+    app.log.only_json(instance)
+
 
 logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells at INFO, for each client, where it found credentials
 

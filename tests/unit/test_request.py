@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -109,6 +110,25 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=10,
 )
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (
+            {"env": {"TOKEN": {"deep": "s3cret"}}},
+            "env.TOKEN: an object is not accepted: input should be a valid string",
+        ),
+        ({"env": ["TOKEN=s3cret"]}, "env: an array is not accepted: input should be a valid dictionary"),
+        ({"env": "TOKEN=s3cret"}, "env: a string is not accepted: input should be a valid dictionary"),
+        ({"payload": {"key": {"s3cret"}}}, "payload"),
+    ],
+)
+def test_what_is_secret_is_not_shown_in_a_refusal(settings: Settings, fields: dict[str, Any], sentence: str) -> None:
+    """A refusal stands in logs: of payload and environment it tells where and what kind."""
+    with pytest.raises(InvalidRequestError, match=re.escape(sentence)) as refused:
+        parse_request({**ORIGINAL, **fields}, settings)
+    assert "s3cret" not in str(refused.value)
 
 
 @given(payload=json_values, env=st.dictionaries(st.from_regex(r"\A[A-Z]{1,8}\Z"), st.text("abc\n\"'é"), max_size=3))
