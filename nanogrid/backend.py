@@ -16,7 +16,7 @@ from celery.backends.redis import RedisBackend
 from celery.states import SUCCESS
 from celery.utils.log import get_logger
 
-from nanogrid import stages
+from nanogrid import stages, tracing
 from nanogrid.errors import NanoGridError
 from nanogrid.monitoring import settings_of
 from nanogrid.observations import RequestEnded, happened, tell
@@ -88,6 +88,7 @@ class ResultBackend(RedisBackend):
         self._set_with_state(key, self._encoded(task_id, stored, request), state)
         tell(_ended(stored))
         stages.finished(stored)
+        tracing.stored(stored)
         return result
 
     def _store_first_end(self, key: str, meta: str, fields: list[str]) -> bool:

@@ -18,6 +18,7 @@ from celery import chord
 from celery.result import AsyncResult
 from pydantic import JsonValue
 
+from nanogrid import tracing
 from nanogrid.celery import NanoGrid, make_app
 from nanogrid.celery import app as default_app
 from nanogrid.errors import InvalidRequestError, ResultUnavailableError
@@ -45,6 +46,7 @@ class Client:
 
     def submit(self, request: dict[str, Any] | FunctionRequest) -> str:
         """Send a request and return its id. Raises InvalidRequestError before anything is sent."""
+        tracing.begin(self.settings)
         submission = Submission.of(_wire(request), self.settings)
         self.app.send_task(EXECUTE, args=(submission.wire,), **submission.options())
         return submission.task_id
@@ -137,6 +139,7 @@ class Client:
         ExecutionResults in the order of `payloads`; `on_failure` says what a part that did not succeed does to it. The
         parts' ids are the reducer's id and `/0`, `/1`, ... Raises InvalidRequestError before anything is sent.
         """
+        tracing.begin(self.settings)
         final = Submission.of(reducer, self.settings)
         named = {**function, "requestId": final.task_id}
         parts = [Submission.of(part, self.settings) for part in _parts(named, payloads)]

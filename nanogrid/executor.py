@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from nanogrid import stages
+from nanogrid import stages, tracing
 from nanogrid.code import CodeStore
 from nanogrid.container.cgroup import Usage
 from nanogrid.container.engine import Engine
@@ -104,6 +104,7 @@ class Executor:
                 run=_rounded(ran.run_ms),
                 collect=_rounded(ran.collect_ms),
             )
+            tracing.collected()
         report = ran.report
         return ExecutionResult(
             request_id=request.request_id,

@@ -276,6 +276,10 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field(
         "text", description="What a worker's log is made of: `text` for people, or `json`, one object per line."
     )
+    tracing: bool = Field(
+        False,
+        description="Make OpenTelemetry traces of requests, in producers and workers. Needs `nanogrid[otel]`; where they go is said by the standard variables `OTEL_*`.",
+    )
 
     # -- Flower
     flower_insecure: bool = Field(

@@ -20,7 +20,7 @@ from celery import Task
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
-from nanogrid import stages
+from nanogrid import stages, tracing
 from nanogrid.celery import app
 from nanogrid.claims import Claims
 from nanogrid.errors import ClaimBusyError, InvalidRequestError, LimitLoweredError, NanoGridError
@@ -49,6 +49,7 @@ class FunctionTask(Task):
 
     def apply_async(self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any) -> Any:
         """Send the request. Raises InvalidRequestError before anything is sent."""
+        tracing.begin(self.app.settings)
         request, rest = self.split(args, kwargs)
         submission = Submission.of(request, self.app.settings, task_id=task_id)
         return super().apply_async((submission.wire, *rest), {}, **submission.options(options))

@@ -31,6 +31,7 @@ from nanogrid import plain_json, queues
 from nanogrid.errors import ConfigurationError
 from nanogrid.settings import Settings
 from nanogrid.submission import SENT_AT
+from nanogrid.tracing import CARRIED
 from nanogrid.transport import envelopes, size
 from nanogrid.transport.http import client_of
 from nanogrid.transport.options import SETTINGS_OPTION
@@ -120,7 +121,7 @@ class Channel(_SQSChannel):
                 self.sqs(),
                 client_of(self.hub, MOST_POLLS),
                 self.wait_time_seconds,
-                self.get_message_attributes["MessageSystemAttributeNames"],
+                self.get_message_attributes,
             )
         return self._polling
 
@@ -285,6 +286,7 @@ class Channel(_SQSChannel):
         sent_at_ms = _number(attributes.get("SentTimestamp"))
         if isinstance(body, envelopes.BareRequest):
             payload = envelopes.adopt(body.request, message["MessageId"], sent_at_ms, self.settings)
+            payload["headers"].update(_trace_context(message))
         else:
             payload = body.payload
             if sent_at_ms is not None:
@@ -426,6 +428,12 @@ def _addressed(payload: dict[str, Any], message: dict[str, Any], url: str, queue
     }
     properties["delivery_tag"] = message["ReceiptHandle"]
     return payload
+
+
+def _trace_context(message: dict[str, Any]) -> dict[str, str]:
+    """What a sender put beside a bare request about its trace. Asked of SQS only where traces are made."""
+    attributes = message.get("MessageAttributes") or {}
+    return {name: str(attributes[name].get("StringValue", "")) for name in CARRIED if name in attributes}
 
 
 def _running_tags() -> set[str]:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from nanogrid.errors import ConfigurationError
 from nanogrid.settings import Settings
+from nanogrid.tracing import CARRIED
 
 SETTINGS_OPTION = "nanogrid"
 
@@ -51,5 +52,6 @@ def transport_options(settings: Settings) -> dict[str, Any]:
         "body_encoding": "utf-8",
         "fetch_message_attributes": {
             "MessageSystemAttributeNames": ["ApproximateReceiveCount", "SentTimestamp"],
+            "MessageAttributeNames": list(CARRIED) if settings.tracing else [],
         },
     }

@@ -77,9 +77,12 @@ class BoundedConnection(AsyncHTTPSConnection):
 class PollingConnection(AsyncSQSConnection):
     """kombu's asynchronous SQS connection with polls as described above."""
 
-    def __init__(self, client: Any, http_client: Any, wait_s: int, system_attributes: list[str]) -> None:
+    def __init__(self, client: Any, http_client: Any, wait_s: int, attributes: dict[str, Any]) -> None:
         super().__init__(
-            sqs_connection=client, http_client=http_client, message_system_attribute_names=system_attributes
+            sqs_connection=client,
+            http_client=http_client,
+            message_system_attribute_names=attributes["MessageSystemAttributeNames"],
+            message_attribute_names=attributes["MessageAttributeNames"],
         )
         self._limit_s = wait_s + GRACE_S
 

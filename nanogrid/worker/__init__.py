@@ -4,7 +4,7 @@ The rule: the main process owns and keeps account; the children, forked from it,
 
     containers   owns the containers          accounts   takes what the children tell
     preparation  checks queues, fetches images, answers for dead letters
-    children     what a child does first
+    children     what a child does first, and last
 """
 
 from __future__ import annotations

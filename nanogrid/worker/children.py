@@ -1,4 +1,4 @@
-"""What a child of a worker does first."""
+"""What a child of a worker does first, and last."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 from celery import signals
 
+from nanogrid import tracing
+from nanogrid.celery import app
 from nanogrid.worker.accounts import Accounts
 from nanogrid.worker.containers import Containers
 
@@ -23,8 +25,15 @@ def _child_started(**_: Any) -> None:
         Containers.owner.leave_to_parent()
     if Accounts.ledger is not None:
         Accounts.ledger.leave_to_parent()
+    tracing.begin(app.settings)
     gc.freeze()  # what a worker has loaded stays: no collection need look at it during a run
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # The parent may have gone before. It is not told by pid 1: in a container that is the main process itself.
     if Containers.main_pid not in (os.getpid(), os.getppid()):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@signals.worker_process_shutdown.connect
+def _child_ends(**_: Any) -> None:
+    """What was traced and not sent yet leaves now: a forked process has no farewell of Python's own."""
+    tracing.end()

@@ -11,6 +11,7 @@ from celery import bootsteps
 from celery.utils.log import get_logger
 from celery.worker import components
 
+from nanogrid import tracing
 from nanogrid.errors import ConfigurationError
 from nanogrid.pool.lease import use_owner
 from nanogrid.pool.owner import Owner
@@ -44,6 +45,7 @@ class Containers(bootsteps.StartStopStep):
             importlib.import_module(module)
         sys.setswitchinterval(SWITCH_S)
         try:
+            tracing.require(self._settings)
             owner = Owner(self._settings)
         except ConfigurationError as error:
             log.critical("the worker cannot start: %s", error)

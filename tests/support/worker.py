@@ -86,10 +86,10 @@ class CeleryProcess:
 class Worker(CeleryProcess):
     """`celery -A ... worker -Q ...`."""
 
-    def __init__(self, grid: Grid, name: str, app: str, queues: str) -> None:
+    def __init__(self, grid: Grid, name: str, app: str, queues: str, env: dict[str, str] | None = None) -> None:
         self.name = name
         arguments = ("worker", "-Q", queues, "-l", "info", "-n", name)
-        super().__init__(grid, app, *arguments, log=grid.folder / f"{name}.log")
+        super().__init__(grid, app, *arguments, log=grid.folder / f"{name}.log", env=env)
 
     def answers(self) -> bool:
         """Whether the worker answers a ping."""
@@ -151,10 +151,16 @@ class Grid:
 
     @contextmanager
     def worker(
-        self, name: str = "w1@test", *, app: str = PROBE, queues: str = "python,cpp", reachable: bool = True
+        self,
+        name: str = "w1@test",
+        *,
+        app: str = PROBE,
+        queues: str = "python,cpp",
+        reachable: bool = True,
+        env: dict[str, str] | None = None,
     ) -> Iterator[Worker]:
         """A worker, ready for tasks; `reachable` says whether it can answer a ping."""
-        worker = Worker(self, name, app, queues)
+        worker = Worker(self, name, app, queues, env)
         try:
             wait_until(lambda: worker.said(f"{name} ready."), f"{name} is ready")
             if reachable:
