@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nanogrid.settings import Settings
 from tests.support.functions import Functions
 from tests.support.rig import rig as open_rig
 from tests.support.services import Service
@@ -141,3 +142,21 @@ def test_traces_that_cannot_be_made_are_told_in_one_sentence(tmp_path: Path) -> 
     assert words[0].startswith("nanogrid.errors.ConfigurationError: NANOGRID_TRACING is on, and OpenTelemetry is not")
     assert "pip install 'nanogrid[otel]'" in words[0]
     assert "s3Key: missing" in words[1]
+
+
+def test_a_worker_that_cannot_trace_does_not_start(tmp_path: Path) -> None:
+    """It says why, and that at its start and not at its first request."""
+    program = "import sys; sys.modules['opentelemetry'] = None; from celery.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, "-A", "nanogrid", "worker", "-Q", "python"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=ROOT,
+        env=environment(Settings(tracing=True, data_dir=tmp_path, sqs_endpoint_url="http://127.0.0.1:9")),
+    )
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if "CRITICAL" in line]
+    assert "the worker cannot start: NANOGRID_TRACING is on, and OpenTelemetry is not installed" in line
+    assert "Traceback" not in done.stderr
