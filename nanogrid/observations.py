@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import select
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class Reader:
 
 
 def _line(event: Event) -> bytes:
-    fields = asdict(event)
+    fields = dict(vars(event))
     if "function_id" in fields:
         fields["function_id"] = fields["function_id"][:NAME_LENGTH]
     return json.dumps([type(event).__name__, fields], separators=(",", ":")).encode() + b"\n"

@@ -255,19 +255,28 @@ def depths(names: Iterable[str], settings: Settings, client: Any = None) -> list
     message is not here: SQS tells it to CloudWatch only.
     """
     client = client or sqs_client(settings)
-    return [_depth(name, settings, client) for name in names]
+    return [depth(name, addresses(name, settings, client), client) for name in names]
 
 
-def _depth(name: str, settings: Settings, client: Any) -> QueueDepth:
+@dataclass(frozen=True)
+class Addresses:
+    """URLs of a queue and of its dead-letter queue, None without one."""
+
+    url: str
+    dead_letter_url: str | None
+
+
+def addresses(name: str, settings: Settings, client: Any) -> Addresses:
+    """Where a queue is. Raises as `depths` does."""
     url = resolve(name, settings, client)
-    attributes = _attributes(client, url, *_DEPTHS.values(), "RedrivePolicy")
+    return Addresses(url, dead_letter_url(url, client))
+
+
+def depth(name: str, where: Addresses, client: Any) -> QueueDepth:
+    """The depth of one queue: a call to SQS, and one more for its dead-letter queue."""
+    attributes = _attributes(client, where.url, *_DEPTHS.values())
     counts = {field: int(attributes[attribute]) for field, attribute in _DEPTHS.items()}
-    return QueueDepth(name, **counts, dead_letters=_dead_letters(attributes, client))
-
-
-def _dead_letters(attributes: dict[str, str], client: Any) -> int | None:
-    policy = _policy(attributes)
-    url = _url_of_arn(client, policy.dead_letter_arn) if policy else None
-    if url is None:
-        return None
-    return int(_attributes(client, url, _DEPTHS["visible"])[_DEPTHS["visible"]])
+    dead = None
+    if where.dead_letter_url is not None:
+        dead = int(_attributes(client, where.dead_letter_url, _DEPTHS["visible"])[_DEPTHS["visible"]])
+    return QueueDepth(name, **counts, dead_letters=dead)

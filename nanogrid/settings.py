@@ -7,6 +7,7 @@ Nothing is read from the environment at import: `Settings()` reads it when it is
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +26,14 @@ SQS_MESSAGE_LIMIT_BYTES = 1024 * 1024
 
 SQS_LONGEST_VISIBILITY_S = 12 * 3600
 """SQS does not keep a received message invisible for longer than this in all, renewals included."""
+
+
+OFF = "off"
+"""The value of a setting that is switched off where an empty variable means the default."""
+
+ADDRESS = re.compile(
+    r"(?:\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):(?:[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+)
 
 
 def _default_data_dir() -> Path:
@@ -280,6 +289,13 @@ class Settings(BaseSettings):
         False,
         description="Make OpenTelemetry traces of requests, in producers and workers. Needs `nanogrid[otel]`; where they go is said by the standard variables `OTEL_*`.",
     )
+    metrics_address: str = Field(
+        "127.0.0.1:9747",
+        description="Where a worker serves `/metrics`, `/healthz`, `/readyz` and `/status`, as `host:port`. Port 0: any that is free, see `nanogrid doctor`. `off`: nowhere.",
+    )
+    metrics_look_s: float = Field(
+        15.0, gt=0, description="How often a worker looks at its own health and at the depth of its queues."
+    )
 
     # -- Flower
     flower_insecure: bool = Field(
@@ -291,6 +307,13 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("metrics_address")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        if value not in ("", OFF) and not ADDRESS.fullmatch(value):
+            raise ValueError(f"must be host:port, such as 127.0.0.1:9747 or [::1]:9747, or {OFF}")
         return value
 
     @model_validator(mode="after")

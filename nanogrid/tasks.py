@@ -20,11 +20,20 @@ from celery import Task
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
-from nanogrid import stages, tracing
+from nanogrid import counted, stages, tracing
 from nanogrid.celery import app
 from nanogrid.claims import Claims
-from nanogrid.errors import ClaimBusyError, InvalidRequestError, LimitLoweredError, NanoGridError
+from nanogrid.errors import (
+    ClaimBusyError,
+    CodeError,
+    ContainerError,
+    InvalidRequestError,
+    LimitLoweredError,
+    NanoGridError,
+    PoolExhaustedError,
+)
 from nanogrid.mapping import reducer_input
+from nanogrid.observations import happened
 from nanogrid.request import FunctionRequest, parse_request
 from nanogrid.result import ExecutionResult, not_run
 from nanogrid.settings import Settings
@@ -105,6 +114,7 @@ def answer(task: FunctionTask, data: object, prepare: Prepare = lambda request: 
     try:
         return _effectively_once(task, request, prepare)
     except redis.RedisError as error:
+        happened(counted.ATTEMPT_FAILED, "redis")
         return _again_or_give_up(task, request, f"Redis does not answer: {error}")
 
 
@@ -117,10 +127,12 @@ def _effectively_once(task: FunctionTask, request: FunctionRequest, prepare: Pre
         if (final := final_result(stored)) is not None:
             if taken:
                 claims.release(key, token)
+            happened(counted.DUPLICATE, counted.ANSWERED)
             return final
         if taken:
             break
         log.info("request %s is running elsewhere; waiting for it", key)
+        happened(counted.DUPLICATE, counted.WAITED)
         try:
             claims.wait(key, task.app.settings.longest_run_s)
         except (ClaimBusyError, SoftTimeLimitExceeded):
@@ -146,13 +158,27 @@ def _attempt(
         return executor.execute(prepare(request), attempt=task.request.retries + 1, queue_ms=_age_ms(task), tuned=tuned)
     except NanoGridError as error:
         if error.retryable:
+            happened(counted.ATTEMPT_FAILED, _cause(error))
             return error
         return _not_run(task, request.request_id, request.function_id, str(error), request.runtime)
     except SoftTimeLimitExceeded:
+        happened(counted.ATTEMPT_FAILED, "time")
         return f"it took longer than timeoutMs and {settings.overhead_s:g} s of overhead"
     except Exception as error:  # a bug of ours must not lose the request
         log.exception("request %s: unexpected error", request.request_id)
+        happened(counted.ATTEMPT_FAILED, "unexpected")
         return f"unexpected {type(error).__name__}: {error}"
+
+
+def _cause(error: NanoGridError) -> str:
+    """Which of `counted.CAUSES` an error is."""
+    kinds = (
+        (CodeError, "code"),
+        (PoolExhaustedError, "pool"),
+        (ContainerError, "container"),
+        (LimitLoweredError, "limit"),
+    )
+    return next((cause for kind, cause in kinds if isinstance(error, kind)), "unexpected")
 
 
 def _again_or_give_up(task: FunctionTask, request: FunctionRequest, trouble: NanoGridError | str) -> ExecutionResult:
@@ -162,10 +188,12 @@ def _again_or_give_up(task: FunctionTask, request: FunctionRequest, trouble: Nan
     if attempt < settings.max_attempts:
         wait_s = backoff_s(attempt, settings)
         stages.retrying(request.request_id, request.function_id, attempt, str(trouble), wait_s)
+        happened(counted.RETRY)
         headers = {SENT_AT: task.request.get(SENT_AT)}
         if isinstance(trouble, LimitLoweredError) or task.request.get(NOT_LOWERED):
             headers[NOT_LOWERED] = True
         raise task.retry(countdown=wait_s, headers=headers, throw=False)
+    happened(counted.GAVE_UP)
     reason = f"NanoGrid gave up after {attempt} attempts; the last one failed: {trouble}"
     return _not_run(task, request.request_id, request.function_id, reason, request.runtime)
 

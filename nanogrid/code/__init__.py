@@ -18,11 +18,13 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanogrid import counted
 from nanogrid.code.archive import check_required_file, unpack
 from nanogrid.code.cache import Cache, Entry, Record, Usage, source_name
 from nanogrid.code.limits import MIB, Limits
 from nanogrid.code.source import Source, s3_client, url
 from nanogrid.errors import CodeCorruptError, CodeUnavailableError
+from nanogrid.observations import happened
 from nanogrid.settings import Settings
 
 __all__ = ["Code", "CodeStore", "Usage", "s3_client"]
@@ -101,6 +103,7 @@ class CodeStore:
             known = self._cache.record(wanted.source)
             found = self._unchanged(wanted, known)
             if found is not None:
+                happened(counted.CODE_LOOKUP, counted.HIT)
                 entry, sha256 = found
                 code = Code(entry.path, sha256, entry.unpacked.size_bytes, _ms_since(started), 0.0, cached=True)
                 return entry, code
@@ -129,6 +132,7 @@ class CodeStore:
 
     def _fetch(self, wanted: _Wanted, started: float) -> tuple[Entry, Code]:
         """Download, check, unpack, publish. Called by one process at a time for each source."""
+        happened(counted.CODE_LOOKUP, counted.MISS)
         self._cache.sweep()
         with self._cache.workplace() as workplace:
             archive = workplace / "archive"

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanogrid import counted
 from nanogrid.errors import CodeCorruptError, CodeError, CodeNotFoundError, CodeUnavailableError, ConfigurationError
+from nanogrid.observations import happened
 from nanogrid.settings import Settings
 
 if TYPE_CHECKING:
@@ -135,9 +137,9 @@ class Source:
         with _translated(bucket, key):
             answer = self.client.get_object(Bucket=bucket, Key=key)
         body = answer["Body"]
+        digest, size = hashlib.sha256(), 0
         try:
             self._check_size(bucket, key, answer.get("ContentLength", 0))
-            digest, size = hashlib.sha256(), 0
             with target.open("xb") as file:
                 while True:
                     with _translated(bucket, key):
@@ -150,6 +152,7 @@ class Source:
                     file.write(chunk)
         finally:
             body.close()
+            happened(counted.S3_BYTES, amount=size)
         return Download(_identity(answer), digest.hexdigest(), size)
 
     def _check_size(self, bucket: str, key: str, size: int) -> None:

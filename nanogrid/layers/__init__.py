@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanogrid import counted
 from nanogrid.code import Code
 from nanogrid.code.archive import unpack
 from nanogrid.code.cache import Cache, Entry, Usage
@@ -34,6 +35,7 @@ from nanogrid.layers.buildlog import BuildLog, prune
 from nanogrid.layers.claims import forget_dead, only_builder, owner_of_build, remove_orphans
 from nanogrid.layers.failures import Failures
 from nanogrid.layers.recipes import Needs, needs, packages_recipe, tree_recipe
+from nanogrid.observations import happened
 from nanogrid.runtimes import Runtime
 from nanogrid.settings import Settings
 
@@ -142,6 +144,7 @@ class LayerStore:
         """The folder of a layer, held by `held`."""
         with self._local_trouble(recipe):
             entry = self._cache.use(recipe.layer_id)
+            happened(counted.LAYER_LOOKUP, counted.MISS if entry is None else counted.HIT)
             if entry is None:
                 self._failures.check(recipe.layer_id)
                 started = time.perf_counter()
@@ -157,12 +160,15 @@ class LayerStore:
             if entry is not None:
                 return entry
             self._failures.check(recipe.layer_id)
+            began = time.monotonic()
             try:
                 entry = self._build(recipe, index_is_ours=index_is_ours)
             except CodeError as error:
+                happened(counted.LAYER_BUILD, counted.FAILED, time.monotonic() - began)
                 log.info("layer %s: %s", recipe.layer_id[:12], str(error).partition("\n")[0])
                 self._failures.remember(recipe.layer_id, error)
                 raise
+            happened(counted.LAYER_BUILD, counted.BUILT, time.monotonic() - began)
             self._failures.forget(recipe.layer_id)
             return entry
 

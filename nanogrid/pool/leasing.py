@@ -19,6 +19,7 @@ from nanogrid.pool.settling import Settler
 from nanogrid.pool.starting import Starter
 from nanogrid.pool.states import State
 from nanogrid.pool.stock import Grant, Pooled, Stock
+from nanogrid.pool.tally import Counted, Eviction
 from nanogrid.pool.wire import LeasedContainer, Line, error_to_json
 from nanogrid.result import StartKind
 
@@ -87,13 +88,21 @@ class Leases:
             )
             self._pooled = grant.pooled
             if grant.start is StartKind.COLD:
-                self._starter.start(grant.pooled, request["interpreter"])
+                self._start(grant.pooled, request["interpreter"])
                 self._stock.move(grant.pooled, State.LEASED)
                 return grant.pooled, self._leased(grant.pooled, StartKind.COLD)
             if (leased := self._wake(grant, limits)) is not None:
                 return grant.pooled, leased
+            self._stock.tally.add(Counted.EVICTIONS, Eviction.GONE.value)
             self.end()  # it is gone: look again
         raise ContainerLostError(f"{CHOICES} warm containers in a row were gone: is somebody removing them?")
+
+    def _start(self, pooled: Pooled, interpreter: str) -> None:
+        try:
+            self._starter.start(pooled, interpreter)
+        except BaseException:
+            self._stock.tally.add(Counted.START_FAILURES)
+            raise
 
     def _wake(self, grant: Grant, limits: Confinement) -> LeasedContainer | None:
         """Make a container that waited ready for its run. None where it is gone."""
@@ -117,6 +126,7 @@ class Leases:
     def _leased(self, pooled: Pooled, start: StartKind) -> LeasedContainer:
         assert pooled.slot is not None
         has_runner = pooled.link is not None
+        self._stock.tally.add(Counted.STARTS, start.value)
         return LeasedContainer(str(pooled.id), pooled.name, start, pooled.cgroup, pooled.slot.path, has_runner)
 
     def _keep(self, pooled: Pooled) -> None:

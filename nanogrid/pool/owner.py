@@ -21,6 +21,7 @@ import socket
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from nanogrid.container.engine import Engine
 from nanogrid.container.slot import Slot
@@ -35,6 +36,7 @@ from nanogrid.pool.settling import Settler
 from nanogrid.pool.snapshot import describe
 from nanogrid.pool.starting import Starter
 from nanogrid.pool.stock import Pooled, Stock
+from nanogrid.pool.tally import Counted, Leak
 from nanogrid.pool.tending import Tender
 from nanogrid.pool.wire import Line, short_path
 from nanogrid.settings import Settings
@@ -72,6 +74,11 @@ class Owner:
     def id(self) -> str:
         """The id that this owner's containers carry as a label."""
         return self._me.id
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this worker alone, gone when it ends."""
+        return self._me.runs
 
     def start(self) -> None:
         """Listen for children, and begin to look for what dead owners left."""
@@ -178,7 +185,8 @@ class Owner:
     def _sweep(self) -> None:
         while True:
             try:
-                reap(self._settings.data_dir, self._engine, keep=self._me.id)
+                reaped = reap(self._settings.data_dir, self._engine, keep=self._me.id)
+                self.stock.tally.add(Counted.LEAKS, Leak.DEAD_WORKER.value, reaped)
                 self._remove_strays()
             except NanoGridError as error:
                 log.warning("orphans could not be looked for: %s", error)
@@ -194,6 +202,7 @@ class Owner:
             if container.labels.get(identity.NUMBER_LABEL) not in known:
                 log.warning("container %s: nobody holds it; removing it", container.name)
                 self._engine.remove(container.id)
+                self.stock.tally.add(Counted.LEAKS, Leak.OWN.value)
 
 
 def bounds(settings: Settings) -> Bounds:

@@ -21,6 +21,7 @@ from nanogrid.errors import PoolExhaustedError
 from nanogrid.pool import policy
 from nanogrid.pool.policy import Bounds, Create, Held, Kind, Reuse, Specialise, Wait, Wish
 from nanogrid.pool.states import State, check
+from nanogrid.pool.tally import GIVEN_UP, GRANTED, Counted, Eviction, Tally
 from nanogrid.result import StartKind
 
 LOOK_EVERY_S = 0.5
@@ -99,6 +100,7 @@ class Stock:
 
     def __init__(self, bounds: Bounds, evicted: Callable[[Sequence[Pooled]], None]) -> None:
         self.bounds = bounds
+        self.tally = Tally()
         self._evicted = evicted
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -170,6 +172,7 @@ class Stock:
                 self._waiters.remove(waiter)
                 evicted = self._serve()  # those whom it held up
         self._after(evicted)
+        self.tally.add(Counted.WAITS, GIVEN_UP if grant is None else GRANTED)
         if grant is None:
             raise PoolExhaustedError(f"no container came free within {wait_s:g} s: {waiter.reason}")
         return grant
@@ -205,13 +208,15 @@ class Stock:
             evicted = self._serve()
         self._after(evicted)
 
-    def retire(self, numbers: Iterable[int]) -> None:
-        """Take these out of the stock, those that are not in use now, and have them removed."""
+    def retire(self, numbers: Iterable[int], reason: Eviction | None = None) -> None:
+        """Take these out of the stock, those that are not in use now, and have them removed. No reason: it is not counted."""
         with self._lock:
             gone = [self._pooled[number] for number in numbers if number in self._pooled]
             gone = [pooled for pooled in gone if pooled.state in policy.EVICTABLE]
             for pooled in gone:
                 self._move(pooled, State.ENDING)
+        if reason is not None and gone:
+            self.tally.add(Counted.EVICTIONS, reason.value, len(gone))
         self._after(gone)
 
     def close(self) -> None:
@@ -266,6 +271,7 @@ class Stock:
             for number in decision.evict:
                 self._move(self._pooled[number], State.ENDING)
                 evicted.append(self._pooled[number])
+                self.tally.add(Counted.EVICTIONS, Eviction.ROOM.value)
             waiter.grant = self._grant(waiter, decision)
             waiter.wake()
         self._waiters = still

@@ -20,6 +20,7 @@ from nanogrid.pool.removing import remove
 from nanogrid.pool.starting import Starter
 from nanogrid.pool.states import State
 from nanogrid.pool.stock import Pooled, Stock
+from nanogrid.pool.tally import Counted, Eviction
 from nanogrid.pool.wire import PYTHON
 from nanogrid.settings import Settings
 
@@ -83,13 +84,15 @@ class Tender:
 
     def _end_what_is_over(self) -> None:
         """End what waited for too long, and what has died."""
-        going = set(policy.expired(self._stock.held(), time.monotonic(), self._settings.idle_timeout_s))
+        over = set(policy.expired(self._stock.held(), time.monotonic(), self._settings.idle_timeout_s))
+        gone = set()
         for pooled in self._stock.all():
             waits = pooled.state in policy.EVICTABLE
-            if waits and pooled.number not in going and pooled.link is not None and not pooled.link.is_alive():
+            if waits and pooled.number not in over and pooled.link is not None and not pooled.link.is_alive():
                 log.warning("container %s is gone: it ended while it was not in use", pooled.name)
-                going.add(pooled.number)
-        self._stock.retire(going)
+                gone.add(pooled.number)
+        self._stock.retire(over, Eviction.IDLE)
+        self._stock.retire(gone, Eviction.GONE)
 
     def _pause_what_is_idle(self) -> float:
         """Pause what is idle for long enough; seconds until the next one is."""
@@ -133,7 +136,8 @@ class Tender:
 
     def _drop_outdated(self) -> None:
         outdated = self._images.refresh()
-        self._stock.retire(pooled.number for pooled in self._stock.all() if pooled.kind.image_id in outdated)
+        going = [pooled.number for pooled in self._stock.all() if pooled.kind.image_id in outdated]
+        self._stock.retire(going, Eviction.OUTDATED)
 
     # -- what is missing
 
@@ -168,8 +172,10 @@ class Tender:
             self._starter.start(pooled, interpreter)
         except BaseException:
             remove(pooled, self._engine, self._stock)
+            self._stock.tally.add(Counted.START_FAILURES)
             raise
         self._stock.move(pooled, State.PREWARMED)
+        self._stock.tally.add(Counted.REFILLS)
         return True
 
     def _wanted(self) -> list[tuple[Kind, int, str, str]]:

@@ -36,6 +36,7 @@ from nanogrid.transport import envelopes, size
 from nanogrid.transport.http import client_of
 from nanogrid.transport.options import SETTINGS_OPTION
 from nanogrid.transport.polling import MOST_POLLS, Backoff, PollFailure, PollingConnection
+from nanogrid.transport.reading import reading
 from nanogrid.transport.visibility import HeldMessages, VisibilityHeartbeat, return_delay_s
 
 logger = logging.getLogger(__name__)
@@ -179,6 +180,7 @@ class Channel(_SQSChannel):
             self._resting[queue] = self.hub.call_later(RECHECK_S, self._schedule_queue, queue)
             return
         self._asked_at[queue] = monotonic()
+        reading(queue).poll_began()
         try:
             self._get_bulk_async(queue, callback=promise(self._loop1, (queue,)))
         except Exception as error:  # noqa: BLE001  # no queue, no credentials, ...: the worker goes on trying, and says so
@@ -200,6 +202,7 @@ class Channel(_SQSChannel):
             self._forget_if_gone(qname, messages)
             self._poll_failed(qname, messages)
             return 0
+        reading(qname).poll_answered()
         if failures := self._backoffs.setdefault(qname, Backoff()).succeeded():
             logger.info("polls of %s work again after %d failure(s)", qname, failures)
         received = messages["Messages"]
@@ -222,6 +225,7 @@ class Channel(_SQSChannel):
                 self._release(url, queue, waiting)
 
     def _poll_failed(self, queue: str, failure: PollFailure) -> None:
+        reading(queue).poll_failed()
         delay_s = self._retry_in_s[queue] = self._backoffs.setdefault(queue, Backoff()).failed()
         logger.error("poll of %s failed, next in %g s: %s", queue, delay_s, failure.reason)
 
@@ -278,12 +282,14 @@ class Channel(_SQSChannel):
     def _payload(self, message: dict[str, Any], url: str, queue: str) -> dict[str, Any] | None:
         """kombu's payload for a received message, or None for garbage, which is given back here."""
         attributes = message.get("Attributes") or {}
+        sent_at_ms = _number(attributes.get("SentTimestamp"))
+        reading(queue).message(sent_at_ms)
         body = envelopes.read_body(message["Body"])
         if isinstance(body, envelopes.Garbage):
             logger.error("message %s of %s is given back: %s", message["MessageId"], queue, body.problem)
+            reading(queue).refused += 1
             self._make_visible(url, message["ReceiptHandle"], return_delay_s(_receives(attributes)))
             return None
-        sent_at_ms = _number(attributes.get("SentTimestamp"))
         if isinstance(body, envelopes.BareRequest):
             payload = envelopes.adopt(body.request, message["MessageId"], sent_at_ms, self.settings)
             payload["headers"].update(_trace_context(message))

@@ -3,6 +3,7 @@
 The rule: the main process owns and keeps account; the children, forked from it, only ask and tell.
 
     containers   owns the containers          accounts   takes what the children tell
+    metrics      shows it, and its own health, over HTTP
     preparation  checks queues, fetches images, answers for dead letters
     children     what a child does first, and last
 """
@@ -19,9 +20,10 @@ from nanogrid.celery import app
 from nanogrid.worker import children
 from nanogrid.worker.accounts import Accounts
 from nanogrid.worker.containers import Containers
+from nanogrid.worker.metrics import Metrics
 from nanogrid.worker.preparation import Preparation
 
-__all__ = ["Accounts", "Containers", "Preparation", "children"]
+__all__ = ["Accounts", "Containers", "Metrics", "Preparation", "children"]
 
 
 @signals.celeryd_init.connect
@@ -31,6 +33,6 @@ def _begins(instance: Any, **_: Any) -> None:
 
 logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells at INFO, for each client, where it found credentials
 
-app.steps["worker"] |= {Accounts, Containers, Preparation}
-# Celery orders steps by what they require: the process pool comes after the owner, and goes before it.
-components.Pool.requires = (*components.Pool.requires, Containers)
+app.steps["worker"] |= {Accounts, Containers, Metrics, Preparation}
+# Celery orders steps by what they require: the process pool comes after the owner and the HTTP port, and goes before them.
+components.Pool.requires = (*components.Pool.requires, Containers, Metrics)

@@ -6,10 +6,12 @@ from typing import Any
 
 from celery import bootsteps
 from celery.worker import components
+from prometheus_client import CollectorRegistry
 
 from nanogrid.claims import connect
 from nanogrid.learner import Learner
 from nanogrid.ledger import Ledger
+from nanogrid.metrics.account import Account
 from nanogrid.settings import Settings
 from nanogrid.tuning import Tuning
 
@@ -24,6 +26,9 @@ class Accounts(bootsteps.StartStopStep):
     ledger: Ledger | None = None
     """The ledger of this process, where it has one; a child finds its parent's."""
 
+    registry: CollectorRegistry
+    """The numbers of this worker."""
+
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self._settings: Settings = worker.app.settings
@@ -31,8 +36,9 @@ class Accounts(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         """Open the pipe that children tell through."""
+        Accounts.registry = CollectorRegistry()
         self._learner.start()
-        Accounts.ledger = Ledger((self._learner,))
+        Accounts.ledger = Ledger((self._learner, Account(Accounts.registry, self._settings)))
         Accounts.ledger.start()
 
     def stop(self, worker: Any) -> None:

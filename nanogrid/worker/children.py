@@ -14,6 +14,7 @@ from nanogrid import tracing
 from nanogrid.celery import app
 from nanogrid.worker.accounts import Accounts
 from nanogrid.worker.containers import Containers
+from nanogrid.worker.metrics import Metrics
 
 PR_SET_PDEATHSIG = 1
 
@@ -26,6 +27,8 @@ def _child_started(**_: Any) -> None:
     if Accounts.ledger is not None:
         Accounts.ledger.leave_to_parent()
     tracing.begin(app.settings)
+    if Metrics.server is not None:
+        Metrics.server.leave_to_parent()
     gc.freeze()  # what a worker has loaded stays: no collection need look at it during a run
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # The parent may have gone before. It is not told by pid 1: in a container that is the main process itself.

@@ -11,10 +11,12 @@ from celery.app.task import Context
 from celery.utils.log import get_logger
 from celery.worker import components
 
+from nanogrid import counted
 from nanogrid.celery import NanoGrid
 from nanogrid.container.engine import Engine
 from nanogrid.dead_letters import DeadLetterReader, DeadRequest
 from nanogrid.errors import NanoGridError
+from nanogrid.observations import happened
 from nanogrid.queues import check_queues
 from nanogrid.result import not_run
 from nanogrid.submission import EXECUTE
@@ -89,4 +91,5 @@ class Preparation(bootsteps.StartStopStep):
             return False
         result = not_run(dead.request_id, dead.function_id, dead.reason)
         task.backend.mark_as_done(dead.request_id, result, request=Context(dead.context))
+        happened(counted.DEAD_LETTER)
         return True

@@ -217,6 +217,7 @@ def grid(
             pull_images=False,
             concurrency=2,
             receive_wait_s=settings.pop("receive_wait_s", 2),
+            metrics_address=settings.pop("metrics_address", "127.0.0.1:0"),
             **settings,
         ),
         folder,

@@ -1,0 +1,192 @@
+"""Counts and histograms of what the processes of a worker told: a taker of the ledger.
+
+The rule: everything that can be counted stands at zero from the start, so that the first time something happens is a change.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+
+from nanogrid import counted
+from nanogrid.observations import LOST, Event, Happened, RequestEnded, RunObserved
+from nanogrid.result import Outcome, Phases
+from nanogrid.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MIB = 1024 * 1024
+OTHER = "other"
+"""The label of what is not in the table of runtimes, or of a value that came after MOST_VALUES others."""
+
+MOST_VALUES = 20
+"""Most values of a label that is told by others, besides those known here."""
+
+DURATION_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900)
+MEMORY_BUCKETS_BYTES = tuple(MIB * 2**power for power in range(2, 14))
+TUNER_DECISIONS = ("lowered", "kept", "insufficient", "rerun")
+
+Count = Callable[[Happened], None]
+
+
+class Account:
+    """Takes batches of events. Made once per registry; called by one thread, read by any."""
+
+    def __init__(self, registry: CollectorRegistry, settings: Settings) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._table = settings.runtime_table
+        runtimes = [*(name for name, _ in self._table.items()), OTHER]
+        self._ended = _counter(
+            registry, "requests_ended", "Requests that came to their end, by runtime and outcome.", runtime=runtimes,
+            outcome=[outcome.value for outcome in Outcome],
+        )  # fmt: skip
+        self._phases = _histogram(
+            registry, "request_phase_seconds", "Time that requests spent in each phase.", DURATION_BUCKETS_S,
+            phase=list(Phases.model_fields), runtime=runtimes,
+        )  # fmt: skip
+        self._peak = _histogram(
+            registry, "request_memory_peak_bytes", "Peak memory of each run.", MEMORY_BUCKETS_BYTES, runtime=runtimes
+        )
+        self._limit = _histogram(
+            registry, "request_memory_limit_bytes", "Memory limit of each run.", MEMORY_BUCKETS_BYTES, runtime=runtimes
+        )
+        self._cpu = _counter(registry, "run_cpu_seconds", "CPU time of functions.")
+        self._killed = _counter(
+            registry, "runs_killed_for_memory",
+            "Runs in which the kernel killed a process for memory, whether the function coped or not.",
+        )  # fmt: skip
+        self._byte_seconds = _counter(
+            registry, "run_memory_byte_seconds",
+            "Memory times duration of runs whose peak is known: as requested, as limited, and at most used.",
+            of=["requested", "limit", "peak"],
+        )  # fmt: skip
+        self._counts = _counts(registry)
+        self._unknown: set[str] = set()
+
+    def __call__(self, events: Sequence[Event]) -> None:
+        """Count a batch."""
+        for event in events:
+            match event:
+                case RequestEnded():
+                    self._request_ended(event)
+                case RunObserved():
+                    self._run_observed(event)
+                case Happened():
+                    self._happened(event)
+
+    def _request_ended(self, event: RequestEnded) -> None:
+        runtime = (self._table.canonical(event.runtime) if event.runtime else None) or OTHER
+        self._ended.labels(runtime=runtime, outcome=event.outcome).inc()
+        for phase, duration_ms in event.phases.items():
+            if duration_ms is not None:
+                self._phases.labels(phase=phase, runtime=runtime).observe(duration_ms / 1000)
+        if event.peak_bytes is not None:
+            self._peak.labels(runtime=runtime).observe(event.peak_bytes)
+        if event.limit_mb is not None:
+            self._limit.labels(runtime=runtime).observe(event.limit_mb * MIB)
+
+    def _run_observed(self, event: RunObserved) -> None:
+        if event.cpu_ms is not None:
+            self._cpu.inc(event.cpu_ms / 1000)
+        if event.killed_for_memory:
+            self._killed.inc()
+        if event.peak_bytes is not None:
+            duration_s = event.duration_ms / 1000
+            self._byte_seconds.labels(of="requested").inc(event.requested_mb * MIB * duration_s)
+            self._byte_seconds.labels(of="limit").inc(event.limit_mb * MIB * duration_s)
+            self._byte_seconds.labels(of="peak").inc(event.peak_bytes * duration_s)
+
+    def _happened(self, event: Happened) -> None:
+        count = self._counts.get(event.name)
+        if count is not None:
+            count(event)
+        elif event.name not in self._unknown:
+            self._unknown.add(event.name)
+            log.warning("%r is told and not counted: it has no metric", event.name)
+
+
+def _counts(registry: CollectorRegistry) -> dict[str, Count]:
+    """How each event that is known by its name is counted."""
+    lookups = _counter(
+        registry, "cache_lookups", "Times that code or a layer was looked for in its cache.",
+        cache=["code", "layers"], result=[counted.HIT, counted.MISS],
+    )  # fmt: skip
+    builds = _histogram(
+        registry, "layer_build_seconds", "Time that builds of layers took.", DURATION_BUCKETS_S,
+        result=[counted.BUILT, counted.FAILED],
+    )  # fmt: skip
+    return {
+        counted.CODE_LOOKUP: lambda event: lookups.labels(cache="code", result=event.label).inc(event.amount),
+        counted.LAYER_LOOKUP: lambda event: lookups.labels(cache="layers", result=event.label).inc(event.amount),
+        counted.LAYER_BUILD: lambda event: builds.labels(result=event.label).observe(event.amount),
+        counted.S3_BYTES: _plain(registry, "s3_downloaded_bytes", "Bytes of archives that were downloaded from S3."),
+        counted.ATTEMPT_FAILED: _labelled(
+            registry, "attempts_failed", "Attempts at requests that failed by NanoGrid's own trouble.",
+            "cause", counted.CAUSES,
+        ),
+        counted.RETRY: _plain(registry, "retries", "Requests that were sent into another attempt."),
+        counted.GAVE_UP: _plain(registry, "requests_given_up", "Requests whose last attempt failed."),
+        counted.DUPLICATE: _labelled(
+            registry, "duplicates", "Deliveries of requests that were done (answered) or in somebody's hand (waited).",
+            "end", (counted.ANSWERED, counted.WAITED),
+        ),
+        counted.DEAD_LETTER: _plain(
+            registry, "dead_letters_answered", "Requests in a dead-letter queue whose end this worker stored."
+        ),
+        counted.TUNER_DECISION: _labelled(
+            registry, "tuner_decisions", "Choices of the tuner for runs.", "decision", TUNER_DECISIONS
+        ),
+        counted.STREAM_APPEND_FAILED: _plain(
+            registry, "stream_append_failures", "Results that could not be appended to the stream of results."
+        ),
+        LOST: _plain(registry, "events_lost", "Events that children could not tell: what is counted here lacks them."),
+    }  # fmt: skip
+
+
+def _plain(registry: CollectorRegistry, name: str, text: str) -> Count:
+    counter = _counter(registry, name, text)
+    return lambda event: counter.inc(event.amount)
+
+
+def _labelled(registry: CollectorRegistry, name: str, text: str, label: str, values: Iterable[str]) -> Count:
+    """A counter with one label. Values that are not known here are taken up to a bound, the others as OTHER."""
+    known = set(values)
+    counter = _counter(registry, name, text, **{label: [*values]})
+    most = len(known) + MOST_VALUES
+
+    def count(event: Happened) -> None:
+        value = event.label
+        if value not in known:
+            if len(known) < most:
+                known.add(value)
+            else:
+                value = OTHER
+        counter.labels(value).inc(event.amount)
+
+    return count
+
+
+def _counter(registry: CollectorRegistry, name: str, text: str, **labels: Sequence[str]) -> Counter:
+    made = Counter(f"nanogrid_{name}_total", text, list(labels), registry=registry)
+    _at_zero(made, labels)
+    return made
+
+
+def _histogram(
+    registry: CollectorRegistry, name: str, text: str, buckets: Sequence[float], **labels: Sequence[str]
+) -> Histogram:
+    made = Histogram(f"nanogrid_{name}", text, list(labels), registry=registry, buckets=buckets)
+    _at_zero(made, labels)
+    return made
+
+
+def _at_zero(metric: Counter | Histogram, labels: dict[str, Sequence[str]]) -> None:
+    """Make a series of every combination of the labels' values."""
+    combinations: list[tuple[str, ...]] = [()]
+    for values in labels.values():
+        combinations = [(*before, value) for before in combinations for value in values]
+    for combination in combinations:
+        if combination:
+            metric.labels(*combination)

@@ -1,0 +1,95 @@
+"""`/status`: what a worker is, has and may, as one JSON object for people and scripts.
+
+The rule: like a scrape it looks at memory only, and it names no function and no request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from nanogrid.metrics.queue_look import QueueLook
+from nanogrid.pool.states import State
+from nanogrid.pool.stock import Stock
+from nanogrid.settings import Settings
+from nanogrid.transport.reading import readings
+
+LIMITS = (
+    "max_timeout_ms",
+    "max_memory_mb",
+    "max_cpus",
+    "max_attempts",
+    "message_limit_bytes",
+    "archive_limit_mb",
+    "unpacked_limit_mb",
+    "output_limit_bytes",
+    "value_limit_bytes",
+    "pids_limit",
+    "nofile_limit",
+    "workspace_mb",
+    "tmp_mb",
+    "code_cache_mb",
+    "layer_cache_mb",
+    "layer_limit_mb",
+    "idle_timeout_s",
+    "pool_wait_s",
+    "result_expires_s",
+)
+"""Settings that bound what a request may ask for, or what a worker keeps."""
+
+
+def queues(look: QueueLook) -> dict[str, Any]:
+    """Each queue: what SQS counted at the last look, and how this worker reads it."""
+    now, ages, read = time.time(), look.ages_s(), dict(readings())
+    shown: dict[str, Any] = {}
+    for name in sorted({*look.seen, *read}):
+        entry: dict[str, Any] = {}
+        if (seen := look.seen.get(name)) is not None:
+            entry |= {
+                "visible": seen.depth.visible,
+                "inFlight": seen.depth.in_flight,
+                "delayed": seen.depth.delayed,
+                "deadLetters": seen.depth.dead_letters,
+                "oldestMessageAgeS": round(ages[name], 1) if name in ages else None,
+                "lookedAgoS": round(now - seen.at, 1),
+            }
+        if (reading := read.get(name)) is not None:
+            entry |= {
+                "polledAgoS": round(now - reading.polled_at, 1),
+                "pollsFail": reading.failing,
+                "received": reading.received,
+            }
+        shown[name] = entry
+    return shown
+
+
+def pool(stock: Stock) -> dict[str, Any]:
+    """The containers by state, who waits, and the bounds in force."""
+    held = stock.all()
+    states = Counter(pooled.state for pooled in held)
+    return {
+        "containers": {state.value: states[state] for state in State},
+        "paused": sum(pooled.paused for pooled in held),
+        "waiting": stock.waiting(),
+        "memoryMb": sum(pooled.seen.memory_mb for pooled in held if pooled.state is not State.ENDING),
+        "mayHave": {"containers": stock.bounds.containers, "memoryMb": stock.bounds.memory_mb},
+    }
+
+
+def tuner(registry: CollectorRegistry) -> dict[str, Any]:
+    """How often the tuner decided what, since the worker's start."""
+    decisions = {
+        sample.labels["decision"]: int(sample.value)
+        for metric in registry.collect()
+        if metric.name == "nanogrid_tuner_decisions"
+        for sample in metric.samples
+    }
+    return {"decisions": decisions}
+
+
+def limits(settings: Settings) -> dict[str, Any]:
+    """The limits in force, by the settings' names."""
+    return {name: getattr(settings, name) for name in LIMITS}
