@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 
 from nanogrid.code.cache import Usage
@@ -12,8 +12,8 @@ from nanogrid.health import Health
 
 log = logging.getLogger(__name__)
 
-CACHES_EVERY_S = 60.0
-"""A look at a cache reads a small file for each entry."""
+CACHES_EVERY_LOOKS = 4
+"""A look at a cache reads a small file for each entry, so that not every look takes in the caches."""
 
 
 class Watch:
@@ -37,11 +37,9 @@ class Watch:
         self._thread.join(1.0)
 
     def _run(self) -> None:
-        caches_at = 0.0
-        while True:
+        for number in itertools.count():
             self._health.report()
-            if time.monotonic() >= caches_at:
-                caches_at = time.monotonic() + CACHES_EVERY_S
+            if number % CACHES_EVERY_LOOKS == 0:
                 self._look_at_caches()
             if self._stopping.wait(self._every_s):
                 return
