@@ -6,10 +6,13 @@ the remedy where something is wrong. One that fails in a way nobody thought of i
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,6 +64,7 @@ def run_checks(settings: Settings) -> list[Check]:
         ("queues", _check_queues),
         ("redis", _check_redis),
         ("workers", _check_workers),
+        ("health", _check_health),
         ("disk", _check_disk),
         ("cgroups", _check_cgroups),
     ]
@@ -272,6 +276,31 @@ def _check_workers(settings: Settings) -> Iterator[Check]:
         yield _ok("workers", ", ".join(names))
     else:
         yield _warning("workers", "none answers", "start one: celery -A nanogrid worker -Q python,cpp")
+
+
+def _check_health(settings: Settings) -> Iterator[Check]:
+    """What the workers of this data folder say of themselves, where they have an HTTP port."""
+    from nanogrid.metrics.address import published
+
+    for _, address in published(settings.data_dir):
+        url = f"{address.url}/healthz"
+        try:
+            with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:  # noqa: S310  # an address of our own worker
+                told = json.load(answer)
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                told = json.load(refusal)
+        except (OSError, ValueError) as silent:
+            yield _broken(
+                "health", f"{url}: {silent}", "look at the worker's log; is its main process busy or stopped?"
+            )
+            continue
+        failing = [f"{name}: {check['found']}" for name, check in told["checks"].items() if not check["ok"]]
+        if failing:
+            remedy = "this is what the worker itself sees: mend what is named"
+            yield _broken("health", f"{url}: {'; '.join(failing)}", remedy)
+        else:
+            yield _ok("health", f"{address.url}: {', '.join(told['checks'])}; /metrics is there, too")
 
 
 def _check_disk(settings: Settings) -> Iterator[Check]:

@@ -129,10 +129,9 @@ def load(grid: Grid, prometheus: Prometheus, functions: Functions) -> Counter[Ou
     assert where.dead_letter_url is not None
     sqs.send_message(QueueUrl=where.dead_letter_url, MessageBody="no request of anybody")
     sqs.close()
-    total = sum(outcomes.values()) + 1
     wait_until(
         lambda: (
-            prometheus.value("sum(nanogrid_requests_ended_total)") >= total - 1
+            prometheus.value("sum(nanogrid_requests_ended_total)") == sum(outcomes.values())
             and prometheus.value('sum(nanogrid_duplicates_total{end="answered"})') == 1
             and prometheus.value('nanogrid_queue_messages{queue="python", state="dead_letters"}') == 1
             and prometheus.value('nanogrid_cache_bytes{cache="code"}') > 0
