@@ -15,7 +15,7 @@ BROKEN = 1
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False) -> None:
-    """Check Docker, images, S3, queues, Redis, workers, disk, cgroups and clocks; say how to mend what is wrong.
+    """Check Docker, images, S3, queues, Redis, workers and their health, disk, cgroups and clocks; say how to mend what is wrong.
 
     Exit code: 0 nothing is broken (warnings are fine); 1 something is.
     """

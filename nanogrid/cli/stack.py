@@ -138,6 +138,7 @@ def _stack(data_dir: Path | None, report: object = None) -> LocalStack:
 
 def _print_places(stack: LocalStack, state: StackState) -> None:
     from nanogrid.local.folder import default_folder
+    from nanogrid.metrics.address import published
 
     folder = stack.folder.root
     is_default = folder == default_folder().resolve()
@@ -146,6 +147,7 @@ def _print_places(stack: LocalStack, state: StackState) -> None:
     out.print()
     for what, where in (
         ("Flower", f"http://127.0.0.1:{state.ports.flower}"),
+        *(("Metrics", f"{address.url}/metrics") for _, address in published(stack.folder.worker_data)),
         ("SQS, S3", f"http://127.0.0.1:{state.ports.sqs}"),
         ("Redis", f"redis://127.0.0.1:{state.ports.redis} (0 results, 1 monitoring)"),
         ("Folder", f"{folder} (logs in logs/)"),

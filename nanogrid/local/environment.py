@@ -64,6 +64,8 @@ def producer_environment(folder: StackFolder, ports: Ports, present_images: Iter
 def process_environment(producer: Mapping[str, str]) -> dict[str, str]:
     """The environment of the stack's processes: the person's own without any place, and the stack's on top."""
     inherited = {name: value for name, value in os.environ.items() if not names_a_place(name)}
+    # Any free port: another stack's worker, or a real one, may have the default one.
+    inherited.setdefault("NANOGRID_METRICS_ADDRESS", f"{LOOPBACK}:0")
     # Flower's API on loopback, as its pages: whoever can reach either has an account on this machine.
     return {**inherited, "AWS_EC2_METADATA_DISABLED": "true", "FLOWER_UNAUTHENTICATED_API": "true", **producer}
 

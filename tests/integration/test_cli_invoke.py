@@ -261,7 +261,7 @@ def test_doctor_is_content_with_a_stack(command: CommandLine) -> None:
     names = [line["name"] for line in lines]
     assert names == [
         "docker", "image python", "image cpp", "s3", "clock", "queue python", "queue cpp",
-        "redis results", "redis monitor", "workers", "disk", "cgroups",
+        "redis results", "redis monitor", "workers", "health", "disk", "cgroups",
     ]  # fmt: skip
     assert {line["health"] for line in lines} == {"ok"}, lines
 

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from nanogrid import counted
+from nanogrid.container.hardening import Confinement
 from nanogrid.metrics.account import MOST_VALUES, OTHER, TUNER_DECISIONS, Account
 from nanogrid.metrics.address import Address
 from nanogrid.metrics.gauges import Gauges, build_info, of_pool
@@ -21,7 +22,7 @@ from nanogrid.metrics.queue_look import Seen, oldest_age_s
 from nanogrid.observations import LOST, Happened, RequestEnded, RunObserved
 from nanogrid.pool.policy import Bounds, Kind, Wish
 from nanogrid.pool.states import State
-from nanogrid.pool.stock import Confinement, Stock
+from nanogrid.pool.stock import Stock
 from nanogrid.pool.tally import Counted, Eviction, Tally
 from nanogrid.queues import QueueDepth
 from nanogrid.result import Outcome

@@ -1,0 +1,333 @@
+"""The HTTP port of a worker, its health checks and its look at the queues, each with real neighbours that misbehave."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanogrid import queues
+from nanogrid.container.engine import Engine
+from nanogrid.errors import ConfigurationError
+from nanogrid.health import Disk, Health, engine_look, redis_look
+from nanogrid.metrics import server as serving
+from nanogrid.metrics.address import Address, publish, published
+from nanogrid.metrics.queue_look import QueueLook
+from nanogrid.metrics.server import MOST_CLIENTS, Page, Server
+from nanogrid.metrics.watch import Watch
+from nanogrid.pool.identity import Owner
+from nanogrid.settings import Settings
+from nanogrid.transport.reading import reading
+from tests.support.services import Service, wait_until
+
+PATIENCE_S = 30.0
+
+
+def broken() -> Page:
+    """A page with a bug."""
+    raise RuntimeError("this page is broken")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A server on any free port of loopback."""
+    made = Server(Address("127.0.0.1", 0), {"/": lambda: Page(b"here\n"), "/broken": broken})
+    made.start()
+    yield made
+    made.stop()
+
+
+def get(server: Server, path: str, method: str = "GET") -> tuple[int, str]:
+    """Status and body."""
+    request = urllib.request.Request(f"{server.address.url}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def connect(server: Server) -> socket.socket:
+    """A client that has said nothing yet."""
+    return socket.create_connection((server.address.host, server.address.port), timeout=PATIENCE_S)
+
+
+def until_hung_up(client: socket.socket) -> bytes:
+    """All that the server says before it hangs up."""
+    said = b""
+    with suppress(ConnectionResetError):
+        while chunk := client.recv(65536):
+            said += chunk
+    return said
+
+
+# -- the server
+
+
+def test_pages_are_served(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """What is there, what is not, and what is broken; a query string is no part of a path."""
+    assert get(server, "/") == (200, "here\n")
+    assert get(server, "/?debug=1") == (200, "here\n")
+    assert get(server, "/", "HEAD") == (200, "")
+    assert get(server, "/nothing") == (404, "there is only /, /broken\n")
+    assert get(server, "/", "POST")[0] == 501
+    assert get(server, "/broken")[0] == 500
+    assert "this page is broken" in caplog.text
+
+
+def test_what_is_no_http_costs_nobody_anything(server: Server) -> None:
+    """Garbage and endless headers are answered or hung up on; the next client is served."""
+    for said in (
+        b"\0\xff\0\r\n\r\n",
+        b"GET /" + b"x" * 100_000 + b" HTTP/1.0\r\n\r\n",
+        b"GET / HTTP/1.0\r\n" + b"A: b\r\n" * 1000,
+    ):
+        with connect(server) as client:
+            with suppress(OSError):  # the server may hang up before all is said
+                client.sendall(said)
+            answer = until_hung_up(client)
+        assert b"here" not in answer
+    assert get(server, "/") == (200, "here\n")
+
+
+def test_clients_that_are_too_many_are_turned_away(server: Server) -> None:
+    """At once, so that silent ones do not make others wait; when they are gone there is room again."""
+    silent = [connect(server) for _ in range(MOST_CLIENTS)]
+    wait_until(lambda: len(server._clients) == MOST_CLIENTS, "all are served")
+    assert get(server, "/")[0] == 503
+    for client in silent:
+        client.close()
+    wait_until(lambda: get(server, "/")[0] == 200, "there is room again")
+
+
+def test_a_client_that_dawdles_is_hung_up_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then holds a thread no longer than CLIENT_S in all."""
+    monkeypatch.setattr(serving, "CLIENT_S", 0.5)
+    stop = threading.Event()
+    with connect(server) as client:
+
+        def dawdle() -> None:
+            with suppress(OSError):
+                while not stop.wait(0.05):
+                    client.sendall(b"G")
+
+        thread = threading.Thread(target=dawdle)
+        thread.start()
+        try:
+            until_hung_up(client)  # raises TimeoutError where it is not hung up on
+        finally:
+            stop.set()
+            thread.join()
+    wait_until(lambda: not server._clients, "nothing is left of it")
+
+
+def test_a_port_that_is_taken_is_an_error_and_one_that_ended_is_free(server: Server) -> None:
+    """A second server cannot have the port; after the end of the first it can, at once."""
+    with pytest.raises(OSError, match="in use"):
+        Server(server.address, {})
+    assert get(server, "/")[0] == 200
+
+
+def test_loopback_may_be_ipv6() -> None:
+    """An address in brackets."""
+    made = Server(Address("::1", 0), {"/": lambda: Page(b"six")})
+    made.start()
+    try:
+        assert get(made, "/") == (200, "six")
+    finally:
+        made.stop()
+
+
+def test_a_port_is_found_by_others_while_its_worker_lives(tmp_path: Path) -> None:
+    """Its address lies in the worker's own folder; that of a dead worker is not shown."""
+    owner = Owner(tmp_path)
+    publish(Address("127.0.0.1", 1234), owner.runs)
+    assert list(published(tmp_path)) == [(owner.id, Address("127.0.0.1", 1234))]
+    owner.close()
+    assert list(published(tmp_path)) == []
+
+
+# -- health
+
+
+class Hung:
+    """A look that hangs until it is let go."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.go = threading.Event()
+
+    def __call__(self) -> str:
+        self.looks += 1
+        assert self.go.wait(PATIENCE_S * 2)
+        return "it answers after all"
+
+
+def test_a_check_that_hangs_does_not_hang_the_answer() -> None:
+    """It counts as failed after the deadline, is not begun again while it hangs, and is well again when it answers."""
+    hung = Hung()
+    health = Health({"hung": hung, "well": lambda: "fine"}, deadline_s=0.2, fresh_s=0.0)
+    try:
+        for _ in range(3):
+            began = time.monotonic()
+            found = health.report()
+            assert time.monotonic() - began < PATIENCE_S
+            assert (found["well"].ok, found["well"].found) == (True, "fine")
+            assert not found["hung"].ok
+            assert found["hung"].found.startswith("no answer for ")
+        assert hung.looks == 1
+    finally:
+        hung.go.set()
+    wait_until(lambda: health.known()["hung"].ok, "it is well again")
+    assert health.known()["hung"].found == "it answers after all"
+
+
+def test_what_was_found_a_moment_ago_is_not_looked_for_again() -> None:
+    """Many askers cost one look; failures are kept as long as successes."""
+    looks = []
+
+    def failing() -> str:
+        looks.append(1)
+        raise OSError("no\nsuch   thing")
+
+    health = Health({"failing": failing}, fresh_s=PATIENCE_S)
+    assert [health.report()["failing"].found for _ in range(3)] == ["no such thing"] * 3
+    assert len(looks) == 1
+
+
+def test_nothing_is_known_before_the_first_look() -> None:
+    """A gauge of a check that was never made would be a lie."""
+    assert Health({"any": lambda: "fine"}).known() == {}
+
+
+def test_the_parts_of_this_machine_are_well(redis_url: str, data_dir: Path) -> None:
+    """Engine, Redis and disk, each by its own look."""
+    settings = Settings(data_dir=data_dir)
+    disk = Disk(settings)
+    with closing(Engine(settings)) as engine:
+        found = Health(
+            {"docker": engine_look(engine), "redis": redis_look(redis_url), "disk": disk.look}, deadline_s=PATIENCE_S
+        ).report()
+    assert {name for name, one in found.items() if one.ok} == {"docker", "redis", "disk"}, found
+    assert disk.free_bytes is not None
+    assert disk.total_bytes is not None
+    assert 0 < disk.free_bytes < disk.total_bytes
+
+
+def test_parts_that_are_away_are_named(tmp_path: Path) -> None:
+    """No engine, no Redis, no folder: one sentence each, and no password."""
+    settings = Settings(data_dir=tmp_path / "missing", docker_url="tcp://127.0.0.1:9")
+    with closing(Engine(settings)) as engine:
+        looks = {
+            "docker": engine_look(engine),
+            "redis": redis_look("redis://:secret@127.0.0.1:9/0"),
+            "disk": Disk(settings).look,
+        }
+        found = Health(looks, deadline_s=PATIENCE_S).report()
+    assert [name for name, one in found.items() if one.ok] == []
+    assert "missing cannot be written" in found["disk"].found
+    assert "secret" not in json.dumps([one.to_json() for one in found.values()])
+
+
+def test_a_redis_that_accepts_and_says_nothing_fails_its_check() -> None:
+    """Its own time limit ends the look, so that no thread is left."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        health = Health({"redis": redis_look(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0")}, deadline_s=0.2)
+        assert not health.report()["redis"].ok
+        wait_until(lambda: "no answer for" not in health.known()["redis"].found, "the look has ended")
+        assert not health.known()["redis"].ok
+
+
+def test_a_disk_without_room_for_a_function_is_not_well(data_dir: Path) -> None:
+    """The largest archive and what it unpacks to have to fit."""
+    look = Disk(Settings(data_dir=data_dir, archive_limit_mb=10**9)).look
+    with pytest.raises(OSError, match="MiB free, and the largest function needs"):
+        look()
+
+
+# -- the look at the queues
+
+
+@pytest.fixture
+def settings(aws_url: str, unique: str) -> Settings:
+    """Two queues of this test."""
+    made = Settings(sqs_endpoint_url=aws_url, create_queues=True, queue_prefix=f"{unique}-")
+    with closing(queues.sqs_client(made)) as client:
+        for name in ("python", "cpp"):
+            queues.resolve(name, made, client)
+    return made
+
+
+def test_what_waits_is_seen_with_its_age(settings: Settings) -> None:
+    """Depths of both queues and of a dead-letter queue; the age begins with what was received, or the first look."""
+    with (
+        closing(queues.sqs_client(settings)) as client,
+        closing(QueueLook(settings, lambda: ["python", "cpp"])) as look,
+    ):
+        where = queues.addresses("python", settings, client)
+        for url in (where.url, where.url, where.dead_letter_url):
+            client.send_message(QueueUrl=url, MessageBody="x")
+        before = time.time()
+        assert look.look() == "2 queues answer"
+        depths = {name: (seen.depth.visible, seen.depth.dead_letters) for name, seen in look.seen.items()}
+        assert depths == {"python": (2, 1), "cpp": (0, 0)}
+        ages = look.ages_s()
+        assert ages["cpp"] == 0
+        assert 0 <= ages["python"] <= time.time() - before
+
+
+def test_the_age_is_that_since_the_youngest_message_received_was_sent(settings: Settings, unique: str) -> None:
+    """What still waits was sent later, roughly."""
+    name = f"aged-{unique}"  # what a process has read is remembered by the queue's name
+    with closing(queues.sqs_client(settings)) as client:
+        client.send_message(QueueUrl=queues.resolve(name, settings, client), MessageBody="x")
+    reading(name).message((time.time() - 100) * 1000)
+    reading(name).message((time.time() - 500) * 1000)
+    with closing(QueueLook(settings, lambda: [name])) as look:
+        look.look()
+        assert 100 <= look.ages_s()[name] < 100 + PATIENCE_S
+
+
+def test_a_look_creates_nothing_and_finds_a_queue_made_anew(settings: Settings) -> None:
+    """Also where the settings let workers create queues. An address that is wrong by now is looked up again."""
+    with closing(queues.sqs_client(settings)) as client, closing(QueueLook(settings, lambda: ["python"])) as look:
+        look.look()
+        where = queues.addresses("python", settings, client)
+        client.delete_queue(QueueUrl=where.url)
+        with pytest.raises(Exception, match="does not exist"):
+            look.look()
+        with pytest.raises(ConfigurationError, match="does not exist"):
+            look.look()
+        queues.resolve("python", settings, client)
+        assert look.look() == "1 queues answer"
+
+
+def test_a_watch_keeps_health_and_caches_up_to_date(settings: Settings, redis_server: Service) -> None:
+    """Without anybody asking; a cache that cannot be read costs the others nothing."""
+    looks: list[int] = []
+
+    def unreadable() -> Any:
+        raise OSError("the folder is gone")
+
+    def look() -> str:
+        looks.append(1)
+        return "fine"
+
+    from nanogrid.code.cache import Usage
+
+    usage = Usage(1, 2, 3)
+    watch = Watch(Health({"one": look}, fresh_s=0.0), {"bad": unreadable, "code": lambda: usage}, every_s=0.02)
+    watch.start()
+    wait_until(lambda: len(looks) >= 3, "it looks again and again")
+    watch.stop()
+    assert watch.usages == {"code": usage}
