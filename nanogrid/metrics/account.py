@@ -14,6 +14,7 @@ from nanogrid import counted
 from nanogrid.observations import LOST, Event, Happened, RequestEnded, RunObserved
 from nanogrid.result import Outcome, Phases
 from nanogrid.settings import Settings
+from nanogrid.watching import RERUN
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ MOST_VALUES = 20
 
 DURATION_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900)
 MEMORY_BUCKETS_BYTES = tuple(MIB * 2**power for power in range(2, 14))
-TUNER_DECISIONS = ("lowered", "kept", "insufficient", "rerun")
+LOWERED, KEPT = "lowered", "kept"
 
 Count = Callable[[Happened], None]
 
@@ -52,15 +53,20 @@ class Account:
         self._limit = _histogram(
             registry, "request_memory_limit_bytes", "Memory limit of each run.", MEMORY_BUCKETS_BYTES, runtime=runtimes
         )
-        self._cpu = _counter(registry, "run_cpu_seconds", "CPU time of functions.")
+        self._cpu = _counter(registry, "run_cpu_seconds", "CPU time of runs that the tuner learns from.")
         self._killed = _counter(
             registry, "runs_killed_for_memory",
-            "Runs in which the kernel killed a process for memory, whether the function coped or not.",
+            "Runs that the tuner learns from in which the kernel killed for memory, whether the function coped or not.",
         )  # fmt: skip
         self._byte_seconds = _counter(
             registry, "run_memory_byte_seconds",
-            "Memory times duration of runs whose peak is known: as requested, as limited, and at most used.",
+            "Memory times duration of runs that the tuner learns from and whose peak is known: as requested, as limited, and at most used.",
             of=["requested", "limit", "peak"],
+        )  # fmt: skip
+        self._decisions = _counter(
+            registry, "tuner_decisions",
+            "Memory limits of runs that the tuner learns from: lowered by it, or kept as requested.",
+            decision=[LOWERED, KEPT],
         )  # fmt: skip
         self._counts = _counts(registry)
         self._unknown: set[str] = set()
@@ -88,6 +94,8 @@ class Account:
             self._limit.labels(runtime=runtime).observe(event.limit_mb * MIB)
 
     def _run_observed(self, event: RunObserved) -> None:
+        if not event.rerun:  # the second run of a request is no choice
+            self._decisions.labels(decision=LOWERED if event.limit_mb < event.requested_mb else KEPT).inc()
         if event.cpu_ms is not None:
             self._cpu.inc(event.cpu_ms / 1000)
         if event.killed_for_memory:
@@ -135,8 +143,8 @@ def _counts(registry: CollectorRegistry) -> dict[str, Count]:
         counted.DEAD_LETTER: _plain(
             registry, "dead_letters_answered", "Requests in a dead-letter queue whose end this worker stored."
         ),
-        counted.TUNER_DECISION: _labelled(
-            registry, "tuner_decisions", "Choices of the tuner for runs.", "decision", TUNER_DECISIONS
+        RERUN: _plain(
+            registry, "tuner_reruns", "Runs that had too little memory by the tuner's fault, and were run again."
         ),
         counted.STREAM_APPEND_FAILED: _plain(
             registry, "stream_append_failures", "Results that could not be appended to the stream of results."

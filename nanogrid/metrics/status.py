@@ -79,15 +79,15 @@ def pool(stock: Stock) -> dict[str, Any]:
     }
 
 
-def tuner(registry: CollectorRegistry) -> dict[str, Any]:
-    """How often the tuner decided what, since the worker's start."""
+def tuner(registry: CollectorRegistry, settings: Settings) -> dict[str, Any]:
+    """The mode of functions that have none of their own, and how often the tuner decided what since the worker's start."""
     decisions = {
         sample.labels["decision"]: int(sample.value)
         for metric in registry.collect()
         if metric.name == "nanogrid_tuner_decisions"
         for sample in metric.samples
     }
-    return {"decisions": decisions}
+    return {"mode": settings.tuner_mode.value, "decisions": decisions}
 
 
 def limits(settings: Settings) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class Metrics(bootsteps.StartStopStep):
                 "queues": status.queues(self._look),
                 "pool": None if owner is None else status.pool(owner.stock),
                 "caches": {name: vars(usage) for name, usage in dict(self._watch.usages).items()},
-                "tuner": status.tuner(Accounts.registry),
+                "tuner": status.tuner(Accounts.registry, self._settings),
                 "health": {name: one.to_json() for name, one in self._health.known().items()},
                 "limits": status.limits(self._settings),
             }

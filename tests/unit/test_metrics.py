@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from nanogrid import counted
 from nanogrid.container.hardening import Confinement
-from nanogrid.metrics.account import MOST_VALUES, OTHER, TUNER_DECISIONS, Account
+from nanogrid.metrics.account import KEPT, LOWERED, MOST_VALUES, OTHER, Account
 from nanogrid.metrics.address import Address
 from nanogrid.metrics.gauges import Gauges, build_info, of_pool
 from nanogrid.metrics.queue_look import Seen, oldest_age_s
@@ -27,6 +27,7 @@ from nanogrid.pool.tally import Counted, Eviction, Tally
 from nanogrid.queues import QueueDepth
 from nanogrid.result import Outcome
 from nanogrid.settings import Settings
+from nanogrid.watching import RERUN
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "deploy" / "observability"
@@ -65,8 +66,8 @@ def test_what_has_not_happened_stands_at_zero(registry: CollectorRegistry, accou
     for runtime in ("python", "cpp", OTHER):
         for outcome in Outcome:
             assert of(registry, "requests_ended_total", runtime=runtime, outcome=outcome.value) == 0
-    for decision in TUNER_DECISIONS:
-        assert of(registry, "tuner_decisions_total", decision=decision) == 0
+    for cause in counted.CAUSES:
+        assert of(registry, "attempts_failed_total", cause=cause) == 0
     assert of(registry, "events_lost_total") == 0
 
 
@@ -121,13 +122,25 @@ def test_what_a_run_used_is_told_beside_what_it_was_given(registry: CollectorReg
     assert of(registry, "runs_killed_for_memory_total") == 1
 
 
+def test_the_tuner_is_seen_by_the_limits_of_runs(registry: CollectorRegistry, account: Account) -> None:
+    """Lowered or kept; the run that follows a limit that was too little is no choice of its own."""
+
+    def run(limit_mb: int, *, rerun: bool = False) -> RunObserved:
+        return RunObserved("f", "abc", 1.0, "SUCCEEDED", 1.0, None, None, limit_mb, 256, False, rerun)
+
+    account([run(64), run(64), run(256), run(256, rerun=True), Happened(RERUN)])
+    assert of(registry, "tuner_decisions_total", decision=LOWERED) == 2
+    assert of(registry, "tuner_decisions_total", decision=KEPT) == 1
+    assert of(registry, "tuner_reruns_total") == 1
+
+
 def test_everything_that_can_be_told_by_name_is_counted(
     registry: CollectorRegistry, account: Account, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each name of `counted` has a metric, and so has the loss of events."""
     labels = {
         counted.CODE_LOOKUP: counted.HIT, counted.LAYER_LOOKUP: counted.MISS, counted.LAYER_BUILD: counted.BUILT,
-        counted.ATTEMPT_FAILED: "pool", counted.DUPLICATE: counted.WAITED, counted.TUNER_DECISION: "kept",
+        counted.ATTEMPT_FAILED: "pool", counted.DUPLICATE: counted.WAITED,
     }  # fmt: skip
     names = [
         node.target.id if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) else node.targets[0].id
@@ -136,9 +149,9 @@ def test_everything_that_can_be_told_by_name_is_counted(
     ]
     values = {counted.HIT, counted.MISS, counted.BUILT, counted.FAILED, counted.ANSWERED, counted.WAITED}
     told = [value for name in names if isinstance(value := getattr(counted, name), str) and value not in values]
-    assert len(told) >= 10
+    assert len(told) >= 9
     before = total(registry)
-    for name in [*told, LOST]:
+    for name in [*told, LOST, RERUN]:
         account([Happened(name, labels.get(name, ""), 2)])
         assert total(registry) > before, name
         before = total(registry)
@@ -157,13 +170,13 @@ def test_a_name_without_a_metric_is_said_once_in_the_log(account: Account, caplo
 
 
 def test_values_of_a_label_are_bounded(registry: CollectorRegistry, account: Account) -> None:
-    """Whatever is told as a decision, a bound is kept, and the rest is one series."""
-    account([Happened(counted.TUNER_DECISION, f"value-{number}") for number in range(100)])
-    account([Happened(counted.TUNER_DECISION, "lowered")])
-    (metric,) = [metric for metric in registry.collect() if metric.name == "nanogrid_tuner_decisions"]
-    assert len(metric.samples) == len(TUNER_DECISIONS) + MOST_VALUES + 1
-    assert of(registry, "tuner_decisions_total", decision=OTHER) == 100 - MOST_VALUES
-    assert of(registry, "tuner_decisions_total", decision="lowered") == 1
+    """Whatever is told as a cause, a bound is kept, and the rest is one series."""
+    account([Happened(counted.ATTEMPT_FAILED, f"value-{number}") for number in range(100)])
+    account([Happened(counted.ATTEMPT_FAILED, "pool")])
+    (metric,) = [metric for metric in registry.collect() if metric.name == "nanogrid_attempts_failed"]
+    assert len(metric.samples) == len(counted.CAUSES) + MOST_VALUES + 1
+    assert of(registry, "attempts_failed_total", cause=OTHER) == 100 - MOST_VALUES
+    assert of(registry, "attempts_failed_total", cause="pool") == 1
 
 
 # -- gauges
