@@ -7,6 +7,7 @@ served at once, each for CLIENT_S at most; the others are turned away.
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from typing import Any
 
 from nanogrid.metrics.address import Address
@@ -57,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=False)
 
     def _answer(self, *, with_body: bool) -> None:
-        page = self.server.page(self.path.partition("?")[0])
+        page = self.server.page(self.path.partition("?")[0], self.headers.get("Host"))
         self.send_response(page.status)
         self.send_header("Content-Type", page.content_type)
         self.send_header("Content-Length", str(len(page.body)))
@@ -90,6 +92,7 @@ class Server(ThreadingHTTPServer):
         self._clients: dict[socket.socket, float] = {}
         super().__init__((address.host, address.port), _Handler)
         self.address = Address(address.host, int(self.server_address[1]))
+        self._is_local = ip_address(str(self.server_address[0])).is_loopback
         self._thread = threading.Thread(
             target=self.serve_forever, args=(LOOK_EVERY_S,), name="metrics-http", daemon=True
         )
@@ -118,8 +121,10 @@ class Server(ThreadingHTTPServer):
         for client in list(self._clients):
             client.close()
 
-    def page(self, path: str) -> Page:
-        """The answer for a path."""
+    def page(self, path: str, host: str | None) -> Page:
+        """The answer for a path, and the name that the client has for this server."""
+        if self._is_local and not _is_local_name(host):
+            return Page(b"this port answers to localhost and to addresses only\n", status=403)
         make = self._pages.get(path)
         if make is None:
             return Page(("there is only " + ", ".join(self._pages) + "\n").encode(), status=404)
@@ -172,3 +177,14 @@ class Server(ThreadingHTTPServer):
     def _forget(self, request: Any) -> None:
         with self._lock:
             self._clients.pop(request, None)
+
+
+def _is_local_name(host: str | None) -> bool:
+    """Whether a Host header names this host by an address or as localhost: a web page that had its own name resolve to
+    loopback, to read what is there, would send that name."""
+    name = re.sub(r":[0-9]+$", "", host or "localhost").strip("[]")
+    try:
+        ip_address(name)
+    except ValueError:
+        return name == "localhost"
+    return True

@@ -85,6 +85,24 @@ def test_pages_are_served(server: Server, caplog: pytest.LogCaptureFixture) -> N
     assert "this page is broken" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("localhost:9747", 200),
+        ("127.0.0.1:9747", 200),
+        ("[::1]:9747", 200),
+        ("evil.example", 403),
+        ("", 200),
+    ],
+)
+def test_on_loopback_no_web_page_reads_what_is_there(server: Server, host: str, status: int) -> None:
+    """One whose name was made to resolve to loopback sends that name."""
+    with connect(server) as client:
+        client.sendall(f"GET / HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+        assert until_hung_up(client).startswith(f"HTTP/1.0 {status} ".encode())
+
+
 def test_what_is_no_http_costs_nobody_anything(server: Server) -> None:
     """Garbage and endless headers are answered or hung up on; the next client is served."""
     for said in (
