@@ -24,7 +24,7 @@ from tests.support.functions import FAIL, HELLO, HUNGRY, SLEEP, Functions
 from tests.support.prometheus import SHIPPED, Prometheus
 from tests.support.rig import CPP_IMAGE, PYTHON_IMAGE
 from tests.support.services import Service, running, wait_until
-from tests.support.worker import Grid, Worker
+from tests.support.worker import ROOT, Grid, Worker
 from tests.support.worker import grid as open_grid
 
 RANGE = "1m"
@@ -201,8 +201,13 @@ def test_every_series_that_an_alert_reads_is_there(load: Counter[Outcome], prome
 
 def test_alerts_say_what_is_wrong_and_nothing_else(load: Counter[Outcome], prometheus: Prometheus) -> None:
     """Of all alert expressions only that for the dead letter is true after such a load on a healthy worker."""
-    true_now = {name for name, expression in prometheus.alerts().items() if prometheus.query(expression)}
-    assert true_now == {"NanoGridDeadLetters"}
+    alerts = prometheus.alerts()
+    del alerts["NanoGridDiskFull"]  # how full this machine's disk is says nothing of us
+
+    def true_now() -> set[str]:
+        return {name for name, expression in alerts.items() if prometheus.query(expression)}
+
+    wait_until(lambda: true_now() == {"NanoGridDeadLetters"}, "only one is true")
 
 
 def test_the_rules_are_right() -> None:
@@ -232,10 +237,18 @@ def test_no_function_and_no_request_is_named(load: Counter[Outcome], port: Port)
     assert len(body.splitlines()) < 2_000
 
 
+def test_every_metric_is_in_the_handbook(load: Counter[Outcome], port: Port) -> None:
+    """docs/operations.md lists what a worker shows, and nothing that it does not."""
+    _, body = port.get("/metrics")
+    shown = set(re.findall(r"^# HELP (nanogrid_\w+) ", body, re.MULTILINE))
+    handbook = (ROOT / "docs" / "operations.md").read_text()
+    assert set(re.findall(r"^\| `(nanogrid_\w+)`", handbook, re.MULTILINE)) == shown
+
+
 def test_a_healthy_worker_says_so(load: Counter[Outcome], port: Port) -> None:
     """Each part answers, and the worker is ready."""
-    status, health = port.json("/healthz")
-    assert (status, set(health["checks"])) == (200, {"docker", "redis", "sqs", "disk"}), health
+    wait_until(lambda: port.get("/healthz")[0] == 200, "each check is made in time, also on a busy machine")
+    assert set(port.json("/healthz")[1]["checks"]) == {"docker", "redis", "sqs", "disk"}
     assert port.json("/readyz") == (200, {"ready": True, "reason": None})
     assert port.get("/nothing")[0] == 404
 
@@ -251,6 +264,20 @@ def test_the_status_tells_what_is_in_force(load: Counter[Outcome], port: Port, g
     assert sum(told["pool"]["containers"].values()) >= 2
     assert told["tuner"]["mode"] == grid.settings.tuner_mode.value
     assert told["limits"]["max_memory_mb"] == grid.settings.max_memory_mb
+
+
+def test_a_worker_that_was_told_to_read_nothing_is_not_ready(
+    load: Counter[Outcome], port: Port, grid: Grid, worker: Worker
+) -> None:
+    """And ready again when it reads."""
+    control = grid.app.control
+    for queue in ("python", "cpp"):
+        control.cancel_consumer(queue, destination=[worker.name])
+    reason = {"ready": False, "reason": "the worker was told to read no queue"}
+    wait_until(lambda: port.json("/readyz") == (503, reason), "it is not ready")
+    for queue in ("python", "cpp"):
+        control.add_consumer(queue, destination=[worker.name])
+    wait_until(lambda: port.get("/readyz")[0] == 200, "it is ready again")
 
 
 def test_children_do_not_keep_the_port(load: Counter[Outcome], port: Port, worker: Worker) -> None:

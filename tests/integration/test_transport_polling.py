@@ -16,6 +16,7 @@ from nanogrid import queues
 from nanogrid.settings import Settings
 from nanogrid.transport import polling
 from nanogrid.transport.polling import Backoff, PollFailure, read_answer
+from nanogrid.transport.reading import reading
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.services import Service
 from tests.support.transport_worker import make_app
@@ -99,6 +100,29 @@ def test_a_poll_that_hangs_is_given_up(
         run_until(hub, lambda: taken)
         assert 2.4 < time.monotonic() - began < 6, "1 s of long poll, 0.5 s of grace, 1 s of back-off"
     assert proxy.count("ReceiveMessage") == 2
+
+
+def test_what_is_read_is_known_to_the_whole_process(
+    hub: Hub, app: Celery, settings: Settings, send: Send, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether SQS answers, how often it did not, what was received and refused, and when the youngest message was sent."""
+    monkeypatch.setattr(polling, "GRACE_S", 0.1)
+    proxy.hang("ReceiveMessage", times=1)
+    taken: list[Any] = []
+    seen, now = reading("python"), time.time()
+    received, refused, failures = seen.received, seen.refused, seen.failures
+    with app.connection_for_read() as connection:
+        consume(connection, taken)
+        run_until(hub, lambda: seen.failing)
+        send("no request of anybody")
+        send()
+        run_until(hub, lambda: taken)
+    assert not seen.failing
+    assert seen.polled_at >= now
+    assert (seen.failures - failures, seen.refused - refused) == (1, 1)
+    assert seen.received - received >= 2
+    assert seen.newest_sent_at is not None
+    assert now - 5 < seen.newest_sent_at < time.time() + 5
 
 
 def test_a_poll_asks_for_what_the_worker_needs(

@@ -13,7 +13,7 @@ from tests.support.services import Service, accepts, free_port
 from tests.support.worker import ROOT
 
 SHIPPED = ROOT / "deploy" / "observability"
-SCRAPE_S = 1
+SCRAPE_S = 2
 
 
 class Prometheus:
