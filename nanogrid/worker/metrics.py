@@ -113,8 +113,11 @@ class Metrics(bootsteps.StartStopStep):
                 address, error.strerror or error,
             )  # fmt: skip
             return None
-        if Containers.owner is not None:
+        assert Containers.owner is not None
+        try:
             publish(server.address, Containers.owner.folder)
+        except OSError as error:
+            log.warning("metrics: nanogrid doctor will not find %s: %s", server.address, error)
         return server
 
     def _register(self) -> None:
@@ -123,15 +126,17 @@ class Metrics(bootsteps.StartStopStep):
         stale_after_s = STALE_LOOKS * (self._settings.metrics_look_s + DEADLINE_S)
         parts: list[gauges.Part] = [
             gauges.build_info,
-            gauges.of_worker(
-                lambda: self._unready() is None, lambda: self._worker.concurrency, lambda: len(state.active_requests)
-            ),
+            gauges.of_worker(lambda: self._unready() is None, self._children, lambda: len(state.active_requests)),
             gauges.of_pool(Containers.owner.stock),
             gauges.of_queues(self._look, stale_after_s),
             gauges.of_caches(self._watch.usages),
             gauges.of_health(self._health, self._disk),
         ]
         gauges.Gauges(Accounts.registry, parts)
+
+    def _children(self) -> int:
+        """How many there are to be now: remote control may have changed it."""
+        return int(getattr(self._worker.pool, "num_processes", self._worker.concurrency))
 
     # -- readiness
 
@@ -178,7 +183,7 @@ class Metrics(bootsteps.StartStopStep):
                     "pid": os.getpid(),
                     "owner": None if owner is None else owner.id,
                     "upS": round(time.time() - self._began_at, 1),
-                    "children": self._worker.concurrency,
+                    "children": self._children(),
                     "active": len(state.active_requests),
                     "ready": self._unready() is None,
                     "reason": self._unready(),
