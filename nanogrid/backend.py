@@ -17,6 +17,7 @@ from celery.states import SUCCESS
 from celery.utils.log import get_logger
 
 from nanogrid import stages, tracing
+from nanogrid.counted import NOT_APPENDED
 from nanogrid.errors import NanoGridError
 from nanogrid.monitoring import settings_of
 from nanogrid.observations import RequestEnded, happened, tell
@@ -43,9 +44,6 @@ if ARGV[4] == '0' then return {1, ''} end
 return {1, append(KEYS[2], KEYS[3], ARGV[4], {unpack(ARGV, 5)})}
 """
 )
-
-NOT_APPENDED = "results_not_appended"
-"""Name of the event that counts results without an entry in the results stream."""
 
 
 class ResultBackend(RedisBackend):

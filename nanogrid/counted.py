@@ -43,5 +43,8 @@ WAITED = "waited"
 DEAD_LETTER = "dead_letter"
 """A request was found in a dead-letter queue, and its end stored."""
 
-STREAM_APPEND_FAILED = "stream_append_failed"
-"""A result could not be appended to the stream of results."""
+NOT_APPENDED = "results_not_appended"
+"""A result has no entry in the results stream."""
+
+RERUN = "tuner_reruns"
+"""A run had too little memory by the tuner's fault, and was run again."""

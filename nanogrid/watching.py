@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from nanogrid.container.report import RunReport
+from nanogrid.counted import RERUN
 from nanogrid.observations import RunObserved, happened, tell
 from nanogrid.request import FunctionRequest
 from nanogrid.result import Outcome, StartKind
-
-RERUN = "tuner_reruns"
-"""Name of the event: a run had too little memory by the tuner's fault, and was run again."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from nanogrid import counted
 from nanogrid.observations import LOST, Event, Happened, RequestEnded, RunObserved
 from nanogrid.result import Outcome, Phases
 from nanogrid.settings import Settings
-from nanogrid.watching import RERUN
 
 log = logging.getLogger(__name__)
 
@@ -146,10 +145,10 @@ def _counts(registry: CollectorRegistry) -> dict[str, Count]:
         counted.DEAD_LETTER: _plain(
             registry, "dead_letters_answered", "Requests in a dead-letter queue whose end this worker stored."
         ),
-        RERUN: _plain(
+        counted.RERUN: _plain(
             registry, "tuner_reruns", "Runs that had too little memory by the tuner's fault, and were run again."
         ),
-        counted.STREAM_APPEND_FAILED: _plain(
+        counted.NOT_APPENDED: _plain(
             registry, "stream_append_failures", "Results that could not be appended to the stream of results."
         ),
         LOST: _plain(registry, "events_lost", "Events that children could not tell: what is counted here lacks them."),

@@ -12,8 +12,8 @@ import redis
 from billiard.exceptions import TimeLimitExceeded
 from celery.app.task import Context
 
-from nanogrid.backend import NOT_APPENDED
 from nanogrid.client import Client, follow
+from nanogrid.counted import NOT_APPENDED
 from nanogrid.observations import Happened, Reader
 from nanogrid.result import ExecutionResult, Outcome, not_run
 from nanogrid.settings import Settings
