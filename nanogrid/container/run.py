@@ -22,6 +22,10 @@ CHUNK_BYTES = 65_536
 KILL_S = 10.0
 """How long a runner may take to end what it was told to end. It takes milliseconds; then it is taken for lost."""
 
+OUTPUT_WAITS_S = 0.003
+"""For so long output stays in its pipes: most runs are over by then, and are not to be held up by who reads each of their lines.
+A function that writes more than a pipe holds (64 KiB) waits for that time at most, once."""
+
 READABLE = select.POLLIN | select.POLLHUP | select.POLLERR
 
 
@@ -62,21 +66,17 @@ class Run:
             gauge = Gauge(self._cgroup, used_before=self._used_before)
             resources.callback(gauge.close)
             stdout, stderr = (self._pipe(resources, stream) for stream in self._streams)
-            try:
-                self._link.send_run(
-                    program.argv,
-                    program.env,
-                    (stdin, stdout, stderr),
-                    in_process=program.in_process,
-                    compiler_cache=program.compiler_cache,
-                )
-            finally:
-                os.close(stdout)
-                os.close(stderr)
+            self._poll.register(self._link.fileno(), READABLE)
+            self._link.send_run(
+                program.argv,
+                program.env,
+                (stdin, stdout, stderr),
+                in_process=program.in_process,
+                compiler_cache=program.compiler_cache,
+            )
             sent = time.monotonic()
             thaw()
             begun()
-            self._poll.register(self._link.fileno(), READABLE)
             ended = self._watch(sent + timeout_s)
             if cut_short := ended in (Ended.TIMED_OUT, Ended.OUTPUT_LIMIT):
                 self._kill()
@@ -99,16 +99,21 @@ class Run:
         """Make a pipe for a stream and return the end that the function writes to; it belongs to the function's user."""
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(writing, True)
+        # Ours of the writing end is closed last: else the function's end would wake us, and the runner's word again.
         resources.callback(os.close, reading)
+        resources.callback(os.close, writing)
         with suppress(OSError):  # not root: all that fails is to open /dev/stdout by its name
             os.fchown(writing, self._uid, self._uid)
         self._by_fd[reading] = stream
-        self._poll.register(reading, READABLE)
         return writing
 
     def _watch(self, deadline: float) -> Ended:
         """Read until the run has ended, was too slow, or wrote too much."""
         control = self._link.fileno()
+        first_s = min(OUTPUT_WAITS_S, deadline - time.monotonic())
+        if first_s <= 0 or not self._poll.poll(first_s * 1000):
+            for reading in self._by_fd:
+                self._poll.register(reading, READABLE)
         while True:
             wait_s = deadline - time.monotonic()
             events = self._poll.poll(wait_s * 1000) if wait_s > 0 else []
@@ -154,7 +159,6 @@ class Run:
         except BlockingIOError:
             return False
         if not chunk:
-            self._poll.unregister(fd)
             return False
         self._by_fd[fd].add(chunk)
         return True
@@ -162,9 +166,8 @@ class Run:
     def _drain(self) -> None:
         """Read what is left in both pipes. No process of the run is alive, so nothing more comes."""
         for fd, stream in self._by_fd.items():
-            with suppress(KeyError):
-                while not stream.truncated and self._read(fd):
-                    pass
+            while not stream.truncated and self._read(fd):
+                pass
 
     def _duration_ms(self, sent: float, *, cut_short: bool) -> float:
         """By the runner's clock, from the function's first step; where it was ended from here, from where its time counts."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 
@@ -140,12 +142,25 @@ def test_the_standard_library_is_told_from_everything_else(inside: None) -> None
 
 
 def test_pages_are_told_that_a_process_has_for_itself(inside: None) -> None:
-    """The process's own memory is found, and touching it changes nothing."""
-    memory = module("memory")
-    runs = memory.written(memory.regions())
+    """The process's own memory is found, and taking it changes nothing; spans do not overlap, and have gaps between them."""
+    memory, kernel = module("memory"), module("kernel")
+    regions = memory.regions()
+    runs = memory.written(regions)
     assert runs
     assert all(size > 0 and address % memory.PAGE == 0 for address, size in runs)
-    memory.touch(runs[:10])
+    assert all(any(start <= address < end for start, end in regions) for address, _ in runs)
+    assert all(sum(one) < other[0] for one, other in itertools.pairwise(runs))
+    kernel.populate([kernel.populating(*run) for run in runs[:10]])
+
+
+def test_nothing_of_a_packet_stays_in_the_buffer(inside: None) -> None:
+    """A spare inherits the first process's memory: what the request before was is not in it."""
+    channel = module("channel")
+    here, there = channel.pair()
+    with closing(here), closing(there):
+        channel.send(here, b"secret")
+        assert channel.receive(there) == (b"secret", [])
+        assert not any(channel._BUFFER)
 
 
 def test_packets_carry_descriptors_both_ways(inside: None) -> None:

@@ -24,6 +24,9 @@ DESCRIPTORS = 4
 STREAMS = 3
 INT_BYTES = 4
 
+_BUFFER = bytearray(PACKET_BYTES)
+"""Kept, because memory of this size is mapped and unmapped again each time; wiped, because a spare inherits it."""
+
 
 def pair() -> tuple[_socket.socket, _socket.socket]:
     """Two connected sockets."""
@@ -38,9 +41,11 @@ def open_descriptor(descriptor: int) -> _socket.socket:
 def receive(connection: _socket.socket) -> tuple[bytes, list[int]]:
     """The next packet and its descriptors; b"" at the end of the connection."""
     try:
-        packet, ancillary, _, _ = connection.recvmsg(PACKET_BYTES, _socket.CMSG_SPACE(INT_BYTES * DESCRIPTORS))
+        size, ancillary, _, _ = connection.recvmsg_into([_BUFFER], _socket.CMSG_SPACE(INT_BYTES * DESCRIPTORS))
     except ConnectionError:
         return b"", []
+    packet = bytes(memoryview(_BUFFER)[:size])
+    _BUFFER[:size] = bytes(size)
     descriptors = []
     for level, kind, data in ancillary:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:

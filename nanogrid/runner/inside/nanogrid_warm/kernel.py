@@ -10,6 +10,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+    from collections.abc import Iterable
     from typing import Any
 
 try:
@@ -75,6 +76,15 @@ MADV_POPULATE_WRITE = 23
 _MADVISE = _function("madvise")
 
 
-def populate(address: int, size: int, advice: int = MADV_POPULATE_WRITE) -> bool:
-    """Let the kernel map these pages now, for writing. False where it cannot (before Linux 5.14)."""
-    return bool(AVAILABLE and _MADVISE) and _CALL(_MADVISE, (_Pointer(address), _Size(size), advice)) == 0
+def populating(address: int, size: int, advice: int = MADV_POPULATE_WRITE) -> Any:
+    """What `populate` wants for these pages: made once, where it is done for every run."""
+    return (_Pointer(address), _Size(size), advice) if AVAILABLE else None
+
+
+def populate(calls: Iterable[Any]) -> None:
+    """Let the kernel map these pages now, for writing. What it cannot (before Linux 5.14) is left out."""
+    if not (AVAILABLE and _MADVISE):
+        return
+    for call in calls:
+        if _CALL(_MADVISE, call) != 0:
+            return

@@ -20,7 +20,7 @@ import stat
 import sys
 import time
 
-from nanogrid_warm import begin, channel, lesson, source, spare
+from nanogrid_warm import begin, channel, kernel, lesson, source, spare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not to be loaded where the function runs
@@ -66,6 +66,7 @@ class Server:
         self.lessons = 0
         self.rehearsed: bool = state["rehearsed"]
         self.request: dict[str, Any] = {}
+        self.packet: bytes | None = None
         self.kinds: tuple[int, ...] = ()
         self.code: tuple[int, int] | None = None
 
@@ -115,7 +116,9 @@ class Server:
         text, _ = channel.receive(pair)
         _end_all()
         self.rehearsed = True
-        self.held.hot = [tuple(int(number, 16) for number in line.split()) for line in text.split(b"\n")[:-1]]
+        self.held.hot = [
+            kernel.populating(*(int(number, 16) for number in line.split())) for line in text.split(b"\n")[:-1]
+        ]
 
     def _fork(self) -> int:
         for _ in range(FORK_ATTEMPTS):
@@ -141,16 +144,24 @@ class Server:
         else:
             _end_all()
             self._give_up(word or b"broken the next process ended before it was ready")
-        if not self._hand_over(pair):
-            _end_all()
-            return
-        status, killed = self._see_through(child)
+        end = self._watched(child)
+        try:
+            if not self._hand_over(pair):
+                _end_all()
+                return
+            status, killed = self._see_through(child, end)
+        finally:
+            if end >= 0:
+                os.close(end)
         ended_ns = time.monotonic_ns()
         answer = _answer(pair)
         if answer.startswith(b"broken"):
             self._give_up(answer)
         how, started_ns = _how(answer, ended_ns)
         channel.send(self.connection, b"ended %d %s %d %d %d" % (status, how, started_ns, ended_ns, killed))
+        os.sched_yield()  # the host may have been woken on this very processor, and what follows takes a while
+        if self.packet is not None:
+            self.request, self.packet = channel.message(self.packet, []), None
         self.held.touches = how == b"python"
         if how == b"python":
             if self.held.learn:
@@ -274,25 +285,32 @@ class Server:
                 self._leave()
             try:
                 if len(descriptors) >= channel.STREAMS:
-                    sent = channel.send(pair, packet, descriptors)
-                    self.request = channel.message(packet, descriptors)
                     self.kinds = tuple(
                         stat.S_IFMT(os.fstat(number).st_mode) for number in descriptors[: channel.STREAMS]
                     )
+                    sent = channel.send(pair, packet, descriptors)
+                    # Read when the run is over, unless it lies in a descriptor: the spare is not to wait for this processor.
+                    self.packet = packet
+                    if len(descriptors) > channel.STREAMS:
+                        self.request, self.packet = channel.message(packet, descriptors), None
                     return sent
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
 
-    def _see_through(self, child: int) -> tuple[int, int]:
-        """Wait for the child's end, then end all that it started: its wait status, and how many had to be killed."""
+    def _watched(self, child: int) -> int:
+        """A descriptor that tells of the child's end; -1 on an old kernel, or where a profile forbids it."""
         try:
-            process = os.pidfd_open(child)
-        except (AttributeError, OSError):  # an old kernel, or a profile that forbids it: look now and then
-            self._look_until_ended(child)
+            return os.pidfd_open(child)
+        except (AttributeError, OSError):
+            return -1
+
+    def _see_through(self, child: int, end: int) -> tuple[int, int]:
+        """Wait for the child's end, then end all that it started: its wait status, and how many had to be killed."""
+        if end >= 0:
+            self._wait_until_ended(end)
         else:
-            self._wait_until_ended(process)
-            os.close(process)
+            self._look_until_ended(child)
         _, status = os.waitpid(child, 0)
         return status, _end_all()
 

@@ -111,6 +111,8 @@ def live(pair: _socket.socket, held: Held) -> None:
 
 def _settle_in(pair: _socket.socket, held: Held) -> bool:
     """Become ready. Whether the code was there for it."""
+    if held.touches:
+        kernel.populate(held.hot)  # first, because becoming ready writes to them too
     try:
         drop(held)
         workspace.clean()
@@ -124,8 +126,6 @@ def _settle_in(pair: _socket.socket, held: Held) -> bool:
     if not held.packages.load(held.imports, put_environment):
         channel.send(pair, b"again")
         os._exit(0)
-    if held.touches:
-        memory.touch(held.hot)
     return started
 
 
