@@ -56,7 +56,7 @@ class Gauge:
         folder = self._cgroup.memory
         if folder is None:
             return False
-        if _write(folder, "memory.max_usage_in_bytes", b"0"):
+        if self._cgroup.reset_peak():
             return True
         try:
             self._v2_peak = os.open(folder / "memory.peak", os.O_RDWR | os.O_CLOEXEC)
@@ -96,44 +96,112 @@ class Cgroup:
 
     def peak_memory_bytes(self) -> int | None:
         """The largest use of memory since the start or the last reset."""
-        return _first_number(self.memory, "memory.max_usage_in_bytes", "memory.peak")
+        return self._first_number(self.memory, "memory.max_usage_in_bytes", "memory.peak")
+
+    def reset_peak(self) -> bool:
+        """Let the largest use of memory count from now on. False where this host does not let us, or counts as v2 does."""
+        return self._write(self.memory, "memory.max_usage_in_bytes", b"0")
 
     def memory_bytes(self) -> int | None:
         """The memory in use now."""
-        return _first_number(self.memory, "memory.usage_in_bytes", "memory.current")
+        return self._first_number(self.memory, "memory.usage_in_bytes", "memory.current")
 
     def cpu_ns(self) -> int | None:
         """CPU time since the start, in nanoseconds."""
-        v1_ns = _first_number(self.cpu, "cpuacct.usage")
+        v1_ns = self._first_number(self.cpu, "cpuacct.usage")
         if v1_ns is not None:
             return v1_ns
-        v2_us = _field(self.cpu, "cpu.stat", "usage_usec")
+        v2_us = self._field(self.cpu, "cpu.stat", "usage_usec")
         return None if v2_us is None else v2_us * 1000
 
     def oom_kills(self) -> int | None:
         """How many processes the kernel has killed here for memory."""
-        v1 = _field(self.memory, "memory.oom_control", "oom_kill")
-        return v1 if v1 is not None else _field(self.memory, "memory.events", "oom_kill")
+        v1 = self._field(self.memory, "memory.oom_control", "oom_kill")
+        return v1 if v1 is not None else self._field(self.memory, "memory.events", "oom_kill")
 
     def is_frozen(self) -> bool:
         """Whether all processes stand still, whoever froze them."""
-        v1 = _read(self.freezer, "freezer.state")
+        v1 = self._read(self.freezer, "freezer.state")
         if v1 is not None:
             return v1.strip() != "THAWED"
-        return _field(self.freezer, "cgroup.events", "frozen") == 1
+        return self._field(self.freezer, "cgroup.events", "frozen") == 1
 
     def freeze(self) -> bool:
         """Let all processes stand still. False where this host does not let us."""
-        return _write(self.freezer, "freezer.state", b"FROZEN") or _write(self.freezer, "cgroup.freeze", b"1")
+        return self._write(self.freezer, "freezer.state", b"FROZEN") or self._write(self.freezer, "cgroup.freeze", b"1")
 
     def thaw(self) -> bool:
         """Let all processes go on. False where this host does not let us."""
-        return _write(self.freezer, "freezer.state", b"THAWED") or _write(self.freezer, "cgroup.freeze", b"0")
+        return self._write(self.freezer, "freezer.state", b"THAWED") or self._write(self.freezer, "cgroup.freeze", b"0")
 
     def can_freeze(self) -> bool:
         """Whether this process may write the freezer's file."""
         names = ("freezer.state", "cgroup.freeze")
         return self.freezer is not None and any(os.access(self.freezer / name, os.W_OK) for name in names)
+
+    def _read(self, folder: Path | None, name: str) -> str | None:
+        return _read(folder, name)
+
+    def _write(self, folder: Path | None, name: str, text: bytes) -> bool:
+        return _write(folder, name, text)
+
+    def _first_number(self, folder: Path | None, *names: str) -> int | None:
+        for name in names:
+            text = self._read(folder, name)
+            if text is not None and text.strip().isdigit():
+                return int(text)
+        return None
+
+    def _field(self, folder: Path | None, name: str, field: str) -> int | None:
+        for line in (self._read(folder, name) or "").splitlines():
+            key, _, value = line.partition(" ")
+            if key == field:
+                return int(value)
+        return None
+
+
+class KeptCgroup(Cgroup):
+    """The same with its files kept open: for a container that has many runs. Not thread-safe."""
+
+    def __init__(self, memory: Path | None, cpu: Path | None, freezer: Path | None = None) -> None:
+        super().__init__(memory, cpu, freezer)
+        object.__setattr__(self, "_open", {})
+
+    def close(self) -> None:
+        """Close them. It may be used on, and opens them again."""
+        for descriptor in self._files().values():
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._files().clear()
+
+    def _files(self) -> dict[tuple[Path, str, int], int]:
+        files: dict[tuple[Path, str, int], int] = self.__dict__["_open"]
+        return files
+
+    def _descriptor(self, folder: Path | None, name: str, flags: int) -> int:
+        if folder is None:
+            return -1
+        files, key = self._files(), (folder, name, flags)
+        if key not in files:
+            try:
+                files[key] = os.open(f"{folder}/{name}", flags | os.O_CLOEXEC)
+            except OSError:
+                files[key] = -1
+        return files[key]
+
+    def _read(self, folder: Path | None, name: str) -> str | None:
+        descriptor = self._descriptor(folder, name, os.O_RDONLY)
+        try:
+            return None if descriptor < 0 else os.pread(descriptor, 65_536, 0).decode()
+        except OSError:
+            return None
+
+    def _write(self, folder: Path | None, name: str, text: bytes) -> bool:
+        descriptor = self._descriptor(folder, name, os.O_WRONLY)
+        try:
+            return descriptor >= 0 and os.pwrite(descriptor, text, 0) > 0
+        except OSError:
+            return False
 
 
 @dataclass(frozen=True)
@@ -218,19 +286,3 @@ def _write(folder: Path | None, name: str, text: bytes) -> bool:
         return False
     finally:
         os.close(descriptor)
-
-
-def _first_number(folder: Path | None, *names: str) -> int | None:
-    for name in names:
-        text = _read(folder, name)
-        if text is not None and text.strip().isdigit():
-            return int(text)
-    return None
-
-
-def _field(folder: Path | None, name: str, field: str) -> int | None:
-    for line in (_read(folder, name) or "").splitlines():
-        key, _, value = line.partition(" ")
-        if key == field:
-            return int(value)
-    return None

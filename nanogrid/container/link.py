@@ -90,6 +90,19 @@ class Link:
             return False
         return False  # its end, or a word out of turn
 
+    def has_word(self) -> bool:
+        """Whether there is something to be heard, be it the runner's end. Nothing is taken."""
+        return _is_readable(self._connection, 0)
+
+    def is_cut(self) -> bool:
+        """Whether the runner's end is closed, whatever it may have said before."""
+        look = select.poll()
+        try:
+            look.register(self._connection, 0)
+        except (OSError, ValueError):  # closed at this end
+            return True
+        return bool(look.poll(0))
+
     def send_run(
         self,
         argv: Sequence[str],

@@ -22,7 +22,6 @@ from nanogrid.metrics.queue_look import QueueLook
 from nanogrid.pool.states import State
 from nanogrid.pool.stock import Stock
 from nanogrid.pool.tally import GIVEN_UP, GRANTED, Counted, Eviction, Leak
-from nanogrid.result import StartKind
 from nanogrid.transport.reading import readings
 
 log = logging.getLogger(__name__)
@@ -78,8 +77,9 @@ def of_pool(stock: Stock) -> Part:
     """The containers, and what happened to them."""
 
     def read() -> Iterator[Metric]:
-        held = stock.all()
-        states = Counter(pooled.state for pooled in held)
+        views = stock.views()
+        held = [view.pooled for view in views]
+        states = Counter(view.state for view in views)
         yield _by("pool_containers", "Containers by state.", "state", {s.value: states[s] for s in State})
         paused = sum(pooled.paused for pooled in held)
         yield _gauge("pool_containers_paused", "Idle and prewarmed containers that stand still.", paused)
@@ -92,9 +92,10 @@ def of_pool(stock: Stock) -> Part:
         yield _gauge("pool_limit_memory_bytes", "Memory that the pool may have.", stock.bounds.memory_mb * MIB)
         yield _gauge("pool_limit_containers", "Containers that the pool may have.", stock.bounds.containers)
         yield _gauge("pool_waiters", "Requests that wait for a container now.", stock.waiting())
+        starts = {kind.value: count for kind, count in stock.starts().items()}
+        yield _counters("starts", "Containers given out, by kind of start.", "kind", starts)
         tally = stock.tally
         for name, text, what, label, values in (
-            ("starts", "Containers given out, by kind of start.", Counted.STARTS, "kind", StartKind),
             ("pool_evictions", "Containers that waited and were ended.", Counted.EVICTIONS, "reason", Eviction),
             ("pool_leaks_reaped", "Containers that nobody held, removed.", Counted.LEAKS, "of", Leak),
         ):

@@ -68,8 +68,9 @@ def queues(look: QueueLook) -> dict[str, Any]:
 
 def pool(stock: Stock) -> dict[str, Any]:
     """The containers by state, who waits, and the bounds in force."""
-    held = stock.all()
-    states = Counter(pooled.state for pooled in held)
+    views = stock.views()
+    held = [view.pooled for view in views]
+    states = Counter(view.state for view in views)
     return {
         "containers": {state.value: states[state] for state in State},
         "paused": sum(pooled.paused for pooled in held),

@@ -3,14 +3,14 @@
     with pool.lease(wanted, payload) as container:
         report = container.run(timeout_s=10)
 
-The lease is the connection to the owner; leaving the block, and dying, both end it.
+The lease is the connection to the owner; leaving the block, and dying, both end it. A container that may be used again stays in
+hand for a while: the next lease on the same terms begins without a word to the owner.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import socket
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,12 +21,12 @@ from typing import Any
 from nanogrid.container.engine import End
 from nanogrid.container.hardening import MOUNT
 from nanogrid.container.launched_run import Watch
-from nanogrid.container.link import Link
 from nanogrid.container.report import Ended, RunReport
 from nanogrid.container.run import Program, Run
 from nanogrid.container.slot import Slot
 from nanogrid.errors import ContainerLostError, NanoGridError, PoolExhaustedError
-from nanogrid.pool.wire import LeasedContainer, LeaseRequest, Line, connect, error_from_json
+from nanogrid.pool.keeping import Connection, Grip, understood
+from nanogrid.pool.wire import LeasedContainer, LeaseRequest, Line
 from nanogrid.result import StartKind
 from nanogrid.settings import Settings
 
@@ -47,7 +47,6 @@ class Container(ABC):
         self.folder = slot
         self._line = line
         self._settings = settings
-        self._cgroup = leased.cgroup
         self.end: End | None = None
 
     @abstractmethod
@@ -69,33 +68,27 @@ class Container(ABC):
             answer = self._line.receive()
             if answer is None:
                 raise ContainerLostError(f"the owner of container {self.name} is gone")
-            self.end = End(**_understood(answer)["ended"])
+            self.end = End(**understood(answer)["ended"])
 
 
 class WarmContainer(Container):
     """A container with a runner: it can be used again."""
 
     def __init__(
-        self,
-        leased: LeasedContainer,
-        line: Line,
-        settings: Settings,
-        wanted: LeaseRequest,
-        slot: Slot,
-        stdin: int,
-        link: Link,
+        self, connection: Connection, grip: Grip, settings: Settings, wanted: LeaseRequest, slot: Slot, stdin: int
     ) -> None:
-        super().__init__(leased, line, settings, slot)
+        super().__init__(grip.leased, connection.line, settings, slot)
+        self._connection = connection
+        self._grip = grip
         self._wanted = wanted
         self._stdin = stdin
-        self._link = link
         self._reusable = False
 
     def run(self, *, timeout_s: float, begun: Callable[[], None] = _nothing) -> RunReport:
         """Run the function. A container whose run was cut short, or killed for memory, is not used again."""
         run = Run(
-            self._link,
-            self._cgroup,
+            self._grip.link,
+            self._grip.cgroup,
             output_limit_bytes=self._settings.output_limit_bytes,
             uid=self._settings.container_uid,
             used_before=self.start_kind is StartKind.WARM,
@@ -112,10 +105,10 @@ class WarmContainer(Container):
         return report
 
     def give_back(self) -> None:
-        """Let the owner clean it for the next run, or destroy it."""
+        """Keep it in hand, let the owner clean it for the next run, or destroy it."""
         if self._reusable:
             self.folder.clear_result()
-            self._line.send({"end": "keep"})
+            self._connection.put_down(self._grip)
             return
         try:
             self.destroy()
@@ -125,7 +118,8 @@ class WarmContainer(Container):
 
     def _go_on(self) -> None:
         """Thaw it. Asked of the kernel, who pauses and who goes on by hand is no matter; it costs nothing: the run has begun."""
-        if self._cgroup.is_frozen() and not self._cgroup.thaw():
+        cgroup = self._grip.cgroup
+        if cgroup.is_frozen() and not cgroup.thaw():
             raise ContainerLostError(
                 f"container {self.name} cannot be let go on: its cgroup cannot be written any more"
             )
@@ -136,6 +130,7 @@ class LaunchedContainer(Container):
 
     def __init__(self, leased: LeasedContainer, line: Line, settings: Settings, slot: Slot, watch: Watch) -> None:
         super().__init__(leased, line, settings, slot)
+        self._cgroup = leased.cgroup
         self._watch = watch
 
     def run(self, *, timeout_s: float, begun: Callable[[], None] = _nothing) -> RunReport:
@@ -164,7 +159,7 @@ class Pool:
     def __init__(self, address: Path, settings: Settings) -> None:
         self._address = address
         self._settings = settings
-        self._free: deque[tuple[int, Line]] = deque()
+        self._free: deque[Connection] = deque()
 
     @contextmanager
     def lease(self, wanted: LeaseRequest, payload: Any) -> Iterator[Container]:
@@ -173,78 +168,95 @@ class Pool:
         Raises a ContainerError where none could be started, PoolExhaustedError where none came free in time or the owner
         does not answer.
         """
-        line, answer = self._ask({"lease": wanted.to_json()})
+        connection, leased, grip = self._begin(wanted)
         try:
             with ExitStack() as resources:
-                leased = LeasedContainer.from_json(answer["container"])
-                container = self._lay_out(wanted, payload, line, leased, resources)
+                container = self._lay_out(wanted, payload, connection, leased, grip, resources)
                 yield container
                 with suppress(OSError):  # an owner that is gone needs nothing from us
                     container.give_back()
         except BaseException:
-            line.close()  # whatever happened: the owner destroys the container
+            connection.close()  # whatever happened: the owner destroys the container
             raise
-        self._free.append((os.getpid(), line))
+        finally:
+            if grip is not None and connection.kept is not grip:
+                grip.close()
+        self._free.append(connection)
+
+    def _begin(self, wanted: LeaseRequest) -> tuple[Connection, LeasedContainer, Grip | None]:
+        """A container, over a connection of the lease before where there is one."""
+        connection = self._take(wanted)
+        if connection is not None and (found := self._over(connection, wanted)) is not None:
+            return connection, *found
+        connection = Connection.to_owner(self._address)  # the first one, or the owner was started again since
+        if (found := self._over(connection, wanted)) is not None:
+            return connection, *found
+        raise PoolExhaustedError("the owner of this worker's containers hung up")
+
+    def _over(self, connection: Connection, wanted: LeaseRequest) -> tuple[LeasedContainer, Grip | None] | None:
+        """What is in hand on this connection, or what the owner gives. None where that has hung up."""
+        try:
+            if (grip := connection.pick_up(wanted)) is not None:
+                return grip.as_warm(), grip
+            if (leased := connection.ask(wanted)) is not None:
+                return leased, connection.grip(wanted, leased) if leased.has_runner else None
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+        return None
 
     def _lay_out(
-        self, wanted: LeaseRequest, payload: Any, line: Line, leased: LeasedContainer, resources: ExitStack
+        self,
+        wanted: LeaseRequest,
+        payload: Any,
+        connection: Connection,
+        leased: LeasedContainer,
+        grip: Grip | None,
+        resources: ExitStack,
     ) -> Container:
         slot = Slot(leased.slot)
         if leased.start is not StartKind.WARM:
             slot.place(Path(wanted.code_dir), Path(wanted.packages_dir) if wanted.packages_dir else None)
         stdin = slot.open_payload(payload)
         resources.callback(os.close, stdin)
-        if leased.has_runner:
-            # Told what it is, Python need not ask the kernel.
-            link = Link(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, line.take_descriptor()))
-            resources.callback(link.close)
-            return WarmContainer(leased, line, self._settings, wanted, slot, stdin, link)
+        if grip is not None:
+            return WarmContainer(connection, grip, self._settings, wanted, slot, stdin)
         slot.write_start(wanted.command, wanted.env)
         watch = resources.enter_context(Watch(slot, self._settings.output_limit_bytes))
-        return LaunchedContainer(leased, line, self._settings, slot, watch)
+        return LaunchedContainer(leased, connection.line, self._settings, slot, watch)
 
-    def _ask(self, message: dict[str, Any]) -> tuple[Line, dict[str, Any]]:
-        """Send the first message of a lease, over a connection of the lease before where there is one."""
-        if (line := self._take()) is not None:
-            with suppress(OSError):
-                line.send(message)
-                if (answer := line.receive()) is not None:
-                    return line, self._checked(line, answer)
-            line.close()  # the owner was started again since
-        line = self._connect()
-        try:
-            line.send(message)
-            return line, self._checked(line, line.receive())
-        except OSError as error:
-            line.close()
-            raise PoolExhaustedError(f"the owner of this worker's containers hung up: {error}") from error
+    def _take(self, wanted: LeaseRequest | None = None) -> Connection | None:
+        """A connection of this process: with what is wanted in hand, else with nothing in hand, else any.
 
-    def _checked(self, line: Line, answer: dict[str, Any] | None) -> dict[str, Any]:
-        try:
-            return _understood(answer)
-        except BaseException:
-            line.close()
-            raise
-
-    def _connect(self) -> Line:
-        try:
-            return connect(self._address)
-        except OSError as error:
-            raise PoolExhaustedError(f"the owner of this worker's containers does not answer: {error}") from error
-
-    def _take(self) -> Line | None:
-        """A connection of this process. Those of the process that it was forked from are let go."""
-        while self._free:
-            with suppress(IndexError):  # another thread was faster
-                pid, line = self._free.pop()
-                if pid == os.getpid():
-                    return line
-        return None
+        Those of the process that it was forked from are let go.
+        """
+        best: Connection | None = None
+        for _ in range(len(self._free)):
+            try:
+                found = self._free.popleft()
+            except IndexError:  # another thread was faster
+                break
+            if found.pid != os.getpid():
+                found.close()
+                continue
+            if best is None:
+                best = found
+            elif wanted is not None and _rank(found, wanted) > _rank(best, wanted):
+                self._free.append(best)
+                best = found
+            else:
+                self._free.append(found)
+        return best
 
     def close(self) -> None:
         """Close the connections."""
-        while (line := self._take()) is not None:
-            line.close()
+        while (connection := self._take()) is not None:
+            connection.close()
+
+
+def _rank(connection: Connection, wanted: LeaseRequest) -> int:
+    return 2 if connection.serves(wanted) else int(connection.kept is None)
 
 
 _owner_address: Path | None = None
@@ -261,11 +273,3 @@ def own_pool(settings: Settings) -> Pool:
     if _owner_address is None:
         raise PoolExhaustedError("this process has no container owner: functions run only in a NanoGrid worker")
     return Pool(_owner_address, settings)
-
-
-def _understood(message: dict[str, Any] | None) -> dict[str, Any]:
-    if message is None:
-        raise PoolExhaustedError("the owner of this worker's containers hung up")
-    if "error" in message:
-        raise error_from_json(message["error"])
-    return message

@@ -1,26 +1,31 @@
 """One child's leases, one after the other, seen from the owner: give a container out, take it back or destroy it.
 
-The rule: a lease that ends in any other way than by the child's own word destroys its container.
+The rule: a lease that ends in any other way than by the child's own word destroys its container, unless that rests in the
+child's hand: then nothing of the child's is in it.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from nanogrid.container.engine import Engine
 from nanogrid.container.hardening import MIB, Confinement
 from nanogrid.errors import ContainerLostError, NanoGridError
+from nanogrid.pool.hand import Hand, Slate, Token
 from nanogrid.pool.images import Images
 from nanogrid.pool.policy import Kind, Wish
+from nanogrid.pool.pooled import Pooled
 from nanogrid.pool.removing import remove
 from nanogrid.pool.settling import Settler
 from nanogrid.pool.starting import Starter
 from nanogrid.pool.states import State
-from nanogrid.pool.stock import Grant, Pooled, Stock
+from nanogrid.pool.stock import Grant, Stock
 from nanogrid.pool.tally import Counted, Eviction
-from nanogrid.pool.wire import LeasedContainer, Line, error_to_json
+from nanogrid.pool.wire import RUNNER, SLATE, TOKEN, LeasedContainer, Line, error_to_json
 from nanogrid.result import StartKind
 
 log = logging.getLogger(__name__)
@@ -42,16 +47,31 @@ class Leases:
         self._settler = settler
         self._engine = engine
         self._pooled: Pooled | None = None
+        self._hand: Hand | None = None
+        self._slate: Slate | None = None
+        self._reuses = starter.settings.idle_timeout_s > 0
 
-    def begin(self, request: dict[str, Any]) -> None:
-        """Give the child a container, or tell it why there is none."""
+    def begin(self, request: dict[str, Any], sent: Sequence[str] = ()) -> None:
+        """Give the child a container, or tell it why there is none. The one that it has in hand is not its own any more.
+
+        `sent` names the descriptors that came with the request.
+        """
+        self.end()
+        if SLATE in sent:
+            self._see(self._line.take_descriptor())
+        self._hand = Hand(Token(), self._slate) if self._slate is not None else None
         try:
             pooled, leased = self._lease(request)
         except NanoGridError as error:
             self._line.send({"error": error_to_json(error)})
             self.end()
             return
-        self._line.send({"container": leased.to_json()}, None if pooled.link is None else pooled.link.fileno())
+        descriptors = {}
+        if pooled.link is not None:
+            descriptors[RUNNER] = pooled.link.fileno()
+            if self._hand is not None:
+                descriptors[TOKEN] = self._hand.token.fileno()
+        self._line.send({"container": leased.to_json(), "with": list(descriptors)}, list(descriptors.values()))
 
     def hear(self, word: str) -> None:
         """What the child says of its container: keep, destroy or done."""
@@ -66,10 +86,21 @@ class Leases:
                 self.end()
 
     def end(self) -> None:
-        """Remove what was not given back."""
-        if self._pooled is not None:
-            remove(self._pooled, self._engine, self._stock)
-            self._pooled = None
+        """Have back what rests in the child's hand, and remove what was not given back in any way."""
+        pooled, self._pooled = self._pooled, None
+        if pooled is None:
+            return
+        self._stock.take_back([pooled] if pooled.hand is self._hand else [])
+        if self._stock.claim(pooled, self._hand):
+            remove(pooled, self._engine, self._stock)
+
+    def _see(self, descriptor: int) -> None:
+        """What the child has sent to write on, where a container may stay in its hand at all."""
+        try:
+            if self._reuses and self._starter.settings.pause_after_s > 0:
+                self._slate = Slate(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _lease(self, request: dict[str, Any]) -> tuple[Pooled, LeasedContainer]:
         """A container, and what the child needs to know of it."""
@@ -85,6 +116,7 @@ class Leases:
                 request_id=request["request_id"],
                 wait_s=request["wait_s"],
                 still_wanted=self._line.is_open,
+                hand=self._hand,
             )
             self._pooled = grant.pooled
             if grant.start is StartKind.COLD:
@@ -131,14 +163,15 @@ class Leases:
 
     def _keep(self, pooled: Pooled) -> None:
         """The run is over: have the container cleaned and put back. From here on the function's next request finds it."""
-        if self._starter.settings.idle_timeout_s == 0:
-            self.end()  # nothing is reused: nobody may get it, not even who waits for it
+        if not self._reuses:
+            self.end()  # nobody may get it, not even who waits for it
             return
         self._pooled = None
-        pooled.runs += 1
-        pooled.measure()
-        self._stock.move(pooled, State.SETTLING)
-        self._settler.watch(pooled)
+        if self._stock.claim(pooled, self._hand):
+            pooled.runs += self._hand is None  # else they were counted on the slate
+            pooled.measure()
+            self._stock.move(pooled, State.SETTLING)
+            self._settler.watch(pooled)
 
     def _destroy(self, pooled: Pooled) -> dict[str, Any]:
         """Kill and remove the container; its folder stays until the child has read what is in it."""

@@ -8,6 +8,7 @@ periodically.
     stock      every container and who waits; decides by `policy`, moves by `states`
     starting   makes one container ready
     leasing    one child's connection
+    hand       what a child and its owner share of a container that the child keeps between two runs
     settling   containers that are being cleaned after a run
     tending    pauses, ends what is idle for too long, makes prewarmed ones
 """
@@ -30,12 +31,13 @@ from nanogrid.pool import identity
 from nanogrid.pool.images import Images
 from nanogrid.pool.leasing import Leases
 from nanogrid.pool.policy import Bounds
+from nanogrid.pool.pooled import Pooled
 from nanogrid.pool.reaper import reap
 from nanogrid.pool.removing import remove
 from nanogrid.pool.settling import Settler
 from nanogrid.pool.snapshot import describe
 from nanogrid.pool.starting import Starter
-from nanogrid.pool.stock import Pooled, Stock
+from nanogrid.pool.stock import Stock
 from nanogrid.pool.tally import Counted, Leak
 from nanogrid.pool.tending import Tender
 from nanogrid.pool.wire import Line, short_path
@@ -54,7 +56,7 @@ class Owner:
         self._settings = settings
         self._engine = engine or Engine(settings)
         self._me = identity.Owner(settings.data_dir)
-        self.stock = Stock(bounds(settings), self._remove_later)
+        self.stock = Stock(bounds(settings), self._remove_later, lambda pooled: self._settler.watch(pooled))
         self._images = Images(self._engine)
         self._starter = Starter(settings, self._engine, self._me, self._images)
         self._settler = Settler(self.stock, self._remove_later)
@@ -129,6 +131,7 @@ class Owner:
         self._me.detach()
         self._settler.leave_to_parent()
         for pooled in self.stock.all_without_lock():
+            pooled.hand = None
             if pooled.link is not None:
                 pooled.link.close()
         for line in list(self._lines):
@@ -158,11 +161,11 @@ class Owner:
         try:
             while (message := line.receive()) is not None:
                 if "lease" in message:
-                    leases.begin(message["lease"])
+                    leases.begin(message["lease"], message.get("with", ()))
                 elif "end" in message:
                     leases.hear(message["end"])
                 elif "show" in message:
-                    line.send({"pool": [describe(pooled) for pooled in self.stock.all()], "pid": os.getpid()})
+                    line.send({"pool": [describe(view) for view in self.stock.views()], "pid": os.getpid()})
         except OSError:
             log.debug("a child hung up")
         except Exception:  # a lease must never take the owner down with it

@@ -84,10 +84,14 @@ class Create:
 
 @dataclass(frozen=True)
 class Wait:
-    """Not now. `reason` ends the sentence "no container came free: ...". `for_room`: later requests wait behind this one."""
+    """Not now. `reason` ends the sentence "no container came free: ...".
+
+    `for_room`: later requests wait behind this one. `for_cleaning`: nothing has to be done, it comes in a moment.
+    """
 
     reason: str
     for_room: bool = False
+    for_cleaning: bool = False
 
 
 Decision = Reuse | Specialise | Create | Wait
@@ -104,7 +108,7 @@ def decide(wish: Wish, held: Sequence[Held], bounds: Bounds) -> Decision:
     if ready := sorted((one for one in same if one.state is State.IDLE), key=lambda one: -one.since):
         return _with_room(Reuse(ready[0].number), wish, alive, bounds, taken=ready[0])
     if sum(one.state is State.SETTLING for one in same) > wish.settled_for:
-        return Wait("the function's own container is being cleaned")
+        return Wait("the function's own container is being cleaned", for_cleaning=True)
     own = [one for one in alive if one.function_id == wish.function_id]
     evict: tuple[int, ...] = ()
     if bounds.of_one_function and len(own) >= bounds.of_one_function:

@@ -6,7 +6,8 @@ import logging
 
 from nanogrid.container.engine import Engine
 from nanogrid.errors import NanoGridError
-from nanogrid.pool.stock import Pooled, Stock
+from nanogrid.pool.pooled import Pooled
+from nanogrid.pool.stock import Stock
 
 log = logging.getLogger(__name__)
 

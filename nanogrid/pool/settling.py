@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 
 from nanogrid.container.link import Ready, Unfit
 from nanogrid.errors import ContainerLostError
+from nanogrid.pool.pooled import Pooled
 from nanogrid.pool.states import State
-from nanogrid.pool.stock import Pooled, Stock
+from nanogrid.pool.stock import Stock
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,9 @@ class Settler:
         self._epoll.close()
 
     def watch(self, pooled: Pooled) -> None:
-        """Put this container, which is settling, back when it is ready. Returns at once."""
+        """Put this container, which is settling, back when it is ready: now where it has said so, else later. Returns at once."""
+        if self._is_done(pooled):
+            return
         assert pooled.link is not None
         with self._lock:
             self._watched[pooled.link.fileno()] = pooled, time.monotonic() + SETTLE_S
@@ -75,24 +78,34 @@ class Settler:
                 log.exception("a container could not be put back")
 
     def _hear(self, descriptor: int) -> None:
-        pooled, _ = self._watched[descriptor]
+        """It has a word to say, and with that it is done."""
+        pooled = self._forget(descriptor)
+        if not self._is_done(pooled):
+            self.watch(pooled)
+
+    def _is_done(self, pooled: Pooled) -> bool:
+        """Take its word where it has one: put it back, or have it removed. False where it has not said anything yet."""
         assert pooled.link is not None
         try:
             message = pooled.link.receive(0)
         except ContainerLostError as error:
-            self._end(descriptor, str(error))
-            return
+            self._give_up(pooled, str(error))
+            return True
+        if message is None:
+            return False
         if isinstance(message, Ready):
-            self._forget(descriptor)
             pooled.measure()
             pooled.request_id = None
             self._stock.move(pooled, State.IDLE)
         else:
             reason = f"{message.word}: {message.reason}" if isinstance(message, Unfit) else f"it said {message}"
-            self._end(descriptor, reason)
+            self._give_up(pooled, reason)
+        return True
 
     def _end(self, descriptor: int, reason: str) -> None:
-        pooled = self._forget(descriptor)
+        self._give_up(self._forget(descriptor), reason)
+
+    def _give_up(self, pooled: Pooled, reason: str) -> None:
         log.log(
             logging.DEBUG if self._stopping.is_set() else logging.WARNING,
             "container %s is not used again: %s", pooled.name, reason,

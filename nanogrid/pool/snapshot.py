@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nanogrid.pool.identity import known_owners, runs_of
+from nanogrid.pool.pooled import View
 from nanogrid.pool.states import State
-from nanogrid.pool.stock import Pooled
 from nanogrid.pool.wire import connect
 
 ANSWER_S = 5.0
@@ -34,20 +34,21 @@ class Shown:
     memory_bytes: int | None
 
 
-def describe(pooled: Pooled) -> dict[str, Any]:
+def describe(view: View) -> dict[str, Any]:
     """One container as JSON, without the worker."""
-    rests = pooled.state in (State.IDLE, State.PREWARMED)
+    pooled = view.pooled
+    rests = view.state in (State.IDLE, State.PREWARMED)
     return {
         "number": pooled.number,
         "name": pooled.name,
         "container_id": pooled.id or "",
         "image": pooled.image,
-        "state": "paused" if rests and pooled.paused else pooled.state.value,
+        "state": "paused" if rests and pooled.paused else view.state.value,
         "function_id": pooled.function_id,
-        "request_id": pooled.request_id,
+        "request_id": view.request_id,
         "age_s": round(time.time() - pooled.made_at, 3),
-        "in_state_s": round(time.monotonic() - pooled.since, 3),
-        "runs": pooled.runs,
+        "in_state_s": round(time.monotonic() - view.since, 3),
+        "runs": view.runs,
         "memory_limit_mb": pooled.limits.memory_mb,
         "memory_bytes": pooled.cgroup.memory_bytes(),
     }

@@ -22,7 +22,7 @@ from nanogrid.container.slot import Slot
 from nanogrid.errors import ContainerStartError, NanoGridError
 from nanogrid.pool import identity
 from nanogrid.pool.images import Images
-from nanogrid.pool.stock import Pooled
+from nanogrid.pool.pooled import Pooled
 from nanogrid.runner.programs import OLDEST_PYTHON, lay_out_programs
 from nanogrid.settings import Settings
 

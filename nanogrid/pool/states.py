@@ -22,7 +22,7 @@ class State(str, Enum):
     PREWARMED = "prewarmed"
     """Ready, without a function yet."""
     LEASED = "leased"
-    """In the hands of a child."""
+    """In the hands of a child: running something, or at rest until its next run (see `hand`)."""
     SETTLING = "settling"
     """For a moment out of reach: cleaned after a run, or being paused."""
     IDLE = "idle"

@@ -16,10 +16,11 @@ from nanogrid.errors import NanoGridError
 from nanogrid.pool import policy
 from nanogrid.pool.images import Images
 from nanogrid.pool.policy import Bounds, Kind
+from nanogrid.pool.pooled import Pooled
 from nanogrid.pool.removing import remove
 from nanogrid.pool.starting import Starter
 from nanogrid.pool.states import State
-from nanogrid.pool.stock import Pooled, Stock
+from nanogrid.pool.stock import Stock
 from nanogrid.pool.tally import Counted, Eviction
 from nanogrid.pool.wire import PYTHON
 from nanogrid.settings import Settings
@@ -69,8 +70,9 @@ class Tender:
         images_at = time.monotonic() + self._settings.image_check_s
         while not self._stopping.is_set():
             try:
+                in_hand_s = self._take_back_what_rests()
                 self._end_what_is_over()
-                wait_s = self._pause_what_is_idle()
+                wait_s = min(in_hand_s, self._pause_what_is_idle())
                 if time.monotonic() >= images_at:
                     images_at = time.monotonic() + self._settings.image_check_s
                     self._drop_outdated()
@@ -81,6 +83,21 @@ class Tender:
                 log.exception("the pool could not be looked after")
                 wait_s = LOOK_EVERY_S
             self._stopping.wait(wait_s)
+
+    def _take_back_what_rests(self) -> float:
+        """Take from their children's hands what rests there for long enough, or has died; seconds until the next one."""
+        wait_s = LOOK_EVERY_S
+        back: list[Pooled] = []
+        for pooled in self._stock.all():
+            if (since := pooled.resting_since()) is None:
+                continue
+            due_s = since + min(self._settings.pause_after_s, self._settings.idle_timeout_s) - time.monotonic()
+            if due_s <= 0 or (pooled.link is not None and pooled.link.is_cut()):
+                back.append(pooled)
+            else:
+                wait_s = min(wait_s, due_s)
+        self._stock.take_back(back)
+        return wait_s
 
     def _end_what_is_over(self) -> None:
         """End what waited for too long, and what has died."""
@@ -136,6 +153,7 @@ class Tender:
 
     def _drop_outdated(self) -> None:
         outdated = self._images.refresh()
+        self._stock.call_in(lambda pooled: pooled.kind.image_id in outdated)
         going = [pooled.number for pooled in self._stock.all() if pooled.kind.image_id in outdated]
         self._stock.retire(going, Eviction.OUTDATED)
 

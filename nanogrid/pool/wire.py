@@ -1,14 +1,18 @@
 """What owner and children say to each other: one JSON object per line over a unix stream socket.
 
-child  {"lease": {...LeaseRequest, without env and command...}}
-owner  {"container": {...LeasedContainer...}}      with the runner's connection as a descriptor, unless it has none
+child  {"lease": {...LeaseRequest, without env and command...}, "with": ["slate"]}
+owner  {"container": {...LeasedContainer...}, "with": ["runner", "token"]}
        or {"error": {"kind": CLASS, "message": TEXT}}
 child  {"end": "keep"}                             clean the container for the next run; nothing is answered
 child  {"end": "destroy"}                          destroy it; `End` says how its first process had ended
 owner  {"ended": {...End...}} or {"error": {...}}
 child  {"end": "done"}                             what is left of it can go; nothing is answered
 
-A connection carries one lease after the other. When it closes, a container that was not given back goes. In place of a
+`with` names the descriptors beside a message. `runner` is the connection to the first process, which a launched container does not
+have. With a `token` the child may keep the container after its run and say nothing (see `hand`; the `slate` comes with the first
+request of a connection). When it asks for another lease, the one that it had in hand is its own no more.
+
+A connection carries one lease after the other. When it closes, a container that runs something goes. In place of a
 lease anybody on the host who may read the data folder can ask {"show": true} and gets {"pool": [...]} (see `snapshot`).
 """
 
@@ -18,7 +22,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -30,6 +34,7 @@ from nanogrid.container.cgroup import Cgroup
 from nanogrid.container.hardening import Confinement
 from nanogrid.result import StartKind
 
+RUNNER, TOKEN, SLATE = "runner", "token", "slate"
 PYTHON = re.compile(r"(?:^|/)python[0-9.]*$")
 
 
@@ -67,6 +72,11 @@ class LeaseRequest:
             "limits": vars(self.limits),
             "wait_s": self.wait_s,
         }
+
+    @property
+    def terms(self) -> tuple[Any, ...]:
+        """What must be the same for a container to serve another request without its owner."""
+        return self.function_id, self.image, self.key or self.code_dir, self.limits
 
     @property
     def in_process(self) -> bool:
@@ -138,11 +148,11 @@ class Line:
         self._buffer = b""
         self._descriptors: list[int] = []
 
-    def send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
+    def send(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
         """Send one object. Raises OSError where the other side is gone."""
         data = json.dumps(message).encode() + b"\n"
-        if descriptor is not None:
-            sent = socket.send_fds(self._connection, [data], [descriptor])
+        if descriptors:
+            sent = socket.send_fds(self._connection, [data], descriptors)
             data = data[sent:]
         if data:
             self._connection.sendall(data)

@@ -102,7 +102,7 @@ def test_the_duration_of_what_was_ended_counts_from_where_its_time_does(rig: Rig
 
     def begins_late(container: Container) -> None:
         assert isinstance(container, WarmContainer)
-        go_on, cgroup = container._go_on, container._cgroup
+        go_on, cgroup = container._go_on, container._grip.cgroup
         assert cgroup.freeze()
 
         def late() -> None:
@@ -129,11 +129,11 @@ def test_the_accounts_of_a_run_begin_before_it_does(rig: Rig) -> None:
 
     def looks_late(container: Container) -> None:
         assert isinstance(container, WarmContainer)
-        go_on, link = container._go_on, container._link
+        go_on, link = container._go_on, container._grip.link
 
         def late() -> None:
             go_on()
-            wait_until(lambda: not link.is_alive(), "the runner has said that the run is over")
+            wait_until(link.has_word, "the runner has said that the run is over")
 
         container._go_on = late  # type: ignore[method-assign]
 

@@ -277,20 +277,25 @@ def own_image(rig: Rig, unique: str) -> Iterator[Callable[[int], str]]:
             api.remove_image(image, force=True)
 
 
-def test_an_image_that_is_updated_under_the_pool(tmp_path: Path, own_image: Callable[[int], str]) -> None:
+@pytest.mark.parametrize("in_hand", [False, True], ids=["paused", "in hand"])
+def test_an_image_that_is_updated_under_the_pool(
+    tmp_path: Path, own_image: Callable[[int], str], in_hand: bool
+) -> None:
     """Warm and prewarmed containers of the old image are not used again, and go without being asked for."""
     name = own_image(1)
-    with open_rig(tmp_path, python_image=name, prewarmed={"python": 1}, image_check_s=0.2) as here:
+    changes: dict[str, Any] = {"python_image": name, "prewarmed": {"python": 1}, "image_check_s": 0.2}
+    ready, idle = ("prewarmed", "idle") if in_hand else ("paused", "paused")
+    with open_rig(tmp_path, **changes, **(NEVER_PAUSED if in_hand else {})) as here:
         here.owner.prewarm(["python"])
-        await_states(here, "paused")
+        await_states(here, ready)
         function = Repeated(here, ECHO)
         assert function.succeed(1) == (StartKind.PREWARMED, "got 1\n")
-        old = {one.container_id for one in await_states(here, "paused", "paused")}
+        old = {one.container_id for one in await_states(here, ready, idle)}
         own_image(2)
         wait_until(
             lambda: len(shown(here)) == 1 and not old & {one.container_id for one in shown(here)}, "all old ones go"
         )
-        await_states(here, "paused")
+        await_states(here, ready)
         assert function.succeed(2) == (StartKind.PREWARMED, "got 2\n")
         now = here.engine.image_id(name)
         (used,) = [one for one in shown(here) if one.function_id]
@@ -380,7 +385,7 @@ def test_a_full_disk(small_disk: Path, fill: Callable[[Path], list[Path]], warm_
 
 def test_more_functions_than_containers(tmp_path: Path) -> None:
     """The function that was used longest ago loses its container; every result is the function's own."""
-    with open_rig(tmp_path, pool_containers=2) as here:
+    with open_rig(tmp_path, pool_containers=2, **NEVER_PAUSED) as here:
         functions = [Repeated(here, f"import sys; print({name!r}, sys.stdin.read())") for name in "abcd"]
         for turn in range(2):
             for name, function in zip("abcd", functions, strict=True):
@@ -388,6 +393,7 @@ def test_more_functions_than_containers(tmp_path: Path) -> None:
                 assert len(here.containers()) <= 3  # the one that was evicted may be on its way out
         assert functions[3].succeed(2) == (StartKind.WARM, "d 2\n")
         assert functions[2].succeed(2) == (StartKind.WARM, "c 2\n")
+        await_states(here, "idle", "idle")  # of what is being cleaned nothing is evicted
         assert functions[0].succeed(2) == (StartKind.COLD, "a 2\n")
         assert functions[2].succeed(3) == (StartKind.WARM, "c 3\n")
         wait_until(lambda: len(here.containers()) == 2, "the evicted ones are gone")

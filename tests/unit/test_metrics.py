@@ -199,7 +199,7 @@ def test_a_part_that_fails_costs_only_its_own_numbers(
 
 def test_the_pool_is_shown_by_state(registry: CollectorRegistry) -> None:
     """Every state has a series; evictions are counted where they happen."""
-    stock = Stock(Bounds(2, 1000), lambda _: None)
+    stock = Stock(Bounds(2, 1000), lambda _: None, lambda _: None)
     Gauges(registry, [of_pool(stock)])
     limits = Confinement(300, 1.0, "none")
     kind = Kind("image", "none")
@@ -219,7 +219,7 @@ def test_the_pool_is_shown_by_state(registry: CollectorRegistry) -> None:
 
 def test_a_request_that_waits_in_vain_is_counted(registry: CollectorRegistry) -> None:
     """As one that was given up."""
-    stock = Stock(Bounds(1, 1000), lambda _: None)
+    stock = Stock(Bounds(1, 1000), lambda _: None, lambda _: None)
     Gauges(registry, [of_pool(stock)])
     wish, limits = Wish(Kind("image", "none"), "a", "a", 300), Confinement(300, 1.0, "none")
     stock.acquire(wish, image="i", limits=limits, request_id="1", wait_s=0)

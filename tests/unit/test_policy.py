@@ -112,7 +112,7 @@ def test_a_container_that_is_cleaned_is_waited_for() -> None:
     """It is ready within milliseconds: a new one would not be. Others may be served meanwhile."""
     decision = decide(WISH, [held(1, State.SETTLING), prewarmed(2)], ROOMY)
     assert reason(decision) == "the function's own container is being cleaned"
-    assert decision == Wait(reason(decision), for_room=False)
+    assert decision == Wait(reason(decision), for_cleaning=True)
 
 
 @pytest.mark.parametrize(("earlier", "waits"), [(0, True), (1, True), (2, False), (3, False)])

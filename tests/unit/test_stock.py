@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +12,11 @@ import pytest
 
 from nanogrid.container.hardening import Confinement
 from nanogrid.errors import PoolExhaustedError
+from nanogrid.pool.hand import Hand, Slate, Token
 from nanogrid.pool.policy import Bounds, Kind, Wish
+from nanogrid.pool.pooled import Pooled
 from nanogrid.pool.states import IllegalMoveError, State
-from nanogrid.pool.stock import Grant, Pooled, Stock
+from nanogrid.pool.stock import Grant, Stock
 from nanogrid.result import StartKind
 from tests.support.services import wait_until
 
@@ -22,18 +25,41 @@ LIMITS = Confinement(100, 1.0, "none")
 LONG_S = 30.0
 
 
+def new_hand() -> Hand:
+    """What a child and an owner share."""
+    descriptor = Slate.new()
+    try:
+        return Hand(Token(), Slate(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def rest_in(hand: Hand) -> float:
+    """The child's run is over, and it keeps the container: when that was."""
+    hand.slate.end()
+    hand.token.put()
+    return hand.slate.since
+
+
 class Desk:
     """A stock, requests that wait for it in threads of their own, and what it evicted."""
 
     def __init__(self, bounds: Bounds, requests: ThreadPoolExecutor) -> None:
         self.evicted: list[Pooled] = []
-        self.stock = Stock(bounds, self._note)
+        self.returned: list[Pooled] = []
+        self.stock = Stock(bounds, self._note, self._clean)
         self._requests = requests
 
     def _note(self, evicted: Sequence[Pooled]) -> None:
         # Whoever removes containers looks at the stock and waits for locks of its own: it must not be called under ours.
         assert self.stock.all() is not None
         self.evicted += evicted
+
+    def _clean(self, pooled: Pooled) -> None:
+        """What comes back from a hand is clean at once."""
+        assert self.stock.all() is not None
+        self.returned.append(pooled)
+        self.stock.move(pooled, State.IDLE)
 
     def acquire(
         self,
@@ -44,6 +70,7 @@ class Desk:
         request_id: str = "",
         wait_s: float = 0.0,
         still_wanted: Callable[[], bool] = lambda: True,
+        hand: Hand | None = None,
     ) -> Grant:
         """A container for a request of this code."""
         return self.stock.acquire(
@@ -53,6 +80,7 @@ class Desk:
             request_id=request_id or f"request of {key}",
             wait_s=wait_s,
             still_wanted=still_wanted,
+            hand=hand,
         )
 
     def ask(self, key: str = "code", *, wait_s: float = LONG_S, memory_mb: int = 100) -> Future[Grant]:
@@ -80,6 +108,14 @@ class Desk:
         self.stock.move(pooled, State.SETTLING)
         pooled.used_mb = used_mb
         self.stock.move(pooled, State.IDLE)
+
+    def use_in_hand(self, key: str = "code", **fields: int) -> tuple[Pooled, Hand]:
+        """A container that is running a request of a child that may keep it."""
+        hand = new_hand()
+        pooled = self.acquire(key, hand=hand, **fields).pooled  # type: ignore[arg-type]
+        if pooled.state is State.STARTING:
+            self.stock.move(pooled, State.LEASED)
+        return pooled, hand
 
     def prewarm(self) -> Pooled:
         """A container that nobody asked for, ready."""
@@ -413,3 +449,124 @@ def test_the_stock_tells_its_counts(open_desk: Callable[..., Desk]) -> None:
     desk.ask("c")
     assert repr(desk.stock) == "<Stock {'leased': 2} waiting=1>"
     assert desk.stock.is_busy()
+
+
+# -- what rests in hands
+
+
+def test_what_rests_in_a_hand_serves_the_next_request_of_its_code(open_desk: Callable[..., Desk]) -> None:
+    """Another child's request takes it back, counts its runs, and has it warm; whoever had it finds no token."""
+    desk = open_desk()
+    pooled, hand = desk.use_in_hand()
+    hand.slate.end()
+    rest_in(hand)
+    grant = desk.acquire(request_id="another's", hand=(other := new_hand()))
+    assert grant == Grant(pooled, StartKind.WARM)
+    assert (pooled.runs, pooled.hand, pooled.request_id) == (2, other, "another's")
+    assert not hand.token.take()
+    assert not desk.stock.claim(pooled, hand)
+
+
+def test_a_run_in_hand_is_nobody_elses(open_desk: Callable[..., Desk]) -> None:
+    """Another request gets a container of its own, and the one in hand is not called for."""
+    desk = open_desk()
+    pooled, hand = desk.use_in_hand()
+    rest_in(hand)
+    assert hand.token.take()
+    assert desk.acquire().start is StartKind.COLD
+    assert not hand.slate.wanted
+    assert pooled.state is State.LEASED
+
+
+def test_who_waits_for_room_has_it_from_a_hand(open_desk: Callable[..., Desk]) -> None:
+    """What rests goes at once."""
+    desk = open_desk(containers=1)
+    pooled, hand = desk.use_in_hand("a")
+    rest_in(hand)
+    assert desk.acquire("b").start is StartKind.COLD
+    assert desk.evicted == [pooled]
+    assert pooled.state is State.ENDING
+
+
+def test_who_waits_is_not_starved_by_a_child_that_runs_on(open_desk: Callable[..., Desk]) -> None:
+    """The child is told before its token is looked for: when its run is over it sees that, or the owner finds the token."""
+    desk = open_desk(containers=1)
+    pooled, hand = desk.use_in_hand("a")
+    waiting = desk.ask("b")
+    assert hand.slate.wanted
+    rest_in(hand)
+    assert hand.token.take()  # as the child does that has seen that it is wanted
+    assert desk.stock.claim(pooled, hand)
+    desk.give_back(pooled)
+    assert waiting.result(LONG_S).start is StartKind.COLD
+    assert desk.evicted == [pooled]
+
+
+def test_a_new_lease_is_not_wanted_back(open_desk: Callable[..., Desk]) -> None:
+    """What was wanted of the lease before on the same connection is over, and so are its runs."""
+    desk = open_desk()
+    hand = new_hand()
+    hand.slate.wanted = True
+    hand.slate.end()
+    pooled = desk.acquire(hand=hand, request_id="mine").pooled
+    assert (hand.slate.wanted, hand.slate.runs, hand.slate.request_id) == (False, 0, "mine")
+    assert pooled.hand is hand
+
+
+def test_a_functions_cap_calls_in_its_own_alone(open_desk: Callable[..., Desk]) -> None:
+    """A function with new code takes the place of its old code; what other functions have in hand stays there."""
+    desk = open_desk(of_one_function=1)
+    old, hand = desk.use_in_hand("old", function_id="f")  # type: ignore[arg-type]
+    _, others = desk.use_in_hand("other", function_id="g")  # type: ignore[arg-type]
+    rest_in(hand)
+    rest_in(others)
+    assert desk.acquire("new", function_id="f").start is StartKind.COLD
+    assert desk.evicted == [old]
+    assert others.token.lies()
+
+
+def test_a_rest_in_hand_makes_no_container_younger(open_desk: Callable[..., Desk]) -> None:
+    """Idle time counts from the end of the last run, in whoever's hand."""
+    desk = open_desk()
+    pooled, hand = desk.use_in_hand()
+    since = rest_in(hand)
+    desk.stock.take_back([pooled])
+    assert (pooled.state, pooled.since, pooled.rested_since) == (State.IDLE, since, None)
+    assert desk.returned == [pooled]
+
+
+def test_what_is_called_in_comes_back_after_its_run(open_desk: Callable[..., Desk]) -> None:
+    """At rest it comes at once; running it is told."""
+    desk = open_desk()
+    resting, hand = desk.use_in_hand("a")
+    running, other = desk.use_in_hand("b")
+    rest_in(hand)
+    desk.stock.call_in(lambda pooled: pooled in (resting, running))
+    assert (resting.state, running.state) == (State.IDLE, State.LEASED)
+    assert other.slate.wanted
+
+
+def test_people_are_shown_what_is_in_hands(open_desk: Callable[..., Desk]) -> None:
+    """In use while a run is under way, with the request that it is of; else without one, and with every run counted."""
+    desk = open_desk()
+    pooled, hand = desk.use_in_hand()
+    hand.slate.begin("the second")
+    (view,) = desk.stock.views()
+    assert (view.pooled, view.state, view.request_id, view.runs) == (pooled, State.LEASED, "the second", 0)
+    assert desk.stock.is_busy()
+    since = rest_in(hand)
+    (view,) = desk.stock.views()
+    assert (view.state, view.request_id, view.runs, view.since) == (State.SETTLING, None, 1, since)
+    assert not desk.stock.is_busy()
+
+
+def test_runs_in_a_hand_are_counted_as_warm_starts(open_desk: Callable[..., Desk]) -> None:
+    """As soon as they are over, each once, and no fewer when the container comes back. The first was counted when it was asked for."""
+    desk = open_desk()
+    pooled, hand = desk.use_in_hand()
+    for _ in range(3):
+        hand.slate.end()
+    assert desk.stock.starts()[StartKind.WARM] == 2
+    hand.token.put()
+    desk.stock.take_back([pooled])
+    assert desk.stock.starts()[StartKind.WARM] == 2

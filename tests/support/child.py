@@ -1,0 +1,99 @@
+"""A process that runs functions one after the other when it is told to, as a worker's child does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from nanogrid.errors import NanoGridError
+from nanogrid.pool.wire import Line
+from nanogrid.result import StartKind
+from tests.support.repeated import Repeated
+from tests.support.rig import Rig
+
+ANSWER_S = 60.0
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One run in another process: how it was started, what it printed, and in which container."""
+
+    start: StartKind
+    out: str
+    container_id: str
+
+
+class Child:
+    """Told over a line of its own. `functions` are those that it can run, by their place."""
+
+    def __init__(self, rig: Rig, functions: tuple[Repeated, ...]) -> None:
+        ours, theirs = socket.socketpair()
+        ours.settimeout(ANSWER_S)
+        self.pid = os.fork()
+        if self.pid == 0:
+            ours.close()
+            try:
+                rig.owner.leave_to_parent()
+                serve(Line(theirs), functions)
+            finally:
+                os._exit(0)
+        theirs.close()
+        self._line = Line(ours)
+
+    def begin(self, payload: Any = None, function: int = 0, request_id: str | None = None) -> None:
+        """Have it run something."""
+        self._line.send({"payload": payload, "function": function, "request_id": request_id})
+
+    def result(self) -> Ran:
+        """What became of that. Raises AssertionError where the run failed."""
+        answer = self._line.receive()
+        assert answer is not None, "the child is gone"
+        assert "error" not in answer, answer
+        return Ran(StartKind(answer["start"]), answer["out"], answer["id"])
+
+    def error(self) -> str:
+        """Why that was no run."""
+        answer = self._line.receive()
+        assert answer is not None
+        return str(answer["error"])
+
+    def run(self, payload: Any = None, function: int = 0) -> Ran:
+        """Both."""
+        self.begin(payload, function)
+        return self.result()
+
+    def kill(self) -> None:
+        """End it as the kernel's OOM killer would."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+        self._line.close()
+
+
+def serve(line: Line, functions: tuple[Repeated, ...]) -> None:
+    """The other process's whole life."""
+    while (told := line.receive()) is not None:
+        function = functions[told["function"]]
+        changes = {"request_id": told["request_id"]} if told["request_id"] else {}
+        try:
+            run = function.run(told["payload"], **changes)
+        except NanoGridError as error:
+            line.send({"error": f"{type(error).__name__}: {error}"})
+            continue
+        line.send({"start": run.container.start_kind.value, "out": run.out, "id": run.container.id})
+
+
+@contextmanager
+def child(rig: Rig, *functions: Repeated) -> Iterator[Child]:
+    """A process, until the block is left."""
+    made = Child(rig, functions)
+    try:
+        yield made
+    finally:
+        made.kill()
