@@ -26,6 +26,7 @@ from tests.support.worker import Grid, grid, variables
 WAIT_S = 60.0
 QUEUE = "python"
 RESULT_KEYS = (b"nanogrid:celery-task-meta-", b"nanogrid:results")
+TUNER_KEYS = (b"nanogrid:tuner:",)
 NEVER = -1
 """What Redis says of a key without an expiry."""
 
@@ -39,10 +40,10 @@ class Stack:
     functions: Functions
     worker_pid: int
 
-    def request(self, program: Program) -> dict[str, Any]:
+    def request(self, program: Program, **fields: Any) -> dict[str, Any]:
         """A request that names the hash of its code, so that S3 is not asked when it is cached. Without an id."""
         files = dict(program.files)
-        made = self.functions.request(files, codeSha256=hashlib.sha256(zipped(files)).hexdigest())
+        made = self.functions.request(files, codeSha256=hashlib.sha256(zipped(files)).hexdigest(), **fields)
         return {name: value for name, value in made.items() if name != "requestId"}
 
     def run(self, request: dict[str, Any], prints: str) -> ExecutionResult:
@@ -58,8 +59,11 @@ class Stack:
         return sum(expires_s == NEVER for _, expires_s in self._keys())
 
     def other_keys(self) -> int:
-        """Keys in Redis that are no results: claims for a while after their run, and what workers need to be commanded."""
-        return sum(not key.startswith(RESULT_KEYS) for key, _ in self._keys())
+        """Keys in Redis that no request leaves for good: claims for a while after their run, and what workers need to be commanded.
+
+        Results are left out, and what there is once for all of them: their stream, and the tuner's record of a function.
+        """
+        return sum(not key.startswith((*RESULT_KEYS, *TUNER_KEYS)) for key, _ in self._keys())
 
     def _keys(self) -> list[tuple[bytes, int]]:
         """Every key of both databases and in how many seconds it expires."""
@@ -81,8 +85,8 @@ def checked(result: ExecutionResult, prints: str) -> ExecutionResult:
 
 
 @contextmanager
-def stack(setting: Setting) -> Iterator[Stack]:
-    """Everything up, until the block is left."""
+def stack(setting: Setting, **changes: Any) -> Iterator[Stack]:
+    """Everything up, until the block is left. `changes` are settings of the worker."""
     folder = setting.folder
     with running(moto_service(folder)) as moto, running(redis_service(folder)) as server:
         made = grid(
@@ -93,6 +97,7 @@ def stack(setting: Setting) -> Iterator[Stack]:
             unique="bench",
             python_image=setting.settings().python_image,
             cpp_image=setting.settings().cpp_image,
+            **changes,
         )
         with made as here, here.worker("bench@benchmark") as worker:
             os.environ.update({name: value for name, value in variables(here.settings).items() if "AWS_" in name})
