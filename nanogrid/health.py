@@ -23,7 +23,7 @@ from nanogrid.settings import Settings
 
 DEADLINE_S = 2.0
 FRESH_S = 3.0
-"""How long what a check found counts as what is so now."""
+"""How long what a check found to be well counts as what is so now. What was wrong is looked at again each time."""
 
 LONGEST_TEXT = 300
 MIB = 1024 * 1024
@@ -96,7 +96,7 @@ class Health:
         with self._lock:
             if check.running:
                 return now - check.began_at < self._deadline_s
-            if check.found is not None and now - check.found.at < self._fresh_s:
+            if check.found is not None and check.found.ok and now - check.found.at < self._fresh_s:
                 return False
             check.running, check.began_at = True, now
             check.done.clear()

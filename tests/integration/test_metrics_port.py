@@ -210,17 +210,25 @@ def test_a_check_that_hangs_does_not_hang_the_answer() -> None:
     assert health.known()["hung"].found == "it answers after all"
 
 
-def test_what_was_found_a_moment_ago_is_not_looked_for_again() -> None:
-    """Many askers cost one look; failures are kept as long as successes."""
-    looks = []
+def test_what_was_well_a_moment_ago_is_not_looked_for_again_and_what_was_wrong_is() -> None:
+    """Many who ask cost one look; a worker that has recovered is believed at once."""
+    looks: list[str] = []
+
+    def well() -> str:
+        looks.append("well")
+        return "fine"
 
     def failing() -> str:
-        looks.append(1)
-        raise OSError("no\nsuch   thing")
+        looks.append("failing")
+        if looks.count("failing") < 3:
+            raise OSError("not there yet")
+        return "back"
 
-    health = Health({"failing": failing}, fresh_s=PATIENCE_S)
-    assert [health.report()["failing"].found for _ in range(3)] == ["no such thing"] * 3
-    assert len(looks) == 1
+    health = Health({"well": well, "failing": failing}, fresh_s=PATIENCE_S)
+    reports = [health.report() for _ in range(5)]
+    assert (looks.count("well"), looks.count("failing")) == (1, 3)
+    assert [report["failing"].ok for report in reports] == [False, False, True, True, True]
+    assert reports[0]["failing"].found == "not there yet"
 
 
 def test_nothing_is_known_before_the_first_look() -> None:

@@ -133,20 +133,9 @@ class Server:
 
     def _tend(self, child: int, pair: _socket.socket) -> None:
         """One spare's life: announce it, hand it a request, see the run to its end and report it."""
-        word = self._await_spare(pair)
-        if word.startswith(b"ready"):
-            self._note_scan(word)
-            channel.send(self.connection, b"ready")
-        elif word == b"again":
-            self.held.packages.forget()
-            _end_all()
-            return
-        else:
-            _end_all()
-            self._give_up(word or b"broken the next process ended before it was ready")
-        end = self._watched(child)
+        end = self._watched(child)  # before it is announced: who looks at a runner that is ready finds it as it stays
         try:
-            if not self._hand_over(pair):
+            if not (self._announce(pair) and self._hand_over(pair)):
                 _end_all()
                 return
             status, killed = self._see_through(child, end)
@@ -168,6 +157,20 @@ class Server:
                 self._learn_imports()
         elif self.request["in_process"]:
             self._change()
+
+    def _announce(self, pair: _socket.socket) -> bool:
+        """Tell the host that the spare is ready. False where it wants to begin again, without what it could not import."""
+        word = self._await_spare(pair)
+        if word.startswith(b"ready"):
+            self._note_scan(word)
+            channel.send(self.connection, b"ready")
+            return True
+        if word == b"again":
+            self.held.packages.forget()
+            return False
+        _end_all()
+        self._give_up(word or b"broken the next process ended before it was ready")
+        return False
 
     def _note_scan(self, word: bytes) -> None:
         """Remember what the sources say: they are read once."""
