@@ -221,7 +221,7 @@ def test_what_was_well_a_moment_ago_is_not_looked_for_again_and_what_was_wrong_i
     def failing() -> str:
         looks.append("failing")
         if looks.count("failing") < 3:
-            raise OSError("not there yet")
+            raise OSError("not\nthere   yet")
         return "back"
 
     health = Health({"well": well, "failing": failing}, fresh_s=PATIENCE_S)
