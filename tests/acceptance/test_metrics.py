@@ -19,6 +19,7 @@ import pytest
 from nanogrid import queues
 from nanogrid.client import Client
 from nanogrid.metrics.address import published
+from nanogrid.pool.snapshot import snapshot
 from nanogrid.result import Outcome
 from tests.support.functions import FAIL, HELLO, HUNGRY, SLEEP, Functions
 from tests.support.prometheus import SHIPPED, Prometheus
@@ -120,7 +121,8 @@ def load(grid: Grid, prometheus: Prometheus, functions: Functions) -> Counter[Ou
     sent += [client.submit(functions.request(program, **fields)) for program, fields in programs]
     sent.append(client.submit({**functions.request(HELLO), "s3Key": "not-there.zip"}))
     cancelled = client.submit(functions.request(SLEEP, timeoutMs=60_000))
-    wait_until(lambda: client.state(cancelled) == "STARTED", "it runs", WAIT_S)
+    data_dir = grid.settings.data_dir  # a child that is killed before it has a container has started none
+    wait_until(lambda: (cancelled, "leased") in states(data_dir), "it has a container", WAIT_S)
     client.cancel(cancelled)
     outcomes = Counter(client.wait(request_id, WAIT_S).outcome for request_id in [*sent, cancelled])
     client.submit({**functions.request(HELLO), "requestId": sent[0]})  # it was run before
@@ -139,6 +141,11 @@ def load(grid: Grid, prometheus: Prometheus, functions: Functions) -> Counter[Ou
         "Prometheus has seen all of it",
     )
     return outcomes
+
+
+def states(data_dir: Path) -> list[tuple[str | None, str]]:
+    """Request and state of every container."""
+    return [(shown.request_id, shown.state) for shown in snapshot(data_dir)]
 
 
 def queries() -> list[tuple[str, str]]:
