@@ -238,13 +238,19 @@ class Engine:
         from docker.errors import APIError, NotFound
 
         with _translated(f"remove container {container_id[:12]}"):
-            try:
-                self.api.remove_container(container_id, force=True, v=True)
-            except NotFound:
-                return
-            except APIError as error:
-                if error.status_code != 409:  # 409: removal is in progress already
-                    raise
+            for asked_before in (False, True):
+                try:
+                    self.api.remove_container(container_id, force=True, v=True)
+                except NotFound:
+                    return
+                except APIError as error:
+                    if error.status_code == 409:  # removal is in progress already
+                        return
+                    # It ended while the engine was about to kill it, which then has removed nothing. It does not end twice.
+                    if asked_before or "is not running" not in _reason(error):
+                        raise
+                else:
+                    return
 
     def find(self, labels: dict[str, str]) -> list[Found]:
         """All containers, in any state, that carry all these labels with these values."""
