@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from nanogrid.errors import CodeCorruptError
 
-# RuntimeError covers NotImplementedError and RecursionError, ValueError UnicodeDecodeError, LookupError Key- and IndexError.
+# RuntimeError covers RecursionError and what the library says of methods that it lacks, ValueError UnicodeDecodeError, LookupError Key- and IndexError.
 READ_ERRORS = (
     zipfile.BadZipFile,
     tarfile.TarError,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,8 @@ from tests.support.services import Service
 from tests.support.worker import Grid, Worker
 from tests.support.worker import grid as open_grid
 
+OpenGrid = Callable[..., AbstractContextManager[Grid]]
+
 
 @pytest.fixture(scope="module")
 def module_environment() -> Iterator[None]:
@@ -29,23 +32,35 @@ def module_environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def grid(
+def module_grid(
     module_environment: None,
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     aws_url: str,
     redis_server: Service,
-) -> Iterator[Grid]:
-    """A NanoGrid of one test module, with fast retries. At its end nothing of it may be left on the engine or the disk."""
-    url = f"redis://127.0.0.1:{redis_server.port}"
-    with open_grid(
-        tmp_path_factory.mktemp("grid"),
-        aws_url=aws_url,
-        result_url=f"{url}/0",
-        monitor_url=f"{url}/1",
-        unique=request.module.__name__.rpartition("_")[2],
-        python_image=PYTHON_IMAGE,
-        cpp_image=CPP_IMAGE,
+) -> OpenGrid:
+    """Opens the NanoGrid of a test module, with settings of its choice."""
+
+    @contextmanager
+    def open_one(*, redis_login: str = "", **settings: Any) -> Iterator[Grid]:
+        url = f"redis://{redis_login}127.0.0.1:{redis_server.port}"
+        with open_grid(
+            tmp_path_factory.mktemp("grid"),
+            aws_url=aws_url,
+            result_url=f"{url}/0",
+            monitor_url=f"{url}/1",
+            unique=request.module.__name__.rpartition("_")[2],
+            **{"python_image": PYTHON_IMAGE, "cpp_image": CPP_IMAGE, "receive_wait_s": 1, **settings},
+        ) as here:
+            yield here
+
+    return open_one
+
+
+@pytest.fixture(scope="module")
+def grid(module_grid: OpenGrid) -> Iterator[Grid]:
+    """A NanoGrid with fast retries. At its end nothing of it may be left on the engine or the disk."""
+    with module_grid(
         visibility_timeout_s=6,
         visibility_heartbeat_s=2,
         claim_ttl_s=3,
@@ -54,7 +69,6 @@ def grid(
         reap_interval_s=2,
         dead_letter_check_s=1,
         max_receives=3,
-        receive_wait_s=1,
     ) as here:
         yield here
         assert_nothing_left(here.settings)

@@ -12,13 +12,11 @@ import pytest
 from nanogrid.client import Client
 from nanogrid.queues import resolve, sqs_client
 from nanogrid.result import Outcome
-from tests.acceptance.conftest import assert_nothing_left
+from tests.acceptance.conftest import OpenGrid, assert_nothing_left
 from tests.support import functions as programs
 from tests.support.functions import Functions
-from tests.support.rig import PYTHON_IMAGE
-from tests.support.services import Service, wait_until
+from tests.support.services import wait_until
 from tests.support.worker import Grid, Worker
-from tests.support.worker import grid as open_grid
 
 WAIT_S = 60.0
 FIXED = ["time", "level", "stage", "request", "function", "worker", "attempt"]
@@ -26,23 +24,14 @@ GHOST = {"image": "nanogrid/no-such-image:1", "command": ["run"], "requiredFile"
 
 
 @pytest.fixture(scope="module")
-def grid(
-    module_environment: None, tmp_path_factory: pytest.TempPathFactory, aws_url: str, redis_server: Service
-) -> Iterator[Grid]:
+def grid(module_grid: OpenGrid) -> Iterator[Grid]:
     """A NanoGrid whose worker writes JSON, and whose Redis takes any password."""
-    url = f"redis://default:redis-secret@127.0.0.1:{redis_server.port}"
-    with open_grid(
-        tmp_path_factory.mktemp("grid"),
-        aws_url=aws_url,
-        result_url=f"{url}/0",
-        monitor_url=f"{url}/1",
-        unique="logs",
+    with module_grid(
+        redis_login="default:redis-secret@",
         log_format="json",
-        python_image=PYTHON_IMAGE,
         runtimes={"ghost": GHOST},
         max_attempts=2,
         retry_backoff_s=0.2,
-        receive_wait_s=1,
     ) as here:
         yield here
         assert_nothing_left(here.settings)

@@ -21,12 +21,11 @@ from nanogrid.client import Client
 from nanogrid.metrics.address import published
 from nanogrid.pool.snapshot import snapshot
 from nanogrid.result import Outcome
+from tests.acceptance.conftest import OpenGrid
 from tests.support.functions import FAIL, HELLO, HUNGRY, SLEEP, Functions
 from tests.support.prometheus import SHIPPED, Prometheus
-from tests.support.rig import CPP_IMAGE, PYTHON_IMAGE
-from tests.support.services import Service, running, wait_until
+from tests.support.services import running, wait_until
 from tests.support.worker import ROOT, Grid, Worker
-from tests.support.worker import grid as open_grid
 
 RANGE = "1m"
 WAIT_S = 60.0
@@ -36,25 +35,10 @@ DASHBOARD = json.loads((SHIPPED / "nanogrid-dashboard.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def grid(
-    module_environment: None, tmp_path_factory: pytest.TempPathFactory, aws_url: str, redis_server: Service
-) -> Iterator[Grid]:
+def grid(module_grid: OpenGrid) -> Iterator[Grid]:
     """A NanoGrid whose workers look at themselves once a second."""
-    url = f"redis://127.0.0.1:{redis_server.port}"
-    with open_grid(
-        tmp_path_factory.mktemp("grid"),
-        aws_url=aws_url,
-        result_url=f"{url}/0",
-        monitor_url=f"{url}/1",
-        unique="metrics",
-        python_image=PYTHON_IMAGE,
-        cpp_image=CPP_IMAGE,
-        metrics_look_s=1,
-        receive_wait_s=1,
-        retry_backoff_s=0.1,
-        retry_backoff_max_s=0.2,
-        max_attempts=2,
-        dead_letter_check_s=1,
+    with module_grid(
+        metrics_look_s=1, retry_backoff_s=0.1, retry_backoff_max_s=0.2, max_attempts=2, dead_letter_check_s=1
     ) as here:
         yield here
 

@@ -12,14 +12,11 @@ import pytest
 
 from nanogrid.client import Client
 from nanogrid.queues import resolve, sqs_client
-from tests.acceptance.conftest import assert_nothing_left
+from tests.acceptance.conftest import OpenGrid, assert_nothing_left
 from tests.support import functions as programs
 from tests.support.collector import Collector, collector
 from tests.support.functions import Functions
-from tests.support.rig import PYTHON_IMAGE
-from tests.support.services import Service
 from tests.support.worker import ROOT, Grid, environment
-from tests.support.worker import grid as open_grid
 
 WAIT_S = 60.0
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -29,24 +26,9 @@ PRODUCE = "import json, sys; from nanogrid import Client; print(Client().submit(
 
 
 @pytest.fixture(scope="module")
-def grid(
-    module_environment: None, tmp_path_factory: pytest.TempPathFactory, aws_url: str, redis_server: Service
-) -> Iterator[Grid]:
+def grid(module_grid: OpenGrid) -> Iterator[Grid]:
     """A NanoGrid that traces."""
-    url = f"redis://127.0.0.1:{redis_server.port}"
-    with open_grid(
-        tmp_path_factory.mktemp("grid"),
-        aws_url=aws_url,
-        result_url=f"{url}/0",
-        monitor_url=f"{url}/1",
-        unique="traces",
-        tracing=True,
-        python_image=PYTHON_IMAGE,
-        runtimes={"ghost": GHOST},
-        max_attempts=2,
-        retry_backoff_s=0.2,
-        receive_wait_s=1,
-    ) as here:
+    with module_grid(tracing=True, runtimes={"ghost": GHOST}, max_attempts=2, retry_backoff_s=0.2) as here:
         yield here
         assert_nothing_left(here.settings)
 
