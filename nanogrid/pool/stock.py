@@ -104,8 +104,9 @@ class Stock:
             return found
 
     def waiting(self) -> int:
-        """How many requests wait."""
-        return len(self._waiters)
+        """How many requests wait, with all done that could be done for them: not in the middle of a decision."""
+        with self._lock:
+            return len(self._waiters)
 
     def is_busy(self) -> bool:
         """Whether any container is in use."""
