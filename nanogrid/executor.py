@@ -17,7 +17,7 @@ from nanogrid.code import CodeStore
 from nanogrid.container.cgroup import Usage
 from nanogrid.container.engine import Engine
 from nanogrid.container.hardening import MOUNT, Confinement, environment
-from nanogrid.container.report import Ended, RunReport
+from nanogrid.container.report import Ended, Result, RunReport
 from nanogrid.errors import ContainerLostError, ContainerStartError, LimitLoweredError
 from nanogrid.layers import LayerStore
 from nanogrid.pool.lease import Container, Pool
@@ -149,7 +149,7 @@ class Executor:
             )
             ended = time.monotonic()
             outcome, exit_code = classify(report, container)
-            value, complaint = self._value(container)
+            value, complaint = self._value(report.result)
         return Ran(
             report=report,
             outcome=outcome,
@@ -196,15 +196,18 @@ class Executor:
             return self._settings.pool_wait_s
         return max(0.0, min(self._settings.pool_wait_s, (request.max_age_ms - queue_ms) / 1000))
 
-    def _value(self, container: Container) -> tuple[JsonValue, str]:
+    def _value(self, result: Result) -> tuple[JsonValue, str]:
         """The JSON value of `NANOGRID_RESULT`, and a line for stderr where there is one that cannot be used."""
-        size, limit = container.folder.result_size(), self._settings.value_limit_bytes
-        if size == 0:
+        if result.size == 0:
             return None, ""
-        if size > limit:
-            return None, f"nanogrid: the value in NANOGRID_RESULT has {size} bytes, more than the accepted {limit}\n"
+        if result.data is None:
+            limit = self._settings.value_limit_bytes
+            return (
+                None,
+                f"nanogrid: the value in NANOGRID_RESULT has {result.size} bytes, more than the accepted {limit}\n",
+            )
         try:
-            return json.loads(container.folder.read_result(limit) or b"", parse_constant=_refuse), ""
+            return json.loads(result.data, parse_constant=_refuse), ""
         except (ValueError, RecursionError) as error:
             return None, f"nanogrid: the value in NANOGRID_RESULT is no JSON: {error}\n"
 

@@ -5,7 +5,8 @@ A function is code that nobody here has read. It gets, and this is all it gets:
 - no network (another one only where the deployment allows it by name);
 - no capability, no way to gain one (no-new-privileges), the engine's default seccomp profile;
 - an unprivileged user and group, the same number inside and outside;
-- a read-only root file system; `/workspace` and `/tmp` in memory, sized, with a limit on the number of files;
+- a read-only root file system; `/workspace`, `/tmp` and `/nanogrid/run` in memory, sized, with a limit on the number of files; no
+  file of the host that it could write (but for the result of a launched container, an image without Python);
 - its code from a read-only mount, copied into `/workspace`: what is in the cache cannot be written by any function;
 - in a warm container, nothing of the run before: every process ended, every file in memory removed, by the runner, which
   it can neither signal, trace nor reach; a container runs one piece of code, and is destroyed when a run was cut short;
@@ -28,7 +29,10 @@ from nanogrid.settings import Settings
 
 WORKSPACE = "/workspace"
 MOUNT = "/nanogrid"
-"""Where a run's own folder is mounted, read-only: launcher, payload, pipes and, one level down, code and result file."""
+"""Where a container's own folder is mounted, read-only: its function's code, our programs, a launcher's pipes."""
+
+RUN = f"{MOUNT}/run"
+"""Where a run finds its payload and leaves its result: in memory."""
 
 MIB = 1024 * 1024
 TMPFS_FILES_LIMIT = 65_536
@@ -58,8 +62,8 @@ def environment(request: FunctionRequest) -> dict[str, str]:
         "NANOGRID_FUNCTION_ID": request.function_id,
         "NANOGRID_TIMEOUT_MS": str(request.timeout_ms),
         "NANOGRID_MEMORY_MB": str(request.memory_mb),
-        "NANOGRID_PAYLOAD": f"{MOUNT}/payload.json",
-        "NANOGRID_RESULT": f"{MOUNT}/result.json",
+        "NANOGRID_PAYLOAD": f"{RUN}/payload.json",
+        "NANOGRID_RESULT": f"{RUN}/result.json",
     }
 
 
@@ -72,19 +76,22 @@ def runner_options(
     slot_dir: str,
     programs_dir: str,
     labels: dict[str, str],
+    compiles: bool,
 ) -> dict[str, Any]:
     """The body of the engine's create call for a warm container: the runner as first process.
 
     The runner is root with four capabilities, to become the function's user and to end what that user started. The function
     gets none of them: the runner drops them, bounding set included, before it knows a request. `slot_dir` and
-    `programs_dir` are paths on the engine's host.
+    `programs_dir` are paths on the engine's host. `compiles`: the function's command may be a compiler's, which gets a cache.
     """
     user = settings.container_uid
     config = _host_config(limits, settings)
     config["CapAdd"] = ["SETUID", "SETGID", "KILL", "SETPCAP"]
-    config["Tmpfs"][f"{MOUNT}/compiler-cache"] = _tmpfs(
-        settings.compiler_cache_mb, f"noexec,mode=0700,uid={user},gid={user}"
-    )
+    config["Tmpfs"][RUN] = _tmpfs(settings.workspace_mb, f"noexec,mode=0700,uid={user},gid={user}")
+    if compiles:
+        config["Tmpfs"][f"{MOUNT}/compiler-cache"] = _tmpfs(
+            settings.compiler_cache_mb, f"noexec,mode=0700,uid={user},gid={user}"
+        )
     config["Mounts"] = _mounts(slot_dir, programs_dir)
     return {
         **_container(image, limits, labels, config),
@@ -108,7 +115,11 @@ def launcher_options(
     It is the function's own user, without any capability.
     """
     config = _host_config(limits, settings)
-    config["Mounts"] = _mounts(slot_dir, programs_dir)
+    result = "run/result.json"
+    config["Mounts"] = [
+        *_mounts(slot_dir, programs_dir),
+        _bind(f"{slot_dir}/{result}", f"{MOUNT}/{result}", read_only=False),
+    ]
     return {
         **_container(image, limits, labels, config),
         "Entrypoint": ["/bin/sh", f"{MOUNT}/runner/launch.sh"],
@@ -158,7 +169,7 @@ def _host_config(limits: Confinement, settings: Settings) -> dict[str, Any]:
         "Ulimits": [
             _ulimit("nofile", settings.nofile_limit),
             _ulimit("core", 0),
-            # Bounds the one file on the host's disk that a function can write, its result.
+            # Bounds the one file on the host's disk that a launched function can write, its result.
             _ulimit("fsize", settings.workspace_mb * MIB),
         ],
         "IpcMode": "private",
@@ -174,7 +185,6 @@ def _mounts(slot_dir: str, programs_dir: str) -> list[dict[str, Any]]:
     return [
         _bind(slot_dir, MOUNT, read_only=True),
         _bind(programs_dir, f"{MOUNT}/runner", read_only=True),
-        _bind(f"{slot_dir}/result.json", f"{MOUNT}/result.json", read_only=False),
     ]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from nanogrid.container.cgroup import Cgroup, Usage
-from nanogrid.container.report import Ended, RunReport, Stream
+from nanogrid.container.report import Ended, Result, RunReport, Stream
 from nanogrid.container.slot import Slot
 from nanogrid.errors import ContainerStartError
 
@@ -24,7 +24,9 @@ DRAIN_S = 5.0
 class Watch:
     """Watches one run. The launcher waits until this is opened, and then begins."""
 
-    def __init__(self, slot: Slot, output_limit_bytes: int) -> None:
+    def __init__(self, slot: Slot, *, output_limit_bytes: int, result_limit_bytes: int) -> None:
+        self._slot = slot
+        self._result_limit_bytes = result_limit_bytes
         self._open = ExitStack()
         self._selector = self._open.enter_context(selectors.DefaultSelector())
         self._control = self._pipe(slot, "control")
@@ -74,7 +76,17 @@ class Watch:
         stdout, stderr = self._streams.values()
         if ended is Ended.EXITED and (stdout.truncated or stderr.truncated):
             ended = Ended.OUTPUT_LIMIT
-        return RunReport(ended, exit_code, stdout, stderr, duration_s * 1000, usage)
+        return RunReport(ended, exit_code, stdout, stderr, duration_s * 1000, usage, self._result())
+
+    def _result(self) -> Result:
+        try:
+            descriptor = os.open(self._slot.result, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # the container is gone, and its folder with it
+            return Result(0, None)
+        try:
+            return Result.read(descriptor, self._result_limit_bytes)
+        finally:
+            os.close(descriptor)
 
     def _pipe(self, slot: Slot, name: str) -> int:
         fd = os.open(slot.pipe(name), os.O_RDONLY | os.O_NONBLOCK)

@@ -3,10 +3,13 @@
 The rule: what comes from the container is short ASCII text that is parsed with suspicion; what goes there is marshalled,
 because the runner has nothing else at hand that needs no import. `nanogrid/runner` holds the other end.
 
-    host → runner   {"do": "run", "argv", "env", "in_process", "compiler_cache"} with stdin, stdout, stderr · {"do": "kill"}
-    runner → host   hello VERSION · ready · ended STATUS HOW STARTED_NS ENDED_NS LEFT · unclean WORDS · broken WORDS
+    host → spare    {"argv", "env", "in_process", "compiler_cache"} with the payload, stdout, stderr
+    runner → host   hello VERSION · ready · ended STATUS HOW STARTED_NS ENDED_NS LEFT, with the result's file where there is one ·
+                    unclean WORDS · broken WORDS
 
-After `hello` and `ready`, each run gives `ended` and then `ready`, or `unclean` or `broken` where there will be no next run.
+After `hello` and `ready`, each run gives `ended` and then `ready`, or `unclean` or `broken` where there will be no next run. The
+first process never reads what the host says: the process that is to run a request does. That the host will say no more is
+heard by both: then the run is ended, told as any other, and the container with it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanogrid.errors import ContainerLostError, ContainerStartError
@@ -28,6 +31,7 @@ PACKET_BYTES = 65_536
 """Larger messages travel in a memory file beside a packet that says so."""
 
 LOOK_EVERY_S = 0.25
+MOST_DESCRIPTORS = 4
 MOST_DIGITS = 20
 
 
@@ -45,13 +49,17 @@ class Ready:
 
 @dataclass(frozen=True)
 class RunEnded:
-    """A run is over and every process of it is gone. Times are of CLOCK_MONOTONIC in nanoseconds; `how`: python or exec."""
+    """A run is over and every process of it is gone. Times are of CLOCK_MONOTONIC in nanoseconds; `how`: python or exec.
+
+    `result`: a descriptor of the file that it has written for the host, to be closed by who receives it; -1 for none.
+    """
 
     exit_code: int
     how: str
     started_ns: int
     ended_ns: int
     killed: int
+    result: int = -1
 
 
 @dataclass(frozen=True)
@@ -112,9 +120,8 @@ class Link:
         in_process: bool,
         compiler_cache: bool,
     ) -> None:
-        """Ask for a run with these three descriptors as stdin, stdout and stderr."""
+        """Ask for a run with these three descriptors: the payload's, stdout and stderr."""
         message = {
-            "do": "run",
             "argv": list(argv),
             "env": dict(env),
             "in_process": in_process,
@@ -132,20 +139,32 @@ class Link:
             os.close(file)
 
     def send_kill(self) -> None:
-        """Ask for the end of the run that is under way."""
-        self._send(marshal.dumps({"do": "kill"}, 2), ())
+        """Ask for the end of the run that is under way, and of the container: nothing more can be asked for afterwards."""
+        try:
+            self._connection.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise ContainerLostError(f"the runner of the container is gone: {error}") from error
 
     def receive(self, timeout_s: float) -> Message | None:
         """The next message. None when none came in time."""
         if not _is_readable(self._connection, timeout_s):
             return None
         try:
-            packet = self._connection.recv(PACKET_BYTES)
+            packet, descriptors, _, _ = socket.recv_fds(self._connection, PACKET_BYTES, MOST_DESCRIPTORS)
         except OSError:
-            packet = b""
+            packet, descriptors = b"", []
         if not packet:
             raise ContainerLostError("the runner of the container is gone")
-        return parse(packet)
+        try:
+            message = parse(packet)
+            if isinstance(message, RunEnded) and descriptors:
+                result = descriptors.pop()
+                os.set_inheritable(result, False)
+                message = replace(message, result=result)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return message
 
     def close(self) -> None:
         """Close this end. A runner without any open end ends itself and its container."""

@@ -14,8 +14,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from nanogrid.container.cgroup import Cgroup, Gauge
-from nanogrid.container.link import Link, RunEnded, Unfit
-from nanogrid.container.report import Ended, RunReport, Stream
+from nanogrid.container.link import Link, Ready, RunEnded, Unfit
+from nanogrid.container.report import Ended, Result, RunReport, Stream
 from nanogrid.errors import ContainerLostError, ContainerStartError
 
 CHUNK_BYTES = 65_536
@@ -42,9 +42,19 @@ class Program:
 class Run:
     """One run. Made, used and forgotten within one lease."""
 
-    def __init__(self, link: Link, cgroup: Cgroup, *, output_limit_bytes: int, uid: int, used_before: bool) -> None:
+    def __init__(
+        self,
+        link: Link,
+        cgroup: Cgroup,
+        *,
+        output_limit_bytes: int,
+        result_limit_bytes: int,
+        uid: int,
+        used_before: bool,
+    ) -> None:
         self._link = link
         self._cgroup = cgroup
+        self._result_limit_bytes = result_limit_bytes
         self._uid = uid
         self._used_before = used_before
         self._poll = select.poll()
@@ -53,9 +63,9 @@ class Run:
         self._ended: RunEnded | None = None
 
     def run(
-        self, program: Program, stdin: int, *, timeout_s: float, thaw: Callable[[], None], begun: Callable[[], None]
+        self, program: Program, payload: int, *, timeout_s: float, thaw: Callable[[], None], begun: Callable[[], None]
     ) -> RunReport:
-        """Run it. `thaw` lets a paused container go on; it is called when the request is there already. `begun` is called
+        """Run it. `payload` is a descriptor of the payload's text. `thaw` lets a paused container go on; it is called when the request is there already. `begun` is called
         beside the function's first steps.
 
         Raises ContainerStartError where the runner could not start the command, ContainerLostError where somebody froze
@@ -70,7 +80,7 @@ class Run:
             self._link.send_run(
                 program.argv,
                 program.env,
-                (stdin, stdout, stderr),
+                (payload, stdout, stderr),
                 in_process=program.in_process,
                 compiler_cache=program.compiler_cache,
             )
@@ -85,6 +95,7 @@ class Run:
                 duration_ms = max(duration_ms, timeout_s * 1000)  # a sum of fractions may be smaller by the last digit
             usage = gauge.read()
             self._drain()
+            result = self._result(resources)
         if ended is Ended.EXITED and any(stream.truncated for stream in self._streams):
             ended = Ended.OUTPUT_LIMIT
         return RunReport(
@@ -93,7 +104,14 @@ class Run:
             *self._streams,
             duration_ms,
             usage,
+            result,
         )
+
+    def _result(self, resources: ExitStack) -> Result:
+        if self._ended is None or self._ended.result < 0:
+            return Result(0, None)
+        resources.callback(os.close, self._ended.result)
+        return Result.read(self._ended.result, self._result_limit_bytes)
 
     def _pipe(self, resources: ExitStack, stream: Stream) -> int:
         """Make a pipe for a stream and return the end that the function writes to; it belongs to the function's user."""
@@ -141,6 +159,8 @@ class Run:
             raise ContainerStartError(f"the container could not run the function: {message.reason}")
         if isinstance(message, RunEnded):
             self._ended = message
+        if isinstance(message, Ready):
+            raise ContainerLostError("the process that was to run the function was ended before it had begun")
         return True
 
     def _kill(self) -> None:

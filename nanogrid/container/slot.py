@@ -1,11 +1,13 @@
-"""The folder that a container sees as `/nanogrid`: its function's code, and what one run is given and gives back.
+"""The folder that a container sees as `/nanogrid`: its function's code.
 
-It lies under `<data_dir>/runs/<owner>/`, is read-only inside the container but for the result file, and goes with the
-container. The rule: code appears in it by one rename, and from then on the container belongs to that code.
+It lies under `<data_dir>/runs/<owner>/`, is read-only inside the container, and goes with it. The rule: code appears in it by one
+rename, and from then on the container belongs to that code. What a run is given and gives back is never on disk: it travels by
+descriptors. Only a launched container, which has one run and nobody inside to take them, finds it here.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -20,8 +22,9 @@ from nanogrid.errors import ContainerStartError
 
 CODE = "code"
 PACKAGES = "packages"
-FOLDERS = ("runner", "compiler-cache")
-"""Where other things are mounted: programs, and the memory of the compiler cache."""
+RUN = "run"
+FOLDERS = ("runner", RUN, "compiler-cache")
+"""Where other things are mounted: programs, one run's own files, and the memory of the compiler cache."""
 PIPES = ("control", "hold", "stdout", "stderr")
 """How a launched container, one without a runner, is watched."""
 
@@ -34,13 +37,13 @@ class Slot:
 
     @property
     def payload(self) -> Path:
-        """The request's payload, for one run."""
-        return self.path / "payload.json"
+        """A launched container's payload."""
+        return self.path / RUN / "payload.json"
 
     @property
     def result(self) -> Path:
-        """What the function wrote to `NANOGRID_RESULT`."""
-        return self.path / "result.json"
+        """What the function of a launched container writes to `NANOGRID_RESULT`."""
+        return self.path / RUN / "result.json"
 
     @property
     def control(self) -> Path:
@@ -59,15 +62,19 @@ class Slot:
             self.path.chmod(0o755)
             for name in FOLDERS:
                 (self.path / name).mkdir(mode=0o700)  # a tmpfs takes over the mode of the folder that it covers
-            self.result.touch()
-            self.result.chmod(0o666)
         except OSError as error:
             self.remove()
             raise ContainerStartError(f"the folder {self.path} could not be made: {error}") from error
 
-    def create_pipes(self) -> None:
-        """Make the named pipes of a launched container. The first process waits for whoever reads `control`."""
+    def create_for_launcher(self) -> None:
+        """Make the named pipes of a launched container, and the file for its result.
+
+        The first process waits for whoever reads `control`.
+        """
         try:
+            (self.path / RUN).chmod(0o755)
+            self.result.touch()
+            self.result.chmod(0o666)
             for name in PIPES:
                 os.mkfifo(self.pipe(name))
                 self.pipe(name).chmod(0o666)
@@ -78,14 +85,19 @@ class Slot:
         """Path of one of PIPES."""
         return self.path / name
 
-    def write_start(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        """Tell a launched container what to run."""
+    def write_run(self, argv: Sequence[str], env: Mapping[str, str], payload: Any, uid: int) -> None:
+        """Tell a launched container what to run, and give it its payload. Only the function's user may read that."""
         words = ["env", *(f"{name}={value}" for name, value in env.items()), *argv]
         try:
-            self.start_script.write_text(f"exec {shlex.join(words)}\n")
-            self.start_script.chmod(0o444)
+            _write_for(uid, self.start_script, f"exec {shlex.join(words)}\n".encode())
+            _write_for(uid, self.payload, text_of(payload))
         except OSError as error:
             raise ContainerStartError(f"the command could not be written to {self.path}: {error}") from error
+
+    def forget_run(self) -> None:
+        """Delete what the run was given."""
+        for path in (self.start_script, self.payload):
+            path.unlink(missing_ok=True)
 
     def place(self, code: Path, packages: Path | None) -> None:
         """Give the container its function: a farm of hard links to the cache, where no run can write."""
@@ -98,49 +110,6 @@ class Slot:
         except OSError as error:
             raise ContainerStartError(f"the code could not be laid out in {self.path}: {error}") from error
 
-    def open_payload(self, payload: Any) -> int:
-        """Write the payload's JSON text (nothing for None) and return a descriptor that reads it, to be closed by the caller.
-
-        A new file each time: whoever still holds the one of the run before sees no change.
-        """
-        text = b"" if payload is None else json.dumps(payload, ensure_ascii=False).encode("utf-8", "replace")
-        try:
-            if not text and _is_empty(self.payload):
-                return os.open(self.payload, os.O_RDONLY | os.O_CLOEXEC)
-            self.payload.unlink(missing_ok=True)
-            descriptor = os.open(self.payload, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
-            try:
-                view = memoryview(text)
-                while view:
-                    view = view[os.write(descriptor, view) :]
-                os.fchmod(descriptor, 0o444)
-            finally:
-                os.close(descriptor)
-            return os.open(self.payload, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ContainerStartError(f"the payload could not be written to {self.path}: {error}") from error
-
-    def clear_result(self) -> None:
-        """Forget what the run before wrote. The file stays the same one: it is a mount of its own."""
-        if self.result_size():
-            os.truncate(self.result, 0)
-
-    def result_size(self) -> int:
-        """Bytes that the function wrote to `NANOGRID_RESULT`; 0 also when the container, and the folder with it, is gone."""
-        try:
-            return self.result.stat().st_size
-        except FileNotFoundError:
-            return 0
-
-    def read_result(self, limit_bytes: int) -> bytes | None:
-        """What the function wrote to `NANOGRID_RESULT`. None: nothing, more than `limit_bytes`, or the folder is gone."""
-        try:
-            with self.result.open("rb") as file:
-                data = file.read(limit_bytes + 1)
-        except FileNotFoundError:
-            return None
-        return data if 0 < len(data) <= limit_bytes else None
-
     def remove(self) -> None:
         """Delete the folder; one that is gone already is fine. Folders of a farm are read-only, also for their owner."""
         for parent, _, _ in os.walk(self.path):
@@ -149,11 +118,34 @@ class Slot:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _is_empty(path: Path) -> bool:
+def text_of(payload: Any) -> bytes:
+    """A payload's JSON text; nothing for None."""
+    return b"" if payload is None else json.dumps(payload, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def in_memory(payload: Any) -> int:
+    """A descriptor of a payload's text, to be closed by the caller. It is on no disk, and nobody can change it."""
+    descriptor = os.memfd_create("payload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        return path.stat().st_size == 0
-    except FileNotFoundError:
-        return False
+        view = memoryview(text_of(payload))
+        while view:
+            view = view[os.write(descriptor, view) :]
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    except OSError as error:
+        os.close(descriptor)
+        raise ContainerStartError(f"the payload could not be laid out in memory: {error}") from error
+    return descriptor
+
+
+def _write_for(uid: int, path: Path, data: bytes) -> None:
+    """Write a file that `uid` may read, and nobody else: where the worker is not root, whoever may enter its folder."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+    with os.fdopen(descriptor, "wb") as file:
+        try:
+            os.fchown(descriptor, uid, uid)
+        except PermissionError:
+            os.fchmod(descriptor, 0o444)
+        file.write(data)
 
 
 def farm(source: Path, target: Path) -> None:

@@ -23,7 +23,7 @@ from nanogrid.container.hardening import MOUNT
 from nanogrid.container.launched_run import Watch
 from nanogrid.container.report import Ended, RunReport
 from nanogrid.container.run import Program, Run
-from nanogrid.container.slot import Slot
+from nanogrid.container.slot import Slot, in_memory
 from nanogrid.errors import ContainerLostError, NanoGridError, PoolExhaustedError
 from nanogrid.pool.keeping import Connection, Grip, understood
 from nanogrid.pool.wire import LeasedContainer, LeaseRequest, Line
@@ -38,7 +38,7 @@ def _nothing() -> None:
 
 
 class Container(ABC):
-    """A leased container, ready for one run. `folder` holds what the run gives back."""
+    """A leased container, ready for one run. `folder` is what it sees as `/nanogrid`."""
 
     def __init__(self, leased: LeasedContainer, line: Line, settings: Settings, slot: Slot) -> None:
         self.id = leased.id
@@ -75,13 +75,13 @@ class WarmContainer(Container):
     """A container with a runner: it can be used again."""
 
     def __init__(
-        self, connection: Connection, grip: Grip, settings: Settings, wanted: LeaseRequest, slot: Slot, stdin: int
+        self, connection: Connection, grip: Grip, settings: Settings, wanted: LeaseRequest, slot: Slot, payload: int
     ) -> None:
         super().__init__(grip.leased, connection.line, settings, slot)
         self._connection = connection
         self._grip = grip
         self._wanted = wanted
-        self._stdin = stdin
+        self._payload = payload
         self._reusable = False
 
     def run(self, *, timeout_s: float, begun: Callable[[], None] = _nothing) -> RunReport:
@@ -90,6 +90,7 @@ class WarmContainer(Container):
             self._grip.link,
             self._grip.cgroup,
             output_limit_bytes=self._settings.output_limit_bytes,
+            result_limit_bytes=self._settings.value_limit_bytes,
             uid=self._settings.container_uid,
             used_before=self.start_kind is StartKind.WARM,
         )
@@ -98,7 +99,7 @@ class WarmContainer(Container):
             env = {**env, "PYTHONPATH": f"{MOUNT}/packages"}
         in_process = self._wanted.in_process
         program = Program(self._wanted.command, env, in_process, compiler_cache=not in_process)
-        report = run.run(program, self._stdin, timeout_s=timeout_s, thaw=self._go_on, begun=begun)
+        report = run.run(program, self._payload, timeout_s=timeout_s, thaw=self._go_on, begun=begun)
         self._reusable = report.ended is Ended.EXITED and not report.usage.oom_kills
         if report.ended is Ended.LOST:
             self.destroy()
@@ -107,7 +108,6 @@ class WarmContainer(Container):
     def give_back(self) -> None:
         """Keep it in hand, let the owner clean it for the next run, or destroy it."""
         if self._reusable:
-            self.folder.clear_result()
             self._connection.put_down(self._grip)
             return
         try:
@@ -145,6 +145,7 @@ class LaunchedContainer(Container):
 
     def give_back(self) -> None:
         """It is used up."""
+        self.folder.forget_run()
         self.destroy()
         self._line.send({"end": "done"})
 
@@ -218,12 +219,18 @@ class Pool:
         slot = Slot(leased.slot)
         if leased.start is not StartKind.WARM:
             slot.place(Path(wanted.code_dir), Path(wanted.packages_dir) if wanted.packages_dir else None)
-        stdin = slot.open_payload(payload)
-        resources.callback(os.close, stdin)
         if grip is not None:
-            return WarmContainer(connection, grip, self._settings, wanted, slot, stdin)
-        slot.write_start(wanted.command, wanted.env)
-        watch = resources.enter_context(Watch(slot, self._settings.output_limit_bytes))
+            descriptor = in_memory(payload)
+            resources.callback(os.close, descriptor)
+            return WarmContainer(connection, grip, self._settings, wanted, slot, descriptor)
+        slot.write_run(wanted.command, wanted.env, payload, self._settings.container_uid)
+        watch = resources.enter_context(
+            Watch(
+                slot,
+                output_limit_bytes=self._settings.output_limit_bytes,
+                result_limit_bytes=self._settings.value_limit_bytes,
+            )
+        )
         return LaunchedContainer(leased, connection.line, self._settings, slot, watch)
 
     def _take(self, wanted: LeaseRequest | None = None) -> Connection | None:

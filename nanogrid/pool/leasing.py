@@ -106,7 +106,7 @@ class Leases:
         """A container, and what the child needs to know of it."""
         limits = Confinement(**request["limits"])
         image = request["image"]
-        kind = Kind(self._images.id_of(image), limits.network)
+        kind = Kind(self._images.id_of(image), limits.network, request["compiles"])
         wish = Wish(kind, request["key"], request["function_id"], limits.memory_mb)
         for _ in range(CHOICES):
             grant = self._stock.acquire(

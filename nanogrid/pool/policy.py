@@ -17,10 +17,11 @@ from nanogrid.pool.states import State
 
 @dataclass(frozen=True)
 class Kind:
-    """What all containers that can stand in for each other share: the image's id, the network."""
+    """What all containers that can stand in for each other share: the image's id, the network, whether there is a compiler cache."""
 
     image_id: str
     network: str
+    compiles: bool = False
 
 
 @dataclass(frozen=True)

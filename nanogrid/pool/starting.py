@@ -71,7 +71,7 @@ class Starter:
         began = time.monotonic()
         listener = Listener(pooled.slot.control)
         try:
-            self._create(pooled, partial(runner_options, pooled.image, interpreter))
+            self._create(pooled, partial(runner_options, pooled.image, interpreter, compiles=pooled.kind.compiles))
             self._engine.start_only(str(pooled.id))
             container_id = str(pooled.id)
             pooled.link = listener.accept(START_S, lambda: self._engine.is_running(container_id))
@@ -88,7 +88,7 @@ class Starter:
     def _start_launcher(self, pooled: Pooled) -> None:
         pooled.slot = Slot(self.slot_path(pooled))
         pooled.slot.create()
-        pooled.slot.create_pipes()
+        pooled.slot.create_for_launcher()
         self._create(pooled, partial(launcher_options, pooled.image))
         pid = self._engine.start(str(pooled.id))
         pooled.cgroup = cgroup.locate(str(pooled.id), pid, self.settings)

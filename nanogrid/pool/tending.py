@@ -22,7 +22,7 @@ from nanogrid.pool.starting import Starter
 from nanogrid.pool.states import State
 from nanogrid.pool.stock import Stock
 from nanogrid.pool.tally import Counted, Eviction
-from nanogrid.pool.wire import PYTHON
+from nanogrid.pool.wire import PYTHON, is_python
 from nanogrid.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -205,5 +205,6 @@ class Tender:
             image_id = self._images.id_of(runtime.image) if count else ""
             if count:
                 program = runtime.command[0] if PYTHON.search(runtime.command[0]) else "python3"
-                found.append((Kind(image_id, "none"), count, runtime.image, program))
+                kind = Kind(image_id, "none", not is_python(runtime.command))
+                found.append((kind, count, runtime.image, program))
         return found

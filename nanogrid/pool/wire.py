@@ -38,6 +38,11 @@ RUNNER, TOKEN, SLATE = "runner", "token", "slate"
 PYTHON = re.compile(r"(?:^|/)python[0-9.]*$")
 
 
+def is_python(command: Sequence[str]) -> bool:
+    """Whether a command is a python program, by its name and its script's."""
+    return len(command) > 1 and bool(PYTHON.search(command[0])) and command[1].endswith(".py")
+
+
 @dataclass(frozen=True)
 class LeaseRequest:
     """What a child wants to run.
@@ -68,6 +73,7 @@ class LeaseRequest:
             "function_id": self.function_id,
             "image": self.image,
             "interpreter": self.command[0] if self.in_process else "python3",
+            "compiles": not self.in_process,
             "key": self.key or self.code_dir,
             "limits": vars(self.limits),
             "wait_s": self.wait_s,
@@ -81,7 +87,7 @@ class LeaseRequest:
     @property
     def in_process(self) -> bool:
         """Whether the command is a python program, which a warm interpreter may run itself."""
-        return len(self.command) > 1 and bool(PYTHON.search(self.command[0])) and self.command[1].endswith(".py")
+        return is_python(self.command)
 
 
 @dataclass(frozen=True)

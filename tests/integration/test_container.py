@@ -194,7 +194,7 @@ def test_handlers_are_called_with_payload_and_context(rig: Rig) -> None:
     changed = type(wanted)(**{**vars(wanted), "command": ("python", "/nanogrid/runner/call_handler.py", "app.run")})
     with rig.pool.lease(changed, {"a": 1}) as container:
         report = container.run(timeout_s=timeout_s)
-        value = json.loads(container.folder.read_result(1000) or b"null")
+        value = json.loads(report.result.data or b"null")
     assert value == [{"a": 1}, wanted.request_id, "f", "512", True], report.stderr.data
 
 

@@ -14,7 +14,7 @@ from nanogrid.errors import PoolExhaustedError
 from nanogrid.pool.states import State
 from nanogrid.result import StartKind
 from tests.support.child import child
-from tests.support.repeated import Repeated, await_states, shown
+from tests.support.repeated import Repeated, await_states, has_written, shown
 from tests.support.rig import Rig
 from tests.support.rig import rig as open_rig
 from tests.support.services import wait_until
@@ -41,7 +41,9 @@ def await_run(rig: Rig, request_id: str) -> None:
         (pooled,) = rig.owner.stock.all()
         assert pooled.slot is not None
         (container,) = shown(rig)
-        return (container.state, container.request_id) == ("leased", request_id) and pooled.slot.result_size() > 0
+        return (container.state, container.request_id) == ("leased", request_id) and has_written(
+            rig.engine, str(pooled.id)
+        )
 
     wait_until(runs, "the function runs")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nanogrid.container.link import Hello, Ready, Unfit
+from nanogrid.errors import ContainerLostError
 from tests.support.rig import CPP_IMAGE, NEWEST_PYTHON_IMAGE, PYTHON_IMAGE
 from tests.support.runner_box import Box, box, limits, write_code
 from tests.support.services import wait_until
@@ -172,12 +173,11 @@ def test_user_code_finds_nothing_of_the_first_process(here: Box, tmp_path: Path)
 
 
 def test_a_kill_ends_a_run_that_does_not_want_to(here: Box, tmp_path: Path) -> None:
-    """A run that ignores every signal is over at once when the host says so, and the next one is as usual."""
+    """A run that ignores every signal is over at once when the host says so, is told as any other, and the container ends."""
     place(
         here,
         tmp_path,
-        "import os, signal, sys, time\n"
-        "if sys.stdin.read(): print('done'); sys.exit()\n"
+        "import os, signal\n"
         "for number in range(1, 32):\n"
         "    if number not in (9, 19): signal.signal(number, signal.SIG_IGN)\n"
         "os.fork()\n"
@@ -186,7 +186,7 @@ def test_a_kill_ends_a_run_that_does_not_want_to(here: Box, tmp_path: Path) -> N
     run = here.run(kill_after_s=0.1)
     assert run.exit_code == 137
     assert run.took_ms < 2000
-    assert here.run(payload=1).out == b"done\n"
+    wait_until(lambda: not here.engine.end_of(here.id).running, "the container ends")
 
 
 def test_a_kernel_that_refuses_newer_calls_is_served_too(tmp_path: Path) -> None:
@@ -195,18 +195,19 @@ def test_a_kernel_that_refuses_newer_calls_is_served_too(tmp_path: Path) -> None
     profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refusal]}
     with box(tmp_path, PYTHON_IMAGE, security=[f"seccomp={json.dumps(profile)}"]) as here:
         place(here, tmp_path, "import sys\nwhile not sys.stdin.read(): pass\nprint('done')")
+        for _ in range(3):
+            run = here.run(payload=1)
+            assert (run.out, run.how) == (b"done\n", "python")
         assert here.run(kill_after_s=0.05).exit_code == 137
-        run = here.run(payload=1)
-        assert (run.out, run.how) == (b"done\n", "python")
 
 
-def test_a_late_kill_is_nothing(here: Box, tmp_path: Path) -> None:
-    """A kill that comes when its run has ended already harms neither the runner nor the next run."""
+def test_a_kill_after_the_end_ends_the_container(here: Box, tmp_path: Path) -> None:
+    """A kill that comes when its run has ended already has nothing else to end, and no run is told twice."""
     place(here, tmp_path, "print(1)").run()
     here.link.send_kill()
-    here.await_ready()
-    here.link.send_kill()
-    assert here.run().out == b"1\n"
+    wait_until(lambda: not here.engine.end_of(here.id).running, "the container ends")
+    with pytest.raises(ContainerLostError):  # beyond `ready`, where that was faster, it has nothing to say
+        assert [here.receive(), here.receive()] == [Ready()]
 
 
 def test_memory_that_runs_out_ends_the_run_alone(tmp_path: Path) -> None:
@@ -236,19 +237,22 @@ def test_files_that_fill_the_memory_are_gone_in_the_next_run(tmp_path: Path) -> 
 
 
 def test_a_fork_bomb_is_survived(here: Box, tmp_path: Path) -> None:
-    """With every process slot taken the run can be ended, and the next one starts."""
+    """With every process slot taken a run that ends is followed by the next one, and one that does not can be ended."""
     place(
         here,
         tmp_path,
-        "import os, sys\n"
-        "if sys.stdin.read(): print('calm'); sys.exit()\n"
-        "while True:\n"
+        "import os, sys, time\n"
+        "what, end = sys.stdin.read(), time.monotonic() + 0.3\n"
+        "if what == '0': print('calm'); sys.exit()\n"
+        "first = os.getpid()\n"
+        "while what or time.monotonic() < end or os.getpid() != first:\n"
         "    try: os.fork()\n"
         "    except OSError: pass\n",
     )
     for _ in range(2):
-        assert here.run(kill_after_s=0.3).exit_code == 137
-        assert here.run(payload=1).out == b"calm\n"
+        assert here.run().exit_code == 0
+        assert here.run(payload=0).out == b"calm\n"
+    assert here.run(payload=1, kill_after_s=0.3).exit_code == 137
 
 
 def test_a_thread_bomb_is_survived(here: Box, tmp_path: Path) -> None:

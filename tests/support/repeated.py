@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nanogrid.container.engine import Engine
 from nanogrid.container.hardening import Confinement
 from nanogrid.errors import NanoGridError
 from nanogrid.executor import classify
 from nanogrid.pool.lease import Container
 from nanogrid.pool.snapshot import Shown, snapshot
 from nanogrid.result import Outcome, StartKind
+from nanogrid.settings import Settings
 from tests.support.rig import Rig, Run
 from tests.support.services import wait_until
 
@@ -43,8 +45,7 @@ class Repeated:
                 during(container)
             report = container.run(timeout_s=self.timeout_s if timeout_s is None else timeout_s)
             self.outcome, _ = classify(report, container)
-            value = container.folder.read_result(self._rig.settings.value_limit_bytes)
-        return Run(report, value, container.end, container)
+        return Run(report, report.result.data, container.end, container)
 
     def retried(self, payload: Any = None) -> str:
         """Run with success, as a request is that may be tried again once: what it printed."""
@@ -94,14 +95,22 @@ def engine_state(rig: Rig, container_id: str) -> str:
     return str(rig.engine.api.inspect_container(container_id)["State"]["Status"])
 
 
+def has_written(engine: Engine, container_id: str) -> bool:
+    """Whether the function that runs in a container has written to its result."""
+    pid = int(engine.api.inspect_container(container_id)["State"]["Pid"])
+    try:
+        return (Path("/proc") / str(pid) / "root" / "nanogrid/run/result.json").stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
 def once_it_runs(fault: Callable[[Container], None]) -> Callable[[Container], None]:
     """For `during`: do something to the container as soon as its function has written to its result."""
 
     def during(container: Container) -> None:
-        result: Path = container.folder.result
-
         def watch() -> None:
-            wait_until(lambda: result.stat().st_size > 0, "the function runs")
+            with closing(Engine(Settings(pull_images=False))) as engine:
+                wait_until(lambda: has_written(engine, container.id), "the function runs")
             fault(container)
 
         threading.Thread(target=watch).start()

@@ -97,8 +97,7 @@ class Rig:
             if during is not None:
                 during(container)
             report = container.run(timeout_s=timeout_s)
-            value = container.folder.read_result(self.settings.value_limit_bytes)
-        return Run(report, value, container.end, container)
+        return Run(report, report.result.data, container.end, container)
 
     def containers_of(self, request_id: str) -> list[str]:
         """Names of the containers that a request has in hand."""

@@ -15,7 +15,7 @@ from typing import Any
 from nanogrid.container.engine import Engine
 from nanogrid.container.hardening import Confinement, runner_options
 from nanogrid.container.link import Link, Listener, Message, Ready, RunEnded, Unfit
-from nanogrid.container.slot import CODE, Slot
+from nanogrid.container.slot import CODE, Slot, in_memory
 from nanogrid.runner.programs import lay_out_programs
 from nanogrid.settings import Settings
 
@@ -30,8 +30,8 @@ ENVIRONMENT = {
     "NANOGRID_FUNCTION_ID": "function",
     "NANOGRID_TIMEOUT_MS": "30000",
     "NANOGRID_MEMORY_MB": "256",
-    "NANOGRID_PAYLOAD": "/nanogrid/payload.json",
-    "NANOGRID_RESULT": "/nanogrid/result.json",
+    "NANOGRID_PAYLOAD": "/nanogrid/run/payload.json",
+    "NANOGRID_RESULT": "/nanogrid/run/result.json",
 }
 
 
@@ -105,7 +105,10 @@ class Box:
         streams, message = self._watch(out, err, kill_after_s)
         took_ms = (time.monotonic() - began) * 1000
         assert isinstance(message, RunEnded), message
-        result = self.slot.read_result(1 << 20) or b""
+        result = b""
+        if message.result >= 0:
+            result = os.pread(message.result, 1 << 20, 0)
+            os.close(message.result)
         return Run(message.exit_code, streams[out], streams[err], message.how, result, message, took_ms)
 
     def start(
@@ -119,8 +122,7 @@ class Box:
     ) -> tuple[int, int]:
         """Begin a run; descriptors that read its stdout and stderr."""
         self.await_ready()
-        self.slot.clear_result()
-        stdin = self.slot.open_payload(payload)
+        stdin = in_memory(payload)
         out, out_writer = os.pipe()
         err, err_writer = os.pipe()
         for writer in (out_writer, err_writer):
@@ -215,6 +217,7 @@ def box(folder: Path, image: str, **changes: Any) -> Iterator[Box]:
         slot_dir=str(slot.path),
         programs_dir=str(programs),
         labels={LABEL: "1"},
+        compiles=True,
     )
     options["HostConfig"]["Mounts"] += changes.pop("mounts", [])
     options["HostConfig"]["SecurityOpt"] += changes.pop("security", [])

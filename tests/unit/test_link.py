@@ -160,7 +160,7 @@ def test_a_runner_that_is_gone_is_told(pair: tuple[Link, socket.socket]) -> None
     with pytest.raises(ContainerLostError, match="the runner of the container is gone"):
         link.receive(LONG_S)
     with pytest.raises(ContainerLostError, match="does not listen"):
-        link.send_kill()
+        link.send_run([], {}, [], in_process=True, compiler_cache=False)
 
 
 def test_a_descriptor_from_a_container_is_not_taken(pair: tuple[Link, socket.socket]) -> None:
@@ -211,7 +211,6 @@ def test_a_run_is_one_packet_with_three_descriptors(pair: tuple[Link, socket.soc
         )
         message, descriptors = take(runner)
         assert message == {
-            "do": "run",
             "argv": ["python", "main.py"],
             "env": {"A": "ü\udcff"},
             "in_process": True,
@@ -241,11 +240,30 @@ def test_a_request_of_any_size_arrives(pair: tuple[Link, socket.socket], size: i
         os.close(descriptor)
 
 
-def test_a_kill_is_one_word(pair: tuple[Link, socket.socket]) -> None:
-    """It can be sent at any time, and carries nothing."""
+def test_a_kill_is_the_end_of_what_the_host_says(pair: tuple[Link, socket.socket]) -> None:
+    """It needs nobody who reads; what the runner says afterwards is still heard."""
     link, runner = pair
     link.send_kill()
-    assert take(runner) == ({"do": "kill"}, [])
+    assert runner.recv(10) == b""
+    runner.send(b"ready")
+    assert link.receive(LONG_S) == Ready()
+    with pytest.raises(ContainerLostError, match="does not listen"):
+        link.send_run([], {}, [], in_process=True, compiler_cache=False)
+
+
+def test_a_result_comes_as_a_descriptor(pair: tuple[Link, socket.socket], tmp_path: Path) -> None:
+    """Beside `ended` one descriptor is taken, and no child of this process inherits it."""
+    link, runner = pair
+    (tmp_path / "result").write_text("1")
+    before = open_files()
+    with (tmp_path / "result").open() as file:
+        socket.send_fds(runner, [b"ended 0 python 1 2 0"], [0, file.fileno()])
+    message = link.receive(LONG_S)
+    assert isinstance(message, RunEnded)
+    assert os.pread(message.result, 10, 0) == b"1"
+    assert not os.get_inheritable(message.result)
+    os.close(message.result)
+    assert open_files() == before
 
 
 def test_requests_are_read_by_every_python_that_a_runner_may_be(pair: tuple[Link, socket.socket]) -> None:

@@ -6,7 +6,6 @@ import ast
 import itertools
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 
@@ -83,31 +82,77 @@ def test_what_is_no_python_source_is_not_scanned(tmp_path: Path, inside: None) -
     assert not scan.curious
 
 
+OWN = {"PATH": "/bin", "LC_ALL": "x/y", "PYTHONSTARTUP": "/image/start"}
+"""A container's own environment, which its image decides."""
+
+
 @pytest.mark.parametrize(
-    ("wanted", "may"),
+    ("changes", "held"),
     [
-        ({"HOME": "/workspace"}, True),
-        ({"HOME": "/workspace", "PYTHONUNBUFFERED": "1"}, True),
-        ({"HOME": "/workspace", "LC_ALL": "de_DE.UTF-8", "TZ": "Europe/Berlin"}, True),
-        ({"HOME": "/tmp"}, False),
-        ({"HOME": "/workspace", "PYTHONPATH": "/workspace/lib"}, False),
-        ({"HOME": "/workspace", "PYTHONSTARTUP": "x"}, False),
-        ({"HOME": "/workspace", "LD_PRELOAD": "/workspace/x.so"}, False),
-        ({"HOME": "/workspace", "OPENSSL_CONF": "/workspace/x"}, False),
-        ({"HOME": "/workspace", "LC_ALL": "$(x)"}, False),
+        ({}, {}),
+        ({"A": "1", "HOME": "/tmp", "TZ": ":/workspace/zone"}, {}),
+        ({"PYTHONUNBUFFERED": "secret", "PYTHONDONTWRITEBYTECODE": ""}, {"PYTHONUNBUFFERED": "1"}),
+        ({"LC_TIME": "de_DE.UTF-8", "LANG": "C"}, {"LC_TIME": "de_DE.UTF-8", "LANG": "C"}),
+        ({"PYTHONIOENCODING": "latin-1:replace"}, {"PYTHONIOENCODING": "latin-1:replace"}),
+        ({"PYTHONHASHSEED": "0"}, {"PYTHONHASHSEED": "0"}),
+        ({"PYTHONHASHSEED": "12345"}, None),
+        ({"PYTHONIOENCODING": "secret"}, None),
+        ({"PYTHONPATH": "/workspace/lib"}, None),
+        ({"PYTHONPATH": "/nanogrid/packages"}, {}),
+        ({"PYTHONSTARTUP": "x"}, None),
+        ({"PYTHONUSERBASE": "/workspace"}, None),
+        ({"PYTHONPYCACHEPREFIX": "/tmp"}, None),
+        ({"LD_PRELOAD": "/workspace/x.so"}, None),
+        ({"OPENSSL_CONF": "/workspace/x"}, None),
+        ({"LOCPATH": "/workspace"}, None),
+        ({"LC_ALL": "/workspace/x"}, None),
+        ({"LANG": "../../workspace/x"}, None),
+        ({"LANG": "secretsecret"}, None),
+        ({"LC_SECRET": "C"}, None),
     ],
 )
-def test_no_variable_lets_the_first_process_load_the_functions_code(
-    wanted: dict[str, str], may: bool, inside: None
+def test_no_variable_lets_the_first_process_load_what_a_run_has_chosen(
+    changes: dict[str, str], held: dict[str, str] | None, inside: None
 ) -> None:
-    """It is root in its container: names of files and folders that a function chose are never set for it."""
-    assert module("begin").may_hold({"HOME": "/workspace", "PATH": "/bin"}, wanted) is may
+    """It is started with the container's own special variables, and with those of few names and values of a run's."""
+    begin = module("begin")
+    expected = None if held is None else {**begin.special(OWN), **held}
+    assert begin.held_as({**OWN, **changes}, OWN) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "safe"),
+    [
+        ("PYTHONPATH", "/opt/lib:/usr/lib/x", True),
+        ("PYTHONPATH", "/opt/lib:", False),
+        ("PYTHONPATH", "lib", False),
+        ("PYTHONPATH", "/opt/../workspace", False),
+        ("PYTHONPATH", "/workspace/lib", False),
+        ("PYTHONPATH", "//tmp//x", False),
+        ("PYTHONHOME", "/opt/python", True),
+        ("PYTHONUSERBASE", "/tmp", False),
+        ("PYTHONPYCACHEPREFIX", "/dev/shm/cache", False),
+        ("LD_PRELOAD", "/usr/lib/jemalloc.so", True),
+        ("LD_PRELOAD", "jemalloc.so", False),
+        ("LD_LIBRARY_PATH", "/proc/self/cwd", False),
+        ("LD_BIND_NOW", "1", True),
+        ("PYTHON_GET_PIP_URL", "https://example.org/pip.py", True),
+        ("PYTHON_VERSION", "3.9.2", True),
+        ("LANG", "C.UTF-8", True),
+    ],
+)
+def test_an_image_cannot_have_the_first_process_look_where_runs_write(
+    name: str, value: str, safe: bool, inside: None
+) -> None:
+    """Variables of the image that lead to such places are left out, and then every run gets a new interpreter."""
+    assert module("begin").safe_special({"PATH": "/bin", name: value}) == ({name: value} if safe else {})
 
 
 def test_only_what_is_fixed_at_the_start_is_special(inside: None) -> None:
     """A function's own variables, and our own path of packages, need no other interpreter."""
     begin = module("begin")
-    assert begin.special({"A": "1", "LANG": "C", "PYTHONPATH": begin.PACKAGES}) == {"LANG": "C"}
+    packages = module("places").PACKAGES
+    assert begin.special({"A": "1", "LANG": "C", "LANGUAGE": "de", "PYTHONPATH": packages}) == {"LANG": "C"}
     assert begin.special({"PYTHONPATH": "/other"}) == {"PYTHONPATH": "/other"}
 
 
@@ -123,7 +168,7 @@ def test_only_what_is_fixed_at_the_start_is_special(inside: None) -> None:
 )
 def test_only_sources_of_the_function_are_compiled(path: str, own: bool, inside: None) -> None:
     """What a run names is compiled only where it lies in its own folder."""
-    assert module("bytecode").Bytecode().learn([path]) is own
+    assert module("lesson").is_own(path) is own
 
 
 @pytest.mark.parametrize("name", ["os; x", "", "a..b", "json.__main__", "x" * 300, "1a"])
@@ -153,14 +198,48 @@ def test_pages_are_told_that_a_process_has_for_itself(inside: None) -> None:
     kernel.populate([kernel.populating(*run) for run in runs[:10]])
 
 
-def test_nothing_of_a_packet_stays_in_the_buffer(inside: None) -> None:
-    """A spare inherits the first process's memory: what the request before was is not in it."""
-    channel = module("channel")
-    here, there = channel.pair()
-    with closing(here), closing(there):
-        channel.send(here, b"secret")
-        assert channel.receive(there) == (b"secret", [])
-        assert not any(channel._BUFFER)
+def test_a_lesson_names_what_is_really_there(inside: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run can write any words into its lesson; only names of modules of the image, the layer and the code go on from it."""
+    lesson, places = module("lesson"), module("places")
+    for file in ("code/own.py", "packages/layer/part.py", "packages/fast.cpython-39.so", "packages/space/deep/x.py"):
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.setattr(places, "CODE", str(tmp_path / "code"))
+    monkeypatch.setattr(lesson, "PACKAGES", f"{tmp_path}/packages/")
+    known = ["o /workspace/own.py", "s json.decoder", "s _socket", "p layer", "p layer.part", "p fast", "p space.deep"]
+    made_up = [
+        "o /workspace/secret.py",
+        "o /workspace/../x.py",
+        "s json.secret",
+        "s secret",
+        "p secret",
+        "p layer.secret",
+    ]
+    made_up += ["x y", "", "s", "s a b", "s json\0", "p ..", "o /etc/passwd", "s site", "secret"]
+    assert [line for line in known if not lesson._is_known(*line.partition(" ")[::2])] == []
+    assert [line for line in made_up if lesson._is_known(*line.partition(" ")[::2])] == []
+
+
+def test_what_packages_have_read_decides_who_may_have_them(inside: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that differs matters where it was asked for; where all were looked at, every one but our own does."""
+    import os
+
+    monkeypatch.setenv("MODE", "own")
+    for look, missed, met in (
+        (lambda: os.environ.get("MODE"), ["OTHER", "NANOGRID_REQUEST_ID"], ["MODE"]),
+        (lambda: "NANOGRID_X" in os.environ, ["MODE"], ["NANOGRID_X"]),
+        (lambda: os.environb[b"MODE"], ["OTHER"], ["MODE"]),
+        (lambda: dict(os.environ), ["NANOGRID_X"], ["MODE"]),
+        (lambda: os.environ.copy(), ["NANOGRID_X"], ["NEW"]),
+    ):
+        reads = module("packages").Reads()
+        reads.begin()
+        look()
+        reads.end()
+        os.environ.get("OTHER")
+        assert all(reads.miss([name]) for name in missed)
+        assert not any(reads.miss([name]) for name in met)
 
 
 def test_packets_carry_descriptors_both_ways(inside: None) -> None:

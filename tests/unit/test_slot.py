@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import stat
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from nanogrid.container.slot import Slot, farm
+from nanogrid.container.report import Result
+from nanogrid.container.slot import Slot, farm, in_memory
 from nanogrid.errors import ContainerStartError
 
 LONG_AGO_NS = 1_000_000_000_000_000_000
@@ -113,11 +114,17 @@ def test_a_farm_replaces_nothing(code: Path, tmp_path: Path) -> None:
 
 
 def test_a_new_slot_has_no_code(slot: Slot) -> None:
-    """A container can start in it: places to mount are there, the result can be written by its user, the rest cannot."""
-    assert sorted(path.name for path in slot.path.iterdir()) == ["compiler-cache", "result.json", "runner"]
+    """A container can start in it: places to mount are there, and nothing else; a run is given nothing here."""
+    assert sorted(path.name for path in slot.path.rglob("*")) == ["compiler-cache", "run", "runner"]
     assert slot.path.stat().st_mode & 0o777 == 0o755
-    assert slot.result.stat().st_mode & 0o777 == 0o666
-    assert slot.result_size() == 0
+
+
+def test_a_launchers_slot_has_pipes_and_a_result(slot: Slot) -> None:
+    """The result can be written by the function's user, and is the only file that can."""
+    slot.create_for_launcher()
+    assert stat.S_ISFIFO(slot.pipe("control").stat().st_mode)
+    writable = [path.name for path in slot.path.rglob("*") if path.is_file() and path.stat().st_mode & 0o022]
+    assert writable == ["result.json"]
 
 
 def test_modes_do_not_depend_on_the_workers_mask(tmp_path: Path) -> None:
@@ -126,12 +133,12 @@ def test_modes_do_not_depend_on_the_workers_mask(tmp_path: Path) -> None:
     try:
         slot = Slot(tmp_path / "7")
         slot.create()
-        os.close(slot.open_payload({}))
+        slot.create_for_launcher()
     finally:
         os.umask(before)
     assert slot.path.stat().st_mode & 0o777 == 0o755
     assert slot.result.stat().st_mode & 0o777 == 0o666
-    assert slot.payload.stat().st_mode & 0o777 == 0o444
+    assert slot.result.parent.stat().st_mode & 0o777 == 0o755
 
 
 def test_a_slot_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
@@ -157,7 +164,7 @@ def test_code_and_packages_appear_whole(slot: Slot, code: Path, tmp_path: Path) 
     assert tree(slot.path / "code") == tree(code)
     assert (slot.path / "packages" / "library.py").samefile(packages / "library.py")
     names = {path.name for path in slot.path.iterdir()}
-    assert names == {"code", "packages", "compiler-cache", "result.json", "runner"}
+    assert names == {"code", "packages", "compiler-cache", "run", "runner"}
 
 
 def test_a_function_without_a_layer_has_no_packages(slot: Slot, code: Path) -> None:
@@ -196,76 +203,67 @@ def test_code_that_left_the_cache_is_an_error_of_ours(slot: Slot, tmp_path: Path
         ("", '""'),
         (False, "false"),
         ("\ud800", '"?"'),
+        ("ü" * 3_000_000, f'"{"ü" * 3_000_000}"'),
     ],
+    ids=["nothing", "object", "zero", "empty", "false", "surrogate", "large"],
 )
-def test_the_payload_is_json(slot: Slot, payload: object, text: str) -> None:
-    """The file and the descriptor, which is read from its start, hold the same; None is no text at all."""
-    descriptor = slot.open_payload(payload)
-    with os.fdopen(descriptor, "rb") as stdin:
-        assert stdin.read() == slot.payload.read_bytes() == text.encode()
-    assert slot.payload.stat().st_mode & 0o777 == 0o444
-
-
-def test_the_payload_cannot_be_written_through_its_descriptor(slot: Slot) -> None:
-    """What a function gets as its stdin is for reading."""
-    descriptor = slot.open_payload({"a": 1})
+def test_the_payload_is_json_in_memory(slot: Slot, payload: object, text: str) -> None:
+    """It has no name, and whoever holds it can read all of it and change nothing; None is no text at all."""
+    descriptor = in_memory(payload)
     try:
-        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
-            os.write(descriptor, b"x")
+        assert os.pread(descriptor, 10_000_000, 0) == text.encode()
+        with pytest.raises(PermissionError):
+            os.pwrite(descriptor, b"x", 0)
+        with pytest.raises(PermissionError):
+            os.truncate(descriptor, len(text.encode()) + 1)
+        assert os.fstat(descriptor).st_nlink == 0
     finally:
         os.close(descriptor)
 
 
-def test_a_large_payload_is_written_whole(slot: Slot) -> None:
-    """Several MiB, byte for byte."""
-    payload = "ü" * 3_000_000
-    with os.fdopen(slot.open_payload(payload), "rb") as stdin:
-        assert stdin.read() == f'"{payload}"'.encode()
+def test_what_a_launched_run_is_given_is_for_its_user_alone(slot: Slot) -> None:
+    """Command, environment and payload can be read by the function's user, and are gone when the run is over."""
+    slot.create_for_launcher()
+    slot.write_run(["cat", "a b"], {"SECRET": "x y"}, {"a": 1}, 65534)
+    assert slot.start_script.read_text() == "exec env 'SECRET=x y' cat 'a b'\n"
+    assert slot.payload.read_text() == '{"a": 1}'
+    for path in (slot.start_script, slot.payload):
+        status = path.stat()
+        assert (status.st_mode & 0o777, status.st_uid) in ((0o400, 65534), (0o444, os.getuid()))
+        assert status.st_mode & 0o777 == (0o400 if os.getuid() == 0 else 0o444)
+    slot.forget_run()
+    slot.forget_run()
+    assert not slot.start_script.exists()
+    assert not slot.payload.exists()
 
 
-def test_a_shorter_payload_leaves_nothing_of_the_one_before(slot: Slot) -> None:
-    """Each run has a file of its own; who still holds the old one sees the old one."""
-    with os.fdopen(slot.open_payload({"secret": "of the run before"}), "rb") as before:
-        os.close(slot.open_payload(1))
-        assert slot.payload.read_text() == "1"
-        assert before.read() == b'{"secret": "of the run before"}'
-
-
-def test_a_payload_that_cannot_be_written_is_an_error_of_ours(slot: Slot) -> None:
+def test_a_run_that_cannot_be_written_is_an_error_of_ours(slot: Slot) -> None:
     """The container's folder is gone: another attempt gets another container."""
     slot.remove()
-    with pytest.raises(ContainerStartError, match="the payload could not be written"):
-        slot.open_payload({})
+    with pytest.raises(ContainerStartError, match="the command could not be written"):
+        slot.write_run(["true"], {}, {}, 65534)
 
 
 # -- result
 
 
-def test_a_result_is_read_up_to_the_limit(slot: Slot) -> None:
-    """Nothing written is None, and so is too much."""
-    assert slot.read_result(LIMIT_BYTES) is None
-    for size, expected in ((1, b"x"), (LIMIT_BYTES, b"x" * LIMIT_BYTES), (LIMIT_BYTES + 1, None)):
-        slot.result.write_bytes(b"x" * size)
-        assert slot.read_result(LIMIT_BYTES) == expected
-        assert slot.result_size() == size
+def test_a_result_is_read_up_to_the_limit(tmp_path: Path) -> None:
+    """Nothing written is None, and so is too much, with its size."""
+    for size, expected in ((0, None), (1, b"x"), (LIMIT_BYTES, b"x" * LIMIT_BYTES), (LIMIT_BYTES + 1, None)):
+        (tmp_path / "result").write_bytes(b"x" * size)
+        with (tmp_path / "result").open("rb") as file:
+            assert Result.read(file.fileno(), LIMIT_BYTES) == Result(size, expected)
 
 
-def test_the_result_of_the_run_before_is_forgotten(slot: Slot) -> None:
-    """In place: the file is a mount of its own, and a new one would not be seen in the container."""
-    slot.result.write_text("of the run before")
-    with slot.result.open("rb") as mounted:
-        for _ in range(2):
-            slot.clear_result()
-            assert slot.read_result(LIMIT_BYTES) is None
-            assert os.path.samestat(os.fstat(mounted.fileno()), slot.result.stat())
-
-
-def test_a_folder_that_is_gone_holds_no_result(slot: Slot) -> None:
-    """A container that was destroyed took it along; reading is no error."""
-    slot.result.write_text("1")
-    slot.remove()
-    assert slot.read_result(LIMIT_BYTES) is None
-    assert slot.result_size() == 0
+def test_a_result_that_is_no_file_is_none() -> None:
+    """Whatever a container sends in its place is not read."""
+    reading, writing = os.pipe()
+    os.write(writing, b"x")
+    os.close(writing)
+    try:
+        assert Result.read(reading, LIMIT_BYTES) == Result(0, None)
+    finally:
+        os.close(reading)
 
 
 # -- removal

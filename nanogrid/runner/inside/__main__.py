@@ -4,6 +4,9 @@ Run as `python3 /nanogrid/runner --uid N --gid N [-- COMMAND...]`. The rule: not
 things, its pid, the connection to the host and a memory file with what it was told. It replaces itself by the very command
 that a function is started with (`python main.py`), and `boot/sitecustomize.py` holds that interpreter just before it would
 open `main.py`. So a fork of it goes on as Python itself does, from Python's own C code.
+
+It is root, with the few capabilities that becoming the function's user and ending its processes takes. So it reads only what the
+image, the code's read-only mount and the host have given, never what a run could have written; it never reads a request.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
@@ -18,7 +21,6 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CONTROL = os.path.join(os.path.dirname(HERE), "control.sock")
-WORKSPACE = "/workspace"
 DEFAULT_COMMAND = ["python", "main.py"]
 
 
@@ -29,14 +31,13 @@ def main(arguments: list[str]) -> None:
 
     command = arguments[arguments.index("--") + 1 :] if "--" in arguments else DEFAULT_COMMAND
     options = dict(zip(arguments[::2], arguments[1::2]))
-    uid, gid = int(options.get("--uid", "65534")), int(options.get("--gid", "65534"))
-    begin.enter(WORKSPACE, uid)
+    own = dict(os.environ)
     fresh = {
         "command": command,
-        "special": begin.special(os.environ),
+        "special": begin.safe_special(own),
         "kinds": begin.STREAMS,
         "standard": [],
-        "packages": ([], {}),
+        "packages": [],
         "own": [],
         "scan": None,
     }
@@ -44,10 +45,11 @@ def main(arguments: list[str]) -> None:
         {
             **fresh,
             "fresh": fresh,
-            "uid": uid,
-            "gid": gid,
+            "faithful": begin.safe_special(own) == begin.special(own),
+            "uid": int(options.get("--uid", "65534")),
+            "gid": int(options.get("--gid", "65534")),
             "control": begin.connect(CONTROL),
-            "env": dict(os.environ),
+            "env": own,
             "changes": 0,
             "rehearsed": False,
         }

@@ -26,7 +26,7 @@ fi
 read -r uptime _ </proc/uptime
 echo "started $uptime" >&3
 (
-    exec 3>&- </nanogrid/payload.json >/nanogrid/stdout 2>/nanogrid/stderr
+    exec 3>&- </nanogrid/run/payload.json >/nanogrid/stdout 2>/nanogrid/stderr
     # The kernel shall choose the function, never this shell, when memory runs out.
     echo 1000 >/proc/self/oom_score_adj
     . /nanogrid/start.sh

@@ -1,7 +1,9 @@
 """How the first process becomes the interpreter that is held for forking, at its start and when it is to be another one.
 
-The rule: what is passed on is in one memory file, read once. The held interpreter starts with the command line and the
-environment of a run, because Python decides by them what no program can change later: locale, encodings, buffering, flags.
+The rule: what is passed on is in one memory file, read once, and nothing that a run could have written or chosen freely is read
+on the way. The held interpreter starts with the command line of a run, and with those variables of its environment by which
+Python decides what no program can change later (encodings, buffering, flags), each with one of few known values. Home,
+time zone and all other variables are the run's own, and are put in place in the child that runs it.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
@@ -16,6 +18,8 @@ import os
 import stat
 import sys
 
+from nanogrid_warm import places
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not to be loaded where the function runs
     from collections.abc import Mapping, Sequence
@@ -26,36 +30,36 @@ BOOT = os.path.join(HERE, "boot")
 STATE = "NANOGRID_RUNNER"
 """Names the descriptor of the memory file; gone from the environment before anything else runs."""
 
-SPECIAL_PREFIXES = (
-    "PYTHON",
-    "LD_",
-    "MALLOC_",
-    "GLIBC_",
-    "LC_",
-    "LANG",
-    "TZ",
-    "OPENSSL_",
-    "HOME",
-    "LOCPATH",
-    "NLSPATH",
-    "GCONV",
-)
+SPECIAL = ("LANG",)
+SPECIAL_PREFIXES = ("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LC_", "OPENSSL_", "LOCPATH", "NLSPATH", "GCONV")
 """Variables that an interpreter, or a library under it, reads once at its start."""
 
-HARMLESS = (
-    "PYTHONUNBUFFERED",
-    "PYTHONDONTWRITEBYTECODE",
-    "PYTHONIOENCODING",
-    "PYTHONUTF8",
-    "PYTHONHASHSEED",
-    "PYTHONOPTIMIZE",
-)
-"""Variables of a function that may be set for the first process too: they load no code and name no file."""
+OF_THE_RUN = ("HOME", "TZ")
+"""Variables that are never set for the first process: they lead to files."""
+
+FILE_VARIABLES = ("PYTHONHOME", "PYTHONUSERBASE", "PYTHONPYCACHEPREFIX", "LD_PRELOAD", "LD_AUDIT", "OPENSSL_CONF")
+"""Beside those that end in PATH, special variables that name files or folders."""
+
+ANY_TEXT = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
+"""Python asks only whether they are empty."""
+
+CODECS = ("utf-8", "utf8", "ascii", "us-ascii", "latin-1", "latin1", "iso-8859-1", "iso8859-1", "cp1252")
+HANDLERS = ("strict", "ignore", "replace", "backslashreplace", "surrogateescape", "xmlcharrefreplace", "namereplace")
+VALUES = {
+    "PYTHONUTF8": ("0", "1"),
+    "PYTHONHASHSEED": ("0", "random"),
+    "PYTHONOPTIMIZE": ("0", "1", "2"),
+    "PYTHONIOENCODING": (*CODECS, *(f"{codec}:{handler}" for codec in CODECS for handler in HANDLERS)),
+}
+"""Variables that a run may have the held interpreter started with, and their values."""
+
+LOCALE_VARIABLES = ("LANG", "LC_ALL", "LC_CTYPE", "LC_COLLATE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME")
+CHARSETS = ("UTF-8", "utf8", "UTF8", "utf-8", "ISO-8859-1", "ISO-8859-15", "iso88591", "iso885915")
 
 STREAMS = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFIFO)
 """What a run's standard streams are: the payload's file, and two pipes."""
 
-PACKAGES = "/nanogrid/packages"
+STREAM_KINDS = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK)
 
 
 def enter(folder: str, uid: int) -> None:
@@ -86,28 +90,75 @@ def special(env: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in env.items()
-        if name.startswith(SPECIAL_PREFIXES) and (name, value) != ("PYTHONPATH", PACKAGES)
+        if (name in SPECIAL or name.startswith(SPECIAL_PREFIXES)) and (name, value) != ("PYTHONPATH", places.PACKAGES)
     }
 
 
-def may_hold(env: dict[str, str], wanted: dict[str, str]) -> bool:
-    """Whether the first process may be started with these special variables, where `env` are the container's own."""
-    own = special(env)
-    return all(
-        own.get(name) == value
-        or name in HARMLESS
-        or (name.startswith(("LC_", "LANG", "TZ")) and all(letter.isalnum() or letter in "_.@+-:/" for letter in value))
-        for name, value in wanted.items()
+def held_as(env: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str] | None:
+    """The special variables with which the held interpreter is to start for runs with the environment `env`.
+
+    `own` is the container's own environment, which its image decides. None where no such interpreter may be held: a variable has
+    a value that is neither the container's own nor one of a few.
+    """
+    of_container = special(own)
+    wanted = {}
+    for name, value in special(env).items():
+        if of_container.get(name) == value:
+            wanted[name] = value
+        elif name in ANY_TEXT:
+            if value:
+                wanted[name] = "1"
+        elif value in VALUES.get(name, ()) or (name in LOCALE_VARIABLES and is_locale(value)):
+            wanted[name] = value
+        else:
+            return None
+    return wanted
+
+
+def is_locale(value: str) -> bool:
+    """Whether it is a locale's name by its looks, and as short as those are."""
+    if value in ("", "C", "POSIX", "C.UTF-8", "C.utf8"):
+        return True
+    language, _, charset = value.partition(".")
+    tongue, _, country = language.partition("_")
+    return (
+        len(tongue) in (2, 3)
+        and len(country) == 2
+        and tongue.isascii()
+        and country.isascii()
+        and tongue.isalpha()
+        and country.isalpha()
+        and tongue.islower()
+        and country.isupper()
+        and (charset in CHARSETS or language == value)
     )
 
 
+def safe_special(own: Mapping[str, str]) -> dict[str, str]:
+    """Those of the container's own special variables that lead to no place that a run can write to."""
+    return {name: value for name, value in special(own).items() if _leads_beyond_runs(name, value)}
+
+
+def _leads_beyond_runs(name: str, value: str) -> bool:
+    if name in FILE_VARIABLES or name.endswith("PATH"):
+        return all(map(places.is_beyond_runs, value.replace(" ", ":").split(":")))
+    return not any(place in value for place in places.WRITABLE)
+
+
 def become(state: dict[str, Any]) -> NoReturn:
-    """Replace this process by `state["command"]`, held. Returns never."""
+    """Replace this process by `state["command"]`, held. Returns never.
+
+    The working directory is the run's, because Python makes the script's path of it; nothing may be left in there.
+    """
     program = interpreter(state["command"][0], state["env"]) or sys.executable
-    environment = {name: value for name, value in state["env"].items() if not name.startswith(SPECIAL_PREFIXES)}
+    environment = {name: value for name, value in state["env"].items() if name not in OF_THE_RUN}
+    for name in special(environment):
+        del environment[name]
     environment.update(state["special"])
+    environment["HOME"] = places.NOWHERE
     path = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = BOOT if path is None else BOOT + os.pathsep + path
+    enter(places.WORKSPACE, state["uid"])
     _provide_streams(state["kinds"])
     memory = os.memfd_create("state", 0)
     os.write(memory, marshal.dumps(state, 2))
@@ -122,8 +173,9 @@ def interpreter(name: str, env: dict[str, str]) -> str | None:
     The first process becomes nothing else, whatever a request names.
     """
     program = find(name, env)
-    same = program is not None and os.path.realpath(program) == os.path.realpath("/proc/self/exe")
-    return program if same else None
+    if program is None or not places.is_beyond_runs(program):
+        return None
+    return program if os.path.realpath(program) == os.path.realpath("/proc/self/exe") else None
 
 
 def find(name: str, env: dict[str, str]) -> str | None:

@@ -17,12 +17,13 @@ import marshal
 import os
 import sys
 
+from nanogrid_warm import lesson, places
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not to be loaded where the function runs
     from collections.abc import Callable, Iterable
     from typing import Any
 
-CODE, WORKSPACE = "/nanogrid/code/", "/workspace/"
 FROZEN = "<frozen importlib._bootstrap_external>"
 LIMIT_BYTES = 32 << 20
 PATHS_LIMIT = 1000
@@ -39,7 +40,7 @@ class Bytecode:
 
     def learn(self, paths: Iterable[str]) -> bool:
         """Remember modules to compile. Whether there are new ones."""
-        new = [path for path in dict.fromkeys(paths) if path not in self.paths and _is_own(path)]
+        new = [path for path in dict.fromkeys(paths) if path not in self.paths and lesson.is_own(path)]
         self.paths = [*self.paths, *new][:PATHS_LIMIT]
         return bool(new)
 
@@ -59,7 +60,7 @@ class Bytecode:
             os.pwrite(self.file, data, 0)
 
     def _compiled(self, path: str) -> tuple[bytes, int, bytes, bytes]:
-        with open(CODE + path[len(WORKSPACE) :], "rb") as file:
+        with open(places.CODE + path[len(places.WORKSPACE) :], "rb") as file:
             source = file.read()
             modified = int(os.fstat(file.fileno()).st_mtime)
         code = compile(source, path, "exec", dont_inherit=True)
@@ -103,10 +104,6 @@ class Bytecode:
         if not sys.dont_write_bytecode:
             loader._cache_bytecode(loader.path, cached, data)
         return code
-
-
-def _is_own(path: str) -> bool:
-    return path.startswith(WORKSPACE) and path.endswith(".py") and ".." not in path.split("/")
 
 
 def _answering(bytecode: Bytecode, own: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """Packets with descriptors, between host, first process and spare.
 
-The rule: only what comes from the host, or from the first process, is unmarshalled. What a spare says is plain text.
+The rule: the first process reads nothing from the host, only whether it is still there; a request is read by the spare that is
+to run it, straight from the host's connection. What a spare says to the first process is plain text.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
@@ -23,9 +24,7 @@ PACKET_BYTES = 1 << 17
 DESCRIPTORS = 4
 STREAMS = 3
 INT_BYTES = 4
-
-_BUFFER = bytearray(PACKET_BYTES)
-"""Kept, because memory of this size is mapped and unmapped again each time; wiped, because a spare inherits it."""
+CREDENTIALS_BYTES = 12
 
 
 def pair() -> tuple[_socket.socket, _socket.socket]:
@@ -41,11 +40,9 @@ def open_descriptor(descriptor: int) -> _socket.socket:
 def receive(connection: _socket.socket) -> tuple[bytes, list[int]]:
     """The next packet and its descriptors; b"" at the end of the connection."""
     try:
-        size, ancillary, _, _ = connection.recvmsg_into([_BUFFER], _socket.CMSG_SPACE(INT_BYTES * DESCRIPTORS))
+        packet, ancillary, _, _ = connection.recvmsg(PACKET_BYTES, _socket.CMSG_SPACE(INT_BYTES * DESCRIPTORS))
     except ConnectionError:
         return b"", []
-    packet = bytes(memoryview(_BUFFER)[:size])
-    _BUFFER[:size] = bytes(size)
     descriptors = []
     for level, kind, data in ancillary:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
@@ -76,3 +73,71 @@ def message(packet: bytes, descriptors: list[int]) -> dict[str, Any]:
         return marshal.loads(os.pread(file, os.fstat(file).st_size, 0))
     finally:
         os.close(file)
+
+
+class Meeting:
+    """How a spare comes by its two connections, to the first process and to the host.
+
+    It inherits them; or, where code of the function runs in it before its request is there, it has none, and fetches them
+    afterwards: then they are sent to whoever connects, if the kernel says that it is the spare.
+    """
+
+    def __init__(self, connection: _socket.socket, *, apart: bool) -> None:
+        self.connection = connection
+        self.here, self.there = pair()
+        self.listener: _socket.socket | None = None
+        if apart:
+            self.listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+            self.listener.bind(b"")  # the kernel chooses an abstract name
+            self.address = self.listener.getsockname()
+            self.listener.listen(1)
+
+    # -- in the first process
+
+    def keep_own(self) -> None:
+        """Close what is the spare's, where it has inherited that."""
+        if self.listener is None:
+            self.there.close()
+
+    def admit(self, spare: int) -> None:
+        """Let in who is at the door, if it is the spare."""
+        assert self.listener is not None
+        descriptor, _ = self.listener._accept()
+        guest = open_descriptor(descriptor)
+        credentials = guest.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, CREDENTIALS_BYTES)
+        if int.from_bytes(credentials[:INT_BYTES], "little") == spare:
+            send(guest, b"in", [self.there.fileno(), self.connection.fileno()])
+            self._close_door()
+        guest.close()
+
+    def _close_door(self) -> None:
+        if self.listener is not None:
+            self.listener.close()
+            self.listener = None
+            self.there.close()
+
+    def close(self) -> None:
+        """Close what is left of it."""
+        self._close_door()
+        self.here.close()
+
+    # -- in the spare
+
+    def step_away(self) -> None:
+        """Close the first process's end, and where the function's code comes first, everything."""
+        self.here.close()
+        if self.listener is not None:
+            for one in (self.listener, self.there, self.connection):
+                one.close()
+
+    def join(self) -> None:
+        """Have the connections, to the first process (`there`) and to the host. Raises OSError where they cannot be had."""
+        if self.listener is None:
+            return
+        door = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        door.connect(self.address)
+        _, descriptors = receive(door)
+        door.close()
+        if len(descriptors) != len((self.there, self.connection)):
+            raise ConnectionError("the first process did not let the spare in")
+        self.there, self.connection = map(open_descriptor, descriptors)

@@ -20,6 +20,8 @@ import builtins
 import os
 import sys
 
+from nanogrid_warm.places import WORKSPACE
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not to be loaded where the function runs
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -28,7 +30,6 @@ if TYPE_CHECKING:  # typing is not to be loaded where the function runs
 
 FROZEN = "<frozen importlib._bootstrap>"
 FINDING, LOADING = "_find_and_load_unlocked", "_load_unlocked"
-WORKSPACE = "/workspace"
 CACHE = "__pycache__"
 
 

@@ -1,4 +1,4 @@
-"""What Python has no function for: capabilities and the right to look into one's own /proc.
+"""What Python has no function for: capabilities, the right to look into one's own /proc, pages, a folder's flags.
 
 The rule: needs no more than `_ctypes`, without the package around it; where that is missing, says so and does nothing.
 """
@@ -7,6 +7,8 @@ The rule: needs no more than `_ctypes`, without the package around it; where tha
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
 from __future__ import annotations
+
+import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not to be loaded where the function runs
@@ -88,3 +90,19 @@ def populate(calls: Iterable[Any]) -> None:
     for call in calls:
         if _CALL(_MADVISE, call) != 0:
             return
+
+
+FS_IOC_SETFLAGS = 0x40086602
+"""On 64-bit machines. On others the kernel refuses it, and has no such flags in memory either."""
+_IOCTL = _function("ioctl")
+
+
+def clear_flags(folder: bytes) -> None:
+    """Take a folder's flags away (`chattr`): since Linux 6.1 files in memory have some that their owner may set."""
+    if not (AVAILABLE and _IOCTL):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _CALL(_IOCTL, (descriptor, FS_IOC_SETFLAGS, _ctypes.byref(_Size(0))))
+    finally:
+        os.close(descriptor)

@@ -1,11 +1,12 @@
 """What one run teaches about the next ones of the same code: which modules it imports.
 
-The rule: a lesson comes from the function's side and is read with suspicion. It is a short text of module names; the first
-process imports those of the standard library only, which it finds by itself, and never anything that the function brought.
+The rule: a lesson comes from the function's side. It is a short text of module names, which a child reads that is the
+function's user; what it hands on are names of modules that the image, the layer or the code really has, so the first process
+never holds a word of the function's own. Of those it imports the standard library's only.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
-# ruff: noqa: PTH110, PTH120, PTH208, S108
+# ruff: noqa: PTH113, PTH120, PTH208
 # The programs find each other, and private parts of Python, where mypy does not look.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
@@ -15,16 +16,17 @@ import os
 import stat
 import sys
 
+from nanogrid_warm import channel, places
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not to be loaded where the function runs
     from typing import Any
 
-PATH = "/tmp/.nanogrid-lesson"
 LIMIT_BYTES = 1 << 16
 NAMES_LIMIT = 500
 LESSONS_LIMIT = 5
-OWN = "/workspace/"
-PACKAGES = "/nanogrid/packages/"
+OWN = places.WORKSPACE + "/"
+PACKAGES = places.PACKAGES + "/"
 STANDARD = os.path.dirname(os.__file__) + os.sep
 NEVER = [
     "__main__",
@@ -96,7 +98,7 @@ def write(log: list[tuple[int, str, bool]]) -> None:
     if not lines:
         return
     try:
-        file = os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        file = os.open(places.LESSON, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError:
         return
     os.write(file, "\n".join(lines).encode("ascii", "replace")[:LIMIT_BYTES])
@@ -126,38 +128,51 @@ def _source(module: Any) -> str:
     )
 
 
-def read(uid: int) -> tuple[list[str], list[str], list[str]]:
-    """The lesson in the file that a run has left: names of the standard library, of packages, and paths of own modules.
+def learned() -> bytes:
+    """What can be learned of the lesson that a run has left: for `take`. Done in a child, as the function's user."""
+    lines: list[str] = []
+    room = channel.PACKET_BYTES // 2
+    for line in dict.fromkeys(_text().split("\n")[:NAMES_LIMIT]):
+        room -= len(line) + 1
+        if _is_known(*line.partition(" ")[::2]) and room > 0:
+            lines.append(line)
+    return "\n".join(lines).encode() or b"\n"
 
-    The file is opened by the first process, which is root without any right over the files of others: so it is made
-    readable for its owner alone, and read as its owner.
-    """
-    os.seteuid(uid)
+
+def _text() -> str:
     try:
-        file = os.open(PATH, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = os.open(places.LESSON, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return [], [], []
-    finally:
-        os.seteuid(0)
-    try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            return [], [], []
-        text = os.read(file, LIMIT_BYTES).decode("ascii", "replace")
-    finally:
-        os.close(file)
-    standard: list[str] = []
-    packages: list[str] = []
-    own: list[str] = []
-    for line in text.split("\n")[:NAMES_LIMIT]:
+        return ""
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        return ""
+    return os.read(file, LIMIT_BYTES).decode("ascii", "replace")
+
+
+def take(packet: bytes) -> tuple[list[str], list[str], list[str]]:
+    """What a child has handed on: names of the standard library, of packages, and paths of own modules."""
+    found: dict[str, list[str]] = {"s": [], "p": [], "o": []}
+    for line in packet.decode("ascii", "replace").split("\n"):
         kind, _, name = line.partition(" ")
-        if kind == "o":
-            own.append(name)
-        elif _is_name(name):
-            if kind == "p":
-                packages.append(name)
-            elif kind == "s" and name.partition(".")[0] not in NEVER:
-                standard.append(name)
-    return standard, packages, own
+        if kind in found:
+            found[kind].append(name)
+    return found["s"], found["p"], found["o"]
+
+
+def _is_known(kind: str, name: str) -> bool:
+    """Whether there is such a module where its kind lies: of this kind, and outside of what a run could have written."""
+    if kind == "o":
+        return is_own(name) and os.path.isfile(places.CODE + "/" + name[len(OWN) :])
+    if not _is_name(name):
+        return False
+    if kind == "p":
+        return _has_module(PACKAGES, name)
+    return kind == "s" and name.partition(".")[0] not in NEVER and is_standard(name)
+
+
+def is_own(path: str) -> bool:
+    """Whether a path is that of a source in the run's copy of the code."""
+    return path.startswith(OWN) and path.endswith(".py") and ".." not in path.split("/")
 
 
 def _is_name(text: str) -> bool:
@@ -168,11 +183,25 @@ def _is_name(text: str) -> bool:
 def is_standard(name: str) -> bool:
     """Whether the first process may import this name: the standard library has it, and nothing else does."""
     names = getattr(sys, "stdlib_module_names", None)
-    top = name.partition(".")[0]
+    top, _, rest = name.partition(".")
+    if rest:
+        return is_standard(top) and _has_module(STANDARD, name)
     if names is not None:
         return top in names
     return (
         top in sys.builtin_module_names
-        or any(os.path.exists(STANDARD + tail) for tail in (top + ".py", top + os.sep + "__init__.py"))
+        or _has_module(STANDARD, top)
         or any(entry.partition(".")[0] == top for entry in os.listdir(STANDARD + "lib-dynload"))
+    )
+
+
+def _has_module(folder: str, name: str) -> bool:
+    """Whether there is a module of this name below `folder`: its source, its package, or a compiled one."""
+    place, _, leaf = (folder + name.replace(".", "/")).rpartition("/")
+    try:
+        entries = os.listdir(place)
+    except OSError:
+        return False
+    return leaf in entries or any(
+        entry.partition(".")[0] == leaf and entry.endswith((".py", ".so")) for entry in entries
     )

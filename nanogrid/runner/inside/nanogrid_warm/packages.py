@@ -1,11 +1,12 @@
 """The function's own packages, imported in a spare before its request.
 
-The rule: this is the function's code, so it never runs in the first process; and it runs with the environment that it was
-learned with, speaks to nobody and leaves nothing running, or it is not imported beforehand again.
+The rule: this is the function's code, so it never runs in the first process; and it runs in an empty workspace with the
+container's own environment and no connection to anybody, or it is not imported beforehand again. A run gets what came of it
+only where its packages could not have read anything that is different in its own environment.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
-# ruff: noqa: PTH109, PTH208
+# ruff: noqa: PTH109, PTH118, PTH123, PTH208
 # The programs find each other, and private parts of Python, where mypy does not look.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
@@ -16,65 +17,98 @@ import gc
 import os
 import sys
 
-from nanogrid_warm import begin
+from nanogrid_warm import places
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not to be loaded where the function runs
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
+    from typing import Any
 
     from nanogrid_warm.imports import Imports
 
 OWN_PREFIX = "NANOGRID_"
 START_MODULES = ("sitecustomize", "usercustomize")
+LIMIT_BYTES = 16 << 20
 
 
 class Packages:
-    """Which packages to import beforehand, and the environment of the run that has told so."""
+    """Which packages to import beforehand, and what they could have read of the environment."""
 
-    def __init__(self, names: Iterable[str] = (), env: dict[str, str] | None = None) -> None:
+    def __init__(self, names: Iterable[str] = ()) -> None:
         self.names = tuple(names)
-        self.env = env or {}
         self.known = ()
         self.loaded = False
+        self.reads = Reads()
+        self.file = -1
+        """A memory file with the words that compiled modules hold; -1 until a run wants to know."""
 
-    def learn(self, names: Iterable[str], env: dict[str, str]) -> None:
+    def learn(self, names: Iterable[str]) -> None:
         """Remember for the next spares."""
-        if names:
-            self.names = tuple(dict.fromkeys((*self.names, *names)))
-            self.env = _shared(env)
+        new = [name for name in dict.fromkeys(names) if name not in self.names]
+        if new:
+            self.names = (*self.names, *new)
+            self.forget_words()
 
     def forget(self) -> None:
         """Import none beforehand."""
         self.names = ()
+        self.forget_words()
 
-    def allow(self, env: dict[str, str]) -> bool:
-        """Whether a run with this environment may find the packages that are imported here, and the interpreter as it is."""
-        if self.loaded and _shared(env) != self.env:
+    def forget_words(self) -> None:
+        """What compiled modules hold is to be read again."""
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1
+
+    def allow(self, env: dict[str, str], own: dict[str, str]) -> bool:
+        """Whether a run with this environment may find the packages that are imported here, and the interpreter as it is.
+
+        `own` is the container's own environment, with which they were imported.
+        """
+        if self.loaded and not self._could_not_tell(env, own):
             return False
-        if env.get("PYTHONPATH") != begin.PACKAGES:
+        if env.get("PYTHONPATH") != places.PACKAGES:
             return True
         try:
-            tops = {name.partition(".")[0] for name in os.listdir(begin.PACKAGES)}
+            tops = {name.partition(".")[0] for name in os.listdir(places.PACKAGES)}
         except OSError:
             return True
         return tops.isdisjoint(START_MODULES) and tops.isdisjoint(sys.modules)
 
+    def wants_words(self, env: dict[str, str], own: dict[str, str]) -> bool:
+        """Whether a run like this could have them, if it were known which words compiled modules hold."""
+        return self.loaded and self.file < 0 and self.reads.miss(_different(env, own))
+
+    def _could_not_tell(self, env: dict[str, str], own: dict[str, str]) -> bool:
+        names = _different(env, own)
+        if not self.reads.miss(names):
+            return False
+        names = [name for name in names if not name.startswith(OWN_PREFIX)]
+        if not names:
+            return True
+        if self.file < 0:
+            return False
+        words = os.pread(self.file, LIMIT_BYTES, 0)
+        # The end of a word is enough: a linker lets one string lie in the end of another.
+        return bool(words) and all(_is_plain(name) and name.encode() + b"\n" not in words for name in names)
+
     def put_path(self, env: dict[str, str]) -> None:
         """Put the packages where Python puts what PYTHONPATH names: before its own library, after the script's folder."""
-        if env.get("PYTHONPATH") == begin.PACKAGES and begin.PACKAGES not in sys.path:
-            sys.path.insert(0, begin.PACKAGES)
+        if env.get("PYTHONPATH") == places.PACKAGES and places.PACKAGES not in sys.path:
+            sys.path.insert(0, places.PACKAGES)
 
-    def load(self, imports: Imports, put_environment: Callable[[dict[str, str]], None]) -> bool:
-        """Import them in this process. Whether it is now as a new interpreter would be but for what is hidden in it."""
-        if not self.names:
-            return True
-        sys.path.insert(0, begin.PACKAGES)
-        put_environment(self.env)
+    def load(self, imports: Imports, own: dict[str, str]) -> bool:
+        """Import them in this process. Whether it is now as a new interpreter would be but for what is hidden in it.
+
+        `own` is the environment that is in place.
+        """
+        sys.path.insert(0, places.PACKAGES)
         streams = [os.dup(stream) for stream in range(3)]
         silent = os.memfd_create("silent", os.MFD_CLOEXEC)
         for stream in range(3):
             os.dup2(silent, stream)
         folder, mask = os.getcwd(), os.umask(0o022)
+        self.reads.begin()
         try:
             imports.show_all()
             for name in self.names:
@@ -85,6 +119,8 @@ class Packages:
             sys.stderr.flush()
         except BaseException:  # noqa: BLE001  # whatever it is that the function's packages do
             return False
+        finally:
+            self.reads.end()
         for stream, descriptor in enumerate(streams):
             os.dup2(descriptor, stream)
             os.close(descriptor)
@@ -95,14 +131,89 @@ class Packages:
         return (
             not spoke
             and _thread._count() == 0
+            and not _has_children()
             and os.getcwd() == folder
             and os.umask(0o022) == mask
-            and self._has_own_environment()
+            and os.environ._data == {os.fsencode(name): os.fsencode(value) for name, value in own.items()}
         )
 
-    def _has_own_environment(self) -> bool:
-        return os.environ._data == {os.fsencode(name): os.fsencode(value) for name, value in self.env.items()}
+    def write_words(self) -> None:
+        """Write the words of all compiled modules into the memory file: what they could ask the environment for.
+
+        Done in a child, as the function's user. Where it cannot be done, the file stays empty.
+        """
+        import mmap
+        import re
+
+        pattern = re.compile(rb"[A-Z_][A-Z0-9_]{2,}")
+        words: set[bytes] = set()
+        for folder, _, names in os.walk(places.PACKAGES):
+            for name in names:
+                if ".so" not in name:
+                    continue
+                with open(os.path.join(folder, name), "rb") as file:
+                    if os.fstat(file.fileno()).st_size:
+                        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+                            words.update(pattern.findall(data))
+        text = b"\n" + b"\n".join(words) + b"\n"
+        if len(text) <= LIMIT_BYTES:
+            os.pwrite(self.file, text, 0)
 
 
-def _shared(env: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if not name.startswith(OWN_PREFIX)}
+class Reads:
+    """Which variables were asked for by `os.environ`, or that all of them were looked at."""
+
+    def __init__(self) -> None:
+        self.names: set[object] = set()
+        self.all = False
+        self._own: tuple[Any, Any] = (None, None)
+
+    def begin(self) -> None:
+        """Watch from now on."""
+        kind = type(os.environ)
+        get, walk = self._own = kind.__getitem__, kind.__iter__
+
+        def watched_get(environ: Any, key: Any) -> Any:
+            self.names.add(os.fsdecode(key) if isinstance(key, bytes) else key)
+            return get(environ, key)
+
+        def watched_walk(environ: Any) -> Any:
+            self.all = True
+            return walk(environ)
+
+        kind.__getitem__, kind.__iter__ = watched_get, watched_walk  # type: ignore[method-assign]
+
+    def end(self) -> None:
+        """Watch no more."""
+        kind = type(os.environ)
+        kind.__getitem__, kind.__iter__ = self._own  # type: ignore[method-assign]
+
+    def miss(self, names: Iterable[str]) -> bool:
+        """Whether none of these was read. Where all were, names of ours do not count: each run has its own."""
+        if self.all:
+            return all(name.startswith(OWN_PREFIX) and name not in self.names for name in names)
+        return self.names.isdisjoint(names)
+
+
+def _different(env: dict[str, str], own: dict[str, str]) -> list[str]:
+    """Names of the variables that are not the same in both."""
+    return [name for name in {**own, **env} if name != "PYTHONPATH" and env.get(name) != own.get(name)]
+
+
+def _is_plain(name: str) -> bool:
+    """Whether `write_words` would have found it."""
+    return (
+        len(name) > 2
+        and name.isascii()
+        and name.isupper()
+        and name.replace("_", "A").isalnum()
+        and not name[0].isdigit()
+    )
+
+
+def _has_children() -> bool:
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True

@@ -1,7 +1,10 @@
-"""The first process: keeps one spare child ready, gives it a request, ends what the run leaves, and tells the host.
+"""The first process: keeps one spare child ready, ends what a run leaves, and tells the host.
 
 The rule: the host hears `ended` only when nothing of the run lives any more, and `ready` only from a spare that has nothing
-left to do but run. The function's user can neither signal, trace nor imitate this process, and never holds its connection.
+left to do but run. The function's user can neither signal, trace nor imitate this process, and no code of the function's ever
+holds its connection. And since every run is forked from this process, it never reads what a run was given or has written:
+requests go from the host to the spare, results by a descriptor to the host, and what children tell it are words out of sets
+that it knows.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
@@ -12,6 +15,7 @@ left to do but run. The function's user can neither signal, trace nor imitate th
 from __future__ import annotations
 
 import _signal
+import _socket
 import errno
 import marshal
 import os
@@ -20,15 +24,13 @@ import stat
 import sys
 import time
 
-from nanogrid_warm import begin, channel, kernel, lesson, source, spare
+from nanogrid_warm import begin, channel, kernel, lesson, places, source, spare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not to be loaded where the function runs
-    import _socket
     from collections.abc import Callable, Iterable
     from typing import Any, NoReturn
 
-CODE = "/nanogrid/code"
 FORK_ATTEMPTS = 100
 FAILED = 70
 LOOK_EVERY_MS = 1
@@ -36,6 +38,8 @@ FORK_WAIT_S = 0.01
 CHANGES_LIMIT = 8
 """How often the held interpreter may become another one: a function whose requests alternate is not to pay for it each time."""
 WORDS_BYTES = 500
+HANG_UP = select.POLLRDHUP
+"""The host will send nothing more: it is gone, or wants the run to end."""
 
 
 def prepare(file: int, modules: Iterable[str], faithful: bool) -> Callable[[], None]:
@@ -47,6 +51,7 @@ def prepare(file: int, modules: Iterable[str], faithful: bool) -> Callable[[], N
     """
     state = marshal.loads(os.pread(file, os.fstat(file).st_size, 0))
     os.close(file)
+    os.chdir("/")  # the workspace is where Python has started, and no place for this process to stay
     server = Server(state)
     if not faithful:
         server.held.program = None
@@ -65,9 +70,7 @@ class Server:
         self.held = spare.Held(state)
         self.lessons = 0
         self.rehearsed: bool = state["rehearsed"]
-        self.request: dict[str, Any] = {}
-        self.packet: bytes | None = None
-        self.kinds: tuple[int, ...] = ()
+        self.hung_up = False
         self.code: tuple[int, int] | None = None
 
     def serve(self) -> None:
@@ -88,27 +91,30 @@ class Server:
         spare.warm_up()
         while True:
             self._heed_code()
-            here, there = channel.pair()
+            meeting = channel.Meeting(self.connection, apart=self.rehearsed and bool(self.held.packages.names))
             child = self._fork()
             if child == 0:
-                here.close()
-                self.connection.close()
-                self._be_child(there)
+                meeting.step_away()
+                self._be_child(meeting)
                 return
-            there.close()
+            meeting.keep_own()
             if self.rehearsed:
-                self._tend(child, here)
+                self._tend(child, meeting)
             else:
-                self._learn_memory(here)
-            here.close()
+                self._learn_memory(meeting.here)
+            meeting.close()
 
-    def _be_child(self, there: _socket.socket) -> None:
+    def _be_child(self, meeting: channel.Meeting) -> None:
         """Live the child's life. Whatever goes wrong in it before the function's code is the platform's trouble."""
         try:
-            (spare.live if self.rehearsed else spare.rehearse)(there, self.held)
+            if self.rehearsed:
+                spare.live(meeting, self.held)
+            else:
+                self.connection.close()
+                spare.rehearse(meeting.there, self.held)
         except BaseException as error:  # noqa: BLE001
-            if there.fileno() >= 0:
-                channel.send(there, spare.words(b"broken", error))
+            if meeting.there.fileno() >= 0:
+                channel.send(meeting.there, spare.words(b"broken", error))
             os._exit(FAILED)
 
     def _learn_memory(self, pair: _socket.socket) -> None:
@@ -131,11 +137,30 @@ class Server:
         self._give_up(b"broken the next process could not be started")
         return None
 
-    def _tend(self, child: int, pair: _socket.socket) -> None:
-        """One spare's life: announce it, hand it a request, see the run to its end and report it."""
+    def _ask(self, live: Callable[[_socket.socket, spare.Held], object]) -> bytes:
+        """What a child says whose whole life is `live`; b"" where it ended without a word."""
+        here, there = channel.pair()
+        child = self._fork()
+        if child == 0:
+            here.close()
+            self.connection.close()
+            try:
+                live(there, self.held)
+            finally:
+                os._exit(FAILED)
+        there.close()
+        words, _ = channel.receive(here)
+        here.close()
+        _end_all()
+        return words
+
+    # -- one spare
+
+    def _tend(self, child: int, meeting: channel.Meeting) -> None:
+        """One spare's life: announce it, see its run to the end and report it."""
         end = self._watched(child)  # before it is announced: who looks at a runner that is ready finds it as it stays
         try:
-            if not (self._announce(pair) and self._hand_over(pair)):
+            if not self._announce(child, end, meeting):
                 _end_all()
                 return
             status, killed = self._see_through(child, end)
@@ -143,34 +168,65 @@ class Server:
             if end >= 0:
                 os.close(end)
         ended_ns = time.monotonic_ns()
-        answer = _answer(pair)
-        if answer.startswith(b"broken"):
-            self._give_up(answer)
-        how, started_ns = _how(answer, ended_ns)
-        channel.send(self.connection, b"ended %d %s %d %d %d" % (status, how, started_ns, ended_ns, killed))
+        how, started_ns, wish = self._account_of(meeting.here, ended_ns)
+        if how:
+            result = self._open_result()
+            channel.send(
+                self.connection,
+                b"ended %d %s %d %d %d" % (status, how, started_ns, ended_ns, killed),
+                [result] if result >= 0 else [],
+            )
+            if result >= 0:
+                os.close(result)
+        if self.hung_up:
+            self._leave()
+        if not how:  # it was gone before a request came
+            return
         os.sched_yield()  # the host may have been woken on this very processor, and what follows takes a while
-        if self.packet is not None:
-            self.request, self.packet = channel.message(self.packet, []), None
         self.held.touches = how == b"python"
         if how == b"python":
             if self.held.learn:
                 self._learn_imports()
-        elif self.request["in_process"]:
-            self._change()
+        elif wish:
+            self._grant(wish, meeting.here)
 
-    def _announce(self, pair: _socket.socket) -> bool:
-        """Tell the host that the spare is ready. False where it wants to begin again, without what it could not import."""
-        word = self._await_spare(pair)
+    def _announce(self, child: int, end: int, meeting: channel.Meeting) -> bool:
+        """Tell the host that the spare is ready. False where it is to begin again, without what it could not import."""
+        word = self._await_spare(child, end, meeting)
         if word.startswith(b"ready"):
             self._note_scan(word)
             channel.send(self.connection, b"ready")
             return True
-        if word == b"again":
+        _end_all()
+        if not word and self.held.packages.names:
             self.held.packages.forget()
             return False
-        _end_all()
         self._give_up(word or b"broken the next process ended before it was ready")
         return False
+
+    def _await_spare(self, child: int, end: int, meeting: channel.Meeting) -> bytes:
+        """What the spare says, b"" where it has ended without a word; leaves when the host goes meanwhile."""
+        poll = select.poll()
+        poll.register(meeting.here, select.POLLIN)
+        poll.register(self.connection, HANG_UP)
+        if meeting.listener is not None:
+            poll.register(meeting.listener, select.POLLIN)
+        if end >= 0:
+            poll.register(end, select.POLLIN)
+        here, door = meeting.here.fileno(), -1 if meeting.listener is None else meeting.listener.fileno()
+        while True:
+            ready = [descriptor for descriptor, _ in poll.poll(None if end >= 0 else LOOK_EVERY_MS)]
+            if self.connection.fileno() in ready:
+                self._leave()
+            if here in ready:
+                return channel.receive(meeting.here)[0][:WORDS_BYTES]
+            if door in ready:
+                poll.unregister(door)
+                meeting.admit(child)
+                if meeting.listener is not None:  # it was somebody else
+                    poll.register(door, select.POLLIN)
+            elif end in ready or (end < 0 and _has_ended(child)):
+                return b""
 
     def _note_scan(self, word: bytes) -> None:
         """Remember what the sources say: they are read once."""
@@ -178,15 +234,85 @@ class Server:
         if flags and self.held.scan is None:
             self.held.scan = source.Scan(*(flag != b"0" for flag in flags))
 
+    def _watched(self, child: int) -> int:
+        """A descriptor that tells of the child's end; -1 on an old kernel, or where a profile forbids it."""
+        try:
+            return os.pidfd_open(child)
+        except (AttributeError, OSError):
+            return -1
+
+    def _see_through(self, child: int, end: int) -> tuple[int, int]:
+        """Wait for the child's end, or bring it about where the host hangs up; then end all that it started.
+
+        Its wait status, and how many had to be killed.
+        """
+        poll = select.poll()
+        poll.register(self.connection, HANG_UP)
+        if end >= 0:
+            poll.register(end, select.POLLIN)
+        while True:
+            ready = [descriptor for descriptor, _ in poll.poll(None if end >= 0 else LOOK_EVERY_MS)]
+            if self.connection.fileno() in ready:
+                self.hung_up = True
+                _kill_all()
+                break
+            if end in ready or (end < 0 and _has_ended(child)):
+                break
+        _, status = os.waitpid(child, 0)
+        return status, _end_all()
+
+    def _account_of(self, pair: _socket.socket, ended_ns: int) -> tuple[bytes, int, bytes]:
+        """How the run was started, when, and what the spare wishes for the next one; b"" where it had no request.
+
+        It may have been ended before it could say all that. By now it knows a request, and the function's packages may have
+        changed what it does: so no more of its words are read here than these few bytes, and a wish stays where it is.
+        """
+        pair.setblocking(False)
+        how, started_ns = b"", ended_ns
+        while True:
+            try:
+                word = pair.recv(1, _socket.MSG_PEEK)
+                if word == spare.TOOK:
+                    how = b"exec"
+                    started_ns = min(int.from_bytes(pair.recv(1 + spare.TIME_BYTES)[1:], "little"), ended_ns)
+                elif word == spare.PYTHON:
+                    how = pair.recv(1) and b"python"
+                elif word == b"b":
+                    self._give_up(channel.receive(pair)[0][:WORDS_BYTES])
+                else:
+                    return how, started_ns, word
+            except (BlockingIOError, ConnectionError):
+                return how, started_ns, b""
+
+    def _open_result(self) -> int:
+        """A descriptor of what the run has written for the host; -1 where that is nothing.
+
+        It is not read here. This process may not enter the folder: it looks there as the function's user.
+        """
+        os.seteuid(self.held.uid)
+        try:
+            file = os.open(places.RESULT, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return -1
+        finally:
+            os.seteuid(0)
+        status = os.fstat(file)
+        if stat.S_ISREG(status.st_mode) and status.st_size:
+            return file
+        os.close(file)
+        return -1
+
+    # -- what a run teaches
+
     def _learn_imports(self) -> None:
         """Import beforehand what the run has imported, as far as it is the standard library's."""
-        standard, packages, own = lesson.read(self.held.uid)
+        standard, packages, own = lesson.take(self._ask(spare.read_lesson))
         if self.held.bytecode.learn(own):
             self._compile()
         self.lessons += 1
         if not (standard or packages or own) or self.lessons >= lesson.LESSONS_LIMIT:
             self.held.learn = False
-        self.held.packages.learn(packages, self._environment())
+        self.held.packages.learn(packages)
         if standard:
             self._import_beforehand(standard)
             spare.warm_up()
@@ -198,14 +324,7 @@ class Server:
         if compiled.file >= 0:
             os.close(compiled.file)
         compiled.file = os.memfd_create("bytecode", os.MFD_CLOEXEC)
-        child = self._fork()
-        if child == 0:
-            self.connection.close()
-            spare.compile_own(self.held)
-        os.waitpid(child, 0)
-
-    def _environment(self) -> dict[str, str]:
-        return {**self.state["env"], **self.request["env"]}
+        self._ask(spare.compile_own)
 
     def _import_beforehand(self, standard: Iterable[str]) -> None:
         """Import modules and hide them. One that cannot be imported here ends all that."""
@@ -223,124 +342,51 @@ class Server:
             hidden.forget()
             self.held.learn = False
 
+    # -- another interpreter
+
     def _heed_code(self) -> None:
         """Start anew when the code is not what it was: nothing that was learned from one piece of code is for another."""
         try:
-            status = os.stat(CODE)
+            status = os.stat(places.CODE)
         except OSError:
             return
         code = (status.st_dev, status.st_ino)
         if self.code not in (None, code):
-            begin.become({**self.state, **self.state["fresh"], "changes": 1, "rehearsed": True})
+            self._become({**self.state, **self.state["fresh"], "changes": 1, "rehearsed": True})
         self.code = code
 
-    def _change(self) -> None:
-        """Become the interpreter that the request has asked for, where the one that is held was another one."""
-        env = self._environment()
-        wanted = {"command": self.request["argv"], "special": begin.special(env), "kinds": self.kinds}
-        if (
-            wanted == {name: self.state[name] for name in wanted}
-            or self.state["changes"] >= CHANGES_LIMIT
-            or len(wanted["command"]) < 2
-            or wanted["command"][1].startswith("-")
-            or begin.interpreter(wanted["command"][0], self.state["env"]) is None
-            or not begin.may_hold(self.state["env"], wanted["special"])
-        ):
-            return
-        held = self.held
-        begin.become(
-            {
-                **self.state,
-                **wanted,
-                "changes": self.state["changes"] + 1,
-                "rehearsed": False,
-                "standard": list(held.imports.roots),
-                "packages": (held.packages.names, held.packages.env),
-                "own": held.bytecode.paths,
-                "scan": held.scan and (held.scan.curious, held.scan.ctypes),
-            }
-        )
+    def _grant(self, wish: bytes, pair: _socket.socket) -> None:
+        """Do what the spare wishes for the next run, so far as it is one of the things that can be wished for."""
+        if wish == spare.WORDS:
+            packages = self.held.packages
+            packages.forget_words()
+            packages.file = os.memfd_create("words", os.MFD_CLOEXEC)
+            self._ask(spare.collect_words)
+        elif wish == spare.HELD and self.state["changes"] < CHANGES_LIMIT:
+            held = self.held
+            wanted = held.wanted(self._ask(lambda answer, held: spare.read_wish(answer, held, pair)))
+            if wanted is not None:
+                self._become(
+                    {
+                        **self.state,
+                        **wanted,
+                        "changes": self.state["changes"] + 1,
+                        "rehearsed": False,
+                        "standard": list(held.imports.roots),
+                        "packages": held.packages.names,
+                        "own": held.bytecode.paths,
+                        "scan": held.scan and (held.scan.curious, held.scan.ctypes),
+                    }
+                )
 
-    def _await_spare(self, pair: _socket.socket) -> bytes:
-        """What the spare says; leaves when the host goes meanwhile."""
-        poll = self._poll(pair)
-        while True:
-            ready = [descriptor for descriptor, _ in poll.poll()]
-            if pair.fileno() in ready:
-                return channel.receive(pair)[0][:WORDS_BYTES]
-            self._hear()  # a kill that comes too late: its run has ended
+    def _become(self, state: dict[str, Any]) -> None:
+        """Become another interpreter, when nothing that a run has left is there any more."""
+        words = self._ask(spare.tidy)
+        if words != b"clean":
+            self._give_up(words[:WORDS_BYTES] or b"unclean what a run has left could not be removed")
+        begin.become(state)
 
-    def _poll(self, other: _socket.socket | int) -> select.poll:
-        poll = select.poll()
-        poll.register(other, select.POLLIN)
-        poll.register(self.connection, select.POLLIN)
-        return poll
-
-    def _hand_over(self, pair: _socket.socket) -> bool:
-        """Wait for a request and pass it on. False when the spare is gone before one came."""
-        poll = self._poll(pair)
-        while True:
-            ready = [descriptor for descriptor, _ in poll.poll()]
-            if self.connection.fileno() not in ready:
-                return False
-            packet, descriptors = channel.receive(self.connection)
-            if not packet:
-                self._leave()
-            try:
-                if len(descriptors) >= channel.STREAMS:
-                    self.kinds = tuple(
-                        stat.S_IFMT(os.fstat(number).st_mode) for number in descriptors[: channel.STREAMS]
-                    )
-                    sent = channel.send(pair, packet, descriptors)
-                    # Read when the run is over, unless it lies in a descriptor: the spare is not to wait for this processor.
-                    self.packet = packet
-                    if len(descriptors) > channel.STREAMS:
-                        self.request, self.packet = channel.message(packet, descriptors), None
-                    return sent
-            finally:
-                for descriptor in descriptors:
-                    os.close(descriptor)
-
-    def _watched(self, child: int) -> int:
-        """A descriptor that tells of the child's end; -1 on an old kernel, or where a profile forbids it."""
-        try:
-            return os.pidfd_open(child)
-        except (AttributeError, OSError):
-            return -1
-
-    def _see_through(self, child: int, end: int) -> tuple[int, int]:
-        """Wait for the child's end, then end all that it started: its wait status, and how many had to be killed."""
-        if end >= 0:
-            self._wait_until_ended(end)
-        else:
-            self._look_until_ended(child)
-        _, status = os.waitpid(child, 0)
-        return status, _end_all()
-
-    def _wait_until_ended(self, process: int) -> None:
-        poll = self._poll(process)
-        while True:
-            ready = [descriptor for descriptor, _ in poll.poll()]
-            if process in ready:
-                return
-            self._hear()
-            _kill_all()
-
-    def _look_until_ended(self, child: int) -> None:
-        poll = select.poll()
-        poll.register(self.connection, select.POLLIN)
-        while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            if poll.poll(LOOK_EVERY_MS):
-                self._hear()
-                _kill_all()
-
-    def _hear(self) -> None:
-        """Take what the host says where it can only be a kill; leaves when the host is gone."""
-        packet, descriptors = channel.receive(self.connection)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        if not packet:
-            self._leave()
+    # -- the end
 
     def _give_up(self, words: bytes) -> NoReturn:
         channel.send(self.connection, words)
@@ -351,21 +397,8 @@ class Server:
         os._exit(0)
 
 
-def _answer(pair: _socket.socket) -> bytes:
-    """What the child said of its request before it ran it; b"" where it did not come so far."""
-    pair.setblocking(False)
-    try:
-        return channel.receive(pair)[0][:WORDS_BYTES]
-    except BlockingIOError:
-        return b""
-
-
-def _how(answer: bytes, ended_ns: int) -> tuple[bytes, int]:
-    """How the run was started, and when: as the child says, who may have been ended before it could."""
-    how, _, started_ns = answer.partition(b" ")
-    if how in (b"python", b"exec") and started_ns.isdigit():
-        return how, min(int(started_ns), ended_ns)
-    return b"exec", ended_ns
+def _has_ended(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _kill_all() -> None:

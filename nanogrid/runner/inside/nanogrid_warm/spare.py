@@ -1,11 +1,11 @@
 """The spare: a child that has done everything a run needs before the request is there, as the function's user.
 
-The rule: from `drop` on it is the function's user, for good, and what it holds of the first process's is its end of one pair
-of sockets, which is closed before any code of the function runs.
+The rule: from `drop` on it is the function's user, for good, and what it holds of the first process's are two connections, to it
+and to the host. No code of the function runs while it has them.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
-# ruff: noqa: S606
+# ruff: noqa: PTH110, PTH112, S606
 # The programs find each other, and private parts of Python, where mypy does not look.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
@@ -16,9 +16,23 @@ import errno
 import gc
 import os
 import stat
+import sys
 import time
 
-from nanogrid_warm import begin, bytecode, channel, imports, kernel, leave, lesson, memory, packages, source, workspace
+from nanogrid_warm import (
+    begin,
+    bytecode,
+    channel,
+    imports,
+    kernel,
+    leave,
+    lesson,
+    memory,
+    packages,
+    places,
+    source,
+    workspace,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not to be loaded where the function runs
@@ -29,7 +43,18 @@ if TYPE_CHECKING:  # typing is not to be loaded where the function runs
 OOM_FIRST = b"1000"
 SHELL = "/bin/sh"
 COMPILERS = "/nanogrid/runner/bin"
+HANDLERS = "/nanogrid/runner/call_handler.py"
 REHEARSALS = 3
+SCRIPT = 2
+"""So many words of a command say which program is run; what follows are its arguments."""
+
+TOOK, PYTHON, WORDS, HELD = b"T", b"P", b"W", b"H"
+"""What a spare says once it has its request: that it has (with the time), that it goes on in the held interpreter, and for
+the next run wishes that the packages' words were known, or another interpreter were held."""
+TIME_BYTES = 8
+
+AGAIN = 75
+"""The exit code of a spare that could not import the function's packages without a trace."""
 
 
 class Held:
@@ -41,7 +66,7 @@ class Held:
         self.gid = state["gid"]
         self.env = state["env"]
         self.command = state["command"]
-        self.program = begin.interpreter(self.command[0], self.env)
+        self.program = begin.interpreter(self.command[0], self.env) if state["faithful"] else None
         self.special = state["special"]
         self.kinds = kinds()
         self.added = {
@@ -53,7 +78,7 @@ class Held:
         self.leave = leave.Leave()
         self.learn = True
         self.bytecode = bytecode.Bytecode(state["own"])
-        self.packages = packages.Packages(*state["packages"])
+        self.packages = packages.Packages(state["packages"])
         self.hot = ()
         self.touches = True
         """Whether the next run is likely to use this interpreter, and so the pages that it has."""
@@ -63,12 +88,13 @@ class Held:
         return (
             request["in_process"]
             and kernel.AVAILABLE
-            and request["argv"] == self.command
+            and request["argv"][:SCRIPT] == self.command
             and self._is_found(env)
-            and begin.special(env) == self.special
+            and begin.held_as(env, self.env) == self.special
             and kinds() == self.kinds
             and not self.scan.curious
-            and self.packages.allow(env)
+            and not has_user_site(env)
+            and self.packages.allow(env, self.env)
         )
 
     def _is_found(self, env: dict[str, str]) -> bool:
@@ -77,79 +103,168 @@ class Held:
             return False
         return env.get("PATH") == self.env.get("PATH") or begin.find(self.command[0], env) == self.program
 
+    def wish(self, request: dict[str, Any], env: dict[str, str]) -> bytes:
+        """What the first process could do for the next run like this; b"" for nothing."""
+        if not request["in_process"] or self.program is None:
+            return b""
+        if self.packages.wants_words(env, self.env):
+            return WORDS
+        special = begin.held_as(env, self.env)
+        command = request["argv"][:SCRIPT]
+        if special is None or (command, special, kinds()) == (self.command, self.special, self.kinds):
+            return b""
+        text = HELD + " ".join(str(kind) for kind, _ in kinds()).encode()
+        names = {**begin.special(self.env), **special}
+        changed = [f"{name}={special.get(name, '')}" for name in names if self.env.get(name) != special.get(name)]
+        text = b"\n".join([text, *map(os.fsencode, (*command, *changed))])
+        return text if self.wanted(text) is not None else b""
+
+    def wanted(self, wish: bytes) -> dict[str, Any] | None:
+        """The interpreter that a wish names. None where any word of it is not out of the sets that are known here."""
+        first, name, script, *changed = (*wish[1:].decode("ascii", "replace").split("\n"), "", "")
+        formats = tuple(int(number) for number in first.split() if number.isdigit())
+        special = begin.held_as({**self.env, **dict(line.split("=", 1) for line in changed if "=" in line)}, self.env)
+        if (
+            wish[:1] != HELD
+            or len(formats) != channel.STREAMS
+            or not set(formats) <= set(begin.STREAM_KINDS)
+            or special is None
+            or begin.interpreter(name, self.env) is None
+            or not _is_script(script)
+        ):
+            return None
+        safe = begin.safe_special(self.env)
+        if any(self.env.get(variable) == value and variable not in safe for variable, value in special.items()):
+            return None
+        return {"command": [name, script], "special": special, "kinds": formats}
+
+
+def _is_script(name: str) -> bool:
+    """Whether it is our own program for handlers, or a file of the code."""
+    return name == HANDLERS or (
+        not name.startswith(("/", "-")) and ".." not in name.split("/") and os.path.exists(places.CODE + "/" + name)
+    )
+
+
+def has_user_site(env: dict[str, str]) -> bool:
+    """Whether Python would look for packages below this home: where there is something, a new interpreter does it all."""
+    return os.path.isdir(env.get("HOME", "") + "/.local/lib")
+
 
 def kinds() -> list[tuple[int, int]]:
     """What the standard streams are, as far as Python's own streams depend on it."""
     return [(stat.S_IFMT(status.st_mode), status.st_blksize) for status in map(os.fstat, range(channel.STREAMS))]
 
 
-def live(pair: _socket.socket, held: Held) -> None:
+def live(meeting: channel.Meeting, held: Held) -> None:
     """The child's whole life before the function's code: returns where Python itself is to go on."""
-    started = _settle_in(pair, held)
+    trouble, started = _settle_in(held)
+    meeting.join()
+    pair, connection = meeting.there, meeting.connection
+    if trouble:
+        _give_up(pair, trouble)
     channel.send(pair, b"ready" if held.scan is None else b"ready %d %d" % (held.scan.curious, held.scan.ctypes))
-    packet, descriptors = channel.receive(pair)
+    packet, descriptors = channel.receive(connection)
+    connection.close()
     if not packet:
         os._exit(0)
-    started_ns = time.monotonic_ns()
+    channel.send(pair, TOOK + time.monotonic_ns().to_bytes(TIME_BYTES, "little"))
     request = channel.message(packet, descriptors)
-    if not started:
-        _lay_out(pair, held)
-        held.scan = held.scan or source.Scan()
+    try:
+        if not started:
+            _lay_out(held)
+            held.scan = held.scan or source.Scan()
+        payload = descriptors[0]
+        descriptors[0] = workspace.lay_out_run(payload)
+        os.close(payload)
+    except OSError as error:
+        _give_up(pair, words(b"broken the code could not be laid out:", error))
     connect_streams(descriptors)
     env = {**held.env, **request["env"]}
     if request["compiler_cache"]:
         env["PATH"] = COMPILERS + os.pathsep + env.get("PATH", os.defpath)
     if held.fits(request, env):
-        channel.send(pair, b"python %d" % started_ns)
+        channel.send(pair, PYTHON)
         pair.close()
-        go_on(held, env)
+        go_on(held, request["argv"], env)
         return
-    channel.send(pair, b"exec %d" % started_ns)
+    if wish := held.wish(request, env):
+        channel.send(pair, wish)
     pair.close()
     execute(request["argv"], env)
 
 
-def _settle_in(pair: _socket.socket, held: Held) -> bool:
-    """Become ready. Whether the code was there for it."""
+def _give_up(pair: _socket.socket, trouble: bytes) -> NoReturn:
+    channel.send(pair, trouble)
+    os._exit(0)
+
+
+def _settle_in(held: Held) -> tuple[bytes, bool]:
+    """Become ready: what went wrong, and whether the code was there."""
     if held.touches:
         kernel.populate(held.hot)  # first, because becoming ready writes to them too
     try:
         drop(held)
         workspace.clean()
+        if held.packages.names:
+            put_environment(held.env)
+            if not held.packages.load(held.imports, held.env):
+                os._exit(AGAIN)
+            workspace.clean()
     except OSError as error:
-        channel.send(pair, words(b"unclean", error))
-        os._exit(0)
+        return words(b"unclean", error), False
     started = workspace.has_code()
-    if started:
-        _lay_out(pair, held)
+    try:
+        _lay_out(held)
+    except OSError as error:
+        return words(b"broken the code could not be laid out:", error), started
     held.bytecode.load()
-    if not held.packages.load(held.imports, put_environment):
-        channel.send(pair, b"again")
-        os._exit(0)
-    return started
+    return b"", started
 
 
-def _lay_out(pair: _socket.socket, held: Held) -> None:
+def _lay_out(held: Held) -> None:
     if not workspace.has_code():
         return
-    try:
-        workspace.lay_out()
-        if held.scan is None:
-            held.scan = source.Scan()
-            held.scan.folder(workspace.WORKSPACE)
-    except OSError as error:
-        channel.send(pair, words(b"broken the code could not be laid out:", error))
-        os._exit(0)
+    workspace.lay_out()
+    if held.scan is None:
+        held.scan = source.Scan()
+        held.scan.folder(workspace.WORKSPACE)
 
 
-def go_on(held: Held, env: dict[str, str]) -> None:
-    """Let Python go on with its own start, in an environment that is all the run's."""
+def go_on(held: Held, argv: list[str], env: dict[str, str]) -> None:
+    """Let Python go on with its own start, with arguments and an environment that are all the run's."""
     put_environment({**env, **held.added})
+    put_arguments(argv)
+    put_user_site()
+    put_time_zone(held)
     held.packages.put_path(env)
     held.bytecode.arm()
     held.imports.arm(learn=held.learn)
     log = held.imports.log
     held.leave.arm(held.scan.ctypes, None if log is None else lambda: lesson.write(log))
+
+
+def put_arguments(argv: list[str]) -> None:
+    """Make `argv` the command line, as far as Python shows it."""
+    sys.argv[:] = argv[1:]
+    if hasattr(sys, "orig_argv"):
+        sys.orig_argv[:] = argv
+
+
+def put_user_site() -> None:
+    """Let `site` name the folders below the run's home, as it would have at its start."""
+    site = sys.modules["site"]
+    if site.USER_SITE is not None:
+        site.USER_BASE = site.USER_SITE = None
+        site.getusersitepackages()
+
+
+def put_time_zone(held: Held) -> None:
+    """Let the C library, and every `time` that was imported, read the run's `TZ`: it was not set before."""
+    if "TZ" in os.environ:
+        for module in (time, sys.modules.get("time"), held.imports.hidden.get("time")):
+            if module is not None:
+                module.tzset()
 
 
 def drop(held: Held) -> None:
@@ -167,10 +282,40 @@ def drop(held: Held) -> None:
     os.umask(0o022)
 
 
-def compile_own(held: Held) -> NoReturn:
+def compile_own(_: _socket.socket, held: Held) -> NoReturn:
     """A child's whole life that does nothing but compile the function's modules."""
     drop(held)
     held.bytecode.compile()
+    os._exit(0)
+
+
+def tidy(pair: _socket.socket, held: Held) -> NoReturn:
+    """A child's whole life that does nothing but remove what the last run has left."""
+    try:
+        drop(held)
+        workspace.clean()
+    except OSError as error:
+        _give_up(pair, words(b"unclean", error))
+    _give_up(pair, b"clean")
+
+
+def read_lesson(pair: _socket.socket, held: Held) -> NoReturn:
+    """A child's whole life that reads what the last run has taught."""
+    drop(held)
+    _give_up(pair, lesson.learned())
+
+
+def read_wish(answer: _socket.socket, held: Held, pair: _socket.socket) -> NoReturn:
+    """A child's whole life that reads what a spare has wished for, and says it again where it is known."""
+    drop(held)
+    wish = channel.receive(pair)[0]
+    _give_up(answer, wish if held.wanted(wish) is not None else b"no")
+
+
+def collect_words(_: _socket.socket, held: Held) -> NoReturn:
+    """A child's whole life that reads what the packages' compiled modules could ask for."""
+    drop(held)
+    held.packages.write_words()
     os._exit(0)
 
 
@@ -195,7 +340,7 @@ def put_environment(env: dict[str, str]) -> None:
 
 
 def execute(argv: list[str], env: dict[str, str]) -> NoReturn:
-    """Replace this process by a command."""
+    """Replace this process by a command, of which the environment is the whole one."""
     for number in (_signal.SIGPIPE, getattr(_signal, "SIGXFSZ", None)):
         if number is not None:
             _signal.signal(number, _signal.SIG_DFL)
@@ -226,7 +371,7 @@ def rehearse(pair: _socket.socket, held: Held) -> None:
     held.scan.folder(workspace.WORKSPACE)
     nowhere = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     connect_streams([os.dup(nowhere), os.dup(nowhere), nowhere])
-    go_on(held, dict(held.env))
+    go_on(held, [*held.command, "main.rehearsed"], dict(held.env))
 
     answer = pair.detach()  # a socket that is still there would be a reason for Python's own end
 

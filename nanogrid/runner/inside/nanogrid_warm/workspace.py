@@ -1,7 +1,8 @@
-"""The folders that a run may write to: emptied after a run, filled with the code before the next.
+"""The folders that a run may write to: emptied after a run, filled with the code and the payload before the next.
 
 The rule: done as the function's user, when no process of the run lives any more, and so without a race; whatever a run left
-there, of whatever mode, depth, number and name, goes, or the container is unclean.
+there, of whatever mode, depth, number and name, goes, or the container is unclean. Of the folders themselves, what their
+owner can change is as it was: mode, times, attributes, flags.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
@@ -14,20 +15,44 @@ from __future__ import annotations
 import os
 import stat
 
-WORKSPACE = b"/workspace"
-WRITABLE = (WORKSPACE, b"/tmp", b"/dev/shm")
-CODE = b"/nanogrid/code"
+from nanogrid_warm import kernel, places
+
+WORKSPACE = places.WORKSPACE.encode()
+WRITABLE = tuple(place.encode() for place in places.WRITABLE)
+OWN = (WORKSPACE, places.RUN.encode())
+"""Those that belong to the function's user."""
+CODE = places.CODE.encode()
 CHUNK_BYTES = 1 << 20
 
 
 def clean() -> None:
     """Empty all writable folders. Raises OSError for what cannot be removed."""
-    os.chmod(WORKSPACE, 0o700)
-    for name in os.listxattr(WORKSPACE):
-        os.removexattr(WORKSPACE, name)
+    for folder in OWN:
+        os.chmod(folder, 0o700)
+        for name in os.listxattr(folder):
+            os.removexattr(folder, name)
+        kernel.clear_flags(folder)
     for folder in WRITABLE:
         _empty(folder)
+    for folder in OWN:
+        os.utime(folder)
     os.chdir(WORKSPACE)
+
+
+def lay_out_run(payload: int) -> int:
+    """Put the payload where the function finds it, and an empty file for its result; a descriptor that reads the payload.
+
+    `payload` is a descriptor of the host's, whose content is copied: what the function opens is its own file.
+    """
+    os.close(os.open(places.RESULT, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    writer = os.open(places.PAYLOAD, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+    try:
+        at, size = 0, os.fstat(payload).st_size
+        while at < size:
+            at += os.sendfile(writer, payload, at, size - at)
+    finally:
+        os.close(writer)
+    return os.open(places.PAYLOAD, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def has_code() -> bool:
