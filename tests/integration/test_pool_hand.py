@@ -14,14 +14,14 @@ from nanogrid.errors import PoolExhaustedError
 from nanogrid.pool.states import State
 from nanogrid.result import StartKind
 from tests.support.child import child
-from tests.support.repeated import Repeated, await_states, has_written, shown
+from tests.support.repeated import Repeated, await_states, shown, written
 from tests.support.rig import Rig
 from tests.support.rig import rig as open_rig
 from tests.support.services import wait_until
 
 ECHO = "import sys; print('got', sys.stdin.read())"
 SLOW = (
-    "import os, sys, time\nopen(os.environ['NANOGRID_RESULT'], 'w').write('1')\n"
+    "import os, sys, time\nopen(os.environ['NANOGRID_RESULT'], 'w').write(os.environ['NANOGRID_REQUEST_ID'])\n"
     "time.sleep(float(sys.stdin.read() or 600))\nprint('done')"
 )
 NEVER_PAUSED = {"pause_after_s": 600.0}
@@ -39,11 +39,9 @@ def await_run(rig: Rig, request_id: str) -> None:
 
     def runs() -> bool:
         (pooled,) = rig.owner.stock.all()
-        assert pooled.slot is not None
         (container,) = shown(rig)
-        return (container.state, container.request_id) == ("leased", request_id) and has_written(
-            rig.engine, str(pooled.id)
-        )
+        leased = (container.state, container.request_id) == ("leased", request_id)
+        return leased and written(rig.engine, str(pooled.id)) == request_id
 
     wait_until(runs, "the function runs")
 

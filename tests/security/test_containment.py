@@ -165,8 +165,21 @@ def test_mounting_and_devices(rig: Rig) -> None:
 
 
 def test_replacing_the_result_with_a_link(rig: Rig) -> None:
-    """The result file cannot be exchanged for a link to a file of the host."""
-    assert attempt(rig, "os.unlink(os.environ['NANOGRID_RESULT'])") in ("OSError", "PermissionError")
+    """A link in place of the result leads nowhere, whatever it points to: the worker does not follow it."""
+    for target in ("/etc/passwd", "/nanogrid/run/payload.json", "/proc/self/environ"):
+        run = rig.run(
+            f"import os; path = os.environ['NANOGRID_RESULT']; os.unlink(path); os.symlink({target!r}, path)", payload=1
+        )
+        assert (run.report.exit_code, run.value) == (0, None)
+
+
+@pytest.mark.parametrize(
+    "make", ["os.mkfifo(path)", "os.mkdir(path)", "socket.socket(socket.AF_UNIX).bind(path)", "os.mkfifo(path, 0)"]
+)
+def test_a_result_that_is_no_file(rig: Rig, make: str) -> None:
+    """What is not a regular file is no value, and nobody waits for it."""
+    run = rig.run(f"import os, socket; path = os.environ['NANOGRID_RESULT']; os.unlink(path); {make}")
+    assert (run.report.exit_code, run.value) == (0, None)
 
 
 def test_seeing_another_functions_run(rig: Rig) -> None:
@@ -177,7 +190,7 @@ def test_seeing_another_functions_run(rig: Rig) -> None:
             attempt(
                 rig,
                 "pids = [p for p in os.listdir('/proc') if p.isdigit()]\n"
-                "print(json.dumps([len(pids), os.listdir('/nanogrid'), open('/nanogrid/payload.json').read()]))",
+                "print(json.dumps([len(pids), os.listdir('/nanogrid'), open('/nanogrid/run/payload.json').read()]))",
             )
         )
     assert seen[0] <= 3

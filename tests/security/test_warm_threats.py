@@ -63,6 +63,12 @@ def function(rig: Rig) -> Repeated:
     return Repeated(rig, PROGRAM, memoryMb=256)
 
 
+@pytest.fixture(scope="module")
+def compiling(rig: Rig) -> Repeated:
+    """The same as a function whose command may call a compiler."""
+    return Repeated(rig, {"run.sh": "exec python3 main.py", "main.py": PROGRAM}, "cpp", memoryMb=256)
+
+
 def done(function: Repeated, source: str, **changes: object) -> Run:
     """A run that must succeed."""
     run = function.run(source, **changes)  # type: ignore[arg-type]
@@ -121,14 +127,25 @@ def test_changing_modes_of_the_writable_folders(function: Repeated) -> None:
 
 
 @pytest.mark.parametrize("folder", ["/workspace", "/tmp", "/dev/shm"])
-@pytest.mark.parametrize("target", ["/nanogrid", "/nanogrid/code", "/proc", "/", "/nanogrid/compiler-cache"])
+@pytest.mark.parametrize("target", ["/nanogrid", "/nanogrid/code", "/proc", "/"])
 def test_links_that_lead_the_cleaner_astray(function: Repeated, folder: str, target: str) -> None:
-    """Links to what must stay are removed, and what they point to is not, whoever could write there."""
-    attack = f"open('/nanogrid/compiler-cache/kept', 'w').write('1'); os.symlink({target!r}, {folder!r} + '/link')"
-    look = "print(tree('/nanogrid/code'), open('/nanogrid/code/main.py').read() == open('main.py').read(), os.listdir('/nanogrid/runner') != [])"
-    unchanged(function, attack, look)
-    kept = done(function, f"print(open('/nanogrid/compiler-cache/kept').read(), os.path.lexists('{folder}/link'))")
-    assert kept.out == "1 False\n"
+    """Links to what must stay are removed, and what they point to is not."""
+    attack = f"os.symlink({target!r}, {folder!r} + '/link')"
+    look = (
+        "print(tree('/nanogrid/code'), open('/nanogrid/code/main.py').read() == open('main.py').read(), "
+        f"os.listdir('/nanogrid/runner') != [], os.path.lexists({folder!r} + '/link'))"
+    )
+    assert unchanged(function, attack, look).endswith("True True False\n")
+
+
+def test_a_link_to_what_the_cleaner_could_empty(compiling: Repeated) -> None:
+    """The compiler cache stays from run to run, and no link makes the cleaner empty it."""
+    done(
+        compiling,
+        "open('/nanogrid/compiler-cache/kept', 'w').write('1'); os.symlink('/nanogrid/compiler-cache', '/tmp/x')",
+    )
+    kept = done(compiling, "print(open('/nanogrid/compiler-cache/kept').read(), os.path.lexists('/tmp/x'))")
+    assert (kept.out, kept.container.start_kind) == ("1 False\n", StartKind.WARM)
 
 
 def test_changing_the_own_code(function: Repeated) -> None:
@@ -161,14 +178,14 @@ def test_poisoning_compiled_code(function: Repeated) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/nanogrid/new", "/nanogrid/payload.json", "/nanogrid/runner/new", "/nanogrid/runner/call_handler.py"]
+    "path", ["/nanogrid/new", "/nanogrid/control.sock", "/nanogrid/runner/new", "/nanogrid/runner/call_handler.py"]
 )
 def test_writing_where_the_host_and_the_runner_look(function: Repeated, path: str) -> None:
-    """Nothing in the container's folder can be written, made, renamed or removed but the result's content."""
+    """Nothing in the container's folder can be written, made, renamed or removed, nor what a run's own folder is mounted on."""
     run = done(
         function,
         f"print(attempt(open, {path!r}, 'w'), attempt(os.unlink, {path!r}), attempt(os.rename, {path!r}, '/nanogrid/x'), "
-        "attempt(os.unlink, '/nanogrid/result.json'), attempt(os.chmod, '/nanogrid/result.json', 0))",
+        "attempt(os.rename, '/nanogrid/run', '/nanogrid/x'), attempt(os.rmdir, '/nanogrid/run'), attempt(os.chmod, '/nanogrid', 0))",
     )
     words = run.out.split()
     assert set(words) <= {"OSError", "PermissionError", "FileNotFoundError"}, words
@@ -359,9 +376,9 @@ def test_locks_and_watches(function: Repeated) -> None:
     """A lock on a file that both runs can open is free again: whoever held it is gone."""
     source = """
 import fcntl
-for path in ('/nanogrid/code/main.py', '/nanogrid/result.json', '/nanogrid/runner/call_handler.py'):
+for path in ('/nanogrid/code/main.py', '/nanogrid/run', '/nanogrid/run/result.json', '/nanogrid/runner/call_handler.py'):
     fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
-fcntl.lockf(os.open('/nanogrid/result.json', os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+fcntl.lockf(os.open('/nanogrid/run/result.json', os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
 print('locked')
 if daemon(): time.sleep(600)
 """
@@ -417,7 +434,7 @@ def test_seeing_the_request_before(function: Repeated) -> None:
     """Payload, environment and result of the run before are not to be found, also where it wrote no result of its own."""
     attack = "open(os.environ['NANOGRID_RESULT'], 'w').write('\"secret-result\"'); 'secret-payload'"
     look = (
-        "print('secret' in ''.join([open('/nanogrid/payload.json').read()[:0], open('/nanogrid/result.json').read()]), "
+        "print('secret' in open('/nanogrid/run/result.json').read(), tree('/nanogrid/run'), "
         "sorted(os.listdir('/nanogrid')), any('TOKEN' in name for name in os.environ))"
     )
     before, after = seen(function, attack, look)
@@ -434,7 +451,7 @@ def test_seeing_the_request_before(function: Repeated) -> None:
 def test_a_payload_that_stays_open(function: Repeated) -> None:
     """A run that keeps its stdin and the payload file open, beyond its end, sees nothing of the next payload."""
     attack = """
-file = open('/nanogrid/payload.json')
+file = open('/nanogrid/run/payload.json')
 if daemon():
     while True: attempt(lambda: open('/tmp/found', 'a').write(file.read() + sys.stdin.read()))
 """
@@ -479,9 +496,17 @@ def test_a_run_that_was_cut_short_costs_its_container(function: Repeated, rig: R
         wait_until(partial(is_gone, rig, run.container.id), "the container is gone")
 
 
+def test_a_compiler_cache_where_nothing_is_compiled(function: Repeated) -> None:
+    """A container of a python function has none: nothing that it can write to stays."""
+    look = "print(os.path.ismount('/nanogrid/compiler-cache'), attempt(open, '/nanogrid/compiler-cache/x', 'w'))"
+    assert done(function, look).out == "False PermissionError\n"
+
+
 def test_another_functions_compiler_cache(rig: Rig) -> None:
-    """What one function puts into its compiler cache, no other function finds in its own."""
-    first, second = Repeated(rig, PROGRAM), Repeated(rig, PROGRAM)
+    """What one function puts into its compiler cache, no other function finds in its own, nor other code of the same name."""
+    first, second = (
+        Repeated(rig, {"run.sh": "exec python3 main.py", "main.py": f"{PROGRAM}# {number}"}, "cpp") for number in (1, 2)
+    )
     done(first, "open('/nanogrid/compiler-cache/poison', 'w')")
     assert done(second, "print(os.listdir('/nanogrid/compiler-cache'))").out == "[]\n"
 

@@ -80,7 +80,10 @@ def serve(line: Line, functions: tuple[Repeated, ...]) -> None:
     """The other process's whole life."""
     while (told := line.receive()) is not None:
         function = functions[told["function"]]
-        changes = {"request_id": told["request_id"]} if told["request_id"] else {}
+        changes: dict[str, Any] = {}
+        if told["request_id"]:
+            env = {**function.wanted.env, "NANOGRID_REQUEST_ID": told["request_id"]}
+            changes = {"request_id": told["request_id"], "env": env}
         try:
             run = function.run(told["payload"], **changes)
         except NanoGridError as error:

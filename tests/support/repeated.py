@@ -95,13 +95,13 @@ def engine_state(rig: Rig, container_id: str) -> str:
     return str(rig.engine.api.inspect_container(container_id)["State"]["Status"])
 
 
-def has_written(engine: Engine, container_id: str) -> bool:
-    """Whether the function that runs in a container has written to its result."""
+def written(engine: Engine, container_id: str) -> str:
+    """What the function that runs in a container has written to its result; that of the run before until it is cleaned up."""
     pid = int(engine.api.inspect_container(container_id)["State"]["Pid"])
     try:
-        return (Path("/proc") / str(pid) / "root" / "nanogrid/run/result.json").stat().st_size > 0
+        return (Path("/proc") / str(pid) / "root" / "nanogrid/run/result.json").read_text()
     except FileNotFoundError:
-        return False
+        return ""
 
 
 def once_it_runs(fault: Callable[[Container], None]) -> Callable[[Container], None]:
@@ -110,7 +110,7 @@ def once_it_runs(fault: Callable[[Container], None]) -> Callable[[Container], No
     def during(container: Container) -> None:
         def watch() -> None:
             with closing(Engine(Settings(pull_images=False))) as engine:
-                wait_until(lambda: has_written(engine, container.id), "the function runs")
+                wait_until(lambda: written(engine, container.id) != "", "the function runs")
             fault(container)
 
         threading.Thread(target=watch).start()

@@ -47,12 +47,12 @@ CODECS = ("utf-8", "utf8", "ascii", "us-ascii", "latin-1", "latin1", "iso-8859-1
 HANDLERS = ("strict", "ignore", "replace", "backslashreplace", "surrogateescape", "xmlcharrefreplace", "namereplace")
 VALUES = {
     "PYTHONUTF8": ("0", "1"),
-    "PYTHONHASHSEED": ("0", "random"),
     "PYTHONOPTIMIZE": ("0", "1", "2"),
     "PYTHONIOENCODING": (*CODECS, *(f"{codec}:{handler}" for codec in CODECS for handler in HANDLERS)),
 }
 """Variables that a run may have the held interpreter started with, and their values."""
 
+SEED_DIGITS = 10
 LOCALE_VARIABLES = ("LANG", "LC_ALL", "LC_CTYPE", "LC_COLLATE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME")
 CHARSETS = ("UTF-8", "utf8", "UTF8", "utf-8", "ISO-8859-1", "ISO-8859-15", "iso88591", "iso885915")
 
@@ -108,11 +108,20 @@ def held_as(env: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str] | 
         elif name in ANY_TEXT:
             if value:
                 wanted[name] = "1"
-        elif value in VALUES.get(name, ()) or (name in LOCALE_VARIABLES and is_locale(value)):
+        elif (
+            value in VALUES.get(name, ())
+            or (name in LOCALE_VARIABLES and is_locale(value))
+            or (name == "PYTHONHASHSEED" and is_seed(value))
+        ):
             wanted[name] = value
         else:
             return None
     return wanted
+
+
+def is_seed(value: str) -> bool:
+    """Whether it is what Python takes for a seed."""
+    return value == "random" or (len(value) <= SEED_DIGITS and value.isascii() and value.isdigit())
 
 
 def is_locale(value: str) -> bool:
