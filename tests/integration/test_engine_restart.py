@@ -107,7 +107,8 @@ def test_a_run_that_outlives_its_engine(
 ) -> None:
     """With live-restore a run goes on without the engine, and its result counts."""
     restart(LIVE_RESTORE)
-    with open_rig(tmp_path, docker_url=engine.url) as here:
+    # Its container is not to be paused before the engine is back, however long that takes: pausing needs the engine.
+    with open_rig(tmp_path, docker_url=engine.url, pause_after_s=600.0) as here:
         function = Repeated(here, SLOW)
         gone = threading.Event()
 

@@ -356,28 +356,35 @@ def fill_files(disk: Path) -> list[Path]:
     return fillers
 
 
-@pytest.mark.parametrize(("fill", "warm_fails"), [(fill_bytes, True), (fill_files, False)], ids=["bytes", "files"])
-def test_a_full_disk(small_disk: Path, fill: Callable[[Path], list[Path]], warm_fails: bool) -> None:
-    """What finds no room fails with a sentence and may be tried again, nothing is left, and with room it works."""
+@pytest.mark.parametrize(
+    ("fill", "files", "runtime"),
+    [(fill_bytes, {"run.sh": "echo got $(cat)"}, "sh"), (fill_files, {"main.py": ECHO}, "python")],
+    ids=["bytes", "files"],
+)
+def test_a_full_disk(small_disk: Path, fill: Callable[[Path], list[Path]], files: dict[str, str], runtime: str) -> None:
+    """What finds no room fails with a sentence and may be tried again, nothing is left, and with room it works.
+
+    A warm run needs none: what it is given and gives back is on no disk. A launched one finds it there.
+    """
     with open_rig(small_disk) as here:
-        function, other = Repeated(here, ECHO), Repeated(here, ECHO)
+        function, other = Repeated(here, ECHO), Repeated(here, files, runtime)
         function.succeed(1)
         await_states(here, "paused")
         fillers = fill(small_disk)
-        for unlucky in (other, function, other) if warm_fails else (other, other):
+        for _ in range(2):
             with pytest.raises(
                 ContainerStartError, match=r"could not be (made|written|laid out).*No space left"
             ) as full:
-                unlucky.run("x" * 20_000)
+                other.run("x" * 20_000)
             assert full.value.retryable
             fill(small_disk)  # what the container had goes with it
-        if not warm_fails:  # its files are all there
-            assert function.succeed(2) == (StartKind.WARM, "got 2\n")
+        text = "x" * 20_000
+        assert function.succeed(text) == (StartKind.WARM, f'got "{text}"\n')
         for filler in fillers:
             filler.unlink(missing_ok=True)
-        assert function.succeed(3)[1] == "got 3\n"
+        assert function.succeed(3) == (StartKind.WARM, "got 3\n")
         assert other.succeed(4) == (StartKind.COLD, "got 4\n")
-        await_states(here, "paused", "paused")
+        await_states(here, *["paused"] * (2 if runtime == "python" else 1))
 
 
 # -- bounds

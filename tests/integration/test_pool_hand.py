@@ -41,7 +41,7 @@ def await_run(rig: Rig, request_id: str) -> None:
         (pooled,) = rig.owner.stock.all()
         (container,) = shown(rig)
         leased = (container.state, container.request_id) == ("leased", request_id)
-        return leased and written(rig.engine, str(pooled.id)) == request_id
+        return leased and pooled.link is not None and written(pooled.link.peer_pid()) == request_id
 
     wait_until(runs, "the function runs")
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nanogrid.container.engine import Engine
 from nanogrid.container.hardening import Confinement
 from nanogrid.errors import NanoGridError
 from nanogrid.executor import classify
-from nanogrid.pool.lease import Container
+from nanogrid.pool.lease import Container, WarmContainer
 from nanogrid.pool.snapshot import Shown, snapshot
 from nanogrid.result import Outcome, StartKind
-from nanogrid.settings import Settings
 from tests.support.rig import Rig, Run
 from tests.support.services import wait_until
 
@@ -95,12 +93,14 @@ def engine_state(rig: Rig, container_id: str) -> str:
     return str(rig.engine.api.inspect_container(container_id)["State"]["Status"])
 
 
-def written(engine: Engine, container_id: str) -> str:
-    """What the function that runs in a container has written to its result; that of the run before until it is cleaned up."""
-    pid = int(engine.api.inspect_container(container_id)["State"]["Pid"])
+def written(first_pid: int) -> str:
+    """What the function in the container of this first process has written to its result.
+
+    What the run before has written is there until it is cleaned up.
+    """
     try:
-        return (Path("/proc") / str(pid) / "root" / "nanogrid/run/result.json").read_text()
-    except FileNotFoundError:
+        return (Path("/proc") / str(first_pid) / "root" / "nanogrid/run/result.json").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return ""
 
 
@@ -108,9 +108,11 @@ def once_it_runs(fault: Callable[[Container], None]) -> Callable[[Container], No
     """For `during`: do something to the container as soon as its function has written to its result."""
 
     def during(container: Container) -> None:
+        assert isinstance(container, WarmContainer)
+        pid = container._grip.link.peer_pid()
+
         def watch() -> None:
-            with closing(Engine(Settings(pull_images=False))) as engine:
-                wait_until(lambda: written(engine, container.id) != "", "the function runs")
+            wait_until(lambda: written(pid) != "", "the function runs")
             fault(container)
 
         threading.Thread(target=watch).start()
