@@ -110,6 +110,27 @@ class Slot:
         except OSError as error:
             raise ContainerStartError(f"the code could not be laid out in {self.path}: {error}") from error
 
+    def problem(self) -> str | None:
+        """What is not as it was made in the folder of a warm container: for its user it is read-only. None: all is well.
+
+        Of code and packages only the folders are looked at: their files are the cache's own.
+        """
+        try:
+            with os.scandir(self.path) as entries:
+                for entry in entries:
+                    status = entry.stat(follow_symlinks=False)
+                    if entry.name not in (*FOLDERS, CODE, PACKAGES):
+                        return f"{entry.name!r} has come into its folder"
+                    if (
+                        not stat.S_ISDIR(status.st_mode)
+                        or status.st_uid != os.geteuid()
+                        or status.st_mode & (stat.S_ISUID | stat.S_ISGID | stat.S_IWGRP | stat.S_IWOTH)
+                    ):
+                        return f"{entry.name!r} in its folder has mode {status.st_mode:o} and owner {status.st_uid}"
+        except OSError as error:
+            return f"its folder cannot be read: {error}"
+        return None
+
     def remove(self) -> None:
         """Delete the folder; one that is gone already is fine. Folders of a farm are read-only, also for their owner."""
         for parent, _, _ in os.walk(self.path):

@@ -93,7 +93,10 @@ class Settler:
             return True
         if message is None:
             return False
-        if isinstance(message, Ready):
+        changed = None if pooled.slot is None else pooled.slot.problem()
+        if changed is not None:
+            self._give_up(pooled, changed)
+        elif isinstance(message, Ready):
             pooled.measure()
             pooled.request_id = None
             self._stock.move(pooled, State.IDLE)

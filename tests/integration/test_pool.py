@@ -25,6 +25,7 @@ from nanogrid.pool.snapshot import snapshot
 from nanogrid.pool.starting import container_name
 from nanogrid.result import StartKind
 from nanogrid.settings import Settings
+from tests.support.repeated import Repeated
 from tests.support.rig import Rig
 from tests.support.rig import rig as open_rig
 from tests.support.services import wait_until
@@ -47,6 +48,19 @@ def in_another_process(tmp_path: Path, program: str) -> subprocess.Popen[str]:
 def end(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
+
+
+def test_a_container_whose_folder_has_changed_is_not_used_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever could write there: the next run has another container, and the log says why."""
+    with open_rig(tmp_path, pause_after_s=0.0) as here:
+        function = Repeated(here, "print('ran')")
+        first = function.run()
+        (first.container.folder.path / "new").touch()
+        wait_until(lambda: first.container.name not in here.containers(), "the container is gone")
+        assert function.run().container.id != first.container.id
+        assert "'new' has come into its folder" in caplog.text
 
 
 def test_a_child_that_dies_loses_its_container(rig: Rig, tmp_path: Path) -> None:

@@ -375,8 +375,70 @@ def test_packages_are_imported_beforehand_in_the_spare_alone(here: Box, tmp_path
     assert here.run(env=env).out == b"False False 65534 True ['/workspace', '/nanogrid/packages']\n"
     for _ in range(2):
         assert here.run(env=env).out == b"False True 65534 True ['/workspace', '/nanogrid/packages']\n"
-    other = here.run(env={**env, "OTHER": "1"})
-    assert (other.out, other.how) == (b"False False 65534 True ['/workspace', '/nanogrid/packages']\n", "exec")
+
+
+def test_packages_are_there_for_who_differs_in_nothing_they_have_read(here: Box, tmp_path: Path) -> None:
+    """A run has them beforehand unless its environment differs in a variable that they asked for, or could have asked for."""
+    packages = write_code(
+        tmp_path / "packages",
+        {
+            "pack/__init__.py": "import os\nmode = os.environ.get('MODE')\n",
+            "pack/compiled.so": "\0OMP_THREADS\0text of MY_OTHER_NAME\0",
+        },
+    )
+    source = "import sys\nseen = 'pack' in sys.modules\nimport pack\nprint(pack.mode)\n"
+    here.place(write_code(tmp_path / "code", {"main.py": source}), packages)
+    env = {"PYTHONPATH": "/nanogrid/packages"}
+    assert [here.run(env=env).how for _ in range(2)] == ["python", "python"]
+    hows = {}
+    for name in ("PLAIN", "PLAIN", "MODE", "OMP_THREADS", "OTHER_NAME", "lower", "NAME"):
+        run = here.run(env={**env, name: "mine"})
+        assert run.out == (b"mine\n" if name == "MODE" else b"None\n")
+        hows[name] = run.how
+    assert hows == {
+        "PLAIN": "python",  # after the first one, from which on it is known what the compiled module holds
+        "MODE": "exec",
+        "OMP_THREADS": "exec",
+        "OTHER_NAME": "exec",  # the end of a string can be one of its own
+        "lower": "exec",
+        "NAME": "exec",
+    }
+
+
+def test_packages_that_look_at_the_whole_environment(here: Box, tmp_path: Path) -> None:
+    """They may have seen any variable; those that each run has of us do not count."""
+    packages = write_code(tmp_path / "packages", {"pack.py": "import os\nnames = sorted(os.environ)\n"})
+    source = "import pack\nprint('A' in pack.names)\n"
+    here.place(write_code(tmp_path / "code", {"main.py": source}), packages)
+    env = {"PYTHONPATH": "/nanogrid/packages"}
+    assert [here.run(env=env).how for _ in range(2)] == ["python", "python"]
+    for _ in range(2):
+        run = here.run(env={**env, "A": "1"})
+        assert (run.out, run.how) == (b"True\n", "exec")
+
+
+def test_a_package_that_is_imported_beforehand_sees_no_request(here: Box, tmp_path: Path) -> None:
+    """No payload, no variable of a request, no file and no connection is there while it is imported; nothing that it writes stays."""
+    packages = write_code(
+        tmp_path / "packages",
+        {
+            "pack.py": "import os\n"
+            "seen = [\n"
+            "    [entry for place in ('/workspace', '/tmp', '/dev/shm', '/nanogrid/run') for entry in os.listdir(place)],\n"
+            "    [name for name in os.environ if name.startswith('NANOGRID')],\n"
+            "    [os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{fd}')],\n"
+            "]\n"
+            "open('/tmp/left', 'w'); open('left', 'w')\n"
+        },
+    )
+    source = "import pack, os\nprint(pack.seen[:2], [link for link in pack.seen[2] if 'socket' in link], os.listdir('/tmp'), os.listdir('.'))\n"
+    here.place(write_code(tmp_path / "code", {"main.py": source}), packages)
+    env = {"PYTHONPATH": "/nanogrid/packages"}
+    first = here.run(env=env, payload="secret")
+    assert (b"'NANOGRID_REQUEST_ID'" in first.out, b"'left'" in first.out) == (True, True)
+    for _ in range(2):
+        run = here.run(env=env, payload="secret")
+        assert (run.out, run.err, run.how) == (b"[[], []] [] [] ['main.py']\n", b"", "python")
 
 
 @pytest.mark.parametrize(

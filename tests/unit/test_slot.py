@@ -266,6 +266,37 @@ def test_a_result_that_is_no_file_is_none() -> None:
         os.close(reading)
 
 
+# -- looking at it again
+
+
+def test_a_slot_that_is_as_it_was_made_is_well(slot: Slot, code: Path) -> None:
+    """Before and after it has its function."""
+    assert slot.problem() is None
+    slot.place(code, code)
+    assert slot.problem() is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda path: (path / "new").touch(), "'new' has come into its folder"),
+        (lambda path: (path / "run").chmod(0o4755), "'run' in its folder has mode 44755 and owner"),
+        (lambda path: (path / "runner").chmod(0o777), "'runner' in its folder has mode 40777"),
+        (
+            lambda path: ((path / "run").rmdir(), (path / "run").symlink_to("/etc")),
+            "'run' in its folder has mode 120777",
+        ),
+        (lambda path: ((path / "run").rmdir(), (path / "run").touch()), "'run' in its folder has mode 100"),
+        (lambda path: path.rename(path.parent / "x"), "its folder cannot be read"),
+    ],
+    ids=["new", "set-id", "open", "link", "file", "gone"],
+)
+def test_a_slot_that_was_changed_is_told(slot: Slot, change: Callable[[Path], object], says: str) -> None:
+    """Whatever could do that, its container is not used again."""
+    change(slot.path)
+    assert says in str(slot.problem())
+
+
 # -- removal
 
 
