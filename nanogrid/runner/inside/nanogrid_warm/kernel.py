@@ -92,17 +92,85 @@ def populate(calls: Iterable[Any]) -> None:
             return
 
 
+# -- what is done with names that are not to be known: all of it between the kernel and one buffer
+
+BUFFER_BYTES = 1 << 16
+"""As long as the longest list of attributes that the kernel gives."""
+AT_REMOVEDIR = 0x200
+FOLDER_MODE = 0o700
 FS_IOC_SETFLAGS = 0x40086602
 """On 64-bit machines. On others the kernel refuses it, and has no such flags in memory either."""
-_IOCTL = _function("ioctl")
+
+_SYSCALL, _UNLINKAT, _OPENAT, _FCHMODAT, _IOCTL, _FLISTXATTR, _FREMOVEXATTR = map(
+    _function, ("syscall", "unlinkat", "openat", "fchmodat", "ioctl", "flistxattr", "fremovexattr")
+)
+_GETDENTS64 = {"x86_64": 217, "aarch64": 61, "riscv64": 61, "ppc64le": 202, "s390x": 220}.get(os.uname().machine)
+KEEPS_NAMES_OUT = bool(AVAILABLE and _GETDENTS64 and _SYSCALL and _UNLINKAT and _FLISTXATTR)
+"""Whether a folder can be emptied so. Where not, no run may go on in the process that has done it otherwise."""
+
+if KEEPS_NAMES_OUT:
+
+    class _Buffer(_ctypes.Array):  # type: ignore[type-arg]
+        _type_ = type("_Byte", (_ctypes._SimpleCData,), {"_type_": "B"})
+        _length_ = BUFFER_BYTES
+
+    _BUFFER = _Buffer()
+    _START = _ctypes.addressof(_BUFFER)
+    BYTES = memoryview(_BUFFER).cast("B")
+    """What the kernel has written. Numbers may be read from it; names stay there."""
 
 
-def clear_flags(folder: bytes) -> None:
+def wipe(size: int) -> None:
+    """Overwrite what was read."""
+    BYTES[:size] = bytes(size)
+
+
+def read_folder(file: int, size: int) -> int:
+    """Read entries of a folder; how many bytes of them there are. Raises OSError."""
+    return _checked(
+        _CALL(_SYSCALL, (_Size(_GETDENTS64), file, _Pointer(_START), _Size(size))), "a folder could not be read"
+    )
+
+
+def unlink(folder_file: int, name_at: int, *, folder: bool) -> bool:
+    """Remove what has this name in a folder. Whether it could be."""
+    return _CALL(_UNLINKAT, (folder_file, _Pointer(_START + name_at), AT_REMOVEDIR if folder else 0)) == 0
+
+
+def open_folder(folder_file: int, name_at: int, flags: int) -> int:
+    """Make a folder its owner's, whatever mode it has, and open it; -1 where that fails."""
+    name = _Pointer(_START + name_at)
+    _CALL(_FCHMODAT, (folder_file, name, FOLDER_MODE, 0))
+    return _CALL(_OPENAT, (folder_file, name, flags))
+
+
+def list_attributes(file: int) -> int:
+    """Read the names of a file's attributes; how many bytes they have. Raises OSError."""
+    return _checked(
+        _CALL(_FLISTXATTR, (file, _Pointer(_START), _Size(BUFFER_BYTES))),
+        "the attributes of a folder could not be read",
+    )
+
+
+def remove_attribute(file: int, name_at: int) -> bool:
+    """Take the attribute of this name away. Whether that could be done."""
+    return _CALL(_FREMOVEXATTR, (file, _Pointer(_START + name_at))) == 0
+
+
+def clear_flags(file: int) -> None:
     """Take a folder's flags away (`chattr`): since Linux 6.1 files in memory have some that their owner may set."""
-    if not (AVAILABLE and _IOCTL):
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _CALL(_IOCTL, (descriptor, FS_IOC_SETFLAGS, _ctypes.byref(_Size(0))))
-    finally:
-        os.close(descriptor)
+    _CALL(_IOCTL, (file, FS_IOC_SETFLAGS, _ctypes.byref(_Size(0))))
+
+
+def text_at(name_at: int) -> str:
+    """A name, for a message that is the last one."""
+    end = name_at
+    while BYTES[end]:
+        end += 1
+    return repr(bytes(BYTES[name_at:end]))
+
+
+def _checked(result: int, problem: str) -> int:
+    if result < 0:
+        raise OSError(problem)
+    return result

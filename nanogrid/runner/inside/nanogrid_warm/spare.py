@@ -87,7 +87,7 @@ class Held:
         """Whether a request can run in the held interpreter and nobody could tell."""
         return (
             request["in_process"]
-            and kernel.AVAILABLE
+            and kernel.KEEPS_NAMES_OUT
             and request["argv"][:SCRIPT] == self.command
             and self._is_found(env)
             and begin.held_as(env, self.env) == self.special

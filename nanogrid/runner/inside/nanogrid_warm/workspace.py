@@ -15,11 +15,10 @@ from __future__ import annotations
 import os
 import stat
 
-from nanogrid_warm import kernel, places
+from nanogrid_warm import emptying, kernel, places
 
 WORKSPACE = places.WORKSPACE.encode()
-WRITABLE = tuple(place.encode() for place in places.WRITABLE)
-OWN = (WORKSPACE, places.RUN.encode())
+OWN = (places.WORKSPACE, places.RUN)
 """Those that belong to the function's user."""
 CODE = places.CODE.encode()
 CHUNK_BYTES = 1 << 20
@@ -29,11 +28,14 @@ def clean() -> None:
     """Empty all writable folders. Raises OSError for what cannot be removed."""
     for folder in OWN:
         os.chmod(folder, 0o700)
-        for name in os.listxattr(folder):
-            os.removexattr(folder, name)
-        kernel.clear_flags(folder)
-    for folder in WRITABLE:
-        _empty(folder)
+        if kernel.KEEPS_NAMES_OUT:
+            emptying.clear_attributes(folder)
+        else:
+            for name in os.listxattr(folder):
+                os.removexattr(folder, name)
+    for folder in places.WRITABLE:
+        if os.path.isdir(folder):
+            (emptying.empty if kernel.KEEPS_NAMES_OUT else _empty)(folder)
     for folder in OWN:
         os.utime(folder)
     os.chdir(WORKSPACE)
@@ -65,17 +67,15 @@ def lay_out() -> None:
     _copy_folder(CODE, WORKSPACE)
 
 
-def _empty(folder: bytes) -> None:
-    """Remove what is in a folder. Walks by changing into folders: no depth is too deep, no path too long."""
-    if not os.path.isdir(folder):
-        return
+def _empty(folder: str) -> None:
+    """The same where Python cannot call the C library. It sees names, and every run there is a new program's."""
     os.chdir(folder)
     pending = [_remove_files()]
     while pending:
         if not pending[-1]:
             pending.pop()
             if pending:
-                os.chdir(b"..")
+                os.chdir("..")
                 os.rmdir(pending[-1].pop())
             continue
         name = pending[-1][-1]

@@ -1,0 +1,106 @@
+"""Empties a folder without learning the names of what was in it.
+
+The rule: the process that empties a folder is the next run's, and its memory is that run's to look at. So names of files and of
+attributes stay in one buffer, where the kernel puts them and takes them from, and which is wiped. Walks by changing into folders: no
+depth is too deep, no path too long, no link is followed.
+"""
+
+# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# ruff: noqa: PTH109
+# The programs find each other, and private parts of Python, where mypy does not look.
+# mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
+
+from __future__ import annotations
+
+import os
+
+from nanogrid_warm import kernel
+
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+READ_BYTES = 4096
+"""So few, because a folder is read again from its start after each folder in it."""
+
+# struct linux_dirent64: two numbers of 8 bytes, its own length, a type, a name that ends with 0.
+LENGTH_AT, TYPE_AT, NAME_AT = 16, 18, 19
+IS_FOLDER = 4
+DOT = ord(".")
+
+
+def empty(folder: str) -> None:
+    """Remove what is in a folder, and leave the working directory there. Raises OSError for what cannot be removed."""
+    os.chdir(folder)
+    depth, entered = 0, False
+    while True:
+        into, found = _remove_here()
+        if entered and not found:  # there is nothing in it by which it could not be removed from outside
+            raise OSError(f"{os.getcwd()} could not be removed")
+        entered = into >= 0
+        if entered:
+            os.fchdir(into)
+            os.close(into)
+            depth += 1
+        elif depth:
+            os.chdir("..")
+            depth -= 1
+        else:
+            return
+
+
+def _remove_here() -> tuple[int, bool]:
+    """Remove what is in the working directory, up to the first folder with something in it.
+
+    A descriptor of that folder, -1 where all is gone; and whether there was anything.
+    """
+    here = os.open(".", FOLDER)
+    found = False
+    try:
+        removed = True
+        while removed:  # until a whole pass finds nothing
+            removed = False
+            os.lseek(here, 0, os.SEEK_SET)
+            while size := kernel.read_folder(here, READ_BYTES):
+                into = -1
+                for at in _entries(size):
+                    removed = found = True
+                    if kernel.unlink(here, at + NAME_AT, folder=kernel.BYTES[at + TYPE_AT] == IS_FOLDER):
+                        continue
+                    into = kernel.open_folder(here, at + NAME_AT, FOLDER)
+                    if into < 0:
+                        raise OSError(f"{kernel.text_at(at + NAME_AT)} in {os.getcwd()} could not be removed")
+                    break
+                kernel.wipe(size)
+                if into >= 0:
+                    return into, found
+    finally:
+        os.close(here)
+    return -1, found
+
+
+def _entries(size: int) -> list[int]:
+    """Where the entries begin that were read, but for the folder itself and the one above it."""
+    data = kernel.BYTES
+    found, at = [], 0
+    while at < size:
+        name = at + NAME_AT
+        if data[name] != DOT or (data[name + 1] and (data[name + 1] != DOT or data[name + 2])):
+            found.append(at)
+        at += data[at + LENGTH_AT] | data[at + LENGTH_AT + 1] << 8
+    return found
+
+
+def clear_attributes(folder: str) -> None:
+    """Take all extended attributes of a folder away, access lists among them. Raises OSError for what cannot be."""
+    file = os.open(folder, FOLDER)
+    try:
+        while size := kernel.list_attributes(file):
+            at = 0
+            while at < size:
+                if not kernel.remove_attribute(file, at):
+                    raise OSError(f"the attribute {kernel.text_at(at)} of {folder} could not be removed")
+                while kernel.BYTES[at]:
+                    at += 1
+                at += 1
+            kernel.wipe(size)
+        kernel.clear_flags(file)
+    finally:
+        os.close(file)
