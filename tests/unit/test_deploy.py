@@ -309,7 +309,10 @@ def test_flower_does_not_take_the_hosts_role() -> None:
     """On a host with an instance role that role is the worker's; Flower is told, and in a unit also kept, not to ask for it."""
     unit = ROOT / "deploy" / "systemd" / "nanogrid-flower.service"
     assert "Environment=AWS_EC2_METADATA_DISABLED=true\n" in unit.read_text()
-    assert read_unit(unit)["Service"]["IPAddressDeny"] == "169.254.169.254 169.254.170.2 169.254.170.23 fd00:ec2::254 fd00:ec2::23"
+    assert (
+        read_unit(unit)["Service"]["IPAddressDeny"]
+        == "169.254.169.254 169.254.170.2 169.254.170.23 fd00:ec2::254 fd00:ec2::23"
+    )
     assert '      AWS_EC2_METADATA_DISABLED: "true"\n' in compose_service("flower")
 
 
