@@ -17,7 +17,7 @@ import asyncio
 import functools
 import ipaddress
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,6 +26,7 @@ import flower
 import flower.app
 import flower.command
 import flower.events
+from botocore.exceptions import NoCredentialsError
 from flower.api import BaseApiHandler
 from flower.api.tasks import TaskAbort, TaskAsyncApply, TaskSend
 from flower.utils import strtobool
@@ -47,6 +48,11 @@ KNOWN_OF_A_WORKER = frozenset({"stats", "active_queues"})
 """Answers without which a worker is asked again: its commands, and the consumers of each queue, build on them."""
 
 API_SWITCH = "FLOWER_UNAUTHENTICATED_API"
+
+NO_CREDENTIALS = (
+    "Flower has no AWS credentials, so it can neither read the queues nor send: give it a producer's (AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY), not the worker's"
+)
 
 _RELIED_ON: list[tuple[Any, tuple[str, ...]]] = [
     (flower.command, ("Flower",)),
@@ -157,7 +163,10 @@ class SqsBroker:
     async def queues(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """One or two rows per queue, read from SQS in another thread."""
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(None, depths, list(names), self._settings, self._client)
+        try:
+            found = await loop.run_in_executor(None, depths, list(names), self._settings, self._client)
+        except NoCredentialsError as error:
+            raise HTTPError(503, NO_CREDENTIALS) from error
         return [row for depth in found for row in queue_rows(depth, self._consumers(depth.queue))]
 
     def _consumers(self, queue: str) -> int:
@@ -210,13 +219,26 @@ class GuardedApi(Guarded, BaseApiHandler):
     """Put before the handlers of Flower's API."""
 
     async def run_blocking(self, *args: Any, **kwargs: Any) -> Any:
-        """A request that can never work is the caller's mistake: 400 and the sentence about it."""
+        """A request that can never work is the caller's mistake: 400 and the sentence about it.
+
+        Without credentials nothing can be sent. A Flower that only watches is run like that, so the answer says what is missing.
+        """
         try:
             return await super().run_blocking(*args, **kwargs)
         except HTTPError as error:
-            if isinstance(error.__cause__, InvalidRequestError):
-                raise HTTPError(400, str(error.__cause__).replace("%", "%%")) from error.__cause__
+            for cause in causes(error):
+                if isinstance(cause, InvalidRequestError):
+                    raise HTTPError(400, str(cause).replace("%", "%%")) from cause
+                if isinstance(cause, NoCredentialsError):
+                    raise HTTPError(503, NO_CREDENTIALS) from cause
             raise
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """What an error was raised from, and what that was raised from: kombu puts errors of its own around boto's."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+        yield error
 
 
 class AbortRefused(BaseApiHandler):

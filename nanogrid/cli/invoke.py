@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import uuid
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from nanogrid.cli import console
 from nanogrid.cli.failures import exits_with
+from nanogrid.cli.given import given
 from nanogrid.cli.placing import LOCAL_BUCKET, with_code
-from nanogrid.errors import InvalidRequestError
 
 
 def invoke(
@@ -33,7 +30,12 @@ def invoke(
     cpus: Annotated[float | None, typer.Option(help="CPU limit, in cores.")] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option("--env", "-e", metavar="NAME=VALUE", help="A variable of the function; repeat it."),
+        typer.Option(
+            "--env",
+            "-e",
+            metavar="NAME=VALUE|@FILE|@-",
+            help="A variable of the function, or a file with it; repeat it.",
+        ),
     ] = None,
     handler: Annotated[
         str | None, typer.Option(metavar="MODULE.FUNCTION", help="python: call this with the payload.")
@@ -67,8 +69,7 @@ def invoke(
         "handler": handler,
     }
     with exits_with(console.NOT_RUN):
-        given = {name: value for name, value in wanted.items() if value is not None}
-        request = given | {"env": parse_env(env or []), "payload": parse_payload(payload)}
+        request = {name: value for name, value in wanted.items() if value is not None} | given(env or [], payload)
         target = find_target()
         client = connect(target)
         request = with_code(source, request, bucket, target, client)
@@ -78,32 +79,6 @@ def invoke(
             return
         exit_code = wait_for(client, request_id, None, as_json=as_json)
     raise typer.Exit(exit_code)
-
-
-def parse_env(pairs: list[str]) -> dict[str, str]:
-    """NAME=VALUE words as a mapping; the last of a name wins."""
-    for pair in pairs:
-        if "=" not in pair:
-            raise InvalidRequestError("env", f"{pair!r} is no NAME=VALUE")
-    return dict(pair.split("=", 1) for pair in pairs)
-
-
-def parse_payload(text: str | None) -> Any:
-    """The JSON value of `--payload`: given itself, in a file (@name) or on stdin (-)."""
-    if text is None:
-        return None
-    try:
-        if text == "-":
-            raw = sys.stdin.buffer.read()
-        else:
-            raw = Path(text[1:]).read_bytes() if text.startswith("@") else text.encode()
-        return json.loads(raw)
-    except OSError as unreadable:
-        raise InvalidRequestError("payload", f"{text[1:]} cannot be read: {unreadable.strerror}") from None
-    except ValueError as invalid:  # broken JSON, and bytes that are no text
-        raise InvalidRequestError(
-            "payload", f"is no JSON ({invalid}); a text needs quotes of its own: --payload '\"text\"'"
-        ) from None
 
 
 def _print_id(request_id: str, *, as_json: bool) -> None:

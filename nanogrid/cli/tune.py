@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from nanogrid.cli import console
-from nanogrid.cli.invoke import parse_env, parse_payload
+from nanogrid.cli.given import given
 from nanogrid.cli.placing import LOCAL_BUCKET, with_code
 
 if TYPE_CHECKING:
@@ -52,7 +52,12 @@ def tune(
     timeout_ms: Annotated[int | None, typer.Option(help="End a run after this many milliseconds.")] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option("--env", "-e", metavar="NAME=VALUE", help="A variable of the function; repeat it."),
+        typer.Option(
+            "--env",
+            "-e",
+            metavar="NAME=VALUE|@FILE|@-",
+            help="A variable of the function, or a file with it; repeat it.",
+        ),
     ] = None,
     handler: Annotated[
         str | None, typer.Option(metavar="MODULE.FUNCTION", help="python: call this with the payload.")
@@ -86,8 +91,7 @@ def tune(
     if chart is not None:
         check_chart(chart)
     wanted = {"runtime": runtime, "functionId": function_id, "timeoutMs": timeout_ms, "handler": handler}
-    given = {name: value for name, value in wanted.items() if value is not None}
-    request = given | {"env": parse_env(env or []), "payload": parse_payload(payload)}
+    request = {name: value for name, value in wanted.items() if value is not None} | given(env or [], payload)
     target = find_target()
     sizes = sizes_of(memories, cores or [target.settings.cpus])
     client = connect(target)

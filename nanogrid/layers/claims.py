@@ -28,7 +28,9 @@ TELL_EVERY_S = 10.0
 @contextmanager
 def only_builder(folder: Path, layer_id: str, log_path: Path) -> Iterator[None]:
     """Be the only builder of this layer. Waits for another one as long as it takes, and tells so in the log."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # One by one: a folder that is made as somebody's parent is open to all.
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / layer_id
     lock = _locked(path, log_path)
     try:

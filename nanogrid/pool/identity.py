@@ -1,8 +1,8 @@
 """Who owns what on a Docker host: data folders, and the workers that live in them.
 
-The rule: an owner is dead exactly when its lock file can be locked. The kernel drops a lock with the process that held
-it, however that process ended. Containers carry the id of their data folder, and a worker judges only owners of its own
-folder: of no other worker can it see the lock.
+The rule: an owner is dead exactly when its lock file can be locked; so it takes its lock before it makes anything else. The
+kernel drops a lock with the process that held it, however that process ended. Containers carry the id of their data
+folder, and a worker judges only owners of its own folder: of no other worker can it see the lock.
 """
 
 from __future__ import annotations
@@ -26,15 +26,24 @@ class Owner:
         self.data_id = data_id(data_dir)
         self.id = uuid.uuid4().hex[:16]
         owners_folder(data_dir).mkdir(exist_ok=True)
-        self.runs.mkdir(parents=True)
-        (data_dir / "runs").chmod(0o711)
-        self.runs.chmod(0o711)
+        # Before its folder: to every reaper that looks, a folder without a lock is a dead owner's.
         self._lock = _lock_new(owner_lock(data_dir, self.id))
+        try:
+            self._make_folder()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def runs(self) -> Path:
         """The folder that holds this owner's slots."""
         return runs_of(self.data_dir, self.id)
+
+    def _make_folder(self) -> None:
+        """Make `runs`, for this user alone: slots are open inside, and the engine, which mounts them, is root."""
+        self.runs.parent.mkdir(mode=0o700, exist_ok=True)
+        self.runs.parent.chmod(0o700)  # one that an older version made lets others pass
+        self.runs.mkdir(mode=0o700)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -74,7 +83,8 @@ def is_dead(data_dir: Path, owner_id: str) -> bool:
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Shared: several may look at the same time, and none of them is to be taken for the owner.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     else:

@@ -65,6 +65,20 @@ def test_invoke_behaves_like_the_function(command: CommandLine, function: Any) -
     assert summary.startswith("FAILED · exit code 7 · ")
 
 
+def test_a_secret_from_a_file_is_seen_by_the_function_alone(
+    command: CommandLine, function: Any, tmp_path: Path
+) -> None:
+    """The function gets the file's text as a variable; it stands neither in the command's arguments nor in its output."""
+    secret = tmp_path / "token"
+    secret.write_text("hunter2\n")
+    source = function("import hashlib, os; print(hashlib.sha256(os.environ['TOKEN'].encode()).hexdigest())")
+    digest = hashlib.sha256(b"hunter2").hexdigest().encode() + b"\n"
+    for word, stdin in ((f"TOKEN=@{secret}", b""), ("TOKEN=@-", b"hunter2\n")):
+        done = command.run("invoke", source, "--env", word, stdin=stdin)
+        assert (done.stdout, done.returncode) == (digest, 0)
+        assert b"hunter2" not in done.stderr
+
+
 def test_json_is_exactly_the_result(command: CommandLine, function: Any) -> None:
     """stdout holds one ExecutionResult and nothing else; the exit code is still the function's."""
     done = command.run("invoke", function("print('hi')\nraise SystemExit(3)"), "--json", "--function-id", "greet")
@@ -111,6 +125,8 @@ def test_code_that_is_not_there_was_not_run(command: CommandLine) -> None:
         (["{file}", "--runtime", "cobol"], "'cobol' is not known; accepted are python"),
         (["{file}", "--timeout-ms", "-5"], "timeoutMs: -5 is too small"),
         (["{file}", "--env", "1A=2"], "'1A' is no usable name"),
+        (["{file}", "--env", "TOKEN=@/no/such/file"], "/no/such/file, for 'TOKEN', cannot be read"),
+        (["{file}", "--env", "TOKEN=@-", "--payload", "-"], "can be read for one of --env and --payload only"),
         (["{file}", "--payload", "text"], "is no JSON"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from nanogrid.queues import QueueDepth, resolve
 from nanogrid.request import FunctionRequest, parse_request
 from tests.support.probe import NAP
 from tests.support.services import Service, accepts, aws_client, free_port, wait_until
-from tests.support.worker import Flower, Grid, Worker, grid
+from tests.support.worker import ROOT, Flower, Grid, Worker, grid
 
 Stack = tuple[Grid, Worker, Flower]
 
@@ -276,6 +277,46 @@ def test_insecure_setting_lifts_the_refusal(made: Grid) -> None:
         assert flower.get("/broker", Host="grid.example")[0] == 200
         assert flower.get("/api/workers", Host="grid.example")[0] == 401
         assert flower.post("/api/task/send-task/x", Origin="http://attacker.example")[0] == 403
+
+
+# -- with an environment of its own ----------------------------------------------------------------------------------
+
+
+def test_it_needs_nothing_but_the_monitoring_redis(stack: Stack, unique: str) -> None:
+    """Workers and tasks are seen, and workers commanded, by a Flower that knows where Redis is, and no credential."""
+    made, worker, _ = stack
+    only = {"NANOGRID_MONITOR_URL": made.settings.monitor_url, **set_by_unit()}
+    with made.flower("--address=127.0.0.1", app="nanogrid", only_env=only) as flower:
+        wait_until(lambda: known_queues(flower, worker) == {"python", "cpp"}, "Flower knows the worker")
+        made.app.send_task("nanogrid.execute_function", (request(unique),), task_id=unique)
+        wait_until(lambda: seen(flower, unique).get("state") == "SUCCESS", "the task is seen as finished")
+        assert flower.post(f"/api/worker/pool/grow/{worker.name}", {"n": 0})[0] == 200
+        assert [flower.get(page)[0] for page in ("/", "/tasks", "/broker", "/metrics")] == [200] * 4
+
+
+def test_what_needs_credentials_says_so_where_there_are_none(stack: Stack) -> None:
+    """Depths and sending go to SQS: without credentials each answers with one sentence, and the log has no traceback."""
+    made, _, _ = stack
+    urls = {"NANOGRID_MONITOR_URL": made.settings.monitor_url, "NANOGRID_RESULT_URL": made.settings.result_url}
+    only = {**urls, **set_by_unit()}
+    with made.flower("--address=127.0.0.1", app="nanogrid", only_env=only) as flower:
+        before = len(flower.log.read_text())
+        answers = [
+            flower.get("/api/queues/length"),
+            flower.post("/api/task/async-apply/nanogrid.execute_function", {"args": [request("never-sent")]}),
+        ]
+        assert flower.get("/broker")[0] == 200
+        for status, body in answers:
+            assert status == 503
+            assert body.startswith("Flower has no AWS credentials, so it can neither read the queues nor send:")
+        assert "Traceback" not in flower.log.read_text()[before:]
+
+
+def set_by_unit() -> dict[str, str]:
+    """What the systemd unit itself sets, no home to find credentials in, and what makes these tests able to ask."""
+    unit = (ROOT / "deploy" / "systemd" / "nanogrid-flower.service").read_text()
+    pairs = re.findall(r"^Environment=(\w+)=(.*)$", unit, re.MULTILINE)
+    return {**dict(pairs), "HOME": "/nonexistent", "PYTHONPATH": str(ROOT), "FLOWER_UNAUTHENTICATED_API": "true"}
 
 
 # -- rules on plain data ---------------------------------------------------------------------------------------------

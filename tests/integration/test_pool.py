@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import traceback
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nanogrid.code.tree import remove_tree
 from nanogrid.container import labels
 from nanogrid.container.engine import Engine
 from nanogrid.errors import ContainerError, ContainerLostError, ImageUnavailableError, PoolExhaustedError
@@ -25,11 +29,14 @@ from nanogrid.pool.snapshot import snapshot
 from nanogrid.pool.starting import container_name
 from nanogrid.result import StartKind
 from nanogrid.settings import Settings
+from tests.support.interleaved import before_every_line
 from tests.support.repeated import Repeated
 from tests.support.rig import Rig
 from tests.support.rig import rig as open_rig
 from tests.support.services import wait_until
 
+DOCKER_SOCKET = "/var/run/docker.sock"
+ANOTHER_USER = 12_345
 SLEEP = {"main.py": "import time; print('up', flush=True); time.sleep(600)"}
 
 
@@ -43,6 +50,32 @@ def in_another_process(tmp_path: Path, program: str) -> subprocess.Popen[str]:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
+
+
+def run_as_another_user(folder: Path, runtime: str) -> list[str]:
+    """What a function prints that a worker of another user runs, and the modes of that worker's folders."""
+    files = {"main.py": "print('hello')", "run.sh": "echo hello"}
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([Path(DOCKER_SOCKET).stat().st_gid])
+            os.setgid(ANOTHER_USER)
+            os.setuid(ANOTHER_USER)
+            with open_rig(folder) as here:
+                said = here.run(files, runtime=runtime).out
+                folders = (here.owner.folder.parent, here.owner.folder)
+                modes = " ".join(oct(path.stat().st_mode & 0o777) for path in folders)
+            os.write(writer, json.dumps([said, modes]).encode())
+        except BaseException:  # noqa: BLE001  # the parent is to see it, whatever it was
+            os.write(writer, json.dumps(traceback.format_exc()).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as pipe:  # noqa: PTH123  # a descriptor has no path
+        told: list[str] = json.load(pipe)
+    os.waitpid(child, 0)
+    return told
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -109,6 +142,57 @@ def test_a_living_workers_containers_are_left_alone(tmp_path: Path) -> None:
         end(worker)
         with closing(Engine(Settings())) as engine:
             assert reap(tmp_path / "data", engine) == 1
+
+
+def test_a_worker_that_starts_is_never_taken_for_dead(tmp_path: Path) -> None:
+    """Another worker's reaper may look before any line of its start: folder and lock are there afterwards."""
+    data_dir = tmp_path / "data"
+    with closing(Engine(Settings())) as engine:
+        for owner in before_every_line(lambda: identity.Owner(data_dir), lambda: reap(data_dir, engine), identity):
+            with closing(owner):
+                assert owner.runs.is_dir()
+                assert not identity.is_dead(data_dir, owner.id)
+            reap(data_dir, engine)
+    assert list(identity.known_owners(data_dir)) == []
+
+
+def test_a_dead_worker_is_found_dead_by_all_who_ask_at_once(tmp_path: Path) -> None:
+    """Who asks whether a worker lives is not taken for that worker by the next who asks."""
+    dead = identity.Owner(tmp_path)
+    dead.detach()
+    others: list[bool] = []
+
+    def ask() -> bool:
+        return identity.is_dead(tmp_path, dead.id)
+
+    assert all(before_every_line(ask, lambda: others.append(ask()), identity))
+    assert set(others) == {True}
+
+
+def test_other_users_see_nothing_of_slots(tmp_path: Path) -> None:
+    """A worker's folder, and that of all workers, is closed; one that an older version left open is closed as well."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    runs.chmod(0o711)
+    before = os.umask(0)
+    try:
+        owner = identity.Owner(tmp_path)
+    finally:
+        os.umask(before)
+    with closing(owner):
+        assert [path.stat().st_mode & 0o777 for path in (runs, owner.runs)] == [0o700, 0o700]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user; any other user is one already")
+@pytest.mark.parametrize("runtime", ["python", "sh"])
+def test_a_worker_that_is_not_root_runs_functions_from_closed_folders(runtime: str) -> None:
+    """The engine mounts the slots of a worker that is only in the engine's group, though nobody else may enter them."""
+    folder = Path(tempfile.mkdtemp(prefix="nanogrid-"))  # the folders of other tests are root's alone
+    try:
+        os.chown(folder, ANOTHER_USER, ANOTHER_USER)
+        assert run_as_another_user(folder, runtime) == ["hello\n", "0o700 0o700"]
+    finally:
+        remove_tree(folder)
 
 
 def test_another_data_folders_containers_are_left_alone(tmp_path: Path) -> None:

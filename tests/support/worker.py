@@ -54,7 +54,16 @@ def _text(value: object) -> str:
 class CeleryProcess:
     """One `celery -A ...` process."""
 
-    def __init__(self, grid: Grid, app: str, *arguments: str, log: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        app: str,
+        *arguments: str,
+        log: Path,
+        env: dict[str, str] | None = None,
+        only_env: dict[str, str] | None = None,
+    ) -> None:
+        """`env` comes on top of what makes these settings; `only_env` is all there is."""
         self.grid, self.log = grid, log
         self._argv = [sys.executable, "-W", "ignore", "-m", "celery", "-A", app, *arguments]
         with log.open("ab") as output:
@@ -63,7 +72,7 @@ class CeleryProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                env={**environment(grid.settings), **(env or {})},
+                env={**environment(grid.settings), **(env or {})} if only_env is None else only_env,
             )
 
     def alive(self) -> bool:
@@ -103,10 +112,18 @@ class Worker(CeleryProcess):
 class Flower(CeleryProcess):
     """`celery -A ... flower`."""
 
-    def __init__(self, grid: Grid, app: str, *options: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        app: str,
+        *options: str,
+        env: dict[str, str] | None = None,
+        only_env: dict[str, str] | None = None,
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        super().__init__(grid, app, "flower", f"--port={self.port}", *options, log=grid.folder / "flower.log", env=env)
+        log = grid.folder / "flower.log"
+        super().__init__(grid, app, "flower", f"--port={self.port}", *options, log=log, env=env, only_env=only_env)
 
     def healthy(self) -> bool:
         """Whether the web server answers."""
@@ -170,9 +187,15 @@ class Grid:
             worker.stop()
 
     @contextmanager
-    def flower(self, *options: str, app: str = PROBE, env: dict[str, str] | None = None) -> Iterator[Flower]:
+    def flower(
+        self,
+        *options: str,
+        app: str = PROBE,
+        env: dict[str, str] | None = None,
+        only_env: dict[str, str] | None = None,
+    ) -> Iterator[Flower]:
         """Flower, ready for requests."""
-        flower = Flower(self, app, *options, env=env)
+        flower = Flower(self, app, *options, env=env, only_env=only_env)
         try:
             wait_until(flower.healthy, "Flower answers")
             yield flower

@@ -7,17 +7,24 @@ import os
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from nanogrid.code import cache as cache_module
+from nanogrid.code import locks
 from nanogrid.code.cache import Cache, Entry, source_name
 from nanogrid.code.locks import try_exclusive, try_shared, wait_for_file
 from nanogrid.code.source import Identity
 from nanogrid.code.tree import BLOCK_BYTES, Unpacked, remove_tree
+from tests.support.interleaved import before_every_line
+
+T = TypeVar("T")
 
 SOME = Identity("etag", "")
 
@@ -41,6 +48,12 @@ def publish(cache: Cache, name: str, blocks: int = 1) -> Entry:
 def cache(data_dir: Path) -> Cache:
     """An empty cache with room for 10 blocks."""
     return Cache(data_dir / "code", 10 * BLOCK_BYTES)
+
+
+def entered(context: AbstractContextManager[T]) -> tuple[ExitStack, T]:
+    """A context that was entered, and what leaves it."""
+    held = ExitStack()
+    return held, held.enter_context(context)
 
 
 def kept(cache: Cache, *names: str) -> list[str]:
@@ -229,6 +242,38 @@ def test_a_workplace_of_a_dead_process_is_swept_and_a_living_one_is_not(cache: C
             assert sorted(path.name for path in cache._locks.iterdir()) == ["source of the living"]
         assert list(cache._workplaces.iterdir()) == [alive]
     assert list(cache._workplaces.iterdir()) == []
+
+
+def test_nothing_that_is_begun_is_taken_for_a_dead_processs(cache: Cache, data_dir: Path) -> None:
+    """Another process may sweep before any line: a new workplace, its publishing and a fetch's lock stay."""
+    other = Cache(data_dir / "code", 10 * BLOCK_BYTES)
+    for held, path in before_every_line(lambda: entered(cache.workplace()), other.sweep, cache_module, locks):
+        with held:
+            assert path.is_dir()
+            assert try_exclusive(path) is None
+    for held, _ in before_every_line(lambda: entered(cache.fetching("source")), other.sweep, cache_module, locks):
+        with held:
+            assert (cache._locks / "source").exists()
+            assert try_exclusive(cache._locks / "source") is None
+    for entry in before_every_line(lambda: publish(cache, "a"), other.sweep, cache_module, locks):
+        assert (entry.path / "name").read_text() == "a"
+        entry.release()
+        cache.empty()
+
+
+def test_code_that_is_taken_into_use_is_there_or_is_told_to_be_gone(cache: Cache, data_dir: Path) -> None:
+    """Another process may evict before any line of taking it into use."""
+    other = Cache(data_dir / "code", 10 * BLOCK_BYTES)
+    publish(cache, "a").release()
+    found = []
+    for entry in before_every_line(lambda: cache.use(digest("a")), other.empty, cache_module, locks):
+        found.append(entry is not None)
+        if entry is None:
+            publish(cache, "a").release()
+            continue
+        assert (entry.path / "name").read_text() == "a"
+        entry.release()
+    assert set(found) == {True, False}
 
 
 def test_one_fetch_at_a_time_for_each_source(cache: Cache) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nanogrid.cli.failures import explain
-from nanogrid.cli.invoke import parse_env, parse_payload
+from nanogrid.cli.given import given, parse_env, parse_payload
 from nanogrid.cli.printing import facts, print_result
 from nanogrid.cli.source import Local, Stored, find_source, guess_runtime, pack
 from nanogrid.cli.target import deployment_variables, find_target
@@ -52,6 +53,109 @@ def test_env_word_without_equals_sign_is_refused() -> None:
     """The sentence shows the word."""
     with pytest.raises(InvalidRequestError, match="'A' is no NAME=VALUE"):
         parse_env(["A"])
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (b"hunter2", "hunter2"),
+        (b"hunter2\n", "hunter2"),
+        (b"hunter2\r\n", "hunter2"),
+        (b"two\nlines\n\n", "two\nlines\n"),
+        (b" spaced \n", " spaced "),
+        (b"\n", ""),
+        (b"", ""),
+        ("pässwörd".encode(), "pässwörd"),
+        (b"@not-a-file", "@not-a-file"),
+    ],
+)
+def test_env_value_from_a_file(tmp_path: Path, content: bytes, value: str) -> None:
+    """NAME=@FILE is the file's text without the one line end that editors and `echo` put there."""
+    (tmp_path / "token").write_bytes(content)
+    assert parse_env([f"TOKEN=@{tmp_path / 'token'}"]) == {"TOKEN": value}
+
+
+def test_env_value_from_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NAME=@- reads standard input, likewise."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hunter2\n")))
+    assert parse_env(["TOKEN=@-", "PLAIN=-"]) == {"TOKEN": "hunter2", "PLAIN": "-"}
+
+
+def test_env_value_from_a_pipe() -> None:
+    """What a shell's <(command) gives has no size beforehand, and is read all the same."""
+    reader, writer = os.pipe()
+    os.write(writer, b"hunter2\n")
+    os.close(writer)
+    try:
+        assert parse_env([f"TOKEN=@/dev/fd/{reader}"]) == {"TOKEN": "hunter2"}
+    finally:
+        os.close(reader)
+
+
+def test_env_value_that_begins_with_an_at_sign() -> None:
+    """Doubled it stands for itself; elsewhere in a value it needs nothing."""
+    assert parse_env(["A=@@home", "B=@@", "C=@@@x", "D=me@home"]) == {
+        "A": "@home",
+        "B": "@",
+        "C": "@@x",
+        "D": "me@home",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            None,
+            r"token, for 'TOKEN', cannot be read: No such file or directory; give a file that is there, or TOKEN=@@",
+        ),
+        (b"caf\xe9 hunter2", r"token, for 'TOKEN', is no UTF-8 text: give a file with text, such as base64"),
+        (b"hunter2" * 20_000, r"token, for 'TOKEN', is too large: with its name a variable holds 131071 bytes at most"),
+    ],
+)
+def test_unusable_file_of_an_env_value_is_explained(tmp_path: Path, content: bytes | None, message: str) -> None:
+    """One sentence, in which nothing of the value stands."""
+    if content is not None:
+        (tmp_path / "token").write_bytes(content)
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        parse_env([f"TOKEN=@{tmp_path / 'token'}"])
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_file_without_end_is_not_read_for_ever() -> None:
+    """Reading ends soon after the most that a variable can hold."""
+    with pytest.raises(InvalidRequestError, match="/dev/zero, for 'TOKEN', is too large"):
+        parse_env(["TOKEN=@/dev/zero"])
+
+
+def test_the_largest_value_of_a_file_is_one_that_linux_can_hand_to_a_program(tmp_path: Path) -> None:
+    """The limit is the kernel's own: a real program gets that much, and not a byte more."""
+    (tmp_path / "token").write_bytes(b"x" * (131_071 - len("TOKEN=")))
+    env = parse_env([f"TOKEN=@{tmp_path / 'token'}"])
+    assert subprocess.run(["/bin/sh", "-c", "test -n $TOKEN"], env=env, check=False).returncode == 0
+    with pytest.raises(OSError, match="Argument list too long"):
+        subprocess.run(["/bin/true"], env={"TOKEN": env["TOKEN"] + "x"}, check=False)
+    (tmp_path / "token").write_bytes(b"x" * (131_072 - len("TOKEN=")))
+    with pytest.raises(InvalidRequestError, match="too large"):
+        parse_env([f"TOKEN=@{tmp_path / 'token'}"])
+
+
+def test_a_folder_is_no_file_of_an_env_value(tmp_path: Path) -> None:
+    """A folder, and no name at all, are told as such."""
+    with pytest.raises(InvalidRequestError, match="cannot be read: Is a directory"):
+        parse_env([f"TOKEN=@{tmp_path}"])
+    with pytest.raises(
+        InvalidRequestError, match=r"'TOKEN=@' names no file: give TOKEN=@FILE, or TOKEN=@@ for the text @"
+    ):
+        parse_env(["TOKEN=@"])
+
+
+@pytest.mark.parametrize(("env", "payload"), [(["A=@-", "B=@-"], None), (["A=@-"], "-")])
+def test_stdin_is_for_one(env: list[str], payload: str | None) -> None:
+    """The second would find nothing left, so nothing is read."""
+    with pytest.raises(InvalidRequestError, match="standard input can be read for one of --env and --payload only"):
+        given(env, payload)
 
 
 @pytest.mark.parametrize(

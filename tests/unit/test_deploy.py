@@ -289,8 +289,48 @@ def test_units_are_well_formed() -> None:
     units = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
     assert [unit.stem for unit in units] == ["nanogrid-flower", "nanogrid-worker"]
     for unit in units:
-        parser = configparser.ConfigParser(strict=False, interpolation=None)
-        parser.optionxform = str  # type: ignore[assignment,method-assign]  # systemd's names keep their case
-        parser.read(unit)
+        parser = read_unit(unit)
         assert parser.sections() == ["Unit", "Service", "Install"]
         assert parser["Service"]["ExecStart"].startswith("/opt/nanogrid/bin/celery -A nanogrid ")
+
+
+def test_flower_has_an_environment_of_its_own() -> None:
+    """What a worker is given, AWS credentials above all, is not given to the web page beside it."""
+    worker, flower = (
+        environment_files(ROOT / "deploy" / "systemd" / f"nanogrid-{name}.service") for name in ("worker", "flower")
+    )
+    assert (worker, flower) == (["/etc/nanogrid/environment"], ["/etc/nanogrid/flower"])
+    files = [re.findall("env_file: (.*)$", compose_service(name), re.MULTILINE) for name in ("worker", "flower")]
+    assert files == [["worker.env"], ["flower.env"]]
+    assert "env_file" not in (ROOT / "deploy" / "compose.yaml").read_text().partition("services:")[0]
+
+
+def test_flower_does_not_take_the_hosts_role() -> None:
+    """On a host with an instance role that role is the worker's; Flower is told, and in a unit also kept, not to ask for it."""
+    unit = ROOT / "deploy" / "systemd" / "nanogrid-flower.service"
+    assert "Environment=AWS_EC2_METADATA_DISABLED=true\n" in unit.read_text()
+    assert (
+        read_unit(unit)["Service"]["IPAddressDeny"]
+        == "169.254.169.254 169.254.170.2 169.254.170.23 fd00:ec2::254 fd00:ec2::23"
+    )
+    assert '      AWS_EC2_METADATA_DISABLED: "true"\n' in compose_service("flower")
+
+
+def compose_service(name: str) -> str:
+    """The lines of one service of deploy/compose.yaml."""
+    found = re.search(rf"^  {name}:\n((?: {{4}}.*\n)+)", (ROOT / "deploy" / "compose.yaml").read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def environment_files(unit: Path) -> list[str]:
+    """The files from which systemd takes a unit's environment; a setting of systemd's that may stand more than once."""
+    return re.findall("^EnvironmentFile=-?(.*)$", unit.read_text(), re.MULTILINE)
+
+
+def read_unit(unit: Path) -> configparser.ConfigParser:
+    """A unit's sections."""
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # systemd's names keep their case
+    parser.read(unit)
+    return parser

@@ -1,0 +1,101 @@
+"""What a function is given on the command line: its payload and its variables, as words, from files, or from stdin.
+
+The rule: an error names the file and the variable, and shows nothing of what the file holds, which may be a secret.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from nanogrid.errors import InvalidRequestError
+
+STDIN = "-"
+VARIABLE_LIMIT_BYTES = 131_071
+"""The longest `NAME=value` that Linux hands to a program (MAX_ARG_STRLEN, without the zero at its end)."""
+
+
+def given(env: list[str], payload: str | None) -> dict[str, Any]:
+    """The request's `env` and `payload`, from the words of `--env` and `--payload`."""
+    from_stdin = [word for word in env if word.partition("=")[2] == f"@{STDIN}"] + [STDIN] * (payload == STDIN)
+    if len(from_stdin) > 1:
+        raise InvalidRequestError(
+            "env",
+            "standard input can be read for one of --env and --payload only: give the others from files, by @FILE",
+        )
+    return {"env": parse_env(env), "payload": parse_payload(payload)}
+
+
+def parse_env(words: list[str]) -> dict[str, str]:
+    """NAME=VALUE words as a mapping; the last of a name wins.
+
+    NAME=@FILE takes the text of a file, and NAME=@- that of stdin, without one line end at its end. NAME=@@TEXT is @TEXT.
+    """
+    env = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise InvalidRequestError("env", f"{word!r} is no NAME=VALUE")
+        if value.startswith("@@"):
+            value = value[1:]
+        elif value.startswith("@"):
+            value = _text_of(value[1:], name)
+        env[name] = value
+    return env
+
+
+def parse_payload(text: str | None) -> Any:
+    """The JSON value of `--payload`: given itself, in a file (@name) or on stdin (-)."""
+    if text is None:
+        return None
+    try:
+        if text == STDIN:
+            raw = sys.stdin.buffer.read()
+        else:
+            raw = Path(text[1:]).read_bytes() if text.startswith("@") else text.encode()
+        return json.loads(raw)
+    except OSError as unreadable:
+        raise InvalidRequestError("payload", f"{text[1:]} cannot be read: {unreadable.strerror}") from None
+    except ValueError as invalid:  # broken JSON, and bytes that are no text
+        raise InvalidRequestError(
+            "payload", f"is no JSON ({invalid}); a text needs quotes of its own: --payload '\"text\"'"
+        ) from None
+
+
+def _text_of(file: str, name: str) -> str:
+    """The value of variable `name` that a file holds."""
+    if not file:
+        raise InvalidRequestError("env", f"'{name}=@' names no file: give {name}=@FILE, or {name}=@@ for the text @")
+    what = f"{'standard input' if file == STDIN else file}, for {name!r},"
+    limit_bytes = VARIABLE_LIMIT_BYTES - len(f"{name}=".encode())
+    try:
+        # A line end more than fits: it goes. What is read is bounded, for a device or a pipe may have no end.
+        raw = _read(file, limit_bytes + len("\r\n") + 1)
+    except OSError as unreadable:
+        raise InvalidRequestError(
+            "env",
+            f"{what} cannot be read: {unreadable.strerror}; give a file that is there, or {name}=@@… for a text that begins with @",
+        ) from None
+    line_end = b"\r\n" if raw.endswith(b"\r\n") else b"\n"
+    raw = raw[: -len(line_end)] if raw.endswith(line_end) else raw
+    if len(raw) > limit_bytes:
+        raise InvalidRequestError(
+            "env",
+            f"{what} is too large: with its name a variable holds {VARIABLE_LIMIT_BYTES} bytes at most; give it as payload, by "
+            "--payload @FILE",
+        )
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequestError(
+            "env", f"{what} is no UTF-8 text: give a file with text, such as base64 of these bytes"
+        ) from None
+
+
+def _read(file: str, limit_bytes: int) -> bytes:
+    if file == STDIN:
+        return sys.stdin.buffer.read(limit_bytes)
+    with Path(file).open("rb") as opened:
+        return opened.read(limit_bytes)
