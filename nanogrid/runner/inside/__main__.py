@@ -1,6 +1,6 @@
 """The start of a warm container: becomes the interpreter that will be forked for every run.
 
-Run as `python3 /nanogrid/runner --uid N --gid N [-- COMMAND...]`. The rule: nothing of this process survives but three
+Run as `python3 /nanogrid/runner --uid N --gid N --network own|host [-- COMMAND...]`. The rule: nothing of this process survives but three
 things, its pid, the connection to the host and a memory file with what it was told. It replaces itself by the very command
 that a function is started with (`python main.py`), and `boot/sitecustomize.py` holds that interpreter just before it would
 open `main.py`. So a fork of it goes on as Python itself does, from Python's own C code.
@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> None:
             "faithful": begin.safe_special(own) == begin.special(own),
             "uid": int(options.get("--uid", "65534")),
             "gid": int(options.get("--gid", "65534")),
+            "own_network": options.get("--network") != "host",
             "control": begin.connect(CONTROL),
             "env": own,
             "changes": 0,

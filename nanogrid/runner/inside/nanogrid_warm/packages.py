@@ -12,7 +12,9 @@ only where its packages could not have read anything that is different in its ow
 
 from __future__ import annotations
 
+import _signal
 import _thread
+import builtins
 import gc
 import os
 import sys
@@ -103,11 +105,11 @@ class Packages:
         `own` is the environment that is in place.
         """
         sys.path.insert(0, places.PACKAGES)
+        before = _state_of_process()
         streams = [os.dup(stream) for stream in range(3)]
         silent = os.memfd_create("silent", os.MFD_CLOEXEC)
         for stream in range(3):
             os.dup2(silent, stream)
-        folder, mask = os.getcwd(), os.umask(0o022)
         self.reads.begin()
         try:
             imports.show_all()
@@ -131,9 +133,7 @@ class Packages:
         return (
             not spoke
             and _thread._count() == 0
-            and not _has_children()
-            and os.getcwd() == folder
-            and os.umask(0o022) == mask
+            and _state_of_process() == before
             and os.environ._data == {os.fsencode(name): os.fsencode(value) for name, value in own.items()}
         )
 
@@ -211,9 +211,40 @@ def _is_plain(name: str) -> bool:
     )
 
 
-def _has_children() -> bool:
-    try:
-        os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return False
-    return True
+FIELDS = (b"Name:", b"Umask:", b"Sig", b"Shd", b"Cap", b"NoNewPrivs:", b"Seccomp:")
+TIMERS = range(3)
+
+
+def _state_of_process() -> list[object]:
+    """What code can change of its process, of the interpreter as a whole, and which processes there are, to be compared."""
+    with open("/proc/self/status", "rb") as status, open("/proc/self/limits", "rb") as limits:
+        kernel = [line for line in status if line.startswith(FIELDS)] + limits.readlines()
+    return [
+        kernel,
+        [name for name in os.listdir("/proc") if name.isdigit()],
+        _descriptors(),
+        [_signal.getitimer(timer) for timer in TIMERS],
+        [_signal.getsignal(number) for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGPIPE)],
+        os.getpriority(os.PRIO_PROCESS, 0),
+        os.sched_getscheduler(0),
+        os.sched_getaffinity(0),
+        os.getcwd(),
+        os.getpgid(0),
+        [list(sys.path), list(sys.meta_path), list(sys.path_hooks), list(sys.argv), sys.prefix, sys.exec_prefix],
+        [sys.excepthook, sys.displayhook, sys.unraisablehook, sys.gettrace(), sys.getprofile()],
+        [sys.stdin, sys.stdout, sys.stderr],
+        [sys.getrecursionlimit(), sys.getswitchinterval(), gc.isenabled(), gc.get_threshold(), gc.get_debug()],
+        [*vars(builtins).items()],
+    ]
+
+
+def _descriptors() -> list[tuple[int, int, int]]:
+    """Which descriptors are open, and on what."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            status = os.fstat(int(name))
+        except OSError:  # that of the list itself
+            continue
+        found.append((int(name), status.st_dev, status.st_ino))
+    return found

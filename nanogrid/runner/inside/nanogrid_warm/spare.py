@@ -64,6 +64,7 @@ class Held:
         self.scan: Any = None if state["scan"] is None else source.Scan(*state["scan"])
         self.uid = state["uid"]
         self.gid = state["gid"]
+        self.own_network = state["own_network"]
         self.env = state["env"]
         self.command = state["command"]
         self.program = begin.interpreter(self.command[0], self.env) if state["faithful"] else None
@@ -206,6 +207,8 @@ def _settle_in(held: Held) -> tuple[bytes, bool]:
     try:
         drop(held)
         workspace.clean()
+        if held.own_network:
+            workspace.require_forgetful_network()
         if held.packages.names:
             put_environment(held.env)
             if not held.packages.load(held.imports, held.env):
