@@ -1,5 +1,5 @@
-"""Celery's Redis result backend, with two differences: every request ends with an ExecutionResult, and each of those is appended
-to the results stream, in the same step.
+"""Celery's Redis result backend, with three differences: every request ends with an ExecutionResult, each of those is appended
+to the results stream, in the same step, and nothing is ever stored over an end.
 
 Where a child is killed (hard limit, cancel), a request expires, or something unforeseen is raised, Celery would store an
 exception: other languages could not read it, and a chord would stop at it. Here the outcome tells instead.
@@ -13,7 +13,7 @@ from typing import Any
 
 from billiard.exceptions import TimeLimitExceeded
 from celery.backends.redis import RedisBackend
-from celery.states import SUCCESS
+from celery.states import FAILURE, SUCCESS
 from celery.utils.log import get_logger
 
 from nanogrid import stages, tracing
@@ -33,6 +33,15 @@ REASONS = {
     "revoked": (Outcome.CANCELLED, "cancelled before it ran"),
     "expired": (Outcome.NOT_RUN, "the request expired before its turn came"),
 }
+
+SET_UNLESS_ENDED = """
+local stored = redis.call('get', KEYS[1])
+if stored and string.find(stored, ARGV[3], 1, true) then return 0 end
+redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
+redis.call('publish', KEYS[1], ARGV[1])
+return 1
+"""
+"""Celery looks first and sets afterwards: a duplicate's STARTED that comes between would erase an end, and the function run again."""
 
 STORE_FIRST_END = (
     APPEND
@@ -72,10 +81,12 @@ class ResultBackend(RedisBackend):
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
         """Store a result. One of ours tells how long that took: it is written, and then published with the time."""
-        if state != SUCCESS or not isinstance(result, ExecutionResult):
-            return super()._store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
-        began = time.perf_counter()
         key = self.get_key_for_task(task_id)
+        if state != SUCCESS or not isinstance(result, ExecutionResult):
+            meta = self._meta(task_id, result, state, traceback, request)
+            self.ensure(self._set_unless_ended, (key, meta, self.failure_expires if state == FAILURE else self.expires))
+            return result
+        began = time.perf_counter()
         settings = settings_of(self.app)
         fields = fields_of(result, settings) if settings.stream_entries_limit else []
         if not self.ensure(self._store_first_end, (key, self._encoded(task_id, result, request), fields)):
@@ -102,6 +113,10 @@ class ResultBackend(RedisBackend):
             log.warning("%s is stored, and could not be appended to the stream %s: %s", key, stream, _text(refused))
         return bool(first)
 
+    def _set_unless_ended(self, key: str, meta: str, expires_s: int) -> None:
+        """Store a state, and publish it, unless there is an end. One round trip to Redis."""
+        self._state_script(keys=[key], args=[meta, expires_s, self._ended])
+
     def _set(self, key: str, value: str, expires: int | None = None) -> None:
         """As Celery does it, by a command that redis-py does not call deprecated."""
         with self.client.pipeline() as both:
@@ -114,13 +129,21 @@ class ResultBackend(RedisBackend):
         return self.client.register_script(STORE_FIRST_END)
 
     @cached_property
+    def _state_script(self) -> Any:
+        return self.client.register_script(SET_UNLESS_ENDED)
+
+    @cached_property
     def _ended(self) -> str:
         # A quotation mark inside of a JSON string has a backslash before it: no text of a function's looks like the status.
         text: str = self.encode({"status": SUCCESS})[1:-1]
         return text
 
     def _encoded(self, task_id: str, result: ExecutionResult, request: Any) -> str:
-        meta = self._get_result_meta(result=result, state=SUCCESS, traceback=None, request=request)
+        return self._meta(task_id, result, SUCCESS, None, request)
+
+    def _meta(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> str:
+        """What is stored, as Celery puts it together."""
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         text: str = self.encode({**meta, "task_id": task_id})
         return text
 
