@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,7 +71,7 @@ def invoke(
         target = find_target()
         client = connect(target)
         request = with_code(source, request, bucket, target, client)
-        request_id = client.submit({**request, "requestId": str(uuid.uuid4())})
+        request_id = client.submit(request)
         if no_wait:
             _print_id(request_id, as_json=as_json)
             return
