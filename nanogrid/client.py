@@ -103,7 +103,8 @@ class Client:
         functions than `function` count as read for the group.
 
         Ends when nothing came for `idle_s` seconds (None: never), and with `close()`. A restart of Redis is ridden out.
-        `missed` of a result says how many before it were trimmed from the stream unread. Raises redis' errors where Redis
+        `missed` of a result says how many before it were trimmed from the stream unread; None where Redis has lost results, by a
+        failover or a restart, and nobody can tell how many. Raises redis' errors where Redis
         cannot be reached at the beginning, InvalidRequestError for a `start` that cannot be understood, ConfigurationError
         where there is no stream.
         """

@@ -271,6 +271,17 @@ class Settings(BaseSettings):
         15.0, ge=1, description="A claim on a request id that is not renewed for this long is free again."
     )
     result_expires_s: int = Field(86_400, ge=1, description="How long results stay in Redis.")
+    result_replicas: int = Field(
+        0,
+        ge=0,
+        description="Replicas of the result Redis that must have a request's result before its message is deleted and anybody is told. 0: none is waited for, and a failover may lose the last results.",
+    )
+    result_replicas_wait_ms: int = Field(
+        1000,
+        ge=1,
+        le=5000,
+        description="How long one question to those replicas waits. Where too few have answered they are asked again, and the message is kept, for as long as it takes.",
+    )
     concurrency: int = Field(0, ge=0, description="Worker children. 0: one per core.")
 
     # -- results stream
