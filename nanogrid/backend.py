@@ -1,5 +1,5 @@
-"""Celery's Redis result backend, with two differences: every request ends with an ExecutionResult, and each of those is appended
-to the results stream, in the same step.
+"""Celery's Redis result backend, with three differences: every request ends with an ExecutionResult, each of those is appended
+to the results stream, in the same step, and nothing is ever stored over an end.
 
 Where a child is killed (hard limit, cancel), a request expires, or something unforeseen is raised, Celery would store an
 exception: other languages could not read it, and a chord would stop at it. Here the outcome tells instead.
@@ -8,12 +8,13 @@ exception: other languages could not read it, and a chord would stop at it. Here
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 from billiard.exceptions import TimeLimitExceeded
 from celery.backends.redis import RedisBackend
-from celery.states import SUCCESS
+from celery.states import FAILURE, SUCCESS
 from celery.utils.log import get_logger
 
 from nanogrid import stages, tracing
@@ -21,6 +22,7 @@ from nanogrid.counted import NOT_APPENDED
 from nanogrid.errors import NanoGridError
 from nanogrid.monitoring import settings_of
 from nanogrid.observations import RequestEnded, happened, tell
+from nanogrid.redis_refusals import passes
 from nanogrid.result import ExecutionResult, Outcome, not_run
 from nanogrid.stream.append import APPEND, counter_key
 from nanogrid.stream.entry import fields_of
@@ -34,20 +36,60 @@ REASONS = {
     "expired": (Outcome.NOT_RUN, "the request expired before its turn came"),
 }
 
+SET_UNLESS_ENDED = """
+local stored = redis.call('get', KEYS[1])
+if stored and string.find(stored, ARGV[3], 1, true) then return 0 end
+redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
+redis.call('publish', KEYS[1], ARGV[1])
+return 1
+"""
+"""Celery looks first and sets afterwards: a duplicate's STARTED that comes between would erase an end, and the function run again."""
+
 STORE_FIRST_END = (
     APPEND
     + """
 local stored = redis.call('get', KEYS[1])
-if stored and string.find(stored, ARGV[3], 1, true) then return {0, ''} end
+if stored and string.find(stored, ARGV[3], 1, true) then
+    if ARGV[5] == '1' then redis.call('set', KEYS[1], stored, 'keepttl') end
+    return {stored == ARGV[1] and 1 or 0, 0, ''}
+end
 redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
-if ARGV[4] == '0' then return {1, ''} end
-return {1, append(KEYS[2], KEYS[3], ARGV[4], {unpack(ARGV, 5)})}
+if ARGV[4] == '0' then return {1, 0, ''} end
+local number, refused = append(KEYS[2], KEYS[3], ARGV[4], {unpack(ARGV, 6)})
+return {1, number, refused}
 """
 )
+"""Answers whether the end that is stored is this one, its number where it was stored now, and why it has no entry.
+
+An end whose answer was lost on its way is known again. Where replicas are waited for, one that is there is written once more:
+Redis asks them about what *this* connection wrote, and whoever stored it may have died before they had it.
+"""
+
+COMPLETE_END = """
+local stored = redis.call('get', KEYS[1])
+if not (stored and string.find(stored, ARGV[3], 1, true)) then return 0 end
+redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
+redis.call('publish', KEYS[1], ARGV[1])
+return 1
+"""
+"""Only over an end: what a failover took away in the meantime is to be stored with its entry, not without."""
+
+
+REWRITE = """
+local stored = redis.call('get', KEYS[1])
+if stored then redis.call('set', KEYS[1], stored, 'keepttl') end
+return 1
+"""
+"""Something to ask replicas about, behind what was written before."""
 
 
 class ResultBackend(RedisBackend):
-    """Stores results of our tasks; those of other tasks of the app as Celery does."""
+    """Stores results of our tasks; those of other tasks of the app as Celery does.
+
+    All mutable state: `_last_number`, that of the last result that was stored. Celery has a backend for each thread.
+    """
+
+    _last_number = 0
 
     def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, request: Any = None, **kwargs: Any) -> None:
         """Called where a task raised, or its child was killed at the hard time limit."""
@@ -72,35 +114,118 @@ class ResultBackend(RedisBackend):
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
         """Store a result. One of ours tells how long that took: it is written, and then published with the time."""
-        if state != SUCCESS or not isinstance(result, ExecutionResult):
-            return super()._store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
-        began = time.perf_counter()
         key = self.get_key_for_task(task_id)
+        if state != SUCCESS or not isinstance(result, ExecutionResult):
+            meta = self._meta(task_id, result, state, traceback, request)
+            self._set_unless_ended(key, meta, self.failure_expires if state == FAILURE else self.expires)
+            return result
+        began = time.perf_counter()
         settings = settings_of(self.app)
         fields = fields_of(result, settings) if settings.stream_entries_limit else []
-        if not self.ensure(self._store_first_end, (key, self._encoded(task_id, result, request), fields)):
-            stages.answered(result)
-            return result
-        phases = result.phases.model_copy(update={"store": round((time.perf_counter() - began) * 1000, 3)})
-        stored = result.model_copy(update={"phases": phases})
-        self._set_with_state(key, self._encoded(task_id, stored, request), state)
+        meta = self._encoded(task_id, result, request)
+        while True:
+            if not self._patiently(self._store_first_end, key, meta, fields):
+                stages.answered(result)
+                return result
+            phases = result.phases.model_copy(update={"store": round((time.perf_counter() - began) * 1000, 3)})
+            stored = result.model_copy(update={"phases": phases})
+            if self._patiently(self._complete_end, key, self._encoded(task_id, stored, request)):
+                break
+            log.warning(
+                "%s was gone from Redis when it had just been stored, and is stored again: Redis lost data", key
+            )
         tell(_ended(stored))
         stages.finished(stored)
         tracing.stored(stored)
         return result
 
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> Any:
+        """Count a part of a map. A part that is counted twice counts once, so it is tried until Redis takes it."""
+        returned = self._patiently(super().on_chord_part_return, request, state, result, **kwargs)
+        if settings_of(self.app).result_replicas and request.group:
+            key = self.get_key_for_task(request.id)
+            self._patiently(self._on_replicas, key, lambda client: self._rewrite_script(keys=[key], client=client))
+        return returned
+
+    def exception_safe_to_retry(self, exc: BaseException) -> bool:
+        """Whether storing is tried again: where Redis is away, as Celery says, and where it takes no writes just now."""
+        return bool(super().exception_safe_to_retry(exc)) or passes(exc)
+
+    def on_backend_retryable_error(self, exc: BaseException) -> None:
+        """Before another attempt: a Redis that has become a replica refuses on its old connections for ever."""
+        self.client.connection_pool.disconnect(inuse_connections=False)
+
+    def _patiently(self, store: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Store something, and try again for as long as that may help: the message is there until it is stored."""
+        return self._ensure_retryable(store, *args, **kwargs)
+
     def _store_first_end(self, key: str, meta: str, fields: list[str]) -> bool:
-        """Store and append, unless a request has its end already: the first one stands. One round trip to Redis."""
+        """Store and append, unless a request has its end already: the first one stands. One round trip to Redis.
+
+        Where the deployment asks for it, this returns when enough replicas have what is stored, whoever stored it.
+        """
         settings = settings_of(self.app)
         stream = settings.stream_name
-        first, refused = self._script(
-            keys=[key, stream, counter_key(stream)],
-            args=[meta, self.expires, self._ended, settings.stream_entries_limit, *fields],
-        )
-        if refused:
-            happened(NOT_APPENDED)
-            log.warning("%s is stored, and could not be appended to the stream %s: %s", key, stream, _text(refused))
-        return bool(first)
+        keys = [key, stream, counter_key(stream)]
+        waits = int(settings.result_replicas > 0)
+        args = [meta, self.expires, self._ended, settings.stream_entries_limit, waits, *fields]
+
+        def store(client: Any) -> Any:
+            return self._script(keys=keys, args=args, client=client)
+
+        answers = self._on_replicas(key, store) if waits else [store(self.client)]
+        for _, number, refused in answers:
+            if number:
+                self._look_at(number)
+            if refused:
+                happened(NOT_APPENDED)
+                log.warning(
+                    "%s is stored, and could not be appended to the stream %s: %s", _text(key), stream, _text(refused)
+                )
+        return bool(answers[-1][0])
+
+    def _on_replicas(self, key: str, write: Callable[[Any], Any]) -> list[Any]:
+        """Write, and ask the replicas until enough have it; the first and the last answer to the write.
+
+        Write and question travel together: Redis asks about what the same connection wrote. An answer that is too small is
+        followed by the same write again, so that a connection made in the meantime has something to ask about.
+        """
+        settings = settings_of(self.app)
+        told: list[Any] = []
+        since: float | None = None
+        while True:
+            with self.client.pipeline(transaction=False) as both:
+                write(both)
+                both.execute_command("WAIT", settings.result_replicas, settings.result_replicas_wait_ms)
+                answer, have = both.execute()
+            told = [*told[:1], answer]
+            if have >= settings.result_replicas:
+                if since is not None:
+                    log.warning("%s: %d replicas have it after %.1f s", _text(key), have, time.monotonic() - since)
+                return told
+            if since is None:
+                since = time.monotonic()
+                log.warning(
+                    "%s: %d replicas have it and NANOGRID_RESULT_REPLICAS wants %d; its message is kept until they do",
+                    _text(key), have, settings.result_replicas,
+                )  # fmt: skip
+
+    def _look_at(self, number: int) -> None:
+        """Say where the number of a result is not larger than that of one before it: Redis has lost what came between."""
+        if number <= self._last_number:
+            log.warning(
+                "the number of the last result fell from %d to %d: Redis has lost results, or its stream was emptied",
+                self._last_number, number,
+            )  # fmt: skip
+        self._last_number = number
+
+    def _complete_end(self, key: str, meta: str) -> bool:
+        """Store how long storing took, and publish the result, if it is still there."""
+        return bool(self._complete_script(keys=[key], args=[meta, self.expires, self._ended]))
+
+    def _set_unless_ended(self, key: str, meta: str, expires_s: int) -> None:
+        """Store a state, and publish it, unless there is an end. One round trip to Redis."""
+        self._state_script(keys=[key], args=[meta, expires_s, self._ended])
 
     def _set(self, key: str, value: str, expires: int | None = None) -> None:
         """As Celery does it, by a command that redis-py does not call deprecated."""
@@ -114,13 +239,29 @@ class ResultBackend(RedisBackend):
         return self.client.register_script(STORE_FIRST_END)
 
     @cached_property
+    def _complete_script(self) -> Any:
+        return self.client.register_script(COMPLETE_END)
+
+    @cached_property
+    def _rewrite_script(self) -> Any:
+        return self.client.register_script(REWRITE)
+
+    @cached_property
+    def _state_script(self) -> Any:
+        return self.client.register_script(SET_UNLESS_ENDED)
+
+    @cached_property
     def _ended(self) -> str:
         # A quotation mark inside of a JSON string has a backslash before it: no text of a function's looks like the status.
         text: str = self.encode({"status": SUCCESS})[1:-1]
         return text
 
     def _encoded(self, task_id: str, result: ExecutionResult, request: Any) -> str:
-        meta = self._get_result_meta(result=result, state=SUCCESS, traceback=None, request=request)
+        return self._meta(task_id, result, SUCCESS, None, request)
+
+    def _meta(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> str:
+        """What is stored, as Celery puts it together."""
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         text: str = self.encode({**meta, "task_id": task_id})
         return text
 

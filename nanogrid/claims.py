@@ -14,9 +14,9 @@ from contextlib import contextmanager
 
 import redis
 from redis.backoff import ExponentialBackoff
-from redis.retry import Retry
 
 from nanogrid.errors import ClaimBusyError
+from nanogrid.redis_refusals import PatientRetry
 from nanogrid.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -27,15 +27,14 @@ RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del'
 
 
 def connect(settings: Settings, *, retries: int = 20) -> redis.Redis:
-    """A client for the result Redis that rides out a restart: about half a minute of retries with backoff."""
+    """A client for the result Redis that rides out a restart or a failover: about half a minute of retries with backoff."""
     return redis.Redis.from_url(
         settings.result_url,
         decode_responses=True,
         socket_connect_timeout=5,
         socket_timeout=10,
         health_check_interval=15,
-        retry=Retry(ExponentialBackoff(cap=2, base=0.05), retries),
-        retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+        retry=PatientRetry(ExponentialBackoff(cap=2, base=0.05), retries),
     )
 
 
@@ -123,7 +122,14 @@ class Claims:
 
     def _renew_or_warn(self, request_id: str, token: str) -> None:
         try:
-            if not self.take(request_id, token):
+            if self._renew(keys=[_key(request_id)], args=[token, int(self._ttl_s * 1000)]):
+                return
+            if self.take(request_id, token):
+                log.warning(
+                    "request %s: the claim was gone from Redis and is taken again; a duplicate may have run beside it",
+                    request_id,
+                )
+            else:
                 log.warning("request %s: the claim was lost to another worker; it may run twice", request_id)
         except redis.RedisError as error:
             log.warning("request %s: the claim could not be renewed (%s)", request_id, error)

@@ -10,7 +10,6 @@ Needs neither Docker nor a configuration file; settings come from the environmen
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Generator, Iterable
 from typing import Any
 
@@ -28,7 +27,7 @@ from nanogrid.result import ExecutionResult, not_run
 from nanogrid.settings import Settings, current
 from nanogrid.stream.entry import StreamedResult
 from nanogrid.stream.follower import follow as follow_stream
-from nanogrid.submission import EXECUTE, REDUCE, Submission
+from nanogrid.submission import EXECUTE, REDUCE, Submission, new_request_id
 
 MAP_LIMIT = 10_000
 
@@ -104,7 +103,8 @@ class Client:
         functions than `function` count as read for the group.
 
         Ends when nothing came for `idle_s` seconds (None: never), and with `close()`. A restart of Redis is ridden out.
-        `missed` of a result says how many before it were trimmed from the stream unread. Raises redis' errors where Redis
+        `missed` of a result says how many before it were trimmed from the stream unread; None where Redis has lost results, by a
+        failover or a restart, and nobody can tell how many. Raises redis' errors where Redis
         cannot be reached at the beginning, InvalidRequestError for a `start` that cannot be understood, ConfigurationError
         where there is no stream.
         """
@@ -123,7 +123,7 @@ class Client:
 
     def map(self, function: dict[str, Any], payloads: Iterable[JsonValue]) -> list[str]:
         """Send one request per payload and return their ids, in order."""
-        return [self.submit(part) for part in _parts(function, payloads)]
+        return [self.submit(part) for part in _parts(function, payloads, self.settings)]
 
     def map_reduce(
         self,
@@ -142,7 +142,7 @@ class Client:
         tracing.begin(self.settings)
         final = Submission.of(reducer, self.settings)
         named = {**function, "requestId": final.task_id}
-        parts = [Submission.of(part, self.settings) for part in _parts(named, payloads)]
+        parts = [Submission.of(part, self.settings) for part in _parts(named, payloads, self.settings)]
         if not parts:
             raise InvalidRequestError("payloads", "at least one is needed")
         header = [
@@ -178,11 +178,11 @@ def _wire(request: dict[str, Any] | FunctionRequest) -> dict[str, Any]:
     return request.to_wire() if isinstance(request, FunctionRequest) else request
 
 
-def _parts(function: dict[str, Any], payloads: Iterable[JsonValue]) -> list[dict[str, Any]]:
+def _parts(function: dict[str, Any], payloads: Iterable[JsonValue], settings: Settings) -> list[dict[str, Any]]:
     """One request per payload, with ids of its own under the function's request id."""
     if "payload" in function:
         raise InvalidRequestError("payload", "the function of a map has none of its own; it comes from the payloads")
-    name = function.get("requestId") or str(uuid.uuid4())
+    name = function.get("requestId") or new_request_id(function, settings)
     parts = [
         {**function, "requestId": f"{name}/{number}", "payload": payload} for number, payload in enumerate(payloads)
     ]

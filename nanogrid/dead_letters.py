@@ -15,12 +15,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from nanogrid import queues
 from nanogrid.errors import NanoGridError
+from nanogrid.request_ids import refusal
 from nanogrid.settings import Settings
 from nanogrid.transport.envelopes import (
     BareRequest,
     CeleryEnvelope,
     bare_request_id,
     context_of,
+    problem_of,
     read_body,
     request_of,
 )
@@ -111,7 +113,7 @@ class DeadLetterReader:
             return
         if waiting == len(known.message_ids) and time.monotonic() - known.read_at < FULL_SCAN_EVERY_S:
             return
-        self._read_all(url, known, found)
+        self._read_all(url, name, known, found)
 
     def _dead_letter_url(self, name: str) -> str | None:
         if name not in self._urls:
@@ -126,7 +128,7 @@ class DeadLetterReader:
         answer = self._client.get_queue_attributes(QueueUrl=url, AttributeNames=[attribute])
         return int(answer["Attributes"][attribute])
 
-    def _read_all(self, url: str, known: _Known, found: Scan) -> None:
+    def _read_all(self, url: str, name: str, known: _Known, found: Scan) -> None:
         """Hide each message as it is read, so that each comes once; show them all again at the end."""
         hidden: list[str] = []
         present: set[str] = set()
@@ -136,7 +138,7 @@ class DeadLetterReader:
                 hidden += [message["ReceiptHandle"] for message in messages]
                 for message in messages:
                     found.read += 1
-                    if message["MessageId"] in known.message_ids or self._handle(message, url, found):
+                    if message["MessageId"] in known.message_ids or self._handle(message, url, name, found):
                         present.add(message["MessageId"])
             known.message_ids, known.read_at = present, time.monotonic()
         finally:
@@ -153,14 +155,14 @@ class DeadLetterReader:
         messages: list[dict[str, Any]] = answer.get("Messages", [])
         return messages
 
-    def _handle(self, message: dict[str, Any], url: str, found: Scan) -> bool:
+    def _handle(self, message: dict[str, Any], url: str, name: str, found: Scan) -> bool:
         """Answer one message that is new to this process. False where that failed and has to be tried again."""
         queue_name = url.rpartition("/")[2]
         reason = f"not run to an end: every delivery failed, and the message is in the dead-letter queue {queue_name}"
-        dead = _dead_request(message, reason)
-        if dead is None:
+        dead = _dead_request(message, reason, name, self._settings)
+        if isinstance(dead, str):
             found.garbage += 1
-            logger.warning("message %s in %s holds no request of NanoGrid", message["MessageId"], queue_name)
+            logger.warning("message %s in %s %s", message["MessageId"], queue_name, dead)
             return True
         try:
             found.answered += bool(self._answer(dead))
@@ -178,14 +180,21 @@ class DeadLetterReader:
             self._client.change_message_visibility_batch(QueueUrl=url, Entries=entries)
 
 
-def _dead_request(message: dict[str, Any], reason: str) -> DeadRequest | None:
-    """A dead letter as a request, or None where it holds none."""
+def _dead_request(message: dict[str, Any], reason: str, queue: str, settings: Settings) -> DeadRequest | str:
+    """A dead letter of a queue as a request, or why it is none that may be answered."""
     body = read_body(message["Body"])
+    context: dict[str, Any] = {}
     if isinstance(body, BareRequest):
-        request_id, request, context = bare_request_id(body.request, message["MessageId"]), body.request, {}
+        request_id, request = bare_request_id(body.request, message["MessageId"], queue, settings), body.request
     elif isinstance(body, CeleryEnvelope) and (inner := request_of(body)) is not None:
-        request_id, request, context = body.headers["id"], inner, context_of(body)
+        request_id, request = body.headers["id"], inner
+        if (foreign := refusal(request_id, queue, settings)) is not None:
+            return f"is not answered: {foreign}"
+        if (problem := problem_of(body, queue, settings)) is None:
+            context = context_of(body)
+        else:
+            reason = f"{reason}: {problem}"
     else:
-        return None
+        return "holds no request of NanoGrid"
     function_id = request.get("functionId")
     return DeadRequest(request_id, function_id if isinstance(function_id, str) else "", reason, context)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from functools import cached_property
+from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,6 +31,9 @@ SQS_LONGEST_VISIBILITY_S = 12 * 3600
 
 OFF = "off"
 """The value of a setting that is switched off where an empty variable means the default."""
+
+ID_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=~-]{0,99}")
+"""What a request id can begin with, with room for what follows."""
 
 ADDRESS = re.compile(
     r"(?:\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):(?:[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
@@ -108,6 +112,10 @@ class Settings(BaseSettings):
     max_cpus: float = Field(4.0, gt=0, description="Largest accepted `cpus`.")
     allowed_networks: Annotated[tuple[str, ...], NoDecode] = Field(
         ("none",), description="Docker networks a request may name, separated by commas."
+    )
+    request_id_prefixes: dict[str, str] = Field(
+        default_factory=dict,
+        description="Queue name → what every request id in that queue begins with, and in no other (JSON). For queues of different producers: none can decide, repeat or read a request of another's. Producers need it too. Default: any id from any queue.",
     )
     message_limit_bytes: int = Field(
         SQS_MESSAGE_LIMIT_BYTES,
@@ -263,6 +271,17 @@ class Settings(BaseSettings):
         15.0, ge=1, description="A claim on a request id that is not renewed for this long is free again."
     )
     result_expires_s: int = Field(86_400, ge=1, description="How long results stay in Redis.")
+    result_replicas: int = Field(
+        0,
+        ge=0,
+        description="Replicas of the result Redis that must have a request's result before its message is deleted and anybody is told. 0: none is waited for, and a failover may lose the last results.",
+    )
+    result_replicas_wait_ms: int = Field(
+        1000,
+        ge=1,
+        le=5000,
+        description="How long one question to those replicas waits. Where too few have answered they are asked again, and the message is kept, for as long as it takes.",
+    )
     concurrency: int = Field(0, ge=0, description="Worker children. 0: one per core.")
 
     # -- results stream
@@ -309,6 +328,20 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("request_id_prefixes")
+    @classmethod
+    def _prefixes(cls, value: dict[str, str]) -> dict[str, str]:
+        for queue, prefix in value.items():
+            if not ID_PREFIX.fullmatch(prefix):
+                raise ValueError(
+                    f"{prefix!r} of the queue {queue} cannot begin a request id; accepted are up to 100 letters, digits "
+                    "and ._:/@+=~-, of which the first is a letter or digit"
+                )
+        for one, other in permutations(set(value.values()), 2):
+            if other.startswith(one):
+                raise ValueError(f"{one!r} begins {other!r}, so that one queue could name the other's request ids")
+        return value
+
     @field_validator("metrics_address")
     @classmethod
     def _address(cls, value: str) -> str:
@@ -332,6 +365,10 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"{default} is {getattr(self, default)}, more than {largest} ({getattr(self, largest)})"
                 )
+        queues = self.runtime_table.queues()
+        for queue in self.request_id_prefixes:
+            if queue not in queues:
+                raise ValueError(f"request_id_prefixes: {queue!r} is no runtime's queue; there are {', '.join(queues)}")
         return self
 
     @classmethod

@@ -12,6 +12,7 @@ from typing import Any
 
 from nanogrid.errors import InvalidRequestError
 from nanogrid.request import FunctionRequest, TimeLimits, parse_request, time_limits
+from nanogrid.request_ids import prefix_of, refusal
 from nanogrid.settings import Settings
 
 EXECUTE = "nanogrid.execute_function"
@@ -41,18 +42,19 @@ class Submission:
     limits: TimeLimits
 
     @classmethod
-    def of(cls, data: object, settings: Settings, *, task_id: str | None = None) -> Submission:
+    def of(
+        cls, data: object, settings: Settings, *, task_id: str | None = None, queue: str | None = None
+    ) -> Submission:
         """Check a wire object and work out what follows from it. Raises InvalidRequestError.
 
-        The task's id is `task_id` where Celery has chosen one (retries, groups), else the request's own, else a new one.
+        The task's id is `task_id` where Celery has chosen one (retries, groups), else the request's own, else a new one. The
+        queue is that of the runtime, unless one is given.
         """
-        request = parse_request(data, settings, request_id=task_id or str(uuid.uuid4()))
-        return cls(
-            request,
-            task_id or request.request_id,
-            settings.runtime_table[request.runtime].queue,
-            time_limits(request.timeout_ms, settings),
-        )
+        request = parse_named(data, settings, task_id or _own_id(data) or new_request_id(data, settings))
+        queue = queue or settings.runtime_table[request.runtime].queue
+        if (problem := refusal(request.request_id, queue, settings)) is not None:
+            raise InvalidRequestError("requestId", problem)
+        return cls(request, request.request_id, queue, time_limits(request.timeout_ms, settings))
 
     @property
     def wire(self) -> dict[str, Any]:
@@ -75,6 +77,36 @@ class Submission:
             "argsrepr": redacted(self.wire),
             "kwargsrepr": "{}",
         }
+
+
+def parse_named(data: object, settings: Settings, request_id: str, *, queue: str = "") -> FunctionRequest:
+    """The request in a message that has an id: it must have the same one, or none. Raises InvalidRequestError.
+
+    Result, claim, entry, log and environment all go by one id: two of them could make one request speak for another.
+    """
+    request = parse_request(data, settings, request_id=request_id)
+    if request.request_id == request_id:
+        return request
+    raise InvalidRequestError(
+        "requestId",
+        refusal(request.request_id, queue, settings)
+        or f"{request.request_id!r} is not the id of its message, {request_id!r}: send the same one, or leave this field out",
+    )
+
+
+def new_request_id(data: object, settings: Settings) -> str:
+    """An id for a request that has none, checked or not: one that its queue takes."""
+    runtime = data.get("runtime") if isinstance(data, dict) else None
+    table = settings.runtime_table
+    canonical = table.canonical(runtime) if isinstance(runtime, str) else None
+    prefix = "" if canonical is None else prefix_of(table[canonical].queue, settings)
+    return f"{prefix}{uuid.uuid4()}"
+
+
+def _own_id(data: object) -> str | None:
+    """The id that a request brings, as far as it is a text: whether it is a good one is seen when it is parsed."""
+    own = data.get("requestId") if isinstance(data, dict) else None
+    return own if isinstance(own, str) else None
 
 
 def merge_fields(args: Any, kwargs: Any) -> dict[str, Any]:

@@ -34,10 +34,19 @@ from nanogrid.errors import (
 )
 from nanogrid.mapping import reducer_input
 from nanogrid.observations import happened
-from nanogrid.request import FunctionRequest, parse_request
+from nanogrid.request import FunctionRequest
 from nanogrid.result import ExecutionResult, not_run
 from nanogrid.settings import Settings
-from nanogrid.submission import EXECUTE, NOT_LOWERED, REDUCE, SENT_AT, Submission, merge_fields
+from nanogrid.submission import (
+    EXECUTE,
+    NOT_LOWERED,
+    REDUCE,
+    SENT_AT,
+    Submission,
+    merge_fields,
+    new_request_id,
+    parse_named,
+)
 from nanogrid.tuner.advised import Advised
 from nanogrid.tuning import READ_BY_RUNS, advised, key_of
 
@@ -60,7 +69,10 @@ class FunctionTask(Task):
         """Send the request. Raises InvalidRequestError before anything is sent."""
         tracing.begin(self.app.settings)
         request, rest = self.split(args, kwargs)
-        submission = Submission.of(request, self.app.settings, task_id=task_id)
+        queue = (
+            options.get("queue") if options.get("retries") else None
+        )  # an attempt goes back to where the first came from
+        submission = Submission.of(request, self.app.settings, task_id=task_id, queue=queue)
         return super().apply_async((submission.wire, *rest), {}, **submission.options(options))
 
     def split(self, args: Any, kwargs: Any) -> tuple[object, tuple[Any, ...]]:
@@ -68,11 +80,16 @@ class FunctionTask(Task):
         return merge_fields(args, kwargs), ()
 
     def signature(self, args: Any = None, *more: Any, **options: Any) -> Any:
-        """A signature whose task id is the request's own id, so that a group or chord finds its results under it."""
+        """A signature whose task id is the request's own id, so that a group or chord finds its results under it.
+
+        Where request ids have a prefix Celery cannot make one: it is made here.
+        """
         signature = super().signature(args, *more, **options)
         request = signature.args[-1] if signature.args else signature.kwargs
         if isinstance(request, dict) and request.get("requestId"):
             signature.options.setdefault("task_id", request["requestId"])
+        elif isinstance(request, dict) and self.app.settings.request_id_prefixes:
+            signature.options.setdefault("task_id", new_request_id(request, self.app.settings))
         return signature
 
 
@@ -106,7 +123,7 @@ def reduce_function(task: ReduceTask, request: dict[str, Any], parts: list[str],
 def answer(task: FunctionTask, data: object, prepare: Prepare = lambda request: request) -> ExecutionResult:
     """What is stored for a request: its result, or why there is none. Raises Celery's Retry where another attempt may help."""
     try:
-        request = parse_request(data, task.app.settings, request_id=str(task.request.id))
+        request = parse_named(data, task.app.settings, str(task.request.id), queue=_queue(task))
     except InvalidRequestError as invalid:
         return _not_run(task, str(task.request.id), _function_id(data), str(invalid), None)
     if too_old := _too_old(request, task):
@@ -239,6 +256,11 @@ def _age_ms(task: FunctionTask) -> float | None:
     """Milliseconds since the request was first sent, by the clocks of producer (or SQS) and worker."""
     sent_at_ms = task.request.get(SENT_AT)
     return None if sent_at_ms is None else max(0.0, time.time() * 1000 - float(sent_at_ms))
+
+
+def _queue(task: FunctionTask) -> str:
+    """The queue that this delivery came from."""
+    return str((task.request.delivery_info or {}).get("routing_key") or "")
 
 
 def _function_id(data: object) -> str:

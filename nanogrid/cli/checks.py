@@ -217,6 +217,7 @@ def _depth_line(label: str, depth: Any) -> Check:
 
 def _check_redis(settings: Settings) -> Iterator[Check]:
     yield from _check_one_redis("redis results", settings.result_url, "NANOGRID_RESULT_URL", keeps_results=True)
+    yield from _check_replicas(settings)
     yield from _check_one_redis("redis monitor", settings.monitor_url, "NANOGRID_MONITOR_URL", keeps_results=False)
     if _place(settings.result_url) == _place(settings.monitor_url):
         yield _broken(
@@ -243,6 +244,39 @@ def _check_one_redis(label: str, url: str, variable: str, *, keeps_results: bool
         yield _warning(label, f"{found}, evicts ({policy})", remedy)
     else:
         yield _ok(label, found)
+
+
+def _check_replicas(settings: Settings) -> Iterator[Check]:
+    """What a failover of the result Redis would cost. Nothing where it has no replica and none is asked for."""
+    import redis
+
+    label, wanted = "redis replicas", settings.result_replicas
+    try:
+        with redis.Redis.from_url(
+            settings.result_url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S
+        ) as client:
+            info: dict[str, Any] = client.info("replication")
+    except (redis.RedisError, ValueError):
+        return  # another check has said so
+    if info.get("role") == "slave":
+        found = f"{_without_password(settings.result_url)} is a replica itself, and takes no writes"
+        yield _broken(label, found, "name the primary by NANOGRID_RESULT_URL, or an address that leads to it")
+        return
+    there = sum(info[f"slave{number}"]["state"] == "online" for number in range(int(info.get("connected_slaves", 0))))
+    answer = f"{there} replica answers" if there == 1 else f"{there} replicas answer"
+    waits = f"each result waits until {wanted} {'has' if wanted == 1 else 'have'} it"
+    if wanted and there < wanted:
+        found = f"{answer}, and {waits}"
+        yield _broken(
+            label, found, "mend the replicas: until then no message is deleted, or lower NANOGRID_RESULT_REPLICAS"
+        )
+    elif wanted:
+        yield _ok(label, f"{answer}; {waits}")
+    elif there and not info.get("min_slaves_good_slaves"):
+        remedy = "set NANOGRID_RESULT_REPLICAS=1: a failover loses results that the replica had not yet"
+        yield _warning(label, f"{answer}, and no result waits for it", remedy)
+    elif there:
+        yield _ok(label, f"{answer}; Redis takes writes while enough of them keep up (min-replicas-to-write)")
 
 
 def _place(url: str) -> tuple[Any, ...]:

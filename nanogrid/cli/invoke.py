@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Annotated
 
 import typer
@@ -73,7 +72,7 @@ def invoke(
         target = find_target()
         client = connect(target)
         request = with_code(source, request, bucket, target, client)
-        request_id = client.submit({**request, "requestId": str(uuid.uuid4())})
+        request_id = client.submit(request)
         if no_wait:
             _print_id(request_id, as_json=as_json)
             return

@@ -9,7 +9,6 @@ count, makes them; after a run that costs its container (out of memory, timed ou
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +28,10 @@ def measured_id(function_id: str) -> str:
 
 
 def with_size(request: dict[str, Any], size: Size) -> dict[str, Any]:
-    """The request at one size, with a new request id."""
-    return {**request, "memoryMb": size.memory_mb, "cpus": size.cpus, "requestId": str(uuid.uuid4())}
+    """The request at one size, without a request id: each run gets its own when it is sent."""
+    sized = {**request, "memoryMb": size.memory_mb, "cpus": size.cpus}
+    sized.pop("requestId", None)
+    return sized
 
 
 class Measuring:

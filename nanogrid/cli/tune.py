@@ -99,7 +99,9 @@ def tune(
     name = request["functionId"]
     request["functionId"] = measured_id(name)
     for size in sizes:
-        parse_request(with_size(request, size), target.settings)  # all of them, before any is measured
+        parse_request(
+            with_size(request, size), target.settings, request_id="tune"
+        )  # all of them, before any is measured
 
     with Progress(runs, len(sizes)) as progress:
         measuring = Measuring(sizes, lambda size: run_at(client, request, size, progress.tell))

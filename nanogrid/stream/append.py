@@ -8,7 +8,7 @@ from __future__ import annotations
 APPEND = """
 local function append(stream, counter, limit, fields)
     local number = redis.pcall('incr', counter)
-    if type(number) == 'table' then return number.err end
+    if type(number) == 'table' then return 0, number.err end
     local function add(ms)
         return redis.pcall('xadd', stream, 'maxlen', limit, ms .. '-' .. number, unpack(fields))
     end
@@ -16,15 +16,16 @@ local function append(stream, counter, limit, fields)
     local added = add(now[1] .. string.format('%03d', math.floor(now[2] / 1000)))
     if type(added) == 'table' then
         local about = redis.pcall('xinfo', 'stream', stream)
-        if about.err then return added.err end
+        if about.err then return number, added.err end
         for index = 1, #about, 2 do
             if about[index] == 'last-generated-id' then added = add(string.match(about[index + 1], '^%d+')) end
         end
     end
-    return type(added) == 'table' and added.err or ''
+    return number, type(added) == 'table' and added.err or ''
 end
 """
-"""Lua: `append(stream, counter, limit, fields)` returns why it could not be done, or an empty string.
+"""Lua: `append(stream, counter, limit, fields)` returns the number, 0 where there is none, and why it could not be done, or an
+empty string.
 
 An entry's id is the milliseconds of Redis' clock, a dash, and the result's number. Where the clock was set back, the last
 entry's milliseconds are taken again: ids must grow. A number is used up also where its entry could not be appended, so

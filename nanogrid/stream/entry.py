@@ -23,14 +23,14 @@ class StreamedResult:
 
     `number` counts all results of a deployment, from 1 and without a gap. `id` is the entry's id in Redis. `cut` names the
     fields of `result` that are not whole: `stdout`, `stderr`, `value`. `missed` is how many results right before this one
-    were gone from the stream before this follower read them.
+    were gone from the stream before this follower read them; None where Redis has lost results, and nobody can tell how many.
     """
 
     number: int
     id: str
     result: ExecutionResult
     cut: tuple[str, ...] = ()
-    missed: int = 0
+    missed: int | None = 0
 
     @property
     def stored_at_ms(self) -> int:
@@ -62,7 +62,7 @@ def fields_of(result: ExecutionResult, settings: Settings) -> list[str]:
     ]
 
 
-def streamed(entry_id: str, fields: Mapping[str, str], missed: int = 0) -> StreamedResult:
+def streamed(entry_id: str, fields: Mapping[str, str], missed: int | None = 0) -> StreamedResult:
     """An entry that was read. Raises ValueError or KeyError where it is none of ours."""
     return StreamedResult(
         number=number_of(entry_id),
@@ -76,6 +76,12 @@ def streamed(entry_id: str, fields: Mapping[str, str], missed: int = 0) -> Strea
 def number_of(entry_id: str) -> int:
     """The number of a result: what stands behind the dash."""
     return int(entry_id.partition("-")[2] or 0)
+
+
+def place_of(entry_id: str) -> tuple[int, int]:
+    """An entry's id as Redis orders them."""
+    ms, _, number = entry_id.partition("-")
+    return int(ms or 0), int(number or 0)
 
 
 def shortened(result: ExecutionResult, output_bytes: int, value_bytes: int) -> tuple[ExecutionResult, tuple[str, ...]]:

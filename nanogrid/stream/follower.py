@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from nanogrid.errors import ConfigurationError
+from nanogrid.redis_refusals import passes
 from nanogrid.settings import Settings
 from nanogrid.stream.entry import StreamedResult, streamed
 from nanogrid.stream.position import ALL, NOW, check_start
@@ -35,7 +36,7 @@ ABANDONED_S = 60.0
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 """Between two attempts to reach a Redis that is away."""
 
-AWAY = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError)
+AWAY = (redis.ConnectionError, redis.TimeoutError)
 
 
 def follow(
@@ -78,13 +79,16 @@ def _follow(
                 client, settings.stream_name, start or ALL, group=group, consumer=name, abandoned_s=abandoned_s
             )
         reading.open()
-        missed, last_at = 0, time.monotonic()
+        missed: int | None = 0
+        last_at = time.monotonic()
         while True:
             left_s = LONGEST_WAIT_S if idle_s is None else max(idle_s - (time.monotonic() - last_at), 0.0)
             try:
                 batch = reading.read(min(left_s, LONGEST_WAIT_S))
-                if batch.missed:
-                    missed += batch.missed
+                if batch.missed is None:
+                    missed = None
+                elif batch.missed:
+                    missed = None if missed is None else missed + batch.missed
                     log.warning("%d results were trimmed before they were read", batch.missed)
                 for entry_id, fields in batch.entries:
                     found = _result(entry_id, fields, function, missed)
@@ -95,7 +99,12 @@ def _follow(
                     yield found
                     last_at = time.monotonic()
                     reading.done(entry_id)
-            except AWAY as error:  # what was read and not handed out is read again: nobody else has it
+            except (
+                *AWAY,
+                redis.ResponseError,
+            ) as error:  # what was read and not handed out is read again: nobody else has it
+                if not isinstance(error, AWAY) and not passes(error):
+                    raise
                 _wait_for_redis(client, reading, error)
                 last_at = time.monotonic()
                 continue
@@ -103,7 +112,9 @@ def _follow(
                 return
 
 
-def _result(entry_id: str, fields: Mapping[str, str], function: str | None, missed: int) -> StreamedResult | None:
+def _result(
+    entry_id: str, fields: Mapping[str, str], function: str | None, missed: int | None
+) -> StreamedResult | None:
     """The result in an entry, where it is one that is wanted."""
     if function is not None and fields.get("functionId") != function:
         return None
@@ -119,10 +130,13 @@ def _wait_for_redis(client: redis.Redis, reading: Reading, error: BaseException)
     since, pause_s = time.monotonic(), SHORTEST_PAUSE_S
     log.warning("Redis does not answer (%s); the results stream goes on when it does", error)
     while True:
+        client.connection_pool.disconnect()  # it may lead to a primary that has become a replica
         try:
             client.ping()
             reading.open()
-        except AWAY:
+        except (*AWAY, redis.ResponseError) as still:
+            if not isinstance(still, AWAY) and not passes(still):
+                raise
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
         else:

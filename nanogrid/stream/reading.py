@@ -1,7 +1,9 @@
 """Reads the results stream in batches: for one reader that remembers by itself where it is, or with a consumer group.
 
 The rule: nothing is delivered twice without need, and nothing is left out in silence. What was trimmed before it was read is
-counted by the numbers on both sides of the gap: Redis itself does not tell (7.0 keeps no account of what MAXLEN removes).
+counted by the numbers on both sides of the gap: Redis itself does not tell (7.0 keeps no account of what MAXLEN removes). Where
+the numbers fall, or a place that was reached is there no more, Redis has lost results: a failover to a replica that had not all
+of them, or a restart. How many nobody can tell, so `missed` is None then, and never 0.
 """
 
 from __future__ import annotations
@@ -10,12 +12,12 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import redis
 
-from nanogrid.stream.entry import number_of
+from nanogrid.stream.entry import number_of, place_of
 from nanogrid.stream.position import ALL, position
 
 log = logging.getLogger(__name__)
@@ -26,15 +28,17 @@ BATCH = 100
 GROUP_BATCH = 20
 """The same for a consumer of a group: the others cannot have what it has in hand."""
 
+LOST = "Redis has lost results, or its stream was emptied; how many nobody can tell: %s"
+
 Entry = tuple[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Entries in their order, and how many were gone before them. `caught_up`: there was no more to read just then."""
+    """Entries in their order, and how many were gone before them; None: unknown. `caught_up`: there was no more to read just then."""
 
     entries: Sequence[Entry] = ()
-    missed: int = 0
+    missed: int | None = 0
     caught_up: bool = False
 
 
@@ -63,18 +67,48 @@ class Alone:
 
     def __init__(self, client: redis.Redis, stream: str, start: str) -> None:
         self._redis, self._stream, self._start = client, stream, start
+        self._lost = False
+        self._has_read = False
         self.place = ""
 
     def open(self) -> None:
         self.place = self.place or position(self._redis, self._stream, self._start)
+        self._look_back()
 
     def read(self, wait_s: float) -> Batch:
         entries = _read(self._redis, self._stream, self.place, wait_s, BATCH)
         if not entries:
             return Batch(caught_up=True)
-        missed = gap(self.place, entries[0][0])
+        missed = None if self._lost else gap(self.place, entries[0][0])
+        self._lost = False
+        self._has_read = True
         self.place = entries[-1][0]
         return Batch(entries, missed)
+
+    def _look_back(self) -> None:
+        """Go back to where the stream ends, where it has nothing as late as this reader's place: what comes next may have a
+        smaller id. And see whether what was read last is there still, or was trimmed as the oldest."""
+        try:
+            about: dict[str, Any] = self._redis.xinfo_stream(self._stream)
+        except redis.ResponseError as error:
+            if "no such key" not in str(error):
+                raise
+            return  # what comes next begins anew, with number 1
+        last = str(about["last-generated-id"])
+        if place_of(last) < place_of(self.place):
+            self._say_lost(last)
+            self.place = last
+        elif self._was_reached(about) and not self._redis.xrange(self._stream, self.place, self.place):
+            self._say_lost(last)
+
+    def _was_reached(self, about: dict[str, Any]) -> bool:
+        """Whether this reader has read the entry at its place, and it cannot have been trimmed: an older one is there."""
+        first = about["first-entry"]
+        return self._has_read and bool(first) and place_of(str(first[0])) < place_of(self.place)
+
+    def _say_lost(self, last: str) -> None:
+        self._lost = True
+        log.warning(LOST, f"the stream ends with {last}, and {self.place} is not in it")
 
     def done(self, entry_id: str) -> None:
         """Nobody else has to know."""
@@ -98,6 +132,7 @@ class Grouped:
         self._own: str | None = None
         self._others = "0-0"
         self._next_look = 0.0
+        self._lost = False
         self.place = ""
 
     def open(self) -> None:
@@ -106,18 +141,26 @@ class Grouped:
             place = position(self._redis, self._stream, self._start)
             self._redis.xgroup_create(self._stream, self._group, id=place, mkstream=True)
             if self.place:
+                self._lost = True
                 log.warning("the group %s was gone from Redis; it is made anew, after %s", self._group, place)
             self.place = place
         except redis.ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
-            self.place = self._delivered(self._redis.xinfo_groups(self._stream))
+            self.place = self._not_before(self._delivered(self._redis.xinfo_groups(self._stream)))
         self._start = ALL  # a group that is lost from now on has followers that want what they have not seen
         self._own, self._others, self._next_look = "0-0", "0-0", 0.0
         self._acknowledge()
 
     def read(self, wait_s: float) -> Batch:
         self._acknowledge()
+        batch = self._read(wait_s)
+        if self._lost and batch.entries:
+            self._lost = False
+            return replace(batch, missed=None)
+        return batch
+
+    def _read(self, wait_s: float) -> Batch:
         try:
             if self._own is not None:
                 return self._read_own(self._own)
@@ -171,7 +214,7 @@ class Grouped:
             both.xinfo_groups(self._stream)
             both.xreadgroup(self._group, self._consumer, {self._stream: ">"}, count=GROUP_BATCH)
             groups, answer = both.execute()
-        before = self._delivered(groups)
+        before = self._not_before(self._delivered(groups))
         entries = _entries(answer)
         self.place = entries[-1][0] if entries else before
         return Batch(entries, gap(before, entries[0][0])) if entries else Batch(caught_up=True)
@@ -183,6 +226,13 @@ class Grouped:
                 return str(group["last-delivered-id"])
         raise redis.ResponseError(f"NOGROUP {self._group} is gone")
 
+    def _not_before(self, delivered: str) -> str:
+        """Where the group stands. It only ever moves on: one that stands before what it was seen at has been set back."""
+        if place_of(delivered) < place_of(self.place):
+            self._lost = True
+            log.warning(LOST, f"the group {self._group} stands at {delivered}, and stood at {self.place}")
+        return delivered
+
     def _without_trimmed(self, entries: Sequence[Entry]) -> Batch:
         """Redis remembers the ids of trimmed entries that were not acknowledged, without what was in them."""
         trimmed = [entry_id for entry_id, fields in entries if not fields]
@@ -191,12 +241,12 @@ class Grouped:
         return Batch([entry for entry in entries if entry[1]], len(trimmed))
 
 
-def gap(before: str, first: str) -> int:
-    """How many results are missing between two ids that follow each other."""
+def gap(before: str, first: str) -> int | None:
+    """How many results are missing between two ids that follow each other. None: the numbers fell, and nobody can tell."""
     last, number = number_of(before), number_of(first)
     if number <= last:
-        log.warning("the numbers of the results stream begin anew at %d: it was emptied, or Redis lost data", number)
-        return 0
+        log.warning(LOST, f"{number} follows {last}")
+        return None
     return number - last - 1
 
 

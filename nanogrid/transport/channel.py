@@ -7,7 +7,8 @@ Differences to kombu 5.7, each with a test in `tests/integration/test_transport_
 - polls that fail are repeated after 1 to 30 s; a poll that hangs is given up; no error leaves the event loop;
 - when no more messages may be fetched, polling rests, and goes on with the first acknowledgement instead of a second later;
 - held messages stay invisible (`visibility`), also those of runs that outlive a restart of the consumer;
-- bare JSON objects become tasks (`envelopes`); garbage is given back, never deleted;
+- bare JSON objects become tasks (`envelopes`); garbage is given back, never deleted, and so is what would steer Celery in ways
+  that no message may (`steering`);
 - rejected and requeued messages are visible at once;
 - a queue is looked up, or created with a dead-letter queue, by `nanogrid.queues`; nothing is listed.
 """
@@ -32,7 +33,7 @@ from nanogrid.errors import ConfigurationError
 from nanogrid.settings import Settings
 from nanogrid.submission import SENT_AT
 from nanogrid.tracing import CARRIED
-from nanogrid.transport import envelopes, size
+from nanogrid.transport import envelopes, size, steering
 from nanogrid.transport.http import client_of
 from nanogrid.transport.options import SETTINGS_OPTION
 from nanogrid.transport.polling import MOST_POLLS, Backoff, PollFailure, PollingConnection
@@ -252,7 +253,12 @@ class Channel(_SQSChannel):
                 message._reraise_error()
             if message.content_type in JSON:
                 message.accept = {message.content_type}
-                message.decode()
+                problem = self._problem(message.headers, message.decode(), queue)
+                if problem is not None:
+                    logger.error("message %s of %s is given back: %s", _name(message), queue, problem)
+                    reading(queue).refused += 1
+                    self.basic_reject(message.delivery_tag)
+                    return None
             return callback(message)
 
         self._heartbeat.start()
@@ -260,6 +266,10 @@ class Channel(_SQSChannel):
         callbacks = self.connection._callbacks
         callbacks[queue] = partial(self._handle, callbacks[queue])
         return answer
+
+    def _problem(self, headers: dict[str, Any], payload: Any, queue: str) -> str | None:
+        """Why Celery must not see a message, judged by what it would see."""
+        return steering.problem_of_parts(payload) or steering.foreign_id(headers, payload, queue, self.settings)
 
     def _handle(self, deliver: Any, payload: dict[str, Any]) -> None:
         try:
@@ -285,13 +295,13 @@ class Channel(_SQSChannel):
         sent_at_ms = _number(attributes.get("SentTimestamp"))
         reading(queue).message(sent_at_ms)
         body = envelopes.read_body(message["Body"])
-        if isinstance(body, envelopes.Garbage):
+        if isinstance(body, (envelopes.Garbage, envelopes.CeleryEnvelope)) and body.problem is not None:
             logger.error("message %s of %s is given back: %s", message["MessageId"], queue, body.problem)
             reading(queue).refused += 1
             self._make_visible(url, message["ReceiptHandle"], return_delay_s(_receives(attributes)))
             return None
         if isinstance(body, envelopes.BareRequest):
-            payload = envelopes.adopt(body.request, message["MessageId"], sent_at_ms, self.settings)
+            payload = envelopes.adopt(body.request, message["MessageId"], sent_at_ms, self.settings, queue=queue)
             payload["headers"].update(_trace_context(message))
         else:
             payload = body.payload
@@ -423,14 +433,15 @@ class Transport(_SQSTransport):
 def _addressed(payload: dict[str, Any], message: dict[str, Any], url: str, queue: str) -> dict[str, Any]:
     """Put in what kombu needs to acknowledge. The body is left out: it would travel to the child a second time."""
     properties = payload["properties"]
-    delivery_info = properties.setdefault("delivery_info", {})
-    delivery_info.setdefault("exchange", "")
-    delivery_info["routing_key"] = queue
-    delivery_info["sqs_queue"] = url
-    delivery_info["sqs_message"] = {
-        "MessageId": message["MessageId"],
-        "ReceiptHandle": message["ReceiptHandle"],
-        "Attributes": message.get("Attributes") or {},
+    properties["delivery_info"] = {  # none of it is the sender's to say
+        "exchange": "",
+        "routing_key": queue,
+        "sqs_queue": url,
+        "sqs_message": {
+            "MessageId": message["MessageId"],
+            "ReceiptHandle": message["ReceiptHandle"],
+            "Attributes": message.get("Attributes") or {},
+        },
     }
     properties["delivery_tag"] = message["ReceiptHandle"]
     return payload

@@ -15,9 +15,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from nanogrid import plain_json
 from nanogrid.errors import InvalidRequestError
-from nanogrid.request import RequestId, parse_request, time_limits
+from nanogrid.request import RequestId, time_limits
+from nanogrid.request_ids import prefix_of, refusal
 from nanogrid.settings import Settings
-from nanogrid.submission import EXECUTE, REDUCE, SENT_AT, redacted
+from nanogrid.submission import EXECUTE, REDUCE, SENT_AT, parse_named, redacted
+from nanogrid.transport.steering import foreign_id, problem_of_headers, problem_of_parts, problem_of_properties
 
 RECEIVES_HEADER = "nanogrid_receives"
 BARE_ORIGIN = "bare-sqs"
@@ -27,13 +29,17 @@ _REQUEST_ID: TypeAdapter[str] = TypeAdapter(RequestId)
 
 @dataclass(frozen=True)
 class CeleryEnvelope:
-    """A message that a Celery producer sent: kombu's envelope, as it stands in the queue."""
+    """A message that a Celery producer sent: kombu's envelope, as it stands in the queue.
+
+    `problem` says why it must not reach Celery all the same, None where it may: whose it is can be read in any case.
+    """
 
     payload: dict[str, Any]
+    problem: str | None = None
 
     @property
     def headers(self) -> dict[str, Any]:
-        """Celery's headers: `id` and `task` are strings."""
+        """Celery's headers: `id` is a request id, `task` a string."""
         headers: dict[str, Any] = self.payload["headers"]
         return headers
 
@@ -74,18 +80,11 @@ def _checked_envelope(data: dict[str, Any]) -> CeleryEnvelope | Garbage:
         return Garbage("the Celery envelope's body is no string")
     if not isinstance(headers, dict) or not all(isinstance(headers.get(name), str) for name in ("id", "task")):
         return Garbage("the Celery envelope's headers name no task and id")
-    limits = headers.get("timelimit")
-    if limits is not None and not _is_pair_of_limits(limits):
-        return Garbage("the Celery envelope's timelimit is no pair of seconds")
-    return CeleryEnvelope(data)
-
-
-def _is_pair_of_limits(limits: object) -> bool:
-    return (
-        isinstance(limits, list)
-        and len(limits) == 2
-        and all(limit is None or (isinstance(limit, (int, float)) and not isinstance(limit, bool)) for limit in limits)
-    )
+    if valid_request_id(headers["id"]) is None:
+        return Garbage("the Celery envelope's task id is none that a request may have")
+    if headers.get("retries", 0) is None:
+        del headers["retries"]  # Celery counts on from what it finds
+    return CeleryEnvelope(data, problem_of_headers(headers) or problem_of_properties(properties))
 
 
 def _without_base64(text: str) -> str:
@@ -107,18 +106,24 @@ def valid_request_id(value: object) -> str | None:
         return None
 
 
-def bare_request_id(request: dict[str, Any], message_id: str) -> str:
-    """The id under which a bare request's result is found: its own where it is a valid one, else the SQS message's."""
-    return valid_request_id(request.get("requestId")) or message_id
+def bare_request_id(request: dict[str, Any], message_id: str, queue: str, settings: Settings) -> str:
+    """The id under which a bare request's result is found: its own where a message of this queue may have it, else the SQS
+    message's, after the queue's prefix."""
+    own = valid_request_id(request.get("requestId"))
+    if own is not None and refusal(own, queue, settings) is None:
+        return own
+    return prefix_of(queue, settings) + message_id
 
 
-def adopt(request: dict[str, Any], message_id: str, sent_at_ms: int | None, settings: Settings) -> dict[str, Any]:
-    """A bare request as the kombu envelope that a Celery producer would have sent.
+def adopt(
+    request: dict[str, Any], message_id: str, sent_at_ms: int | None, settings: Settings, *, queue: str = ""
+) -> dict[str, Any]:
+    """A bare request of a queue as the kombu envelope that a Celery producer would have sent.
 
     An invalid request is adopted as well, with default limits: the task answers it with a stored result. `argsrepr`, which
     shows in logs and in Flower, carries neither payload nor environment: they may be secret.
     """
-    request_id = bare_request_id(request, message_id)
+    request_id = bare_request_id(request, message_id, queue, settings)
     soft_s, hard_s = time_limits(_timeout_ms(request, request_id, settings), settings)
     headers: dict[str, Any] = {
         "lang": "py",
@@ -157,7 +162,7 @@ def adopt(request: dict[str, Any], message_id: str, sent_at_ms: int | None, sett
 
 def _timeout_ms(request: dict[str, Any], request_id: str, settings: Settings) -> int:
     try:
-        return parse_request(request, settings, request_id=request_id).timeout_ms
+        return parse_named(request, settings, request_id).timeout_ms
     except (InvalidRequestError, RecursionError):
         return settings.timeout_ms
 
@@ -178,6 +183,15 @@ def context_of(envelope: CeleryEnvelope) -> dict[str, Any]:
     body = _body_of(envelope)
     embedded = body[2] if body is not None and isinstance(body[2], dict) else {}
     return {**envelope.headers, **embedded}
+
+
+def problem_of(envelope: CeleryEnvelope, queue: str, settings: Settings) -> str | None:
+    """Why a message of this queue must not reach Celery, or None: that of the envelope, or of what is inside."""
+    body = _body_of(envelope)
+    if body is None:
+        return envelope.problem or "its body cannot be read"
+    payload = list(body)
+    return envelope.problem or problem_of_parts(payload) or foreign_id(envelope.headers, payload, queue, settings)
 
 
 def _body_of(envelope: CeleryEnvelope) -> tuple[list[Any], dict[str, Any], Any] | None:

@@ -311,6 +311,20 @@ GARBAGE = {
     "properties are no object": envelope(properties=[]),
     "time limit is no pair": envelope(headers={"task": TASK, "id": "broken", "timelimit": 5}),
     "eta is no time": envelope(headers={"task": TASK, "id": "broken", "eta": "soon"}),
+    "eta beyond what SQS keeps": envelope(headers={"task": TASK, "id": "broken", "eta": "2999-01-01T00:00:00+00:00"}),
+    "expires is a number": envelope(headers={"task": TASK, "id": "broken", "expires": 5}),
+    "negative retries": envelope(headers={"task": TASK, "id": "broken", "retries": -5}),
+    "retries is no number": envelope(headers={"task": TASK, "id": "broken", "retries": "1"}),
+    "time limit of no time": envelope(headers={"task": TASK, "id": "broken", "timelimit": [0.0, -1]}),
+    "stamps": envelope(
+        headers={"task": TASK, "id": "broken", "stamped_headers": ["task_id"], "stamps": {"task_id": "x"}}
+    ),
+    "unhashable stamps": envelope(headers={"task": TASK, "id": "broken", "stamped_headers": [["x"]]}),
+    "a header that replaces the context": envelope(headers={"task": TASK, "id": "broken", "called_directly": True}),
+    "no request id": envelope(headers={"task": TASK, "id": "a\nb"}),
+    "embedded id": envelope(body=json.dumps([[{}], {}, {"id": "another"}])),
+    "embedded retries": envelope(body=json.dumps([[{}], {}, {"retries": -5}])),
+    "an older form of body": envelope(body=json.dumps({"args": [{}], "kwargs": {}, "retries": -5})),
     "unknown compression": envelope(headers={"task": TASK, "id": "broken", "compression": "x"}),
 }
 

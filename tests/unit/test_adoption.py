@@ -60,7 +60,7 @@ def test_the_original_message_becomes_a_call_of_the_function_task() -> None:
 def test_the_message_id_stands_in_for_an_unusable_request_id(request_id: object) -> None:
     """A request without an id that keeps the rules is found under SQS's message id."""
     assert valid_request_id(request_id) is None
-    assert bare_request_id({**ORIGINAL, "requestId": request_id}, MESSAGE_ID) == MESSAGE_ID
+    assert bare_request_id({**ORIGINAL, "requestId": request_id}, MESSAGE_ID, "python", SETTINGS) == MESSAGE_ID
     assert adopt({**ORIGINAL, "requestId": request_id}, MESSAGE_ID, None, SETTINGS)["headers"]["id"] == MESSAGE_ID
 
 

@@ -96,10 +96,14 @@ def test_a_gap_is_counted_by_the_numbers() -> None:
     assert gap("0-0", "6-1") == 0
 
 
-def test_numbers_that_begin_anew_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    """A Redis that lost its data is no gap of minus a thousand."""
-    assert gap("5-1000", "6-1") == 0
-    assert "begin anew at 1" in caplog.text
+@pytest.mark.parametrize("first", ["6-1", "6-999", "6-1000"])
+def test_numbers_that_fall_are_no_gap_of_none(first: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A Redis that lost data is no gap of minus a thousand, and not one of nothing either: nobody can tell."""
+    assert gap("5-1000", first) is None
+    assert (
+        f"Redis has lost results, or its stream was emptied; how many nobody can tell: {first[2:]} follows 1000"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("start", ["", "yesterday", "-5", "5-", "5-x", "$", "0"])

@@ -1,0 +1,51 @@
+"""Which refusals of Redis pass by themselves: it takes no writes just now, has become a replica, or is busy.
+
+The rule: what passes is tried again, on a new connection, and nothing is given up for it. redis-py takes only a Redis that is
+away for that; a request whose result is refused would end without one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from redis.retry import Retry
+
+PASSING = (
+    redis.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
+)
+NAMED = re.compile(r"(?:^|-)(?:NOREPLICAS|MISCONF|UNBLOCKED|BUSY|READONLY|OOM)\b")
+"""Those that redis-py has no class for, and what an older Redis makes of the others within a script."""
+
+IN_A_PIPELINE = " of pipeline caused error: "
+"""What redis-py puts, with the command, before the words of Redis."""
+
+
+def passes(error: BaseException) -> bool:
+    """Whether the same command may be taken later."""
+    said = str(error).rpartition(IN_A_PIPELINE)[2]
+    return isinstance(error, PASSING) or (isinstance(error, redis.ResponseError) and bool(NAMED.search(said)))
+
+
+class PatientRetry(Retry):
+    """redis-py's retries, for a Redis that is away and for refusals that pass alike. Each one takes a new connection."""
+
+    def __init__(self, backoff: Any, retries: int) -> None:
+        super().__init__(backoff, retries, (redis.ConnectionError, redis.TimeoutError, redis.ResponseError))
+
+    def call_with_retry(
+        self, do: Any, fail: Any, is_retryable: Callable[[Exception], bool] | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Do it until it is done, or refused for good."""
+
+        def worth_it(error: Exception) -> bool:
+            if isinstance(error, redis.ResponseError) and not passes(error):
+                return False
+            return is_retryable is None or is_retryable(error)
+
+        return super().call_with_retry(do, fail, worth_it, *args, **kwargs)

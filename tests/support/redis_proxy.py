@@ -1,0 +1,94 @@
+"""A TCP proxy on loopback, in front of a Redis, that lets a test act between two commands, and leads elsewhere after a failover.
+
+    with RedisProxy(primary.port) as proxy:
+        proxy.before(b"STARTED", lambda: client.set(...))   # runs once, before these bytes go on to Redis
+        proxy.lead_to(replica.port)                         # as a DNS name that was changed: new connections go there
+
+The one rule: bytes go through unchanged; only when, and where to, is up to the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+
+
+class RedisProxy:
+    """The proxy. All mutable state: where it leads, what waits for which bytes, and the open sockets, guarded by `_lock`."""
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+        self._waiting: list[tuple[bytes, Callable[[], None]]] = []
+        self._sockets: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+
+    def __enter__(self) -> RedisProxy:
+        threading.Thread(target=self._accept, name="redis-proxy", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        self.cut()
+
+    @property
+    def url(self) -> str:
+        """Database 0 behind the proxy."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def before(self, words: bytes, act: Callable[[], None]) -> None:
+        """Run `act` once, before the next bytes that hold `words` reach Redis."""
+        with self._lock:
+            self._waiting.append((words, act))
+
+    def lead_to(self, port: int, *, cut: bool = True) -> None:
+        """Connect to this port from now on; `cut` says whether open connections end."""
+        self._target_port = port
+        if cut:
+            self.cut()
+
+    def cut(self) -> None:
+        """End all open connections."""
+        with self._lock:
+            for each in self._sockets:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                inside, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                outside = socket.create_connection(("127.0.0.1", self._target_port), 5)
+            except OSError:
+                inside.close()
+                continue
+            outside.settimeout(None)
+            with self._lock:
+                self._sockets |= {inside, outside}
+            for source, target, acts in ((inside, outside, True), (outside, inside, False)):
+                threading.Thread(target=self._pump, args=(source, target, acts), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket, acts: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                for act in self._due(data) if acts else ():
+                    act()
+                target.sendall(data)
+        for each in (source, target):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self._sockets.discard(source)
+        source.close()
+
+    def _due(self, data: bytes) -> list[Callable[[], None]]:
+        with self._lock:
+            due = [act for words, act in self._waiting if words in data]
+            self._waiting = [(words, act) for words, act in self._waiting if words not in data]
+        return due

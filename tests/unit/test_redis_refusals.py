@@ -1,0 +1,58 @@
+"""Which refusals of Redis are tried again."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+
+from nanogrid.redis_refusals import PatientRetry, passes
+
+PASSING = [
+    redis.ReadOnlyError("You can't write against a read only replica."),
+    redis.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+    redis.ResponseError("NOREPLICAS Not enough good replicas to write. script: 68be, on @user_script:22."),
+    redis.ResponseError(
+        "Error running script (call to f_1): @user_script:5: @user_script: 5: -READONLY You can't write"
+    ),
+    redis.ResponseError("Command # 2 (SET nanogrid:claim:a x) of pipeline caused error: NOREPLICAS Not enough"),
+    redis.ResponseError("MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist"),
+    redis.ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)"),
+]
+FINAL = [
+    redis.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"),
+    redis.ResponseError("BUSYGROUP Consumer Group name already exists"),
+    redis.ResponseError("Command # 1 (SET -NOREPLICAS x) of pipeline caused error: WRONGTYPE Operation against a key"),
+    redis.exceptions.NoScriptError("No matching script. Please use EVAL."),
+    redis.exceptions.NoPermissionError("this user has no permissions to run the 'xadd' command"),
+    ValueError("NOREPLICAS"),
+]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=str)
+def test_what_passes_by_itself_is_tried_again(error: Exception) -> None:
+    """A Redis that takes no writes just now is one that will: nothing is given up for it."""
+    left = [error, error]
+
+    def do() -> str:
+        if left:
+            raise left.pop()
+        return "done"
+
+    assert passes(error)
+    assert PatientRetry(NoBackoff(), 3).call_with_retry(do, lambda _: None) == "done"
+
+
+@pytest.mark.parametrize("error", FINAL, ids=str)
+def test_what_does_not_pass_is_an_error(error: Exception) -> None:
+    """What is wrong with a command is told at once, whatever a key is called."""
+    tries = []
+
+    def do() -> None:
+        tries.append(1)
+        raise error
+
+    assert not passes(error)
+    with pytest.raises(type(error)):
+        PatientRetry(NoBackoff(), 3).call_with_retry(do, lambda _: None)
+    assert len(tries) == 1
