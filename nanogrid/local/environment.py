@@ -57,6 +57,8 @@ def producer_environment(folder: StackFolder, ports: Ports, present_images: Iter
         "NANOGRID_MONITOR_URL": f"redis://{LOOPBACK}:{ports.redis}/1",
         "NANOGRID_CREATE_QUEUES": "true",
         "NANOGRID_DATA_DIR": str(folder.worker_data),
+        # Whose machine this is runs their own code on it: requirements.txt works from the first minute.
+        "NANOGRID_BUILD_NETWORK": os.environ.get("NANOGRID_BUILD_NETWORK") or "bridge",
     }
     return environment | _images(set(present_images))
 
@@ -66,8 +68,6 @@ def process_environment(producer: Mapping[str, str]) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not names_a_place(name)}
     # Any free port: another stack's worker, or a real one, may have the default one.
     inherited.setdefault("NANOGRID_METRICS_ADDRESS", f"{LOOPBACK}:0")
-    # Whose machine this is runs their own code on it: requirements.txt works from the first minute.
-    inherited.setdefault("NANOGRID_BUILD_NETWORK", "bridge")
     # Flower's API on loopback, as its pages: whoever can reach either has an account on this machine.
     return {**inherited, "AWS_EC2_METADATA_DISABLED": "true", "FLOWER_UNAUTHENTICATED_API": "true", **producer}
 
