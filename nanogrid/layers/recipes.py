@@ -86,6 +86,8 @@ def packages_recipe(wanted: Requirements, code: Code, image_id: str, runtime: Ru
         text, files = _served(wanted)
         index = IndexRecipe((python,), asking, files)
         building = {name: chosen[name] for name in NOT_OF_THE_INDEX if name in chosen}
+        if all(place.startswith("/") for place in chosen.get("PIP_FIND_LINKS", "-").split()):
+            building["PIP_FIND_LINKS"] = chosen["PIP_FIND_LINKS"]  # folders of the image
         env, network = {**BUILD_ENVIRONMENT, **PIP_ENVIRONMENT, **building, **SERVED_ENVIRONMENT}, NO_NETWORK
     return Recipe(
         _id(*arguments, *decides, "" if wanted.alone else code.sha256),

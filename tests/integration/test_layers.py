@@ -310,6 +310,34 @@ def test_set_up_code_finds_no_secret_of_the_index(open_host: OpenHost, tmp_path:
     assert token not in host.logs()
 
 
+ASK = """
+import urllib.request
+seen = []
+for path in ("/simple/greedy/", "/file/greedy/0/environ", "/address/0/greedy-1.0.tar.gz", "/address/0/..", "/file/../../etc/passwd"):
+    try:
+        with urllib.request.urlopen("http://127.0.0.1:8076" + path, timeout=20) as answer:
+            seen += [path] * (b"password" + b"-of-the-index" in answer.read())
+    except (OSError, ValueError):
+        pass
+raise SystemExit("set-up code saw: " + repr(seen))
+"""
+"""Asks the server of the index for files of its own container, which an index says are packages."""
+
+
+@pytest.mark.parametrize("image", [PYTHON_IMAGE, NEWEST_PYTHON_IMAGE])
+def test_an_index_cannot_make_its_server_hand_out_own_files(open_host: OpenHost, tmp_path: Path, image: str) -> None:
+    """Links and redirects to files of the container that has the credentials lead nowhere."""
+    with package_index(tmp_path / "index", "password-of-the-index") as index:
+        index.add_link("greedy", "file:///proc/self/environ#egg=greedy-1.0")
+        index.add_sdist("asking", "TEXT = 'built'\n", set_up=ASK)
+        host = open_host(build_network="host", build_index_url=index.url, build_wheels_only=False, python_image=image)
+        text = f"asking\ngreedy @ {index.url.replace('simple', 'leads-to')}proc/self/environ/greedy-1.0.tar.gz ; python_version < '3'\n"
+        with pytest.raises(LayerBuildError):
+            host.prepare({**MAIN, "requirements.txt": text})
+        assert any(path.startswith("/leads-to/") for path in index.asked)
+    assert "set-up code saw: []" in host.logs()
+
+
 def test_set_up_code_gets_what_requirements_name_by_address(open_host: OpenHost, index: PackageIndex) -> None:
     """Addresses and indexes of requirements.txt are asked by the container that has a network, in pip's order."""
     index.add_sdist("sourceful", "TEXT = 'built'\n")

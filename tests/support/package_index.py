@@ -25,7 +25,10 @@ PYPROJECT = '[build-system]\nrequires = {}\nbuild-backend = "backend"\nbackend-p
 
 
 class PackageIndex:
-    """Serves a folder, to those who know the password where there is one, and remembers what was asked for."""
+    """Serves a folder, to those who know the password where there is one, and remembers what was asked for.
+
+    What is asked for below /leads-to/ is said to be a file of whoever asks: /leads-to/etc/passwd/NAME.
+    """
 
     def __init__(self, folder: Path, password: str = "", address: str = "127.0.0.1") -> None:
         self._folder = folder
@@ -70,6 +73,12 @@ class PackageIndex:
                 archive.addfile(member, io.BytesIO(text.encode()))
         self._add(name, f"{name}-{version}.tar.gz", buffer.getvalue())
 
+    def add_link(self, name: str, target: str) -> None:
+        """Offer a package that is said to lie at this address."""
+        folder = self._folder / "simple" / name
+        folder.mkdir(parents=True)
+        (folder / "index.html").write_text(f'<a href="{target}">{name}</a>')
+
     def downloads(self, name: str) -> int:
         """How often a package itself was fetched."""
         return sum(path.startswith(f"/simple/{name}/{name}-") for path in self.asked)
@@ -96,6 +105,12 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             self.end_headers()
             return
         self._asked.append(self.path)
+        if self.path.startswith("/leads-to/"):
+            self.send_response(302)
+            self.send_header("Location", f"file:///{self.path.removeprefix('/leads-to/').rpartition('/')[0]}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         super().do_GET()
 
     def log_message(self, *_: object) -> None:

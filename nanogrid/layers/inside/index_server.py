@@ -8,6 +8,7 @@ Of pip it takes what is alike from 20.3 on. It runs by the image's own Python (3
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import logging
@@ -64,7 +65,9 @@ class Index:
     def _links(self, name: str) -> list[Any]:
         if name not in self._found:
             links = (candidate.link for candidate in self._finder.find_all_candidates(name))
-            self._found[name] = [link for link in links if FILE_NAME.fullmatch(link.filename)]
+            # An index may name files of this very container, and pip would open them.
+            remote = (link for link in links if link.scheme in ("http", "https"))
+            self._found[name] = [link for link in remote if FILE_NAME.fullmatch(link.filename)]
         return self._found[name]
 
     def _get(self, url: str) -> Any:
@@ -80,6 +83,10 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.index = index
         super().__init__(path, Handler)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say what kind of error ended an answer half-way, and not its words: an address may hold a password."""
+        log.warning("an answer was not finished: %s", sys.exc_info()[0])
+
 
 class Handler(BaseHTTPRequestHandler):
     """One request."""
@@ -88,31 +95,33 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:  # the name that http.server calls
         """Answer with a page, a file, or that there is none."""
-        try:
-            with self.server.index.lock:
-                self._answer()
-        except (ConnectionError, TimeoutError):
-            self.close_connection = True
-        except Exception as failed:  # noqa: BLE001  # whatever pip raises for an index that fails
-            log.warning("%s could not be fetched: %s", self.path[:200], type(failed).__name__)
-            self.close_connection = True
+        with self.server.index.lock, contextlib.suppress(OSError):
+            self._answer()
 
     def log_message(self, *_: object) -> None:
         """Say nothing: pip says what it fetches."""
 
     def _answer(self) -> None:
         index = self.server.index
+        answer = None
         try:
             if page := PAGE.fullmatch(self.path):
                 self._send(index.page(page[1]))
-            elif file := FILE.fullmatch(self.path):
-                self._pass_on(index.file(file[1], int(file[2])))
+                return
+            if file := FILE.fullmatch(self.path):
+                answer = index.file(file[1], int(file[2]))
             elif address := ADDRESS.fullmatch(self.path):
-                self._pass_on(index.address(int(address[1])))
-            else:
-                self.send_error(404)
+                answer = index.address(int(address[1]))
         except IndexError:
+            pass
+        except Exception as failed:  # noqa: BLE001  # whatever pip raises for an index that fails
+            log.warning("%s could not be fetched: %s", self.path[:200], type(failed).__name__)
+            self.send_error(502)
+            return
+        if answer is None:
             self.send_error(404)
+        else:
+            self._pass_on(answer)
 
     def _send(self, page: bytes) -> None:
         self.send_response(200)
@@ -148,6 +157,8 @@ def main() -> None:
         finder = command._build_package_finder(options, session)
         # These lines hold options alone: parsing them is what makes them count.
         list(parse_requirements(str(HERE / "sources.txt"), session=session, finder=finder, options=options))
+        # From here on nothing leads to a file of this container, a redirect included.
+        del session.adapters["file://"]
         index = Index(finder, session, json.loads((HERE / "addresses.json").read_text()))
         with Server(str(GATEWAY / "socket"), index) as server:
             # From now on whoever opens this pipe to read gets it at once.
