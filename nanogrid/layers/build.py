@@ -50,6 +50,8 @@ class Verdict(Enum):
     OUT_OF_MEMORY = "out of memory"
     TOO_LARGE = "too large"
     NO_PIP = "no pip"
+    NO_INDEX = "what serves the index has ended"
+    """Told by nobody: it becomes NO_PIP or FAILED."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,16 @@ class Build:
             tar = os.open(self.tar, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             self._open.callback(os.close, tar)
             self._started = time.monotonic()
+            index_id = ""
             with ExitStack() as containers:
                 if self._recipe.index is not None:
-                    self._start(containers, self._recipe.index_name, self._index_options(self._recipe.index, labels))
+                    options = self._index_options(self._recipe.index, labels)
+                    index_id = self._start(containers, self._recipe.index_name, options)
                 container_id = self._start(containers, self._recipe.name, self._options(labels))
                 self._heard_at = self._told_at = time.monotonic()
                 verdict = self._watch(container_id, logged, result, tar)
+                if verdict is Verdict.NO_INDEX:
+                    return Verdict.NO_PIP if self._end_of(index_id).exit_code == NO_PIP_CODE else Verdict.FAILED
                 return verdict or self._judge(self._end_of(container_id))
 
     def _start(self, containers: ExitStack, name: str, options: dict[str, object]) -> str:
@@ -187,7 +193,7 @@ class Build:
     def _watch(self, container_id: str, logged: list[int], result: int, tar: int) -> Verdict | None:
         """Read both pipes to their ends. Why the build must not go on, or None when it ended by itself.
 
-        `logged`: the log of the build, and of what serves it the index. The end of that one is an end of the build.
+        `logged`: the log of the build, and of what serves it the index: the build cannot go on without that one.
         """
         deadline = self._started + self._settings.longest_build_s
         limit_bytes = self._settings.layer_limit_mb * MIB
@@ -202,7 +208,7 @@ class Build:
                 if key.fd in logged:
                     self._log.add(chunk)
                     if not chunk and key.fd != logged[0]:
-                        return Verdict.FAILED
+                        return Verdict.NO_INDEX
                 elif self._tar_bytes + len(chunk) > limit_bytes:
                     return Verdict.TOO_LARGE
                 else:

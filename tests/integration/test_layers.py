@@ -423,9 +423,10 @@ def test_code_cannot_pose_as_pip(host: Host) -> None:
     assert output_of(host, prepared, ["python", "main.py"], PYTHON_IMAGE) == "hello from a wheel\n"
 
 
-def test_an_image_without_pip_is_named_as_the_reason(open_host: OpenHost) -> None:
+@pytest.mark.parametrize("wheels_only", [True, False])
+def test_an_image_without_pip_is_named_as_the_reason(open_host: OpenHost, wheels_only: bool) -> None:
     """Where the image has no pip, the error says so and what to do."""
-    host = open_host(build_network="none")
+    host = open_host(build_network="none", build_wheels_only=wheels_only)
     host.settings.runtimes["bare"] = host.settings.runtime_table["python"].model_copy(
         update={"command": ("/nowhere/python", "main.py")}
     )
@@ -711,6 +712,21 @@ def test_a_build_ends_with_its_builder(offline: Host, open_host: OpenHost) -> No
     wait_until(lambda: offline.containers() == ["exited"], "the build has ended")
     with pytest.raises(LayerBuildError, match="took longer"):
         open_host(build_network="none", build_timeout_s=0.5).prepare(FOREVER, "cpp")
+    assert offline.containers() == []
+
+
+def test_what_serves_the_index_ends_with_the_builder(offline: Host, index: PackageIndex) -> None:
+    """After kill -9 of the builder both containers of a build with set-up code end, and the next build removes them."""
+    index.add_sdist("slow", "TEXT = 'built'\n", set_up="import time\ntime.sleep(600)")
+    settings = {"build_network": "host", "build_index_url": index.url, "build_wheels_only": False}
+    files: Files = {**MAIN, "requirements.txt": "slow\n"}
+    builder = in_another_process(offline.folder, files, "python", **settings)
+    wait_until(lambda: "Getting requirements to build wheel" in offline.logs(), "set-up code runs")
+    assert offline.containers() == ["running", "running"]
+    builder.kill()
+    builder.communicate()
+    wait_until(lambda: offline.containers() == ["exited", "exited"], "both have ended")
+    offline.build("echo >made")
     assert offline.containers() == []
 
 
