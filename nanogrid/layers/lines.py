@@ -217,9 +217,9 @@ def _from_path(written: str, code: Path, *, wheels_only: bool) -> Line:
     path, bracket, extras = written.partition("[")
     if bracket and not re.fullmatch(EXTRAS, f"[{extras}"):
         raise RefusedError(NOT_UNDERSTOOD)
-    if wanted_from_repository := re.match(r"(git|hg|svn|bzr)\+", path):
+    if repository := re.match(r"(git|hg|svn|bzr)\+", path):
         raise RefusedError(
-            f" with a {wanted_from_repository[1]} repository, and builds fetch files alone: name a wheel or an archive of it"
+            f" with a {repository[1]} repository, and builds fetch files alone: name a wheel or an archive of it"
         )
     if not PATH.fullmatch(path) or not ("/" in path or path.startswith(".") or _is_file(path)):
         raise RefusedError(NOT_UNDERSTOOD)
@@ -255,7 +255,7 @@ def within(written: str, folder: PurePosixPath) -> str:
     if not PATH.fullmatch(written) or any(part.startswith("-") for part in path.parts):
         raise RefusedError(": name files by letters, digits and ._+!- alone")
     if path.is_absolute() or ".." in path.parts:
-        raise RefusedError(f" with {written!r}, which lies outside of the code: add it there")
+        raise RefusedError(f" with {written[:100]!r}, which lies outside of the code: add it there")
     return str(path)
 
 
@@ -269,7 +269,7 @@ def _own_options(words: list[str], *, wheels_only: bool) -> list[str]:
     for word in waiting:
         name, equals, value = word.partition("=")
         if name not in ("--hash", *SET_UP_OPTIONS):
-            raise RefusedError(f" with {name!r} behind a requirement, where only --hash can stand: leave it out")
+            raise RefusedError(f" with {name[:100]!r} behind a requirement, where only --hash can stand: leave it out")
         if name in SET_UP_OPTIONS and wheels_only:
             raise RefusedError(ONLY_WHEELS)
         if not equals:

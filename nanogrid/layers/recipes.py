@@ -14,6 +14,7 @@ from nanogrid.code import Code
 from nanogrid.container.hardening import MOUNT, NO_NETWORK, WORKSPACE
 from nanogrid.layers import lines, requirements
 from nanogrid.layers.build import CONSTRAINTS, IndexRecipe, Recipe
+from nanogrid.layers.lines import Line
 from nanogrid.layers.requirements import Requirements
 from nanogrid.runtimes import Runtime
 from nanogrid.settings import Settings
@@ -80,11 +81,12 @@ def packages_recipe(wanted: Requirements, code: Code, image_id: str, runtime: Ru
     asking = {**BUILD_ENVIRONMENT, **PIP_ENVIRONMENT, **patience, **chosen}
     arguments: tuple[str, ...] = ("packages", python, "--only-binary", ":all:")
     decides = [wanted.text, wanted.constraints_text, image_id, json.dumps(chosen, sort_keys=True)]
-    env, text, index, network = asking, wanted.text, None, settings.build_network
+    files = {requirements.NAME: wanted.text, CONSTRAINTS: wanted.constraints_text}
+    env, index, network = asking, None, settings.build_network
     if not settings.build_wheels_only:
         arguments = ("packages", python, "--index-url", f"{SERVED}/simple/")
-        text, files = _served(wanted)
-        index = IndexRecipe((python,), asking, files)
+        files, of_the_index = _served(wanted)
+        index = IndexRecipe((python,), asking, of_the_index)
         building = {name: chosen[name] for name in NOT_OF_THE_INDEX if name in chosen}
         if all(place.startswith("/") for place in chosen.get("PIP_FIND_LINKS", "-").split()):
             building["PIP_FIND_LINKS"] = chosen["PIP_FIND_LINKS"]  # folders of the image
@@ -97,28 +99,41 @@ def packages_recipe(wanted: Requirements, code: Code, image_id: str, runtime: Ru
         env,
         network=network,
         binds={} if wanted.alone else {lines.CODE: str(code.path)},
-        files={requirements.NAME: text, CONSTRAINTS: wanted.constraints_text},
+        files=files,
         index=index,
     )
 
 
-def _served(wanted: Requirements) -> tuple[str, dict[str, str]]:
-    """The requirements for a build that has its index from another container, and the files of that one.
+def _served(wanted: Requirements) -> tuple[dict[str, str], dict[str, str]]:
+    """The files of a build that has its index from another container, and those of that one.
 
     What says where packages come from goes there; a build only names what it wants.
     """
-    kept, sources, addresses = [], [], list[str]()
-    for line in wanted.lines:
-        if line.text == "--no-index" or (line.option and line.elsewhere and line.alone):
-            sources.append(line.text)
-        elif line.target:
-            served = f"{SERVED}/address/{len(addresses)}/{line.file}{''.join(line.target.partition('#')[1:])}"
-            addresses.append(line.target)
-            kept.append(line.text.replace(line.target, served, 1))
-        else:
-            kept.append(line.text)
-    files = {"sources.txt": "".join(f"{text}\n" for text in sources), "addresses.json": json.dumps(addresses)}
-    return "".join(f"{text}\n" for text in kept), files
+    addresses: list[str] = []
+
+    def served(line: Line) -> str:
+        if not line.target:
+            return line.text
+        place = f"{SERVED}/address/{len(addresses)}/{line.file}{''.join(line.target.partition('#')[1:])}"
+        addresses.append(line.target)
+        return line.text.replace(line.target, place, 1)
+
+    sources = [line for line in wanted.lines if _is_source(line)]
+    kept = [served(line) for line in wanted.lines if not _is_source(line)]
+    constraints = [served(line) for line in wanted.constraints]
+    return (
+        {requirements.NAME: _text(kept), CONSTRAINTS: _text(constraints)},
+        {"sources.txt": _text([line.text for line in sources]), "addresses.json": json.dumps(addresses)},
+    )
+
+
+def _is_source(line: Line) -> bool:
+    """Whether a line says where packages come from, and that is not the code."""
+    return line.text == "--no-index" or (line.option and line.elsewhere and line.alone)
+
+
+def _text(texts: list[str]) -> str:
+    return "".join(f"{text}\n" for text in texts)
 
 
 def tree_recipe(code: Code, packages: tuple[str, Path] | None, image_id: str, settings: Settings) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
@@ -237,8 +238,9 @@ def test_who_may_run_set_up_code_gets_neither_network_nor_credentials(tmp_path: 
     """Where source distributions are built, all that says where packages come from is another container's."""
     text = (
         "-i https://user:secret@example.org/simple\n--no-index\nsix --hash=sha256:0a\n--pre\n"
-        "local @ https://example.org/local-1.0.tar.gz?key=secret#sha256=0b ; python_version >= '3'\n"
+        "local @ https://example.org/local-1.0.tar.gz?key=secret#sha256=0b ; python_version >= '3'\n-c limits.txt\n"
     )
+    (tmp_path / "limits.txt").write_text("more @ https://example.org/more-1.0.zip?secret\nfewer<2\n")
     settings = Settings(
         build_wheels_only=False,
         build_network="packages",
@@ -258,7 +260,12 @@ def test_who_may_run_set_up_code_gets_neither_network_nor_credentials(tmp_path: 
         "six --hash=sha256:0a\n--pre\n"
         "local @ http://127.0.0.1:8076/address/0/local-1.0.tar.gz#sha256=0b ; python_version >= '3'\n"
     )
+    assert recipe.files["constraints.txt"] == "more @ http://127.0.0.1:8076/address/1/more-1.0.zip\nfewer<2\n"
     assert recipe.index is not None
+    assert [address.partition("?")[0][-8:] for address in json.loads(recipe.index.files["addresses.json"])] == [
+        "0.tar.gz",
+        "-1.0.zip",
+    ]
     assert recipe.index.files["sources.txt"] == "--index-url=https://user:secret@example.org/simple\n--no-index\n"
     assert recipe.index.env["PIP_INDEX_URL"] == "https://user:secret@example.org/"
     only_wheels = packages_recipe(found(tmp_path, "six\n"), code_in(tmp_path), "image", PYTHON, Settings())
