@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import Enum
@@ -164,7 +165,8 @@ def check_build_network(settings: Settings, *, is_local: bool) -> Iterator[Check
         yield _warning(label, f"{name}: builds reach all that this host reaches{METADATA_TOO}", INTERNAL_NETWORK)
     else:
         try:
-            found = Engine(settings).network(name)
+            with closing(Engine(settings)) as engine:
+                found = engine.network(name)
         except NanoGridError as silent:
             yield _broken(label, str(silent), "mend the engine first")
             return
