@@ -21,7 +21,7 @@ from nanogrid.layers import LayerStore, Prepared
 from nanogrid.settings import Settings
 from tests.support.package_index import package_index
 from tests.support.rig import CPP_IMAGE, NEWEST_PYTHON_IMAGE, PYTHON_IMAGE
-from tests.support.services import wait_until
+from tests.support.services import free_port, wait_until
 
 PROXY = Path(__file__).resolve().parents[1] / "support" / "forward_proxy.py"
 INHIBITED = "com.docker.network.bridge.inhibit_ipv4"
@@ -173,7 +173,7 @@ def test_doctor_tells_networks_apart(engine: Engine, make_network: MakeNetwork) 
         assert "docker network create --internal" in check.remedy
     assert "metadata service" in told(build_network="bridge").found
     assert told(build_network="nanogrid-nowhere").health is Health.BROKEN
-    assert told(build_network="bridge", docker_url="unix:///no/such/socket").health is Health.WARNING
-    assert told(build_network=closed, docker_url="unix:///no/such/socket").health is Health.BROKEN
+    assert told(build_network="bridge", docker_url=f"tcp://127.0.0.1:{free_port()}").health is Health.WARNING
+    assert told(build_network=closed, docker_url=f"tcp://127.0.0.1:{free_port()}").health is Health.BROKEN
     assert told(build_network="bridge", is_local=True).health is Health.OK
     assert "cannot reach the index" in told(build_index_url="https://packages.internal/simple/").found
