@@ -196,7 +196,8 @@ class Settings(BaseSettings):
 
     # -- layers
     build_network: str = Field(
-        "bridge", description="Docker network of containers that build layers (`requirements.txt`, `build.sh`)."
+        "none",
+        description="Docker network of containers that build layers (`requirements.txt`, `build.sh`), such as an internal one with the package index in it. `none`: builds reach nothing.",
     )
     build_index_url: str = Field("", description="Package index for `requirements.txt`. Empty: pip's own default.")
     build_pip_env: dict[str, str] = Field(

@@ -15,9 +15,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from nanogrid.errors import NanoGridError
@@ -31,6 +33,12 @@ REFUSED_SKEW_S = 300.0
 """AWS refuses signatures from clocks that are further off."""
 
 _MIB = 1024 * 1024
+
+REACHING_EVERYTHING = ("bridge", "default", "host")
+INHIBITED = "com.docker.network.bridge.inhibit_ipv4"
+GATEWAY_MODE = "com.docker.network.bridge.gateway_mode_ipv4"
+METADATA_TOO = ", the cloud's metadata service and private addresses among it"
+INTERNAL_NETWORK = f"name one made by: docker network create --internal -o {INHIBITED}=true, with the package index or a proxy to it in it"
 
 
 class Health(str, Enum):
@@ -55,11 +63,12 @@ class Check:
         return {"name": self.name, "health": self.health.value, "found": self.found, "remedy": self.remedy}
 
 
-def run_checks(settings: Settings) -> list[Check]:
-    """All checks, side by side, in a fixed order."""
+def run_checks(settings: Settings, *, is_local: bool = False) -> list[Check]:
+    """All checks, side by side, in a fixed order. `is_local`: of a stack for development, on this machine."""
     checks: list[tuple[str, Callable[[Settings], Iterator[Check]]]] = [
         ("docker", _check_docker),
         ("images", _check_images),
+        ("build network", partial(check_build_network, is_local=is_local)),
         ("s3", _check_s3),
         ("queues", _check_queues),
         ("redis", _check_redis),
@@ -137,6 +146,43 @@ def _check_images(settings: Settings) -> Iterator[Check]:
 def _image_remedy(runtime: str) -> str:
     variable = {"python": "NANOGRID_PYTHON_IMAGE", "cpp": "NANOGRID_CPP_IMAGE"}.get(runtime, "NANOGRID_RUNTIMES")
     return f"let the engine reach a registry, or build equivalents (deploy/images/build) and name them by {variable}"
+
+
+def check_build_network(settings: Settings, *, is_local: bool) -> Iterator[Check]:
+    """What builds reach: they run what packages and build.sh bring."""
+    from nanogrid.container.engine import Engine
+    from nanogrid.container.hardening import NO_NETWORK
+
+    label, name = "build network", settings.build_network
+    if name == NO_NETWORK and settings.build_index_url:
+        remedy = "name a network with the index in it by NANOGRID_BUILD_NETWORK"
+        yield _warning(label, "none, so that builds cannot reach the index of NANOGRID_BUILD_INDEX_URL", remedy)
+    elif name == NO_NETWORK:
+        yield _ok(label, "none: builds reach nothing")
+    elif is_local:
+        yield _ok(label, f"{name}, for development")
+    elif name in REACHING_EVERYTHING or name.startswith("container:"):
+        yield _warning(label, f"{name}: builds reach all that this host reaches{METADATA_TOO}", INTERNAL_NETWORK)
+    else:
+        try:
+            with closing(Engine(settings)) as engine:
+                found = engine.network(name)
+        except NanoGridError as silent:
+            yield _broken(label, str(silent), "mend the engine first")
+            return
+        yield _named_network(label, name, found)
+
+
+def _named_network(label: str, name: str, found: dict[str, Any] | None) -> Check:
+    if found is None:
+        return _broken(label, f"there is no network {name}", "make it, or name another by NANOGRID_BUILD_NETWORK")
+    if not found.get("Internal"):
+        return _warning(label, f"{name}: builds reach all that this host reaches{METADATA_TOO}", INTERNAL_NETWORK)
+    options = found.get("Options") or {}
+    isolated = options.get(INHIBITED) == "true" or options.get(GATEWAY_MODE) == "isolated"
+    if found.get("Driver") == "bridge" and not isolated:
+        return _warning(label, f"{name}: internal, but builds reach the ports of this host itself", INTERNAL_NETWORK)
+    return _ok(label, f"{name}: internal, builds reach what is in it")
 
 
 def _check_s3(settings: Settings) -> Iterator[Check]:

@@ -15,7 +15,7 @@ BROKEN = 1
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False) -> None:
-    """Check Docker, images, S3, queues, Redis, workers and their health, disk, cgroups and clocks; say how to mend what is wrong.
+    """Check Docker, images, the network of builds, S3, queues, Redis, workers and their health, disk, cgroups and clocks; say how to mend what is wrong.
 
     Exit code: 0 nothing is broken (warnings are fine); 1 something is.
     """
@@ -23,7 +23,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
     from nanogrid.cli.target import find_target
 
     target = find_target(required=False)
-    checks = run_checks(target.settings)
+    checks = run_checks(target.settings, is_local=target.is_local)
     if as_json:
         console.print_json([check.to_wire() for check in checks])
     else:

@@ -74,6 +74,16 @@ class Engine:
                 self._client.close()
                 self._client = None
 
+    def network(self, name: str) -> dict[str, Any] | None:
+        """What the engine knows of a network: Driver, Internal, Options, ... None: there is none of this name."""
+        from docker.errors import NotFound
+
+        with _translated(f"look at the network {name}"):
+            try:
+                return dict(self.api.inspect_network(name))
+            except NotFound:
+                return None
+
     def version(self) -> dict[str, Any]:
         """The engine's own description: Version, ApiVersion, KernelVersion, ..."""
         with _translated("ask for the version"):

@@ -37,6 +37,7 @@ RUN = f"{MOUNT}/run"
 MIB = 1024 * 1024
 TMPFS_FILES_LIMIT = 65_536
 SHM_MB = 64
+NO_NETWORK = "none"
 IPC_SYSCTLS = {"kernel.shmmni": "0", "kernel.msgmni": "0", "kernel.sem": "0 0 0 0", "fs.mqueue.queues_max": "0"}
 NETWORK_SYSCTLS = {"net.ipv4.tcp_max_tw_buckets": "0", "net.ipv4.tcp_no_metrics_save": "1"}
 """No connection of one run waits in the kernel's tables for the next run to trip over (`Address already in use`), and of no address
@@ -138,7 +139,7 @@ def _container(image: str, limits: Confinement, labels: dict[str, str], host_con
         "Hostname": "function",
         "Env": [f"{name}={value}" for name, value in BASE_ENVIRONMENT.items()],
         # Without a network the engine need not make one that does nothing: the kernel's own empty one costs 100 ms less.
-        "NetworkDisabled": limits.network == "none",
+        "NetworkDisabled": limits.network == NO_NETWORK,
         "Tty": False,
         "OpenStdin": False,
         "AttachStdin": False,
@@ -219,16 +220,17 @@ def build_options(
     *,
     build_dir: str,
     binds: dict[str, str],
+    network: str,
     labels: dict[str, str],
 ) -> dict[str, Any]:
     """The body of the engine's create call for a container that builds a layer.
 
     It is confined as a function is, with these differences: limits of its own (`build_*` in the settings), a network of
-    its own, and files that may be executed in `/tmp`. All it writes lies in memory; its result leaves it through a pipe.
-    `build_dir` is mounted as `/nanogrid`; `binds` are further read-only mounts, path in the container → path on the
-    engine's host.
+    its own where the deployment names one, and files that may be executed in `/tmp`. All it writes lies in memory; its result
+    leaves it through a pipe. `build_dir` is mounted as `/nanogrid`; `binds` are further read-only mounts, path in the
+    container → path on the engine's host.
     """
-    limits = Confinement(settings.build_memory_mb, settings.build_cpus, settings.build_network)
+    limits = Confinement(settings.build_memory_mb, settings.build_cpus, network)
     config = _host_config(limits, settings)
     user = settings.container_uid
     config["PidsLimit"] = max(BUILD_PIDS_LIMIT, settings.pids_limit)
@@ -250,3 +252,33 @@ def build_options(
         "User": f"{user}:{user}",
         "Env": [f"{name}={value}" for name, value in env.items()],
     }
+
+
+INDEX_MEMORY_MB = 256
+INDEX_FILE_MB = 1
+
+
+def index_options(
+    image: str,
+    arguments: tuple[str, ...],
+    env: dict[str, str],
+    settings: Settings,
+    *,
+    index_dir: str,
+    gateway_dir: str,
+    labels: dict[str, str],
+) -> dict[str, Any]:
+    """The body of the engine's create call for the container that serves the package index to a build.
+
+    It is confined as that build is, and the two share `gateway_dir`, a folder with a socket and a pipe. It has the index's
+    credentials and the deployment's network, and runs pip and our program alone; the build has neither, and runs what
+    packages bring. On the host's disk it can make that socket, and no file to speak of.
+    """
+    options = build_options(
+        image, arguments, env, settings, build_dir=index_dir, binds={}, network=settings.build_network, labels=labels
+    )
+    config = options["HostConfig"]
+    config["Memory"] = config["MemorySwap"] = INDEX_MEMORY_MB * MIB
+    config["Ulimits"].append(_ulimit("fsize", INDEX_FILE_MB * MIB))
+    config["Mounts"].append(_bind(gateway_dir, f"{MOUNT}/gateway", read_only=False))
+    return {**options, "Hostname": "index", "Entrypoint": ["/bin/sh", f"{MOUNT}/index.sh"]}

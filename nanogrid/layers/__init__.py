@@ -1,6 +1,6 @@
 """Layers: what is built from a function's code once, for all its runs.
 
-    requirements  what requirements.txt asks for        recipes   code → builds, each with an id
+    requirements  what requirements.txt asks for (lines: each line)     recipes   code → builds, each with an id
     claims        one builder per layer, orphans        build     one build in one container (inside/: its other side)
     buildlog      what it said                          failures  what failed lately        explain  why, in a sentence
 
@@ -77,7 +77,7 @@ class LayerStore:
         self._engine = engine
         self._folder = settings.data_dir / "layers"
         self._cache = Cache(self._folder, settings.layer_cache_mb * MIB)
-        self._failures = Failures(self._folder / "failures", settings.layer_failure_ttl_s)
+        self._failures = Failures(self._folder / "failures", settings.layer_failure_ttl_s, settings.build_network)
         # The tar is as large as what is in it, so the ratio says nothing here.
         self._limits = Limits(settings.layer_limit_mb * MIB, settings.layer_files_limit, ratio=1)
         self._needs: dict[tuple[str, bool], Needs] = {}
@@ -126,7 +126,7 @@ class LayerStore:
             packages_id = recipe.layer_id
             packages = self._layer(recipe, held, built_ms, index_is_ours=wanted.requirements.default_index)
         if wanted.script:
-            recipe = tree_recipe(code, (packages_id, packages) if packages else None, image_id)
+            recipe = tree_recipe(code, (packages_id, packages) if packages else None, image_id, self._settings)
             tree_id = recipe.layer_id
             tree = self._layer(recipe, held, built_ms, index_is_ours=False)
         key = hashlib.sha256("\0".join((code.sha256, packages_id, tree_id)).encode()).hexdigest()

@@ -5,13 +5,20 @@ The rule: what the function's author can mend is a LayerBuildError; an index tha
 
 from __future__ import annotations
 
+from nanogrid.container.hardening import NO_NETWORK
 from nanogrid.errors import CodeError, CodeUnavailableError, LayerBuildError
 from nanogrid.layers.build import Recipe, Verdict
 from nanogrid.layers.buildlog import BuildLog
+from nanogrid.layers.requirements import NAME
 from nanogrid.settings import Settings
 
 NO_CONNECTION = ("after connection broken by", "Max retries exceeded", "Read timed out", "ConnectionResetError")
 """What pip says when it met no index, and not when an index knows no such package."""
+
+NEEDS_NETWORK = (
+    "needs a package index and builds have no network: name one that reaches the index with NANOGRID_BUILD_NETWORK, or put "
+    "wheels into the code"
+)
 
 
 def failure(
@@ -22,13 +29,12 @@ def failure(
     `index_is_ours`: the requirements name no index of their own, so one that cannot be reached is the deployment's
     trouble, and worth another attempt.
     """
-    if verdict is Verdict.FAILED and index_is_ours and build_log.says(*NO_CONNECTION):
-        if settings.build_network != "none":
-            return CodeUnavailableError(
-                _with_log("could not be installed, the package index did not answer", recipe, build_log)
-            )
-        reason = "could not be installed, builds have no network (NANOGRID_BUILD_NETWORK=none)"
-        return LayerBuildError(_with_log(reason, recipe, build_log))
+    if verdict is Verdict.FAILED and recipe.source == NAME and build_log.says(*NO_CONNECTION):
+        if settings.build_network == NO_NETWORK:
+            return LayerBuildError(_with_log(NEEDS_NETWORK, recipe, build_log))
+        if index_is_ours:
+            reason = "could not be installed, the package index did not answer"
+            return CodeUnavailableError(_with_log(reason, recipe, build_log))
     return LayerBuildError(_with_log(_reason(verdict, recipe, settings), recipe, build_log))
 
 

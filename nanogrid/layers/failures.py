@@ -23,21 +23,24 @@ INDEX_TROUBLE_S = 10.0
 class Failures:
     """What failed lately, one file per layer, shared by all processes."""
 
-    def __init__(self, folder: Path, ttl_s: float) -> None:
+    def __init__(self, folder: Path, ttl_s: float, network: str) -> None:
         self._folder = folder
         self._ttl_s = ttl_s
+        self._network = network
 
     def check(self, layer_id: str) -> None:
         """Raise the error of a build that failed not long ago."""
         try:
             known = json.loads(self._path(layer_id).read_text())
             message, failed_at, until = str(known["message"]), float(known["failedAt"]), float(known["until"])
+            network = str(known["network"])
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError):
             log.warning("layers: %s cannot be read; the layer is built again", self._path(layer_id))
             return
-        if time.time() >= until:
+        # In another network it may succeed, and does where it had none before.
+        if time.time() >= until or network != self._network:
             return
         raise (CodeUnavailableError if known.get("retryable") else LayerBuildError)(
             f"{message}\n(It failed at {_shown(failed_at)} and is tried again from {_shown(until)} on.)"
@@ -53,6 +56,7 @@ class Failures:
         now = time.time()
         draft = self._folder / f"{uuid.uuid4().hex}.draft"
         known = {"message": str(error), "failedAt": now, "until": now + ttl_s, "retryable": error.retryable}
+        known["network"] = self._network
         draft.write_text(json.dumps(known))
         draft.rename(self._path(layer_id))
 

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogrid.code import Code
-from nanogrid.container.hardening import MOUNT, WORKSPACE
-from nanogrid.layers import requirements
-from nanogrid.layers.build import Recipe
+from nanogrid.container.hardening import MOUNT, NO_NETWORK, WORKSPACE
+from nanogrid.layers import lines, requirements
+from nanogrid.layers.build import CONSTRAINTS, IndexRecipe, Recipe
+from nanogrid.layers.lines import Line
 from nanogrid.layers.requirements import Requirements
 from nanogrid.runtimes import Runtime
 from nanogrid.settings import Settings
 
 SCRIPT = "build.sh"
-FORMAT = "1"
+FORMAT = "2"
 """Part of each id: another number where builds of before are of no use any more."""
 
 BUILD_ENVIRONMENT = {"HOME": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108
@@ -30,6 +31,25 @@ PIP_ENVIRONMENT = {
     # On the file system of the result, so that packages are moved there and not copied.
     "TMPDIR": f"{WORKSPACE}/tmp",  # noqa: S108
 }
+
+INDEX_PORT = 8076
+"""Where the index is on loopback in a build that may run set-up code. The container has no other port."""
+SERVED = f"http://127.0.0.1:{INDEX_PORT}"
+SERVED_ENVIRONMENT = {
+    "INDEX_PORT": str(INDEX_PORT),
+    # It waits for the other container, whose pip has the deployment's patience.
+    "PIP_TIMEOUT": "600",
+    "PIP_CONFIG_FILE": "/dev/null",
+}
+NOT_OF_THE_INDEX = (
+    "PIP_NO_BUILD_ISOLATION",
+    "PIP_USE_PEP517",
+    "PIP_PRE",
+    "PIP_PREFER_BINARY",
+    "PIP_NO_BINARY",
+    "PIP_ONLY_BINARY",
+)
+"""Settings of pip that say how to build. All others stay where no set-up code runs: any of them may hold a password."""
 
 
 @dataclass(frozen=True)
@@ -53,31 +73,78 @@ def needs(code: Path, runtime: Runtime, settings: Settings) -> Needs:
 
 def packages_recipe(wanted: Requirements, code: Code, image_id: str, runtime: Runtime, settings: Settings) -> Recipe:
     """Install what `requirements.txt` names. The code is there only where its files decide."""
-    options = ("--only-binary", ":all:") if settings.build_wheels_only else ()
+    python = runtime.command[0]
     chosen = dict(settings.build_pip_env)
     if settings.build_index_url:
         chosen["PIP_INDEX_URL"] = settings.build_index_url
-    arguments = ("packages", runtime.command[0], *options)
-    decides = [*arguments, image_id, wanted.text, json.dumps(chosen, sort_keys=True)]
+    patience = {"PIP_RETRIES": "1"} if settings.build_network == NO_NETWORK else {}
+    asking = {**BUILD_ENVIRONMENT, **PIP_ENVIRONMENT, **patience, **chosen}
+    arguments: tuple[str, ...] = ("packages", python, "--only-binary", ":all:")
+    decides = [wanted.text, wanted.constraints_text, image_id, json.dumps(chosen, sort_keys=True)]
+    files = {requirements.NAME: wanted.text, CONSTRAINTS: wanted.constraints_text}
+    env, index, network = asking, None, settings.build_network
+    if not settings.build_wheels_only:
+        arguments = ("packages", python, "--index-url", f"{SERVED}/simple/")
+        files, of_the_index = _served(wanted)
+        index = IndexRecipe((python,), asking, of_the_index)
+        building = {name: chosen[name] for name in NOT_OF_THE_INDEX if name in chosen}
+        if all(place.startswith("/") for place in chosen.get("PIP_FIND_LINKS", "-").split()):
+            building["PIP_FIND_LINKS"] = chosen["PIP_FIND_LINKS"]  # folders of the image
+        env, network = {**BUILD_ENVIRONMENT, **PIP_ENVIRONMENT, **building, **SERVED_ENVIRONMENT}, NO_NETWORK
     return Recipe(
-        _id(*decides, "" if wanted.alone else code.sha256),
+        _id(*arguments, *decides, "" if wanted.alone else code.sha256),
         requirements.NAME,
         image_id,
         arguments,
-        {**BUILD_ENVIRONMENT, **PIP_ENVIRONMENT, **chosen},
-        binds={} if wanted.alone else {f"{MOUNT}/code": str(code.path)},
-        files={f"code/{requirements.NAME}": wanted.text} if wanted.alone else {},
+        env,
+        network=network,
+        binds={} if wanted.alone else {lines.CODE: str(code.path)},
+        files=files,
+        index=index,
     )
 
 
-def tree_recipe(code: Code, packages: tuple[str, Path] | None, image_id: str) -> Recipe:
+def _served(wanted: Requirements) -> tuple[dict[str, str], dict[str, str]]:
+    """The files of a build that has its index from another container, and those of that one.
+
+    What says where packages come from goes there; a build only names what it wants.
+    """
+    addresses: list[str] = []
+
+    def served(line: Line) -> str:
+        if not line.target:
+            return line.text
+        place = f"{SERVED}/address/{len(addresses)}/{line.file}{''.join(line.target.partition('#')[1:])}"
+        addresses.append(line.target)
+        return line.text.replace(line.target, place, 1)
+
+    sources = [line for line in wanted.lines if _is_source(line)]
+    kept = [served(line) for line in wanted.lines if not _is_source(line)]
+    constraints = [served(line) for line in wanted.constraints]
+    return (
+        {requirements.NAME: _text(kept), CONSTRAINTS: _text(constraints)},
+        {"sources.txt": _text([line.text for line in sources]), "addresses.json": json.dumps(addresses)},
+    )
+
+
+def _is_source(line: Line) -> bool:
+    """Whether a line says where packages come from, and that is not the code."""
+    return line.text == "--no-index" or (line.option and line.elsewhere and line.alone)
+
+
+def _text(texts: list[str]) -> str:
+    return "".join(f"{text}\n" for text in texts)
+
+
+def tree_recipe(code: Code, packages: tuple[str, Path] | None, image_id: str, settings: Settings) -> Recipe:
     """Run `build.sh`. `packages` (id and folder) are what `requirements.txt` brought before. pip's settings stay out of it."""
-    binds, env, packages_id = {f"{MOUNT}/code": str(code.path)}, dict(BUILD_ENVIRONMENT), ""
+    binds, env, packages_id = {lines.CODE: str(code.path)}, dict(BUILD_ENVIRONMENT), ""
     if packages is not None:
         packages_id = packages[0]
         binds[f"{MOUNT}/packages"] = str(packages[1])
         env["PYTHONPATH"] = f"{MOUNT}/packages"
-    return Recipe(_id("tree", image_id, code.sha256, packages_id), SCRIPT, image_id, ("tree",), env, binds)
+    layer_id = _id("tree", image_id, code.sha256, packages_id)
+    return Recipe(layer_id, SCRIPT, image_id, ("tree",), env, network=settings.build_network, binds=binds)
 
 
 def _id(*parts: str) -> str:

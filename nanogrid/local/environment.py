@@ -57,6 +57,8 @@ def producer_environment(folder: StackFolder, ports: Ports, present_images: Iter
         "NANOGRID_MONITOR_URL": f"redis://{LOOPBACK}:{ports.redis}/1",
         "NANOGRID_CREATE_QUEUES": "true",
         "NANOGRID_DATA_DIR": str(folder.worker_data),
+        # Whose machine this is runs their own code on it: requirements.txt works from the first minute.
+        "NANOGRID_BUILD_NETWORK": os.environ.get("NANOGRID_BUILD_NETWORK") or "bridge",
     }
     return environment | _images(set(present_images))
 

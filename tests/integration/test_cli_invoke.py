@@ -276,7 +276,7 @@ def test_doctor_is_content_with_a_stack(command: CommandLine) -> None:
     lines = json.loads(command.ok("doctor", "--json"))
     names = [line["name"] for line in lines]
     assert names == [
-        "docker", "image python", "image cpp", "s3", "clock", "queue python", "queue cpp",
+        "docker", "image python", "image cpp", "build network", "s3", "clock", "queue python", "queue cpp",
         "redis results", "redis monitor", "workers", "health", "disk", "cgroups",
     ]  # fmt: skip
     assert {line["health"] for line in lines} == {"ok"}, lines

@@ -24,12 +24,17 @@ from nanogrid.code.tree import remove_tree
 from nanogrid.container.engine import Engine
 from nanogrid.container.labels import BUILD_LABEL, DATA_LABEL, data_id, owners_folder
 from nanogrid.errors import CodeUnavailableError, ContainerError, ContainerLostError, LayerBuildError
-from nanogrid.layers import LayerStore, Prepared
+from nanogrid.layers import LayerStore, Prepared, requirements
+from nanogrid.layers.lines import CODE
 from nanogrid.pool.reaper import reap
 from nanogrid.settings import Settings
-from tests.support.package_index import PackageIndex, package_index, wheel
-from tests.support.rig import CPP_IMAGE, PYTHON_IMAGE
+from tests.support.package_index import PYPROJECT, PackageIndex, package_index, wheel
+from tests.support.pip_reading import answer
+from tests.support.requirements_corpus import ACCEPTED, FILES
+from tests.support.rig import CPP_IMAGE, NEWEST_PYTHON_IMAGE, PYTHON_IMAGE
 from tests.support.services import free_port, wait_until
+
+READER = Path(__file__).resolve().parents[1] / "support" / "pip_reading.py"
 
 Files = dict[str, str | bytes]
 
@@ -45,6 +50,7 @@ def code_of(folder: Path, files: Files) -> Code:
     if not path.exists():
         path.mkdir(parents=True)
         for name, content in files.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
             (path / name).chmod(0o444)
         path.chmod(0o555)
@@ -57,7 +63,8 @@ class Host:
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
         values = {"data_dir": folder / "data", "build_memory_mb": 256, "build_timeout_s": 60.0, **settings}
-        self.settings = Settings(python_image=PYTHON_IMAGE, cpp_image=CPP_IMAGE, pull_images=False, **values)
+        images = {"python_image": PYTHON_IMAGE, "cpp_image": CPP_IMAGE}
+        self.settings = Settings(**{**images, "pull_images": False, **values})
         self.engine = Engine(self.settings)
         self.store = LayerStore(self.settings, self.engine)
 
@@ -136,7 +143,12 @@ def output_of(host: Host, prepared: Prepared, command: list[str], image: str) ->
     binds = [f"{prepared.tree}:/workspace:ro"]
     if prepared.packages is not None:
         binds.append(f"{prepared.packages}:/nanogrid/packages:ro")
-    api = host.engine.api
+    return said_in_container(host.engine, image, command, binds)
+
+
+def said_in_container(engine: Engine, image: str, command: list[str], binds: list[str], *, stderr: bool = True) -> str:
+    """What a command says in a container without network, as the functions' user."""
+    api = engine.api
     container = api.create_container_from_config(  # type: ignore[no-untyped-call]
         {
             "Image": image,
@@ -150,9 +162,9 @@ def output_of(host: Host, prepared: Prepared, command: list[str], image: str) ->
     try:
         api.start(container)
         api.wait(container)
-        return bytes(api.logs(container)).decode()
+        return bytes(api.logs(container, stderr=stderr)).decode()
     finally:
-        host.engine.remove(container)
+        engine.remove(container)
 
 
 def in_another_process(folder: Path, files: Files, runtime: str, **settings: Any) -> subprocess.Popen[str]:
@@ -243,6 +255,154 @@ def test_source_distributions_are_built_where_the_deployment_allows_it(
     assert output_of(host, prepared, ["python", "main.py"], PYTHON_IMAGE) == "built\n"
 
 
+LOOK_AROUND = """
+import glob, os, socket
+seen = []
+def look(what, text):
+    seen.extend(f"{what} has it" for word in WORDS if word.encode() in text)
+WORDS = [half + "-of-the-index" for half in ("password", "token")]
+look("environment", repr(dict(os.environ)).encode())
+paths = [path for what in ("environ", "cmdline", "fd/*") for path in glob.glob("/proc/*/" + what)]
+for top in ("/nanogrid", "/workspace", "/tmp", "/root", "/home", "/etc", "/run"):
+    paths += [os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names]
+for path in paths:
+    try:
+        if os.path.isfile(path) and os.path.basename(path) != "backend.py":
+            with open(path, "rb") as file:
+                look(path, file.read(1 << 20))
+    except OSError:
+        pass
+try:
+    socket.create_connection(("127.0.0.1", PORT), timeout=2).close()
+    seen.append("the index can be reached")
+except OSError:
+    pass
+print("set-up code saw:", seen)
+if seen:
+    raise SystemExit("it should not")
+"""
+"""Looks for the credentials of the index wherever a process can, and for a way to the index."""
+
+
+@pytest.mark.parametrize("image", [PYTHON_IMAGE, NEWEST_PYTHON_IMAGE])
+def test_set_up_code_finds_no_secret_of_the_index(open_host: OpenHost, tmp_path: Path, image: str) -> None:
+    """Set-up code of a package runs without the index's credentials in reach, and without any network; pip still uses both."""
+    password, token = "password-of-the-index", "token-of-the-index"
+    with package_index(tmp_path / "index", password) as index:
+        look = LOOK_AROUND.replace("PORT", str(index.port))
+        index.add_wheel("helper", "TEXT = 'helps'\n")
+        index.add_sdist("sourceful", "TEXT = 'built'\n", set_up=f"import helper\n{look}", needs="helper>=1")
+        index.add_wheel("greeting", "TEXT = 'hello'\n")
+        host = open_host(
+            build_network="host",
+            build_index_url=index.url,
+            build_wheels_only=False,
+            build_pip_env={
+                "PIP_EXTRA_INDEX_URL": f"http://reader:{token}@127.0.0.1:{index.port}/more/",
+                "PIP_RETRIES": "1",
+            },
+            python_image=image,
+        )
+        program = "import greeting, sourceful; print(greeting.TEXT, sourceful.TEXT)"
+        prepared = host.prepare({"main.py": program, "requirements.txt": "sourceful>=1\ngreeting\n"})
+    assert output_of(host, prepared, ["python3", "main.py"], image) == "hello built\n"
+    assert password not in host.logs()
+    assert token not in host.logs()
+
+
+ASK = """
+import urllib.request
+seen = []
+for path in ("/simple/greedy/", "/file/greedy/0/environ", "/address/0/greedy-1.0.tar.gz", "/address/0/..", "/file/../../etc/passwd"):
+    try:
+        with urllib.request.urlopen("http://127.0.0.1:8076" + path, timeout=20) as answer:
+            seen += [path] * (b"password" + b"-of-the-index" in answer.read())
+    except (OSError, ValueError):
+        pass
+raise SystemExit("set-up code saw: " + repr(seen))
+"""
+"""Asks the server of the index for files of its own container, which an index says are packages."""
+
+
+@pytest.mark.parametrize("image", [PYTHON_IMAGE, NEWEST_PYTHON_IMAGE])
+def test_an_index_cannot_make_its_server_hand_out_own_files(open_host: OpenHost, tmp_path: Path, image: str) -> None:
+    """Links and redirects to files of the container that has the credentials lead nowhere."""
+    with package_index(tmp_path / "index", "password-of-the-index") as index:
+        index.add_link("greedy", "file:///proc/self/environ#egg=greedy-1.0")
+        index.add_sdist("asking", "TEXT = 'built'\n", set_up=ASK)
+        host = open_host(build_network="host", build_index_url=index.url, build_wheels_only=False, python_image=image)
+        text = f"asking\ngreedy @ {index.url.replace('simple', 'leads-to')}proc/self/environ/greedy-1.0.tar.gz ; python_version < '3'\n"
+        with pytest.raises(LayerBuildError):
+            host.prepare({**MAIN, "requirements.txt": text})
+        assert any(path.startswith("/leads-to/") for path in index.asked)
+    assert "set-up code saw: []" in host.logs()
+
+
+def test_set_up_code_gets_what_requirements_name_by_address(open_host: OpenHost, index: PackageIndex) -> None:
+    """Addresses and indexes of requirements.txt are asked by the container that has a network, in pip's order."""
+    index.add_sdist("sourceful", "TEXT = 'built'\n")
+    host = open_host(build_network="host", build_wheels_only=False)
+    text = f"sourceful @ {index.url}sourceful/sourceful-1.0.tar.gz\n--no-index\n--find-links {index.url}greeting/\ngreeting\n"
+    program = "import greeting, sourceful; print(greeting.TEXT, sourceful.TEXT)"
+    prepared = host.prepare({"main.py": program, "requirements.txt": text})
+    assert output_of(host, prepared, ["python", "main.py"], PYTHON_IMAGE) == "hello from a wheel built\n"
+
+
+def test_a_folder_that_is_named_like_a_wheel_is_not_set_up(open_host: OpenHost) -> None:
+    """A source tree among the code is none for its name, and what stands beside pip under a requirement's name is not it."""
+    host = open_host(python_image=NEWEST_PYTHON_IMAGE)
+    marker = {"pyproject.toml": PYPROJECT.format([]), "backend.py": "raise SystemExit('set-up code ran')"}
+    wanted = "greeting @ http://127.0.0.1:9/greeting-1.0-py3-none-any.whl?x=1"
+    for folder, text in (
+        ("greeting-1.0-py3-none-any.whl", "./greeting-1.0-py3-none-any.whl\n"),
+        ("greeting-1.0-py3-none-any.WHL", "./greeting-1.0-py3-none-any.WHL\n"),
+        (wanted.replace("//", "/"), f"{wanted}\n./local-1.0-py3-none-any.whl\n"),
+    ):  # fmt: skip
+        local = {"local-1.0-py3-none-any.whl": wheel("local", "TEXT = 1\n")}
+        tree = {f"{folder}/{name}": content for name, content in marker.items()}
+        files: Files = {**MAIN, **local, **tree, "requirements.txt": text}
+        with pytest.raises(LayerBuildError):
+            host.prepare(files)
+        assert "set-up code ran" not in host.logs()
+
+
+def test_what_was_checked_is_what_pip_reads(host: Host) -> None:
+    """pip gets a copy of ours, also where the code is there during the build."""
+    text = "# -*- coding: utf-8 -*-\n-r more.txt\n./local-1.0-py3-none-any.whl\n"
+    local = wheel("local", "TEXT = 'local'\n")
+    program = "import greeting, local; print(greeting.TEXT, local.TEXT)"
+    files: Files = {
+        "main.py": program,
+        "requirements.txt": text,
+        "more.txt": "greeting\n",
+        "local-1.0-py3-none-any.whl": local,
+    }
+    assert output_of(host, host.prepare(files), ["python", "main.py"], PYTHON_IMAGE) == "hello from a wheel local\n"
+
+
+@pytest.mark.parametrize("image", [PYTHON_IMAGE, CPP_IMAGE, NEWEST_PYTHON_IMAGE])
+def test_every_pip_reads_our_copy_as_the_same(open_host: OpenHost, tmp_path: Path, image: str) -> None:
+    """What was accepted of all texts that people write is the same to the pip of each image, from 20.3 on."""
+    code = tmp_path / "code"
+    for name, content in FILES.items():
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
+        (code / name).write_bytes(content)
+    copies = []
+    for text in ACCEPTED:
+        (code / "requirements.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+        wanted = requirements.read(code, wheels_only=True)
+        assert wanted is not None
+        copies.append({"requirements.txt": wanted.text, "constraints.txt": wanted.constraints_text})
+    (tmp_path / "copies.json").write_text(json.dumps(copies))
+    binds = [f"{code}:{CODE}:ro", f"{tmp_path}/copies.json:/copies.json:ro", f"{READER}:/pip_reading.py:ro"]
+    said = said_in_container(
+        open_host().engine, image, ["python3", "/pip_reading.py", "/copies.json"], binds, stderr=False
+    )
+    for copy, theirs in zip(copies, json.loads(said), strict=True):
+        here = {name: text.replace(CODE, str(code)) for name, text in copy.items()}
+        assert json.loads(json.dumps(answer(here)).replace(str(code), CODE)) == theirs
+
+
 def test_a_wheel_among_the_code_is_installed_for_this_code_alone(host: Host) -> None:
     """A requirement that is a file of the code is installed from it, and other code with the same text gets its own."""
     name = "local-1.0-py3-none-any.whl"
@@ -263,9 +423,10 @@ def test_code_cannot_pose_as_pip(host: Host) -> None:
     assert output_of(host, prepared, ["python", "main.py"], PYTHON_IMAGE) == "hello from a wheel\n"
 
 
-def test_an_image_without_pip_is_named_as_the_reason(open_host: OpenHost) -> None:
+@pytest.mark.parametrize("wheels_only", [True, False])
+def test_an_image_without_pip_is_named_as_the_reason(open_host: OpenHost, wheels_only: bool) -> None:
     """Where the image has no pip, the error says so and what to do."""
-    host = open_host(build_network="none")
+    host = open_host(build_network="none", build_wheels_only=wheels_only)
     host.settings.runtimes["bare"] = host.settings.runtime_table["python"].model_copy(
         update={"command": ("/nowhere/python", "main.py")}
     )
@@ -346,10 +507,28 @@ def test_an_index_that_does_not_answer_is_not_the_users_error(open_host: OpenHos
 
 
 def test_builds_without_a_network_say_so(open_host: OpenHost) -> None:
-    """With NANOGRID_BUILD_NETWORK=none a requirement fails for good, with the reason."""
-    host = open_host(build_network="none", build_pip_env={"PIP_RETRIES": "1"})
+    """Unless the deployment names a network a requirement fails for good, with the reason and what to do."""
+    host = open_host()
+    wanted = r"^requirements\.txt needs a package index and builds have no network: name one .*NANOGRID_BUILD_NETWORK"
+    for text in ("greeting\n", "-i http://127.0.0.1:9/\ngreeting\n"):
+        with pytest.raises(LayerBuildError, match=wanted):
+            host.prepare({**MAIN, "requirements.txt": text})
+    with pytest.raises(LayerBuildError, match=wanted):
+        open_host(build_wheels_only=False).prepare({**MAIN, "requirements.txt": "greeting\n"})
+
+
+def test_a_build_reaches_nothing_unless_a_network_is_named(open_host: OpenHost) -> None:
+    """By default a build has loopback alone: no other container, no address of the host, no metadata service."""
+    open_host().build("cat /proc/net/route | wc -l; grep -c : /proc/net/dev; grep -c lo: /proc/net/dev; echo >made")
+    assert open_host().logs() == "1\n1\n1\n"
+
+
+def test_a_failure_without_a_network_does_not_outlast_it(open_host: OpenHost, index: PackageIndex) -> None:
+    """Who names a network after such a failure has the next build try it."""
+    files: Files = {**MAIN, "requirements.txt": "greeting\n"}
     with pytest.raises(LayerBuildError, match="builds have no network"):
-        host.prepare({**MAIN, "requirements.txt": "greeting\n"})
+        open_host(build_index_url=index.url).prepare(files)
+    assert open_host(build_index_url=index.url, build_network="host").prepare(files).packages is not None
 
 
 def test_an_engine_that_is_away_is_not_the_users_error(open_host: OpenHost) -> None:
@@ -533,6 +712,21 @@ def test_a_build_ends_with_its_builder(offline: Host, open_host: OpenHost) -> No
     wait_until(lambda: offline.containers() == ["exited"], "the build has ended")
     with pytest.raises(LayerBuildError, match="took longer"):
         open_host(build_network="none", build_timeout_s=0.5).prepare(FOREVER, "cpp")
+    assert offline.containers() == []
+
+
+def test_what_serves_the_index_ends_with_the_builder(offline: Host, index: PackageIndex) -> None:
+    """After kill -9 of the builder both containers of a build with set-up code end, and the next build removes them."""
+    index.add_sdist("slow", "TEXT = 'built'\n", set_up="import time\ntime.sleep(600)")
+    settings = {"build_network": "host", "build_index_url": index.url, "build_wheels_only": False}
+    files: Files = {**MAIN, "requirements.txt": "slow\n"}
+    builder = in_another_process(offline.folder, files, "python", **settings)
+    wait_until(lambda: "Getting requirements to build wheel" in offline.logs(), "set-up code runs")
+    assert offline.containers() == ["running", "running"]
+    builder.kill()
+    builder.communicate()
+    wait_until(lambda: offline.containers() == ["exited", "exited"], "both have ended")
+    offline.build("echo >made")
     assert offline.containers() == []
 
 

@@ -6,10 +6,11 @@ import functools
 import hashlib
 import http.server
 import io
+import json
 import tarfile
 import threading
 import zipfile
-from base64 import urlsafe_b64encode
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,18 +21,22 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
         wheel.write({data!r})
     return "{file}"
 """
-PYPROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+PYPROJECT = '[build-system]\nrequires = {}\nbuild-backend = "backend"\nbackend-path = ["."]\n'
 
 
 class PackageIndex:
-    """Serves a folder, and remembers what was asked for."""
+    """Serves a folder, to those who know the password where there is one, and remembers what was asked for.
 
-    def __init__(self, folder: Path) -> None:
+    What is asked for below /leads-to/ is said to be a file of whoever asks: /leads-to/etc/passwd/NAME.
+    """
+
+    def __init__(self, folder: Path, password: str = "", address: str = "127.0.0.1") -> None:
         self._folder = folder
         self.asked: list[str] = []
-        handler = functools.partial(_Handler, self.asked, directory=str(folder))
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/simple/"
+        handler = functools.partial(_Handler, self.asked, password, directory=str(folder))
+        self._server = http.server.ThreadingHTTPServer((address, 0), handler)
+        self.port = self._server.server_port
+        self.url = f"http://{f'reader:{password}@' if password else ''}{address}:{self.port}/simple/"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def start(self) -> None:
@@ -48,10 +53,18 @@ class PackageIndex:
         """Offer a package of one module `name` with this source."""
         self._add(name, f"{name}-{version}-py3-none-any.whl", wheel(name, source, version))
 
-    def add_sdist(self, name: str, source: str, version: str = "1.0") -> None:
-        """Offer the same as a source distribution, which brings what it is built with."""
-        backend = BACKEND.format(file=f"{name}-{version}-py3-none-any.whl", data=wheel(name, source, version))
-        files = {"pyproject.toml": PYPROJECT, "backend.py": backend, "PKG-INFO": _metadata(name, version)["METADATA"]}
+    def add_sdist(self, name: str, source: str, version: str = "1.0", set_up: str = "", needs: str = "") -> None:
+        """Offer the same as a source distribution, which brings what it is built with.
+
+        `set_up` is run when it is built. `needs`: another package that must be there for that.
+        """
+        file = f"{name}-{version}-py3-none-any.whl"
+        backend = f"{set_up}\n{BACKEND.format(file=file, data=wheel(name, source, version))}"
+        files = {
+            "pyproject.toml": PYPROJECT.format(json.dumps([needs] if needs else [])),
+            "backend.py": backend,
+            "PKG-INFO": _metadata(name, version)["METADATA"],
+        }
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
             for file, text in files.items():
@@ -59,6 +72,12 @@ class PackageIndex:
                 member.size = len(text.encode())
                 archive.addfile(member, io.BytesIO(text.encode()))
         self._add(name, f"{name}-{version}.tar.gz", buffer.getvalue())
+
+    def add_link(self, name: str, target: str) -> None:
+        """Offer a package that is said to lie at this address."""
+        folder = self._folder / "simple" / name
+        folder.mkdir(parents=True)
+        (folder / "index.html").write_text(f'<a href="{target}">{name}</a>')
 
     def downloads(self, name: str) -> int:
         """How often a package itself was fetched."""
@@ -73,12 +92,25 @@ class PackageIndex:
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    def __init__(self, asked: list[str], *args: object, directory: str) -> None:
+    def __init__(self, asked: list[str], password: str, *args: object, directory: str) -> None:
         self._asked = asked
+        self._expected = f"Basic {b64encode(f'reader:{password}'.encode()).decode()}" if password else None
         super().__init__(*args, directory=directory)  # type: ignore[arg-type]  # what the server hands over
 
     def do_GET(self) -> None:
+        if self._expected not in (None, self.headers.get("Authorization")):
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="packages"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         self._asked.append(self.path)
+        if self.path.startswith("/leads-to/"):
+            self.send_response(302)
+            self.send_header("Location", f"file:///{self.path.removeprefix('/leads-to/').rpartition('/')[0]}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         super().do_GET()
 
     def log_message(self, *_: object) -> None:
@@ -86,9 +118,9 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def package_index(folder: Path) -> Iterator[PackageIndex]:
+def package_index(folder: Path, password: str = "", address: str = "127.0.0.1") -> Iterator[PackageIndex]:
     """An index for the length of a `with` block."""
-    index = PackageIndex(folder)
+    index = PackageIndex(folder, password, address)
     index.start()
     try:
         yield index

@@ -393,6 +393,16 @@ def test_chosen_image_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert process_environment(environment)["NANOGRID_PYTHON_IMAGE"] == "mine"
 
 
+def test_builds_of_the_local_stack_have_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """requirements.txt works there without any setting, and what the person set wins."""
+    monkeypatch.delenv("NANOGRID_BUILD_NETWORK", raising=False)
+    environment = producer_environment(StackFolder(tmp_path), Ports(), [])
+    assert process_environment(environment)["NANOGRID_BUILD_NETWORK"] == "bridge"
+    monkeypatch.setenv("NANOGRID_BUILD_NETWORK", "mine")
+    environment = producer_environment(StackFolder(tmp_path), Ports(), [])
+    assert process_environment(environment)["NANOGRID_BUILD_NETWORK"] == "mine"
+
+
 def test_help_imports_nothing_heavy() -> None:
     """`nanogrid --help` answers at once: no Docker, AWS, Celery, Redis, pydantic or rich is loaded for it."""
     script = (

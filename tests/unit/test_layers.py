@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +17,7 @@ from nanogrid.errors import CodeError, CodeUnavailableError, LayerBuildError
 from nanogrid.layers import claims, requirements
 from nanogrid.layers.buildlog import HEAD_BYTES, TAIL_BYTES, BuildLog, prune
 from nanogrid.layers.failures import Failures
+from nanogrid.layers.lines import Line
 from nanogrid.layers.recipes import Needs, needs, packages_recipe, tree_recipe
 from nanogrid.layers.requirements import Requirements
 from nanogrid.runtimes import CPP, PYTHON
@@ -43,7 +46,7 @@ def found(folder: Path, text: str, *, wheels_only: bool = True) -> Requirements:
 def test_comments_blank_lines_and_line_ends_do_not_count(tmp_path: Path) -> None:
     """Two texts that mean the same to pip are the same requirements."""
     text = "\ufeff# ours\r\n\r\nnumpy==2.0  # fast\r\nrequests \\\r\n  >=2\r\n"
-    assert found(tmp_path, text).text == "numpy==2.0\nrequests   >=2\n"
+    assert found(tmp_path, text).text == "numpy==2.0\nrequests>=2\n"
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# numpy\n", "   \n#\n"])
@@ -88,32 +91,31 @@ def test_plain_requirements_stand_alone(tmp_path: Path, line: str) -> None:
 )
 def test_addresses_and_files_are_told_apart_from_names(tmp_path: Path, line: str, alone: bool) -> None:
     """What names an address is not the index's trouble; what names a file depends on the code."""
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "six-1.0-py3-none-any.whl").touch()
     known = found(tmp_path, f"{line}\nnumpy\n")
-    assert (known.alone, known.default_index) == (alone, False)
+    assert (known.alone, known.default_index) == (alone, not alone and "find-links" not in line)
 
 
 @pytest.mark.parametrize(
     "line",
     [
         "--no-binary :all:",
-        "--no-b=:all:",
-        "--pre --no-binary=:all:",
         "--only-binary :none:",
-        "-e .",
-        "--editable=.",
         ".",
         "./package",
-        "git+https://example.org/six.git",
-        "six @ git+https://example.org/six.git",
         "six @ https://example.org/six-1.0.tar.gz",
-        "https://example.org/six-1.0.tar.gz#egg=six-1.0.whl",
+        "https://example.org/six-1.0.tar.gz#egg=six",
         "six-1.0.tar.gz",
         "six --global-option=x",
-        "-r https://example.org/more.txt",
     ],
 )
 def test_what_could_bring_in_more_than_wheels_is_refused(tmp_path: Path, line: str) -> None:
     """Where only wheels are installed no line may say otherwise; elsewhere it may, for this code alone or from its address."""
+    for folder in (tmp_path, tmp_path / "package"):
+        folder.mkdir(exist_ok=True)
+        (folder / "pyproject.toml").touch()
+    (tmp_path / "six-1.0.tar.gz").touch()
     with pytest.raises(LayerBuildError, match="only wheels are installed") as refused:
         read(tmp_path, f"numpy\n{line}\n")
     assert repr(line)[1:-1] in str(refused.value)
@@ -121,11 +123,37 @@ def test_what_could_bring_in_more_than_wheels_is_refused(tmp_path: Path, line: s
     assert read(tmp_path, f"numpy\n{line}\n", wheels_only=False) is not None
 
 
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("--no-b=:all:", "one option per line is understood"),
+        ("--pre --no-binary=:all:", "one option per line is understood"),
+        ("-e .", "name a wheel or a folder without -e"),
+        ("--editable=.", "name a wheel or a folder without -e"),
+        ("-r https://example.org/more.txt", "add that file to the code"),
+        ("git+https://example.org/six.git", "name a wheel or an archive of it"),
+        ("six @ git+https://example.org/six.git", "name the address of a wheel or of a source archive"),
+        ("six --pre", "only --hash can stand"),
+        ('six --hash="sha256:0a"', "write it without"),
+        ("six-1.0.tar.gz", "no file of the code"),
+        ("./package", "no file of the code"),
+        ("gr\u00f6\u00dfe", "plain ASCII"),
+        ("six>=1.0.*", "write them as in name>=1.0,<2"),
+        ("six ; import os", "write it as in name ; python_version < '3.10'"),
+    ],
+)
+def test_what_is_not_understood_is_refused_everywhere(tmp_path: Path, line: str, remedy: str) -> None:
+    """Where source distributions are allowed, too: what is not taken apart is not given to pip. The error says what to do."""
+    with pytest.raises(LayerBuildError, match=re.escape(remedy)) as refused:
+        read(tmp_path, f"numpy\n{line}\n", wheels_only=False)
+    assert str(refused.value).startswith(f"requirements.txt has the line {line!r}")
+
+
 def test_included_files_are_read_as_well(tmp_path: Path) -> None:
-    """A file that requirements.txt includes is held to the same rule, at any depth, and makes the code count."""
-    known = read(tmp_path, "-r more.txt\n", more="-c limits.txt\nnumpy\n", limits="six<2\n-r more.txt\n")
+    """A file that requirements.txt includes is held to the same rule, at any depth, and its lines stand in its place."""
+    known = read(tmp_path, "-r more.txt\nattrs\n", more="-c limits.txt\nnumpy\n", limits="six<2\n--pre\n")
     assert known is not None
-    assert not known.alone
+    assert (known.text, known.constraints_text, known.alone) == ("--pre\nnumpy\nattrs\n", "six<2\n", True)
     with pytest.raises(LayerBuildError, match=r"limits\.txt has the line"):
         read(tmp_path, "-r more.txt\n", limits="--no-binary :all:\n")
 
@@ -163,9 +191,10 @@ def code_in(path: Path, sha256: str = "c0de") -> Code:
 
 
 def packages_id(
-    wanted: Requirements, path: Path, sha256: str = "c0de", image: str = "image", **settings: object
+    wanted: Requirements | None, path: Path, sha256: str = "c0de", image: str = "image", **settings: object
 ) -> str:
     """The id of the packages of some code."""
+    assert wanted is not None
     chosen = Settings(**settings)  # type: ignore[arg-type]  # each test names real settings
     return packages_recipe(wanted, code_in(path, sha256), image, PYTHON, chosen).layer_id
 
@@ -178,15 +207,16 @@ def test_only_what_is_asked_for_is_built(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("numpy\n")
     (tmp_path / "build.sh").write_text("make\n")
     assert needs(tmp_path, CPP, Settings()) == Needs(None, script=True)
-    assert needs(tmp_path, PYTHON, Settings()) == Needs(Requirements("numpy\n", True, True), script=True)
+    assert needs(tmp_path, PYTHON, Settings()) == Needs(Requirements((Line("numpy"),)), script=True)
 
 
 def test_an_id_changes_with_all_that_decides_the_packages(tmp_path: Path) -> None:
     """Text, image, index, pip's environment and wheels-only each make another layer; the code does not."""
-    numpy = Requirements("numpy\n", alone=True, default_index=True)
+    numpy = read(tmp_path, "numpy\n")
     ids = [
         packages_id(numpy, tmp_path),
-        packages_id(Requirements("numpy<2\n", alone=True, default_index=True), tmp_path),
+        packages_id(read(tmp_path, "numpy<2\n"), tmp_path),
+        packages_id(read(tmp_path, "numpy\n-c more.txt\n", more="numpy<2\n"), tmp_path),
         packages_id(numpy, tmp_path, image="other"),
         packages_id(numpy, tmp_path, build_index_url="https://example.org/simple"),
         packages_id(numpy, tmp_path, build_pip_env={"PIP_EXTRA_INDEX_URL": "https://example.org/simple"}),
@@ -198,24 +228,64 @@ def test_an_id_changes_with_all_that_decides_the_packages(tmp_path: Path) -> Non
 
 def test_requirements_that_name_files_belong_to_their_code(tmp_path: Path) -> None:
     """The code is part of the id, and is there during the build, only where its files decide."""
-    local = Requirements("./six-1.0-py3-none-any.whl\n", alone=False, default_index=False)
+    (tmp_path / "six-1.0-py3-none-any.whl").touch()
+    local = found(tmp_path, "./six-1.0-py3-none-any.whl\n")
     assert packages_id(local, tmp_path) != packages_id(local, tmp_path, sha256="other")
     recipe = packages_recipe(local, code_in(tmp_path), "image", PYTHON, Settings())
     assert recipe.binds == {"/nanogrid/code": str(tmp_path)}
-    plain = packages_recipe(Requirements("six\n", True, True), code_in(tmp_path), "image", PYTHON, Settings())
-    assert (plain.binds, plain.files) == ({}, {"code/requirements.txt": "six\n"})
+    assert recipe.files["requirements.txt"] == "/nanogrid/code/six-1.0-py3-none-any.whl\n"
+    plain = packages_recipe(found(tmp_path, "six\n"), code_in(tmp_path), "image", PYTHON, Settings())
+    assert (plain.binds, plain.files) == ({}, {"requirements.txt": "six\n", "constraints.txt": ""})
+
+
+def test_who_may_run_set_up_code_gets_neither_network_nor_credentials(tmp_path: Path) -> None:
+    """Where source distributions are built, all that says where packages come from is another container's."""
+    text = (
+        "-i https://user:secret@example.org/simple\n--no-index\nsix --hash=sha256:0a\n--pre\n"
+        "local @ https://example.org/local-1.0.tar.gz?key=secret#sha256=0b ; python_version >= '3'\n-c limits.txt\n"
+    )
+    (tmp_path / "limits.txt").write_text("more @ https://example.org/more-1.0.zip?secret\nfewer<2\n")
+    settings = Settings(
+        build_wheels_only=False,
+        build_network="packages",
+        build_index_url="https://user:secret@example.org/",
+        build_pip_env={
+            "PIP_PROXY": "http://secret@proxy:1",
+            "PIP_CLIENT_CERT": "/secret",
+            "PIP_NO_BUILD_ISOLATION": "1",
+        },
+    )
+    wanted = found(tmp_path, text, wheels_only=False)
+    recipe = packages_recipe(wanted, code_in(tmp_path), "image", PYTHON, settings)
+    assert recipe.network == "none"
+    assert "secret" not in repr((recipe.arguments, recipe.env, recipe.files))
+    assert recipe.env["PIP_NO_BUILD_ISOLATION"] == "1"
+    assert recipe.files["requirements.txt"] == (
+        "six --hash=sha256:0a\n--pre\n"
+        "local @ http://127.0.0.1:8076/address/0/local-1.0.tar.gz#sha256=0b ; python_version >= '3'\n"
+    )
+    assert recipe.files["constraints.txt"] == "more @ http://127.0.0.1:8076/address/1/more-1.0.zip\nfewer<2\n"
+    assert recipe.index is not None
+    assert [address.partition("?")[0][-8:] for address in json.loads(recipe.index.files["addresses.json"])] == [
+        "0.tar.gz",
+        "-1.0.zip",
+    ]
+    assert recipe.index.files["sources.txt"] == "--index-url=https://user:secret@example.org/simple\n--no-index\n"
+    assert recipe.index.env["PIP_INDEX_URL"] == "https://user:secret@example.org/"
+    only_wheels = packages_recipe(found(tmp_path, "six\n"), code_in(tmp_path), "image", PYTHON, Settings())
+    assert (only_wheels.index, only_wheels.network) == (None, "none")
 
 
 def test_a_built_tree_belongs_to_code_image_and_packages(tmp_path: Path) -> None:
     """The result of build.sh is kept apart by all three, and pip's settings do not reach it."""
     ids = [
-        tree_recipe(code_in(tmp_path), None, "image").layer_id,
-        tree_recipe(code_in(tmp_path, "other"), None, "image").layer_id,
-        tree_recipe(code_in(tmp_path), None, "other").layer_id,
-        tree_recipe(code_in(tmp_path), ("packages", tmp_path), "image").layer_id,
+        tree_recipe(code_in(tmp_path), None, "image", Settings()).layer_id,
+        tree_recipe(code_in(tmp_path, "other"), None, "image", Settings()).layer_id,
+        tree_recipe(code_in(tmp_path), None, "other", Settings()).layer_id,
+        tree_recipe(code_in(tmp_path), ("packages", tmp_path), "image", Settings()).layer_id,
     ]
     assert len(set(ids)) == len(ids)
-    assert not any(name.startswith("PIP_") for name in tree_recipe(code_in(tmp_path), None, "image").env)
+    assert not any(name.startswith("PIP_") for name in tree_recipe(code_in(tmp_path), None, "image", Settings()).env)
 
 
 # -- logs and failures
@@ -257,20 +327,20 @@ def test_only_the_newest_logs_are_kept(tmp_path: Path) -> None:
 
 def test_a_failure_is_told_with_its_time_until_it_is_forgotten(tmp_path: Path) -> None:
     """Within its time a failure is raised again as what it was; afterwards, or when the layer came to be, it is not."""
-    failures = Failures(tmp_path / "failures", ttl_s=60)
+    failures = Failures(tmp_path / "failures", ttl_s=60, network="none")
     failures.check("layer")
     failures.remember("layer", LayerBuildError("build.sh failed; see the log"))
     with pytest.raises(
         LayerBuildError, match=r"^build\.sh failed; see the log\n\(It failed at .* is tried again from "
     ):
-        Failures(tmp_path / "failures", ttl_s=60).check("layer")
+        Failures(tmp_path / "failures", ttl_s=60, network="none").check("layer")
     failures.forget("layer")
     failures.check("layer")
 
 
 def test_a_failure_of_ours_stays_retryable_and_is_kept_for_seconds(tmp_path: Path) -> None:
     """An index that did not answer is not asked by each request, and its error can still be retried."""
-    failures = Failures(tmp_path, ttl_s=600)
+    failures = Failures(tmp_path, ttl_s=600, network="none")
     failures.remember("layer", CodeUnavailableError("the index did not answer"))
     with pytest.raises(CodeUnavailableError):
         failures.check("layer")
@@ -282,16 +352,24 @@ def test_a_failure_of_ours_stays_retryable_and_is_kept_for_seconds(tmp_path: Pat
 @pytest.mark.parametrize("ttl_s", [0.0, 1e-9])
 def test_without_a_time_nothing_is_remembered(tmp_path: Path, ttl_s: float) -> None:
     """With no time to keep it, a failure is not told to the next request."""
-    failures = Failures(tmp_path / "failures", ttl_s)
+    failures = Failures(tmp_path / "failures", ttl_s, "none")
     error: CodeError = LayerBuildError("build.sh failed")
     failures.remember("layer", error)
     failures.check("layer")
 
 
+def test_a_failure_belongs_to_the_network_that_builds_had(tmp_path: Path) -> None:
+    """What failed for want of a network is tried again as soon as the deployment names one."""
+    Failures(tmp_path, 60, "none").remember("layer", LayerBuildError("no network"))
+    Failures(tmp_path, 60, "packages").check("layer")
+    with pytest.raises(LayerBuildError):
+        Failures(tmp_path, 60, "none").check("layer")
+
+
 def test_a_damaged_record_is_no_failure(tmp_path: Path) -> None:
     """A record that a power loss left empty costs one build."""
     (tmp_path / "layer.json").write_text("")
-    Failures(tmp_path, 60).check("layer")
+    Failures(tmp_path, 60, "none").check("layer")
 
 
 # -- builders

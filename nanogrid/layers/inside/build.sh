@@ -1,6 +1,6 @@
 # The first process of a build container: makes a layer and sends it to the host as a tar.
 #
-#   build.sh packages PYTHON [PIP OPTION...]   installs /nanogrid/code/requirements.txt
+#   build.sh packages PYTHON [PIP OPTION...]   installs /nanogrid/requirements.txt
 #   build.sh tree                              runs the code's own build.sh on a copy of the code
 #
 # The log goes to one pipe, the tar to another. Exit codes: 0 the tar is complete; 10 the build failed; 11 its result could
@@ -42,9 +42,13 @@ packages)
     mkdir -p "$result" "$TMPDIR" || fail 11 "/workspace cannot be written"
     # Isolated (-I): a pip.py among the code must not stand in for pip.
     "$python" -I -c 'import pip' || fail 12 "the image has no pip"
-    cd /nanogrid/code || fail 11 "the requirements cannot be read"
-    expendable "$python" -I -m pip install --target "$result" --no-compile --progress-bar off "$@" \
-        -r requirements.txt || fail 10 "pip ended with exit code $?"
+    # From an empty folder: what pip finds beside it under the name of a requirement is a file to it.
+    cd /nanogrid/empty || fail 11 "the requirements cannot be read"
+    if [ -s /nanogrid/constraints.txt ]; then set -- "$@" -c /nanogrid/constraints.txt; fi
+    set -- "$python" -I -m pip install --target "$result" --no-compile --progress-bar off "$@" -r /nanogrid/requirements.txt
+    # The index of a build that may run set-up code is served by another container, see index_server.py.
+    if [ -p /nanogrid/gateway/ready ]; then set -- "$python" -I /nanogrid/index_client.py "$INDEX_PORT" "$@"; fi
+    expendable "$@" || fail 10 "pip ended with exit code $?"
     # Files that cannot be compiled (old syntax in a corner of some package) cannot be imported either: not our business.
     expendable "$python" -I -m compileall -qq -j 2 --invalidation-mode unchecked-hash \
         -s "$result" -p /nanogrid/packages "$result" >/dev/null 2>&1 || :
