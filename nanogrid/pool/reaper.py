@@ -22,7 +22,16 @@ def reap(data_dir: Path, engine: Engine, *, keep: str | None = None) -> int:
     found = engine.find({labels.DATA_LABEL: labels.data_id(data_dir)})
     by_owner: dict[str, list[str]] = {owner: [] for owner in identity.known_owners(data_dir)}
     for container in found:
-        by_owner.setdefault(container.labels.get(labels.OWNER_LABEL, ""), []).append(container.id)
+        owner = container.labels.get(labels.OWNER_LABEL, "")
+        if owner in ("", ".", "..") or "/" in owner:
+            log.warning(
+                "container %s is not removed: its label %s=%r names no worker",
+                container.name,
+                labels.OWNER_LABEL,
+                owner,
+            )
+            continue
+        by_owner.setdefault(owner, []).append(container.id)
     reaped = 0
     for owner, containers in by_owner.items():
         if owner == keep or not identity.is_dead(data_dir, owner):

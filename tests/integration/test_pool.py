@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import uuid
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from nanogrid.result import StartKind
 from nanogrid.settings import Settings
 from tests.support.interleaved import before_every_line
 from tests.support.repeated import Repeated
-from tests.support.rig import Rig
+from tests.support.rig import PYTHON_IMAGE, Rig
 from tests.support.rig import rig as open_rig
 from tests.support.services import wait_until
 
@@ -167,6 +168,20 @@ def test_a_dead_worker_is_found_dead_by_all_who_ask_at_once(tmp_path: Path) -> N
 
     assert all(before_every_line(ask, lambda: others.append(ask()), identity))
     assert set(others) == {True}
+
+
+@pytest.mark.parametrize("owner", [None, "", ".", "..", "../owners", "a/b"])
+def test_a_label_that_names_no_worker_costs_no_worker_its_folder(rig: Rig, owner: str | None) -> None:
+    """Whoever has made such a container: it is left alone, and so is everything that a path made of its label would lead to."""
+    names = {labels.DATA_LABEL: labels.data_id(rig.settings.data_dir)}
+    names |= {} if owner is None else {labels.OWNER_LABEL: owner}
+    made = rig.engine.create(f"nanogrid-test-label-{uuid.uuid4().hex[:8]}", {"Image": PYTHON_IMAGE, "Labels": names})
+    try:
+        before = sorted(rig.settings.data_dir.rglob("*"))
+        assert reap(rig.settings.data_dir, rig.engine) == 0
+        assert sorted(rig.settings.data_dir.rglob("*")) == before
+    finally:
+        rig.engine.remove(made)
 
 
 def test_other_users_see_nothing_of_slots(tmp_path: Path) -> None:

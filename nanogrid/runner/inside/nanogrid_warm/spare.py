@@ -176,7 +176,7 @@ def live(meeting: channel.Meeting, held: Held) -> None:
             _lay_out(held)
             held.scan = held.scan or source.Scan()
         payload = descriptors[0]
-        descriptors[0] = workspace.lay_out_run(payload)
+        descriptors[0] = workspace.lay_out_payload(payload)
         os.close(payload)
     except OSError as error:
         _give_up(pair, words(b"broken the code could not be laid out:", error))
@@ -218,6 +218,7 @@ def _settle_in(held: Held) -> tuple[bytes, bool]:
         return words(b"unclean", error), False
     started = workspace.has_code()
     try:
+        workspace.lay_out_result()
         _lay_out(held)
     except OSError as error:
         return words(b"broken the code could not be laid out:", error), started

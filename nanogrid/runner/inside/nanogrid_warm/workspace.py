@@ -54,12 +54,16 @@ def require_forgetful_network() -> None:
         raise OSError("the run has left flow labels in the kernel")
 
 
-def lay_out_run(payload: int) -> int:
-    """Put the payload where the function finds it, and an empty file for its result; a descriptor that reads the payload.
+def lay_out_result() -> None:
+    """Put an empty file where the function may write its result."""
+    os.close(os.open(places.RESULT, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def lay_out_payload(payload: int) -> int:
+    """Put the payload where the function finds it; a descriptor that reads it there.
 
     `payload` is a descriptor of the host's, whose content is copied: what the function opens is its own file.
     """
-    os.close(os.open(places.RESULT, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     writer = os.open(places.PAYLOAD, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
     try:
         at, size = 0, os.fstat(payload).st_size
