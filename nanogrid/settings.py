@@ -221,6 +221,10 @@ class Settings(BaseSettings):
     layer_failure_ttl_s: float = Field(
         600.0, ge=0, description="How long a failed build is remembered and answered without being repeated."
     )
+    learn_imports: bool = Field(
+        True,
+        description="Import beforehand, for a function's next runs in its container, which modules its runs there have imported. A run can choose what is learned, which the next one can see.",
+    )
     compiler_cache_mb: int = Field(
         64, ge=1, description="Size of a container's compiler cache (memory-backed, counts towards the memory limit)."
     )

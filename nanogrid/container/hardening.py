@@ -98,7 +98,11 @@ def runner_options(
     return {
         **_container(image, limits, labels, config),
         "Entrypoint": [interpreter, "-I", "-S", f"{MOUNT}/runner/__main__.py"],
-        "Cmd": ["--uid", str(user), "--gid", str(user), "--network", "host" if limits.network == "host" else "own"],
+        "Cmd": [
+            *("--uid", str(user), "--gid", str(user)),
+            *("--network", "host" if limits.network == "host" else "own"),
+            *("--learn", "imports" if settings.learn_imports else "nothing"),
+        ],
         "User": "0:0",
     }
 

@@ -357,6 +357,20 @@ def test_own_modules_are_compiled_once(here: Box, tmp_path: Path) -> None:
     assert (second.out, second.how) == (b"[] ['other.cpython-39.pyc'] 1 2\n", "python")
 
 
+def test_nothing_is_learned_where_the_deployment_wants_that(tmp_path: Path) -> None:
+    """Then no run decides what the next one finds imported: standard library, packages and own modules are as in the first."""
+    packages = write_code(tmp_path / "packages", {"pack.py": "import time; made = time.monotonic()"})
+    source = (
+        "import time\nbegan = time.monotonic()\nimport sys, pack, decimal\n"
+        "maps = '/pr' + 'oc/self/maps'\nprint(pack.made > began, '_json' in open(maps).read())\nimport json\n"
+    )
+    with box(tmp_path, PYTHON_IMAGE, learn_imports=False) as here:
+        here.place(write_code(tmp_path / "code", {"main.py": source}), packages)
+        for _ in range(3):
+            run = here.run(env={"PYTHONPATH": "/nanogrid/packages"})
+            assert (run.out, run.err, run.how) == (b"True False\n", b"", "python")
+
+
 def test_packages_are_imported_beforehand_in_the_spare_alone(here: Box, tmp_path: Path) -> None:
     """A package that was learned is there before the request, imported as the function's user, afresh for every run."""
     packages = write_code(

@@ -201,7 +201,7 @@ def write_code(folder: Path, files: Mapping[str, str]) -> Path:
 @contextmanager
 def box(folder: Path, image: str, **changes: Any) -> Iterator[Box]:
     """A warm container of `image` whose runner has said hello; removed at the end."""
-    settings = Settings(data_dir=folder / "data", pull_images=False)
+    settings = Settings(data_dir=folder / "data", pull_images=False, learn_imports=changes.pop("learn_imports", True))
     confinement = Confinement(changes.pop("memory_mb", 256), changes.pop("cpus", 2.0), "none")
     engine = Engine(settings)
     programs = folder / f"programs-{uuid.uuid4().hex[:8]}"

@@ -1,9 +1,10 @@
 """The start of a warm container: becomes the interpreter that will be forked for every run.
 
-Run as `python3 /nanogrid/runner --uid N --gid N --network own|host [-- COMMAND...]`. The rule: nothing of this process survives but three
-things, its pid, the connection to the host and a memory file with what it was told. It replaces itself by the very command
-that a function is started with (`python main.py`), and `boot/sitecustomize.py` holds that interpreter just before it would
-open `main.py`. So a fork of it goes on as Python itself does, from Python's own C code.
+Run as `python3 /nanogrid/runner --uid N --gid N --network own|host --learn imports|nothing [-- COMMAND...]`.
+The rule: nothing of this process survives but three things, its pid, the connection to the host and a memory file with what
+it was told. It replaces itself by the very command that a function is started with (`python main.py`), and
+`boot/sitecustomize.py` holds that interpreter just before it would open `main.py`. So a fork of it goes on as Python itself
+does, from Python's own C code.
 
 It is root, with the few capabilities that becoming the function's user and ending its processes takes. So it reads only what the
 image, the code's read-only mount and the host have given, never what a run could have written; it never reads a request.
@@ -48,6 +49,7 @@ def main(arguments: list[str]) -> None:
             "faithful": begin.safe_special(own) == begin.special(own),
             "uid": int(options.get("--uid", "65534")),
             "gid": int(options.get("--gid", "65534")),
+            "learn": options.get("--learn") != "nothing",
             "own_network": options.get("--network") != "host",
             "control": begin.connect(CONTROL),
             "env": own,

@@ -77,7 +77,7 @@ class Held:
         self.known = ()
         self.imports = imports.Imports()
         self.leave = leave.Leave()
-        self.learn = True
+        self.learn = state["learn"]
         self.bytecode = bytecode.Bytecode(state["own"])
         self.packages = packages.Packages(state["packages"])
         self.hot = ()
