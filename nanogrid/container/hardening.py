@@ -94,7 +94,7 @@ def runner_options(
         config["Tmpfs"][f"{MOUNT}/compiler-cache"] = _tmpfs(
             settings.compiler_cache_mb, f"noexec,mode=0700,uid={user},gid={user}"
         )
-    config["Mounts"] = _mounts(slot_dir, programs_dir)
+    config["Mounts"] = _mounts(slot_dir, programs_dir, limits)
     return {
         **_container(image, limits, labels, config),
         "Entrypoint": [interpreter, "-I", "-S", f"{MOUNT}/runner/__main__.py"],
@@ -123,7 +123,7 @@ def launcher_options(
     config = _host_config(limits, settings)
     result = "run/result.json"
     config["Mounts"] = [
-        *_mounts(slot_dir, programs_dir),
+        *_mounts(slot_dir, programs_dir, limits),
         _bind(f"{slot_dir}/{result}", f"{MOUNT}/{result}", read_only=False),
     ]
     return {
@@ -166,7 +166,8 @@ def _host_config(limits: Confinement, settings: Settings) -> dict[str, Any]:
         "ReadonlyRootfs": True,
         "Tmpfs": {
             WORKSPACE: _tmpfs(settings.workspace_mb, f"exec,mode=0700,uid={user},gid={user}"),
-            "/tmp": _tmpfs(settings.tmp_mb, "noexec,mode=1777"),  # noqa: S108
+            # Files may be executed there as in the workspace: compilers, installers and JITs expect it, and nothing is gained by less.
+            "/tmp": _tmpfs(settings.tmp_mb, "exec,mode=1777"),  # noqa: S108
         },
         "Memory": memory_bytes,
         "MemorySwap": memory_bytes,
@@ -187,11 +188,14 @@ def _host_config(limits: Confinement, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _mounts(slot_dir: str, programs_dir: str) -> list[dict[str, Any]]:
-    return [
+def _mounts(slot_dir: str, programs_dir: str, limits: Confinement) -> list[dict[str, Any]]:
+    mounts = [
         _bind(slot_dir, MOUNT, read_only=True),
         _bind(programs_dir, f"{MOUNT}/runner", read_only=True),
     ]
+    if limits.network == "none":  # else the engine writes one
+        mounts.append(_bind(f"{programs_dir}/hosts", "/etc/hosts", read_only=True))
+    return mounts
 
 
 def _tmpfs(size_mb: int, options: str) -> str:

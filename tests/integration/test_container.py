@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 
+import pytest
+
 from nanogrid.container.report import Ended
 from nanogrid.pool.lease import Container, WarmContainer
 from tests.support.rig import NEWEST_PYTHON_IMAGE, Rig
@@ -205,3 +207,29 @@ def test_the_newest_python_runs_the_same(rig: Rig) -> None:
     assert rig.run("import sys; print(sys.version_info[:2])").out == "(3, 9)\n"
     with rig.pool.lease(newest, None) as container:
         assert bytes(container.run(timeout_s=timeout_s).stdout.data) == b"(3, 13)\n"
+
+
+@pytest.mark.parametrize("runtime", ["python", "cpp"])
+def test_localhost_and_the_own_name_are_known(rig: Rig, runtime: str) -> None:
+    """Servers and clients of one run find each other by name, over IPv4 and IPv6, and nobody can change what names mean."""
+    source = (
+        "import os, socket\n"
+        "server = socket.create_server(('localhost', 0))\n"
+        "socket.create_connection(('localhost', server.getsockname()[1]), timeout=5)\n"
+        "found = {address[0] for *_, address in socket.getaddrinfo('localhost', 80)}\n"
+        "print(sorted(found), socket.gethostbyname(socket.gethostname()), os.access('/etc/hosts', os.W_OK))\n"
+    )
+    run = rig.run({"main.py": source, "run.sh": "exec python3 main.py"}, runtime=runtime)
+    assert (run.out, run.err) == ("['127.0.0.1', '::1'] 127.0.0.1 False\n", "")
+
+
+@pytest.mark.parametrize("folder", ["/tmp", "/workspace"])
+def test_a_program_that_a_run_makes_can_be_run(rig: Rig, folder: str) -> None:
+    """Compilers, installers and JITs put programs and libraries in either folder."""
+    source = f"g++ -x c++ -o {folder}/app - <<'END' && {folder}/app\n#include <cstdio>\nint main() {{ std::puts(\"made\"); }}\nEND\n"
+    assert rig.run({"run.sh": source}, runtime="cpp").out == "made\n"
+
+
+def test_a_launched_container_knows_localhost_too(rig: Rig) -> None:
+    """Also where the image has no Python."""
+    assert "localhost" in rig.run({"run.sh": "cat /etc/hosts"}, runtime="sh").out
