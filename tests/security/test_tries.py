@@ -1,0 +1,50 @@
+"""What a reviewer tried against the next run, the first process and the host, and what came of it.
+
+The rule: harmless marks only, and each test says in one sentence what is right.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from nanogrid.container.report import Ended
+from nanogrid.result import Outcome
+from tests.security.traces import FORK, Traced
+from tests.support.rig import NEWEST_PYTHON_IMAGE, PYTHON_IMAGE, Rig
+from tests.support.rig import rig as open_rig
+
+
+@pytest.fixture(scope="module", params=[PYTHON_IMAGE, NEWEST_PYTHON_IMAGE], ids=["oldest", "newest"])
+def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A container owner that the tests of this module share, for the oldest and the newest Python."""
+    with open_rig(tmp_path_factory.mktemp("rig"), python_image=request.param, pool_containers=8) as here:
+        yield here
+
+
+# -- processes
+
+TRACER = """
+LIBC.prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # some systems let nobody trace who was not asked
+traced, told = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    os.write(told, b"%d" % LIBC.ptrace(0x4206, os.getppid(), 0, 0))
+    time.sleep(600)
+print(os.read(traced, 8).decode(), flush=True)
+os._exit(7)
+"""
+
+
+def test_a_run_whose_end_somebody_else_waits_for(rig: Rig) -> None:
+    """A run that is traced by a process of its own ends when it ends, though the kernel tells the tracer first."""
+    function = Traced(rig, FORK)
+    function.run("pass")
+    began = time.monotonic()
+    run = function.attempt(TRACER, timeout_s=5)
+    assert (run.report.ended, run.report.exit_code, run.out) == (Ended.EXITED, 7, "0\n")
+    assert time.monotonic() - began < 5
+    assert function.outcome is Outcome.FAILED
+    function.run("pass")
