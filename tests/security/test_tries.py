@@ -24,6 +24,33 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         yield here
 
 
+# -- what a run teaches
+
+LEAVE_A_PATH = """
+steps = "".join("./" if bit == "1" else "/" for byte in {text!r} for bit in format(byte, "08b"))
+file = os.open("/nanogrid/run/.lesson", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+os.write(file, b"o /workspace/" + steps.encode() + b"main.py")
+os._exit(0)
+"""
+LOOK_FOR_PATHS = """
+memory = os.open(f"/proc/{kept}/mem", os.O_RDONLY)
+found = set()
+for start, end, _ in spans(kept):
+    for path in re.findall(b"/workspace/([./]{40,})main", attempt(os.pread, memory, end - start, start) or b""):
+        bits = path.replace(b"./", b"1").replace(b"/", b"0").decode()
+        found.add(bytes(int(bits[at : at + 8], 2) for at in range(0, len(bits), 8)).decode("latin-1"))
+say(found=sorted(found))
+"""
+
+
+def test_a_path_with_detours_is_no_lesson(rig: Rig) -> None:
+    """Of a file's many names only the plain one is learned: which one a run has chosen is nowhere in the next run."""
+    function = Traced(rig, FORK)
+    for number in range(2):
+        function.run(LEAVE_A_PATH.format(text=b"marker %d" % number))
+        assert function.ask(LOOK_FOR_PATHS) == {"found": []}
+
+
 # -- processes
 
 TRACER = """
