@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from nanogrid.result import Outcome
 from tests.security.traces import FORK, Traced
 from tests.support.rig import NEWEST_PYTHON_IMAGE, PYTHON_IMAGE, Rig
 from tests.support.rig import rig as open_rig
+from tests.support.runner_box import write_code
 
 
 @pytest.fixture(scope="module", params=[PYTHON_IMAGE, NEWEST_PYTHON_IMAGE], ids=["oldest", "newest"])
@@ -49,6 +51,39 @@ def test_a_path_with_detours_is_no_lesson(rig: Rig) -> None:
     for number in range(2):
         function.run(LEAVE_A_PATH.format(text=b"marker %d" % number))
         assert function.ask(LOOK_FOR_PATHS) == {"found": []}
+
+
+# -- descriptors
+
+OPEN = """
+links = [attempt(os.readlink, f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+say(memory=[link for link in links if link.startswith("/memfd:")], seen=getattr(sys.modules.get("pack"), "SEEN", None))
+"""
+PACKAGE = """
+import os
+SEEN = []
+for number in os.listdir("/proc/self/fd"):
+    try:
+        SEEN.append(os.readlink(f"/proc/self/fd/{number}"))
+    except OSError:  # that of the list itself
+        pass
+"""
+
+
+def test_a_run_has_no_memory_file_of_the_first_process(rig: Rig, tmp_path: Path) -> None:
+    """What the first process keeps for all runs in memory files is open in none of them: to write there is to tell the next run."""
+    layer = write_code(tmp_path / "packages", {"pack.py": PACKAGE, "compiled.so": "WORDS"})
+    function = Traced(rig, FORK, packages=layer)
+    for number in range(5):
+        assert function.ask("import pack\n" + OPEN, env={"PLAIN": str(number)})["memory"] == []
+
+
+def test_a_package_imported_beforehand_has_no_descriptor_of_the_first_process(rig: Rig, tmp_path: Path) -> None:
+    """Its standard streams, and all else that is open, are the spare's own: nothing that is said there is there for the next."""
+    layer = write_code(tmp_path / "packages", {"pack.py": PACKAGE, "compiled.so": "WORDS"})
+    function = Traced(rig, FORK, packages=layer)
+    seen = [function.ask("import pack\n" + OPEN, env={"PLAIN": str(number)})["seen"] for number in range(5)]
+    assert [links for links in seen[3:] if set(links) != {"/memfd:silent (deleted)"}] == []
 
 
 # -- processes

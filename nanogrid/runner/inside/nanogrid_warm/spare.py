@@ -216,6 +216,8 @@ def _settle_in(held: Held) -> tuple[bytes, bool]:
         kernel.populate(held.hot)  # first, because becoming ready writes to them too
     try:
         drop(held)
+        held.bytecode.load()
+        held.packages.read_words()
         workspace.clean()
         if held.own_network:
             workspace.require_forgetful_network()
@@ -231,7 +233,6 @@ def _settle_in(held: Held) -> tuple[bytes, bool]:
         _lay_out(held)
     except OSError as error:
         return words(b"broken the code could not be laid out:", error), started
-    held.bytecode.load()
     return b"", started
 
 
