@@ -79,25 +79,43 @@ class Traced:
         request_id: str | None = None,
     ) -> Run:
         """Run this source once, with success, with `inside_a_run.py` before it."""
-        wanted = self._wanted
-        if request_id is None:
-            request_id = f"test-{secrets.token_hex(6)}"
-        command = handler_command(handler)[0] if self._kind == HANDLER else wanted.command
-        run = self._function.run(
-            f"{INSIDE}\n{source}",
-            command=command,
-            request_id=request_id,
-            env={**wanted.env, **(env or {}), "NANOGRID_REQUEST_ID": request_id},
-            packages_dir=wanted.packages_dir,
-            function_id=wanted.function_id,
-        )
-        assert self._function.outcome is Outcome.SUCCEEDED, (run.report, run.out, run.err)
+        run = self.attempt(source, env=env, handler=handler, request_id=request_id)
+        assert self.outcome is Outcome.SUCCEEDED, (run.report, run.out, run.err)
         start, container = run.container.start_kind, run.container.id
         if self.container is not None:
             assert (start, container) == (StartKind.WARM, self.container)
         self.container = container
         self.starts.append(start)
         return run
+
+    def attempt(
+        self,
+        source: str,
+        *,
+        env: dict[str, str] | None = None,
+        handler: str = DEFAULT_HANDLER,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Run:
+        """The same with whatever outcome, in whatever container."""
+        wanted = self._wanted
+        if request_id is None:
+            request_id = f"test-{secrets.token_hex(6)}"
+        command = handler_command(handler)[0] if self._kind == HANDLER else wanted.command
+        return self._function.run(
+            f"{INSIDE}\n{source}",
+            command=command,
+            request_id=request_id,
+            env={**wanted.env, **(env or {}), "NANOGRID_REQUEST_ID": request_id},
+            packages_dir=wanted.packages_dir,
+            function_id=wanted.function_id,
+            timeout_s=timeout_s,
+        )
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the last run ended."""
+        return self._function.outcome
 
     def ask(self, source: str, **request: Any) -> dict[str, Any]:
         """What a run finds, which says it in one line at its end."""

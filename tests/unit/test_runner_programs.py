@@ -164,6 +164,8 @@ def test_only_what_is_fixed_at_the_start_is_special(inside: None) -> None:
         ("/workspace/a.py", True),
         ("/workspace/p/a.py", True),
         ("/workspace/../etc/a.py", False),
+        ("/workspace/./a.py", False),
+        ("/workspace//a.py", False),
         ("/etc/a.py", False),
         ("/workspace/a.so", False),
     ],
@@ -207,6 +209,8 @@ def test_a_lesson_names_what_is_really_there(inside: None, tmp_path: Path, monke
         path = tmp_path / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    for folder in ("code", "packages"):
+        (tmp_path / folder / "round").symlink_to(".")
     monkeypatch.setattr(places, "CODE", str(tmp_path / "code"))
     monkeypatch.setattr(lesson, "PACKAGES", f"{tmp_path}/packages/")
     known = ["o /workspace/own.py", "s json.decoder", "s _socket", "p layer", "p layer.part", "p fast", "p space.deep"]
@@ -218,6 +222,7 @@ def test_a_lesson_names_what_is_really_there(inside: None, tmp_path: Path, monke
         "p secret",
         "p layer.secret",
     ]
+    made_up += ["o /workspace/round/own.py", "o /workspace/./own.py", "p round.layer", "p round.round.fast"]
     made_up += ["x y", "", "s", "s a b", "s json\0", "p ..", "o /etc/passwd", "s site", "secret"]
     assert [line for line in known if not lesson._is_known(*line.partition(" ")[::2])] == []
     assert [line for line in made_up if lesson._is_known(*line.partition(" ")[::2])] == []

@@ -1,8 +1,8 @@
 """What one run teaches about the next ones of the same code: which modules it imports.
 
 The rule: a lesson comes from the function's side. It is a short text of module names, which a child reads that is the
-function's user; what it hands on are names of modules that the image, the layer or the code really has, so the first process
-never holds a word of the function's own. Of those it imports the standard library's only.
+function's user; what it hands on are names of modules that the image, the layer or the code really has, each in the one way to
+write it, so the first process never holds a word of the function's own. Of those it imports the standard library's only.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
@@ -162,7 +162,8 @@ def take(packet: bytes) -> tuple[list[str], list[str], list[str]]:
 def _is_known(kind: str, name: str) -> bool:
     """Whether there is such a module where its kind lies: of this kind, and outside of what a run could have written."""
     if kind == "o":
-        return is_own(name) and os.path.isfile(places.CODE + "/" + name[len(OWN) :])
+        path = places.CODE + "/" + name[len(OWN) :]
+        return is_own(name) and os.path.isfile(path) and is_straight(places.CODE, os.path.dirname(path))
     if not _is_name(name):
         return False
     if kind == "p":
@@ -171,8 +172,13 @@ def _is_known(kind: str, name: str) -> bool:
 
 
 def is_own(path: str) -> bool:
-    """Whether a path is that of a source in the run's copy of the code."""
-    return path.startswith(OWN) and path.endswith(".py") and ".." not in path.split("/")
+    """Whether a path is that of a source in the run's copy of the code, in the one way to write it."""
+    return path.startswith(OWN) and path.endswith(".py") and places.is_plain(path)
+
+
+def is_straight(folder: str, path: str) -> bool:
+    """Whether no link lies between a folder and what is in it: over one that leads back, everything has many names."""
+    return os.path.realpath(path) == os.path.realpath(folder) + path[len(folder.rstrip("/")) :]
 
 
 def _is_name(text: str) -> bool:
@@ -202,6 +208,8 @@ def _has_module(folder: str, name: str) -> bool:
         entries = os.listdir(place)
     except OSError:
         return False
-    return leaf in entries or any(
+    if leaf not in entries and not any(
         entry.partition(".")[0] == leaf and entry.endswith((".py", ".so")) for entry in entries
-    )
+    ):
+        return False
+    return is_straight(folder, place)

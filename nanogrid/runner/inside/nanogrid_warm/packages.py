@@ -43,6 +43,8 @@ class Packages:
         self.reads = Reads()
         self.file = -1
         """A memory file with the words that compiled modules hold; -1 until a run wants to know."""
+        self.words: bytes | None = None
+        """The same in a spare, which has no such file open: it would be one of all spares, and a run could write to it."""
 
     def learn(self, names: Iterable[str]) -> None:
         """Remember for the next spares."""
@@ -62,6 +64,12 @@ class Packages:
             os.close(self.file)
             self.file = -1
 
+    def read_words(self) -> None:
+        """Take them from the memory file in a spare, before any code of the function runs there."""
+        if self.file >= 0:
+            self.words = os.pread(self.file, LIMIT_BYTES, 0)
+            self.forget_words()
+
     def allow(self, env: dict[str, str], own: dict[str, str]) -> bool:
         """Whether a run with this environment may find the packages that are imported here, and the interpreter as it is.
 
@@ -79,7 +87,7 @@ class Packages:
 
     def wants_words(self, env: dict[str, str], own: dict[str, str]) -> bool:
         """Whether a run like this could have them, if it were known which words compiled modules hold."""
-        return self.loaded and self.file < 0 and self.reads.miss(_different(env, own))
+        return self.loaded and self.words is None and self.reads.miss(_different(env, own))
 
     def _could_not_tell(self, env: dict[str, str], own: dict[str, str]) -> bool:
         names = _different(env, own)
@@ -88,9 +96,7 @@ class Packages:
         names = [name for name in names if not name.startswith(OWN_PREFIX)]
         if not names:
             return True
-        if self.file < 0:
-            return False
-        words = os.pread(self.file, LIMIT_BYTES, 0)
+        words = self.words or b""
         # The end of a word is enough: a linker lets one string lie in the end of another.
         return bool(words) and all(_is_plain(name) and name.encode() + b"\n" not in words for name in names)
 
@@ -105,11 +111,8 @@ class Packages:
         `own` is the environment that is in place.
         """
         sys.path.insert(0, places.PACKAGES)
+        _silence()
         before = _state_of_process()
-        streams = [os.dup(stream) for stream in range(3)]
-        silent = os.memfd_create("silent", os.MFD_CLOEXEC)
-        for stream in range(3):
-            os.dup2(silent, stream)
         self.reads.begin()
         try:
             imports.show_all()
@@ -123,15 +126,10 @@ class Packages:
             return False
         finally:
             self.reads.end()
-        for stream, descriptor in enumerate(streams):
-            os.dup2(descriptor, stream)
-            os.close(descriptor)
         self.loaded = True
-        spoke = os.fstat(silent).st_size
-        os.close(silent)
         gc.freeze()
         return (
-            not spoke
+            not os.fstat(1).st_size
             and _thread._count() == 0
             and _state_of_process() == before
             and os.environ._data == {os.fsencode(name): os.fsencode(value) for name, value in own.items()}
@@ -209,6 +207,14 @@ def _is_plain(name: str) -> bool:
         and name.replace("_", "A").isalnum()
         and not name[0].isdigit()
     )
+
+
+def _silence() -> None:
+    """Let the standard streams be a memory file of this process's own, in place of those that it shares with the first one."""
+    silent = os.memfd_create("silent", os.MFD_CLOEXEC)
+    for stream in range(3):
+        os.dup2(silent, stream)
+    os.close(silent)
 
 
 FIELDS = (b"Name:", b"Umask:", b"Sig", b"Shd", b"Cap", b"NoNewPrivs:", b"Seccomp:")

@@ -27,6 +27,11 @@ NOWHERE = "/nonexistent"
 """The home of a process that is to read nothing from its home."""
 
 
+def is_plain(path: str) -> bool:
+    """Whether a path is written without any step that leads nowhere, or back."""
+    return not {"", ".", ".."}.intersection(path[path.startswith("/") :].split("/"))
+
+
 def is_beyond_runs(path: str) -> bool:
     """Whether a path is absolute and leads to no place that a run can write to, as far as its text tells."""
     parts = path.split("/")

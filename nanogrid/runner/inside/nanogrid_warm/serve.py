@@ -254,10 +254,10 @@ class Server:
             ready = [descriptor for descriptor, _ in poll.poll(None if end >= 0 else LOOK_EVERY_MS)]
             if self.connection.fileno() in ready:
                 self.hung_up = True
-                _kill_all()
                 break
             if end in ready or (end < 0 and _has_ended(child)):
                 break
+        _kill_all()  # before its end is asked for: whoever traces it is told first, and need not ever hear of it
         _, status = os.waitpid(child, 0)
         return status, _end_all()
 

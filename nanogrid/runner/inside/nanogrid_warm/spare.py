@@ -5,7 +5,7 @@ and to the host. No code of the function runs while it has them.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
-# ruff: noqa: PTH110, PTH112, S606
+# ruff: noqa: PTH110, PTH112, PTH120, S606
 # The programs find each other, and private parts of Python, where mypy does not look.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
@@ -123,7 +123,7 @@ class Held:
     def wanted(self, wish: bytes) -> dict[str, Any] | None:
         """The interpreter that a wish names. None where any word of it is not out of the sets that are known here."""
         first, name, script, *changed = (*wish[1:].decode("ascii", "replace").split("\n"), "", "")
-        formats = tuple(int(number) for number in first.split() if number.isdigit())
+        formats = tuple(int(number) if number.isdigit() else -1 for number in first.split())
         special = begin.held_as({**self.env, **dict(line.split("=", 1) for line in changed if "=" in line)}, self.env)
         if (
             wish[:1] != HELD
@@ -131,7 +131,7 @@ class Held:
             or not set(formats) <= set(begin.STREAM_KINDS)
             or special is None
             or begin.interpreter(name, self.env) is None
-            or not _is_script(script)
+            or not (_is_script(script) and self._is_program(name))
         ):
             return None
         safe = begin.safe_special(self.env)
@@ -139,11 +139,21 @@ class Held:
             return None
         return {"command": [name, script], "special": special, "kinds": formats}
 
+    def _is_program(self, name: str) -> bool:
+        """Whether a program is named in the one way to write it: by its name alone, or by a path without a detour."""
+        folder = os.path.dirname(name)
+        known = self.env.get("PATH", os.defpath).split(os.pathsep)
+        return not folder or (places.is_plain(name) and (folder in known or os.path.realpath(folder) == folder))
+
 
 def _is_script(name: str) -> bool:
-    """Whether it is our own program for handlers, or a file of the code."""
+    """Whether it is our own program for handlers, or a file of the code, in the one way to write it."""
+    path = places.CODE + "/" + name
     return name == HANDLERS or (
-        not name.startswith(("/", "-")) and ".." not in name.split("/") and os.path.exists(places.CODE + "/" + name)
+        not name.startswith("-")
+        and places.is_plain(path)
+        and os.path.exists(path)
+        and lesson.is_straight(places.CODE, os.path.dirname(path))
     )
 
 
@@ -206,6 +216,8 @@ def _settle_in(held: Held) -> tuple[bytes, bool]:
         kernel.populate(held.hot)  # first, because becoming ready writes to them too
     try:
         drop(held)
+        held.bytecode.load()
+        held.packages.read_words()
         workspace.clean()
         if held.own_network:
             workspace.require_forgetful_network()
@@ -222,7 +234,6 @@ def _settle_in(held: Held) -> tuple[bytes, bool]:
         _lay_out(held)
     except OSError as error:
         return words(b"broken the code could not be laid out:", error), started
-    held.bytecode.load()
     return b"", started
 
 
