@@ -86,6 +86,95 @@ def test_a_package_imported_beforehand_has_no_descriptor_of_the_first_process(ri
     assert [links for links in seen[3:] if set(links) != {"/memfd:silent (deleted)"}] == []
 
 
+# -- packages that are let in, and stay
+
+STAY = """
+import array, os, sys, time
+import _socket
+
+def frame(name, file):
+    found = sys._getframe()
+    while found is not None and (found.f_code.co_name, os.path.basename(found.f_code.co_filename)) != (name, file):
+        found = found.f_back
+    return found
+
+class Instead:
+    "Stands in for a connection."
+    def __init__(self, real, **methods):
+        self.real = real
+        self.__dict__.update(methods)
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+BEFOREHAND = frame("live", "spare.py") is not None
+
+def once_it_is_in(act):
+    "Do something when the process that imports this beforehand has its connections."
+    live, load = frame("live", "spare.py"), frame("load", "packages.py")
+    if live is None:
+        return
+    before = load.f_locals["before"]
+    load.f_globals["_state_of_process"] = lambda: before
+    meeting = live.f_locals["meeting"]
+    join = meeting.join
+    def joined():
+        join()
+        act(meeting)
+    meeting.join = joined
+"""
+TWICE = """
+def act(meeting):
+    real = meeting.requests
+    def recvmsg(*how):
+        first = real.recvmsg(*how)
+        for word in (b"ended 0 exec 1 2 0", b"ready"):
+            try:
+                real.send(word)
+            except OSError:
+                pass
+        real.settimeout(0.3)
+        try:
+            second = real.recvmsg(*how)
+        except OSError:
+            return first
+        streams = array.array("i", (second[1] or first[1])[0][2])
+        os.write(streams[1], b"both: %s %s" % (first[0], second[0]))
+        os._exit(0)
+    meeting.requests = Instead(real, recvmsg=recvmsg)
+once_it_is_in(act)
+"""
+BESIDE = """
+SEEN = sorted(link for number in os.listdir("/proc/self/fd") for link in [os.path.realpath("/proc/self/fd/" + number)] if "mine" in link)
+mine = os.memfd_create("mine")
+def act(meeting):
+    real = meeting.there
+    def sendmsg(data, *_):
+        return real.sendmsg(data, [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [mine]))])
+    meeting.there = Instead(real, sendmsg=sendmsg)
+once_it_is_in(act)
+"""
+
+
+def test_a_package_that_tells_the_host_of_an_end(rig: Rig, tmp_path: Path) -> None:
+    """One process never has two requests: what it says where it is asked is not heard, and it is asked once."""
+    layer = write_code(tmp_path / "packages", {"pack.py": STAY + TWICE})
+    function = Traced(rig, FORK, packages=layer)
+    for number in range(4):
+        run = function.attempt(f"import pack\nprint({number})")
+        assert (run.report.exit_code, "both" in run.out) == (0, False), (run.out, run.err)
+
+
+def test_a_package_that_gives_the_first_process_a_descriptor(rig: Rig, tmp_path: Path) -> None:
+    """What comes beside the word of a spare is nowhere: neither in the first process nor in the next spare and run."""
+    layer = write_code(tmp_path / "packages", {"pack.py": STAY + BESIDE})
+    function = Traced(rig, FORK, packages=layer)
+    look = "import pack\nlinks = [attempt(os.readlink, '/proc/self/fd/' + number) for number in os.listdir('/proc/self/fd')]"
+    for _ in range(5):
+        found = function.ask(f"{look}\nsay(seen=pack.SEEN, open=sum('mine' in link for link in links))")
+        assert found["seen"] == []
+        assert found["open"] <= 1
+
+
 # -- processes
 
 TRACER = """
