@@ -199,3 +199,99 @@ def test_a_run_whose_end_somebody_else_waits_for(rig: Rig) -> None:
     assert time.monotonic() - began < 5
     assert function.outcome is Outcome.FAILED
     function.run("pass")
+
+
+# -- what the kernel keeps
+
+UNANSWERED = """
+def keyed(end, address, key):
+    end.setsockopt(socket.IPPROTO_TCP, 14, struct.pack("=H2s4s120sBBHI80s", 2, b"", socket.inet_aton(address), b"", 0, 0, len(key), 0, key))
+
+server, client = socket.socket(), socket.socket()
+server.bind(("127.7.8.9", 8010))
+client.bind(("127.66.77.88", 8011))
+keyed(server, "127.66.77.88", b"one")
+keyed(client, "127.7.8.9", b"one")
+server.listen()
+client.connect(("127.7.8.9", 8010))
+peer, _ = server.accept()
+keyed(client, "127.7.8.9", b"other")
+keyed(peer, "127.66.77.88", b"another")
+HELD.extend((server, client, peer))
+"""
+"""A connection whose ends do not take each other's packets any more, not even that it is over: (TCP_MD5SIG)."""
+FAST = """
+server = socket.socket()
+server.bind(("127.7.8.9", 8012))
+server.listen()
+client = socket.socket()
+client.bind(("127.66.77.88", 8013))
+attempt(client.sendto, b"x", 0x20000000, ("127.7.8.9", 8012))
+other = socket.socket()
+attempt(other.setsockopt, socket.IPPROTO_TCP, 30, 1)
+attempt(other.connect, ("127.7.8.10", 8012))
+"""
+CONNECTIONS = "say(tables=[table('net/tcp'), table('net/tcp6')], remembered=metrics())"
+
+
+def test_a_connection_that_does_not_end(rig: Rig) -> None:
+    """The kernel keeps the ports and addresses of a connection whose end nobody confirms: the container is not used again."""
+    function = Traced(rig, FORK)
+    quiet = function.ask(CONNECTIONS)
+    used = function.container
+    function.run(f"{UNANSWERED}\nprint('connected')")
+    function.container = None
+    assert function.ask(CONNECTIONS) == quiet
+    assert function.container != used
+
+
+def test_connections_that_are_left_open(rig: Rig) -> None:
+    """They are over before the next run, in the same container, also where much was still under way."""
+    function = Traced(rig, FORK)
+    quiet = function.ask(CONNECTIONS)
+    for _ in range(3):
+        function.run("occupy('x')\nHELD[4].setblocking(False)\nattempt(HELD[4].send, bytes(1 << 20))")
+        assert function.ask(CONNECTIONS) == quiet
+
+
+def test_connections_that_are_opened_fast(rig: Rig) -> None:
+    """Of whom a run has sent its first words to before an answer came the kernel remembers nothing (TCP Fast Open)."""
+    function = Traced(rig, FORK)
+    quiet = function.ask(CONNECTIONS)
+    function.run(FAST)
+    assert function.ask(CONNECTIONS) == quiet
+
+
+TIMES = """
+found = {}
+for top in ("/dev", "/dev/pts", "/dev/mqueue", "/dev/shm", "/tmp", "/workspace", "/nanogrid/run"):
+    for path in [top, *(os.path.join(top, name) for name in os.listdir(top))]:
+        status = os.lstat(path)
+        found[path] = [status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns]
+"""
+TOUCH = (
+    TIMES
+    + """
+time.sleep(0.1)
+began = time.time_ns() - 50_000_000
+for path in found:
+    attempt(lambda: os.utime(path, follow_symlinks=False))
+for folder in ("/tmp", "/dev/shm"):
+    write(folder + "/mark", "")
+    os.unlink(folder + "/mark")
+ended = time.time_ns()
+time.sleep(0.1)
+say(began=began, ended=ended)
+"""
+)
+
+
+def test_the_moment_at_which_a_run_has_touched_something(rig: Rig) -> None:
+    """No folder, device or link that is there in every run has a time from within another run."""
+    function = Traced(rig, FORK)
+    function.run("pass")
+    run = function.ask(TOUCH)
+    found = function.ask(f"{TIMES}\nsay(found=found)")["found"]
+    assert {
+        path: times for path, times in found.items() if any(run["began"] <= at <= run["ended"] for at in times)
+    } == {}

@@ -221,6 +221,7 @@ def _settle_in(held: Held) -> tuple[bytes, bool]:
         held.packages.read_words()
         workspace.clean()
         if held.own_network:
+            workspace.await_quiet_network()
             workspace.require_forgetful_network()
         if held.packages.names:
             put_environment(held.env)
