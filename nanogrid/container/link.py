@@ -4,12 +4,13 @@ The rule: what comes from the container is short ASCII text that is parsed with 
 because the runner has nothing else at hand that needs no import. `nanogrid/runner` holds the other end.
 
     host → spare    {"argv", "env", "in_process", "compiler_cache"} with the payload, stdout, stderr
-    runner → host   hello VERSION · ready · ended STATUS HOW STARTED_NS ENDED_NS LEFT, with the result's file where there is one ·
+    runner → host   hello VERSION · ready, with a connection to the spare · ended STATUS HOW STARTED_NS ENDED_NS LEFT, with the result's file where there is one ·
                     unclean WORDS · broken WORDS
 
 After `hello` and `ready`, each run gives `ended` and then `ready`, or `unclean` or `broken` where there will be no next run. The
-first process never reads what the host says: the process that is to run a request does. That the host will say no more is
-heard by both: then the run is ended, told as any other, and the container with it.
+first process never reads what the host says: the process that is to run a request does, on a connection that is for this one
+request, and on which the host never listens. That the host will say no more is heard by the first process: then the run is ended,
+told as any other, and the container with it.
 """
 
 from __future__ import annotations
@@ -76,8 +77,21 @@ Message = Hello | Ready | RunEnded | Unfit
 class Link:
     """One connection. Not thread-safe. Raises ContainerLostError when the runner is gone."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, spare: socket.socket | None = None) -> None:
         self._connection = connection
+        self._spare = spare
+
+    @classmethod
+    def of(cls, connection: int, spare: int) -> Link:
+        """One that another process has had: of its `descriptors`."""
+        # Told what they are, Python need not ask the kernel.
+        return cls(*(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, number) for number in (connection, spare)))
+
+    def descriptors(self) -> tuple[int, int]:
+        """Of the connection, and of the one to the spare that waits. Raises ContainerLostError where none does."""
+        if self._spare is None:
+            raise ContainerLostError("no process of the container waits for a request")
+        return self._connection.fileno(), self._spare.fileno()
 
     def fileno(self) -> int:
         """The descriptor, for a poll."""
@@ -120,7 +134,7 @@ class Link:
         in_process: bool,
         compiler_cache: bool,
     ) -> None:
-        """Ask for a run with these three descriptors: the payload's, stdout and stderr."""
+        """Ask the spare for a run with these three descriptors: the payload's, stdout and stderr. It can be asked once."""
         message = {
             "argv": list(argv),
             "env": dict(env),
@@ -140,6 +154,7 @@ class Link:
 
     def send_kill(self) -> None:
         """Ask for the end of the run that is under way, and of the container: nothing more can be asked for afterwards."""
+        self._meet(None)
         try:
             self._connection.shutdown(socket.SHUT_WR)
         except OSError as error:
@@ -161,6 +176,11 @@ class Link:
                 result = descriptors.pop()
                 os.set_inheritable(result, False)
                 message = replace(message, result=result)
+            if isinstance(message, Ready) and descriptors:
+                self._meet(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, descriptors[-1]))
+                descriptors.pop()
+        except OSError as error:
+            raise ContainerLostError(f"the runner of the container sent what is no connection: {error}") from error
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -168,14 +188,27 @@ class Link:
 
     def close(self) -> None:
         """Close this end. A runner without any open end ends itself and its container."""
+        self._meet(None)
         self._connection.close()
 
+    def _meet(self, spare: socket.socket | None) -> None:
+        """Let this be the process that is asked next."""
+        if self._spare is not None:
+            self._spare.close()
+        if spare is not None:
+            spare.set_inheritable(False)
+        self._spare = spare
+
     def _send(self, data: bytes, descriptors: Sequence[int]) -> None:
+        if self._spare is None:
+            raise ContainerLostError("no process of the container waits for a request")
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         try:
-            self._connection.sendmsg([data], ancillary)
+            self._spare.sendmsg([data], ancillary, socket.MSG_DONTWAIT)
         except OSError as error:
             raise ContainerLostError(f"the runner of the container does not listen: {error}") from error
+        finally:
+            self._meet(None)
 
 
 def parse(packet: bytes) -> Message:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,17 @@ from nanogrid.container.cgroup import KeptCgroup
 from nanogrid.container.link import Link, Ready, Unfit
 from nanogrid.errors import ContainerLostError, NanoGridError, PoolExhaustedError
 from nanogrid.pool.hand import Slate, Token
-from nanogrid.pool.wire import RUNNER, SLATE, TOKEN, LeasedContainer, LeaseRequest, Line, connect, error_from_json
+from nanogrid.pool.wire import (
+    RUNNER,
+    SLATE,
+    SPARE,
+    TOKEN,
+    LeasedContainer,
+    LeaseRequest,
+    Line,
+    connect,
+    error_from_json,
+)
 from nanogrid.result import StartKind
 
 log = logging.getLogger(__name__)
@@ -88,8 +97,7 @@ class Connection:
     def grip(self, wanted: LeaseRequest, leased: LeasedContainer) -> Grip:
         """Hold what came with the answer: of a container that has a runner."""
         found = {name: self.line.take_descriptor() for name in self._sent}
-        # Told what it is, Python need not ask the kernel.
-        link = Link(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, found[RUNNER]))
+        link = Link.of(found[RUNNER], found[SPARE])
         return Grip(wanted.terms, leased, link, Token(found[TOKEN]) if TOKEN in found else None)
 
     # -- in hand

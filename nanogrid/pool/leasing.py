@@ -25,7 +25,7 @@ from nanogrid.pool.starting import Starter
 from nanogrid.pool.states import State
 from nanogrid.pool.stock import Grant, Stock
 from nanogrid.pool.tally import Counted, Eviction
-from nanogrid.pool.wire import RUNNER, SLATE, TOKEN, LeasedContainer, Line, error_to_json
+from nanogrid.pool.wire import RUNNER, SLATE, SPARE, TOKEN, LeasedContainer, Line, error_to_json
 from nanogrid.result import StartKind
 
 log = logging.getLogger(__name__)
@@ -62,15 +62,15 @@ class Leases:
         self._hand = Hand(Token(), self._slate) if self._slate is not None else None
         try:
             pooled, leased = self._lease(request)
+            descriptors = {}
+            if pooled.link is not None:
+                descriptors[RUNNER], descriptors[SPARE] = pooled.link.descriptors()
+                if self._hand is not None:
+                    descriptors[TOKEN] = self._hand.token.fileno()
         except NanoGridError as error:
             self._line.send({"error": error_to_json(error)})
             self.end()
             return
-        descriptors = {}
-        if pooled.link is not None:
-            descriptors[RUNNER] = pooled.link.fileno()
-            if self._hand is not None:
-                descriptors[TOKEN] = self._hand.token.fileno()
         self._line.send({"container": leased.to_json(), "with": list(descriptors)}, list(descriptors.values()))
 
     def hear(self, word: str) -> None:

@@ -1,7 +1,7 @@
 """What owner and children say to each other: one JSON object per line over a unix stream socket.
 
 child  {"lease": {...LeaseRequest, without env and command...}, "with": ["slate"]}
-owner  {"container": {...LeasedContainer...}, "with": ["runner", "token"]}
+owner  {"container": {...LeasedContainer...}, "with": ["runner", "spare", "token"]}
        or {"error": {"kind": CLASS, "message": TEXT}}
 child  {"end": "keep"}                             clean the container for the next run; nothing is answered
 child  {"end": "destroy"}                          destroy it; `End` says how its first process had ended
@@ -9,7 +9,7 @@ owner  {"ended": {...End...}} or {"error": {...}}
 child  {"end": "done"}                             what is left of it can go; nothing is answered
 
 `with` names the descriptors beside a message. `runner` is the connection to the first process, which a launched container does not
-have. With a `token` the child may keep the container after its run and say nothing (see `hand`; the `slate` comes with the first
+have, and `spare` the one to the process in it that waits for a request. With a `token` the child may keep the container after its run and say nothing (see `hand`; the `slate` comes with the first
 request of a connection). When it asks for another lease, the one that it had in hand is its own no more.
 
 A connection carries one lease after the other. When it closes, a container that runs something goes. In place of a
@@ -34,7 +34,7 @@ from nanogrid.container.cgroup import Cgroup
 from nanogrid.container.hardening import Confinement
 from nanogrid.result import StartKind
 
-RUNNER, TOKEN, SLATE = "runner", "token", "slate"
+RUNNER, SPARE, TOKEN, SLATE = "runner", "spare", "token", "slate"
 PYTHON = re.compile(r"(?:^|/)python[0-9.]*$")
 
 

@@ -86,6 +86,95 @@ def test_a_package_imported_beforehand_has_no_descriptor_of_the_first_process(ri
     assert [links for links in seen[3:] if set(links) != {"/memfd:silent (deleted)"}] == []
 
 
+# -- packages that are let in, and stay
+
+STAY = """
+import array, os, sys, time
+import _socket
+
+def frame(name, file):
+    found = sys._getframe()
+    while found is not None and (found.f_code.co_name, os.path.basename(found.f_code.co_filename)) != (name, file):
+        found = found.f_back
+    return found
+
+class Instead:
+    "Stands in for a connection."
+    def __init__(self, real, **methods):
+        self.real = real
+        self.__dict__.update(methods)
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+BEFOREHAND = frame("live", "spare.py") is not None
+
+def once_it_is_in(act):
+    "Do something when the process that imports this beforehand has its connections."
+    live, load = frame("live", "spare.py"), frame("load", "packages.py")
+    if live is None:
+        return
+    before = load.f_locals["before"]
+    load.f_globals["_state_of_process"] = lambda: before
+    meeting = live.f_locals["meeting"]
+    join = meeting.join
+    def joined():
+        join()
+        act(meeting)
+    meeting.join = joined
+"""
+TWICE = """
+def act(meeting):
+    real = meeting.requests
+    def recvmsg(*how):
+        first = real.recvmsg(*how)
+        for word in (b"ended 0 exec 1 2 0", b"ready"):
+            try:
+                real.send(word)
+            except OSError:
+                pass
+        real.settimeout(0.3)
+        try:
+            second = real.recvmsg(*how)
+        except OSError:
+            return first
+        streams = array.array("i", (second[1] or first[1])[0][2])
+        os.write(streams[1], b"both: %s %s" % (first[0], second[0]))
+        os._exit(0)
+    meeting.requests = Instead(real, recvmsg=recvmsg)
+once_it_is_in(act)
+"""
+BESIDE = """
+SEEN = sorted(link for number in os.listdir("/proc/self/fd") for link in [os.path.realpath("/proc/self/fd/" + number)] if "mine" in link)
+mine = os.memfd_create("mine")
+def act(meeting):
+    real = meeting.there
+    def sendmsg(data, *_):
+        return real.sendmsg(data, [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [mine]))])
+    meeting.there = Instead(real, sendmsg=sendmsg)
+once_it_is_in(act)
+"""
+
+
+def test_a_package_that_tells_the_host_of_an_end(rig: Rig, tmp_path: Path) -> None:
+    """One process never has two requests: what it says where it is asked is not heard, and it is asked once."""
+    layer = write_code(tmp_path / "packages", {"pack.py": STAY + TWICE})
+    function = Traced(rig, FORK, packages=layer)
+    for number in range(4):
+        run = function.attempt(f"import pack\nprint({number})")
+        assert (run.report.exit_code, "both" in run.out) == (0, False), (run.out, run.err)
+
+
+def test_a_package_that_gives_the_first_process_a_descriptor(rig: Rig, tmp_path: Path) -> None:
+    """What comes beside the word of a spare is nowhere: neither in the first process nor in the next spare and run."""
+    layer = write_code(tmp_path / "packages", {"pack.py": STAY + BESIDE})
+    function = Traced(rig, FORK, packages=layer)
+    look = "import pack\nlinks = [attempt(os.readlink, '/proc/self/fd/' + number) for number in os.listdir('/proc/self/fd')]"
+    for _ in range(5):
+        found = function.ask(f"{look}\nsay(seen=pack.SEEN, open=sum('mine' in link for link in links))")
+        assert found["seen"] == []
+        assert found["open"] <= 1
+
+
 # -- processes
 
 TRACER = """
@@ -110,3 +199,99 @@ def test_a_run_whose_end_somebody_else_waits_for(rig: Rig) -> None:
     assert time.monotonic() - began < 5
     assert function.outcome is Outcome.FAILED
     function.run("pass")
+
+
+# -- what the kernel keeps
+
+UNANSWERED = """
+def keyed(end, address, key):
+    end.setsockopt(socket.IPPROTO_TCP, 14, struct.pack("=H2s4s120sBBHI80s", 2, b"", socket.inet_aton(address), b"", 0, 0, len(key), 0, key))
+
+server, client = socket.socket(), socket.socket()
+server.bind(("127.7.8.9", 8010))
+client.bind(("127.66.77.88", 8011))
+keyed(server, "127.66.77.88", b"one")
+keyed(client, "127.7.8.9", b"one")
+server.listen()
+client.connect(("127.7.8.9", 8010))
+peer, _ = server.accept()
+keyed(client, "127.7.8.9", b"other")
+keyed(peer, "127.66.77.88", b"another")
+HELD.extend((server, client, peer))
+"""
+"""A connection whose ends do not take each other's packets any more, not even that it is over: (TCP_MD5SIG)."""
+FAST = """
+server = socket.socket()
+server.bind(("127.7.8.9", 8012))
+server.listen()
+client = socket.socket()
+client.bind(("127.66.77.88", 8013))
+attempt(client.sendto, b"x", 0x20000000, ("127.7.8.9", 8012))
+other = socket.socket()
+attempt(other.setsockopt, socket.IPPROTO_TCP, 30, 1)
+attempt(other.connect, ("127.7.8.10", 8012))
+"""
+CONNECTIONS = "say(tables=[table('net/tcp'), table('net/tcp6')], remembered=metrics())"
+
+
+def test_a_connection_that_does_not_end(rig: Rig) -> None:
+    """The kernel keeps the ports and addresses of a connection whose end nobody confirms: the container is not used again."""
+    function = Traced(rig, FORK)
+    quiet = function.ask(CONNECTIONS)
+    used = function.container
+    function.run(f"{UNANSWERED}\nprint('connected')")
+    function.container = None
+    assert function.ask(CONNECTIONS) == quiet
+    assert function.container != used
+
+
+def test_connections_that_are_left_open(rig: Rig) -> None:
+    """They are over before the next run, in the same container, also where much was still under way."""
+    function = Traced(rig, FORK)
+    quiet = function.ask(CONNECTIONS)
+    for _ in range(3):
+        function.run("occupy('x')\nHELD[4].setblocking(False)\nattempt(HELD[4].send, bytes(1 << 20))")
+        assert function.ask(CONNECTIONS) == quiet
+
+
+def test_connections_that_are_opened_fast(rig: Rig) -> None:
+    """Of whom a run has sent its first words to before an answer came the kernel remembers nothing (TCP Fast Open)."""
+    function = Traced(rig, FORK)
+    quiet = function.ask(CONNECTIONS)
+    function.run(FAST)
+    assert function.ask(CONNECTIONS) == quiet
+
+
+TIMES = """
+found = {}
+for top in ("/dev", "/dev/pts", "/dev/mqueue", "/dev/shm", "/tmp", "/workspace", "/nanogrid/run"):
+    for path in [top, *(os.path.join(top, name) for name in os.listdir(top))]:
+        status = os.lstat(path)
+        found[path] = [status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns]
+"""
+TOUCH = (
+    TIMES
+    + """
+time.sleep(0.1)
+began = time.time_ns() - 50_000_000
+for path in found:
+    attempt(lambda: os.utime(path, follow_symlinks=False))
+for folder in ("/tmp", "/dev/shm"):
+    write(folder + "/mark", "")
+    os.unlink(folder + "/mark")
+ended = time.time_ns()
+time.sleep(0.1)
+say(began=began, ended=ended)
+"""
+)
+
+
+def test_the_moment_at_which_a_run_has_touched_something(rig: Rig) -> None:
+    """No folder, device or link that is there in every run has a time from within another run."""
+    function = Traced(rig, FORK)
+    function.run("pass")
+    run = function.ask(TOUCH)
+    found = function.ask(f"{TIMES}\nsay(found=found)")["found"]
+    assert {
+        path: times for path, times in found.items() if any(run["began"] <= at <= run["ended"] for at in times)
+    } == {}

@@ -36,6 +36,25 @@ def pair() -> Iterator[tuple[Link, socket.socket]]:
         yield link, theirs
 
 
+@pytest.fixture
+def asked(pair: tuple[Link, socket.socket]) -> Iterator[tuple[Link, socket.socket]]:
+    """The host's end, and the one on which the spare, which is ready, is asked for a run."""
+    link, runner = pair
+    spare = ready(link, runner)
+    with closing(spare):
+        spare.settimeout(LONG_S)
+        yield link, spare
+
+
+def ready(link: Link, runner: socket.socket) -> socket.socket:
+    """Have the runner say so, and the host hear it; the spare's end."""
+    host, spare = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with closing(host):
+        socket.send_fds(runner, [b"ready"], [host.fileno()])
+    assert link.receive(LONG_S) == Ready()
+    return spare
+
+
 def take(runner: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """A message as the runner reads it, and the descriptors that belong to it."""
     packet, descriptors, flags, _ = socket.recv_fds(runner, PACKET_BYTES, 8)
@@ -159,17 +178,57 @@ def test_a_runner_that_is_gone_is_told(pair: tuple[Link, socket.socket]) -> None
     assert link.receive(0) == Ready()
     with pytest.raises(ContainerLostError, match="the runner of the container is gone"):
         link.receive(LONG_S)
-    with pytest.raises(ContainerLostError, match="does not listen"):
+    with pytest.raises(ContainerLostError, match="no process of the container waits"):
         link.send_run([], {}, [], in_process=True, compiler_cache=False)
 
 
 def test_a_descriptor_from_a_container_is_not_taken(pair: tuple[Link, socket.socket]) -> None:
-    """It cannot fill the worker's table of open files."""
+    """It cannot fill the worker's table of open files: the one way to the spare is kept, and goes when the next one comes."""
     link, runner = pair
     before = open_files()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as spare:
+        for _ in range(3):
+            socket.send_fds(runner, [b"ready"], [0, 1, spare.fileno()])
+            assert link.receive(LONG_S) == Ready()
+            assert not os.get_inheritable(link.descriptors()[1])
+            socket.send_fds(runner, [b"hello 3.9.0"], [0, 1, 2])
+            assert link.receive(LONG_S) == Hello((3, 9))
     socket.send_fds(runner, [b"ready"], [0, 1, 2])
-    assert link.receive(LONG_S) == Ready()
-    assert open_files() == before
+    with pytest.raises(ContainerLostError, match="no connection"):
+        link.receive(LONG_S)
+    assert open_files() == before + 1
+
+
+def test_a_spare_is_asked_once(asked: tuple[Link, socket.socket]) -> None:
+    """When it has been asked nobody can ask it for more, also not by accident; and what it says there is not heard."""
+    link, spare = asked
+    link.send_run([], {}, [], in_process=True, compiler_cache=False)
+    assert take(spare)[0]["argv"] == []
+    with pytest.raises(BrokenPipeError):
+        spare.send(b"ended 0 python 1 2 0")
+    assert link.receive(0) is None
+    with pytest.raises(ContainerLostError, match="no process of the container waits"):
+        link.send_run([], {}, [], in_process=True, compiler_cache=False)
+    with pytest.raises(ContainerLostError, match="no process of the container waits"):
+        link.descriptors()
+
+
+def test_a_spare_that_is_gone_is_told(asked: tuple[Link, socket.socket]) -> None:
+    """The request goes nowhere."""
+    link, spare = asked
+    spare.close()
+    with pytest.raises(ContainerLostError, match="does not listen"):
+        link.send_run([], {}, [], in_process=True, compiler_cache=False)
+
+
+def test_a_link_is_handed_on(pair: tuple[Link, socket.socket]) -> None:
+    """Another process hears the runner and asks the spare with copies of both descriptors."""
+    link, runner = pair
+    with closing(ready(link, runner)) as spare, closing(Link.of(*map(os.dup, link.descriptors()))) as other:
+        other.send_run(["a"], {}, [], in_process=True, compiler_cache=False)
+        assert take(spare)[0]["argv"] == ["a"]
+        runner.send(b"broken")
+        assert isinstance(other.receive(LONG_S), Unfit)
 
 
 def test_a_living_runner_that_is_silent_is_alive(pair: tuple[Link, socket.socket]) -> None:
@@ -197,9 +256,9 @@ def test_the_peer_is_known_by_its_pid(pair: tuple[Link, socket.socket]) -> None:
 # -- what the host says
 
 
-def test_a_run_is_one_packet_with_three_descriptors(pair: tuple[Link, socket.socket]) -> None:
+def test_a_run_is_one_packet_with_three_descriptors(asked: tuple[Link, socket.socket]) -> None:
     """The runner gets command, environment and the very files that the host has open, in their order."""
-    link, runner = pair
+    link, spare = asked
     pipes = [os.pipe() for _ in range(3)]
     try:
         link.send_run(
@@ -209,7 +268,7 @@ def test_a_run_is_one_packet_with_three_descriptors(pair: tuple[Link, socket.soc
             in_process=True,
             compiler_cache=False,
         )
-        message, descriptors = take(runner)
+        message, descriptors = take(spare)
         assert message == {
             "argv": ["python", "main.py"],
             "env": {"A": "ü\udcff"},
@@ -227,14 +286,14 @@ def test_a_run_is_one_packet_with_three_descriptors(pair: tuple[Link, socket.soc
 
 
 @pytest.mark.parametrize("size", [PACKET_BYTES - 300, PACKET_BYTES, PACKET_BYTES * 40])
-def test_a_request_of_any_size_arrives(pair: tuple[Link, socket.socket], size: int) -> None:
+def test_a_request_of_any_size_arrives(asked: tuple[Link, socket.socket], size: int) -> None:
     """What fits in no packet travels in a memory file, after the three descriptors; the host keeps none of it open."""
-    link, runner = pair
+    link, spare = asked
     before = open_files()
     env = {"LARGE": "x" * size}
     link.send_run(["python", "main.py"], env, [0, 1, 2], in_process=False, compiler_cache=True)
-    assert open_files() == before
-    message, descriptors = take(runner)
+    assert open_files() == before - 1  # the spare's connection is used up
+    message, descriptors = take(spare)
     assert (message["env"], message["compiler_cache"], len(descriptors)) == (env, True, 3)
     for descriptor in descriptors:
         os.close(descriptor)
@@ -243,12 +302,13 @@ def test_a_request_of_any_size_arrives(pair: tuple[Link, socket.socket], size: i
 def test_a_kill_is_the_end_of_what_the_host_says(pair: tuple[Link, socket.socket]) -> None:
     """It needs nobody who reads; what the runner says afterwards is still heard."""
     link, runner = pair
-    link.send_kill()
-    assert runner.recv(10) == b""
-    runner.send(b"ready")
-    assert link.receive(LONG_S) == Ready()
-    with pytest.raises(ContainerLostError, match="does not listen"):
-        link.send_run([], {}, [], in_process=True, compiler_cache=False)
+    with closing(ready(link, runner)):
+        link.send_kill()
+        assert runner.recv(10) == b""
+        runner.send(b"unclean")
+        assert isinstance(link.receive(LONG_S), Unfit)
+        with pytest.raises(ContainerLostError, match="no process of the container waits"):
+            link.send_run([], {}, [], in_process=True, compiler_cache=False)
 
 
 def test_a_result_comes_as_a_descriptor(pair: tuple[Link, socket.socket], tmp_path: Path) -> None:
@@ -266,19 +326,20 @@ def test_a_result_comes_as_a_descriptor(pair: tuple[Link, socket.socket], tmp_pa
     assert open_files() == before
 
 
-def test_requests_are_read_by_every_python_that_a_runner_may_be(pair: tuple[Link, socket.socket]) -> None:
+def test_requests_are_read_by_every_python_that_a_runner_may_be(asked: tuple[Link, socket.socket]) -> None:
     """Marshal's version 2, which has had no change since Python 2.5: no references, no interning."""
-    link, runner = pair
+    link, spare = asked
     link.send_run(["python", "python"], {"python": "python"}, [], in_process=True, compiler_cache=True)
-    packet = runner.recv(PACKET_BYTES)
+    packet = spare.recv(PACKET_BYTES)
     assert packet == marshal.dumps(marshal.loads(packet), 2)
 
 
 def test_closing_ends_the_runners_wait(pair: tuple[Link, socket.socket]) -> None:
-    """A runner without a host reads the end, and ends itself."""
+    """A runner without a host reads the end, and ends itself; so does its spare."""
     link, runner = pair
-    link.close()
-    assert runner.recv(10) == b""
+    with closing(ready(link, runner)) as spare:
+        link.close()
+        assert (runner.recv(10), spare.recv(10)) == (b"", b"")
 
 
 def test_a_worker_with_many_open_files_hears_its_runners() -> None:
@@ -384,11 +445,11 @@ def test_a_runner_that_does_not_come_is_an_error(tmp_path: Path) -> None:
         listener.accept(0.05, lambda: True)
 
 
-def test_descriptors_of_a_run_are_the_three_standard_streams_and_no_more(pair: tuple[Link, socket.socket]) -> None:
+def test_descriptors_of_a_run_are_the_three_standard_streams_and_no_more(asked: tuple[Link, socket.socket]) -> None:
     """What the runner gets besides would be the host's, in the hands of a container."""
-    link, runner = pair
+    link, spare = asked
     link.send_run(["python", "main.py"], {}, [0, 1, 2], in_process=True, compiler_cache=False)
-    _, ancillary, _, _ = runner.recvmsg(PACKET_BYTES, 4096)
+    _, ancillary, _, _ = spare.recvmsg(PACKET_BYTES, 4096)
     received = array.array("i")
     for _, _, data in ancillary:
         received.frombytes(data)

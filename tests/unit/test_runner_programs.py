@@ -270,6 +270,23 @@ def test_packets_carry_descriptors_both_ways(inside: None) -> None:
     there.close()
 
 
+def test_words_are_heard_without_what_is_beside_them(inside: None) -> None:
+    """Descriptors that come with a word to the first process are closed before it could have them."""
+    import os
+
+    channel = module("channel")
+    here, there = channel.pair()
+    reader, writer = os.pipe()
+    assert channel.send(here, b"ready", [writer])
+    os.close(writer)
+    assert channel.hear(there) == b"ready"
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+    here.close()
+    assert channel.hear(there) == b""
+    there.close()
+
+
 def test_the_corpus_holds_hundreds_of_programs_with_names_of_their_own() -> None:
     """The differential test is as large as it claims."""
     names = [(subject, program.name) for subject in SUBJECTS for program in read(subject)]

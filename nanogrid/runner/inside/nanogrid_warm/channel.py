@@ -1,7 +1,8 @@
 """Packets with descriptors, between host, first process and spare.
 
-The rule: the first process reads nothing from the host, only whether it is still there; a request is read by the spare that is
-to run it, straight from the host's connection. What a spare says to the first process is plain text.
+The rule: the connection between the first process and the host is theirs alone, and the first process reads nothing from it, only
+whether the host is still there. A request goes straight to the spare that is to run it, over a connection of its own that ends with
+it, and on which the host hears nothing. What a spare says to the first process is plain text.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
@@ -51,6 +52,14 @@ def receive(connection: _socket.socket) -> tuple[bytes, list[int]]:
     return packet, descriptors
 
 
+def hear(connection: _socket.socket, most: int = PACKET_BYTES) -> bytes:
+    """The next packet's first bytes, b"" at the end. Descriptors beside it are dropped by the kernel: nobody's may stay here."""
+    try:
+        return connection.recv(most)
+    except ConnectionError:
+        return b""
+
+
 def send(connection: _socket.socket, packet: bytes, descriptors: Sequence[int] = ()) -> bool:
     """Send a packet. False where nobody is there any more."""
     ancillary = []
@@ -76,15 +85,15 @@ def message(packet: bytes, descriptors: list[int]) -> dict[str, Any]:
 
 
 class Meeting:
-    """How a spare comes by its two connections, to the first process and to the host.
+    """One spare's two connections: to the first process (`here` and `there`), and from the host (`host` and `requests`).
 
-    It inherits them; or, where code of the function runs in it before its request is there, it has none, and fetches them
+    It inherits its ends; or, where code of the function runs in it before its request is there, it has none, and fetches them
     afterwards: then they are sent to whoever connects, if the kernel says that it is the spare.
     """
 
-    def __init__(self, connection: _socket.socket, *, apart: bool) -> None:
-        self.connection = connection
+    def __init__(self, *, apart: bool) -> None:
         self.here, self.there = pair()
+        self.host, self.requests = pair()
         self.listener: _socket.socket | None = None
         if apart:
             self.listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
@@ -97,7 +106,7 @@ class Meeting:
     def keep_own(self) -> None:
         """Close what is the spare's, where it has inherited that."""
         if self.listener is None:
-            self.there.close()
+            self._close_spares()
 
     def admit(self, spare: int) -> None:
         """Let in who is at the door, if it is the spare."""
@@ -106,38 +115,45 @@ class Meeting:
         guest = open_descriptor(descriptor)
         credentials = guest.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, CREDENTIALS_BYTES)
         if int.from_bytes(credentials[:INT_BYTES], "little") == spare:
-            send(guest, b"in", [self.there.fileno(), self.connection.fileno()])
-            self._close_door()
+            send(guest, b"in", [self.there.fileno(), self.requests.fileno()])
+            self._close_spares()
         guest.close()
 
-    def _close_door(self) -> None:
+    def introduce(self, word: bytes, connection: _socket.socket) -> None:
+        """Say this word to the host, and give it its end."""
+        send(connection, word, [self.host.fileno()])  # closed with the others: who looks at it now finds it as it stays
+
+    def _close_spares(self) -> None:
+        for one in (self.there, self.requests):
+            one.close()
         if self.listener is not None:
             self.listener.close()
             self.listener = None
-            self.there.close()
 
     def close(self) -> None:
         """Close what is left of it."""
-        self._close_door()
+        self._close_spares()
+        self.host.close()
         self.here.close()
 
     # -- in the spare
 
     def step_away(self) -> None:
-        """Close the first process's end, and where the function's code comes first, everything."""
+        """Close what is not the spare's, and where the function's code comes first, everything."""
         self.here.close()
+        self.host.close()
         if self.listener is not None:
-            for one in (self.listener, self.there, self.connection):
+            for one in (self.listener, self.there, self.requests):
                 one.close()
 
     def join(self) -> None:
-        """Have the connections, to the first process (`there`) and to the host. Raises OSError where they cannot be had."""
+        """Have the connections. Raises OSError where they cannot be had."""
         if self.listener is None:
             return
         door = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         door.connect(self.address)
         _, descriptors = receive(door)
         door.close()
-        if len(descriptors) != len((self.there, self.connection)):
+        if len(descriptors) != len((self.there, self.requests)):
             raise ConnectionError("the first process did not let the spare in")
-        self.there, self.connection = map(open_descriptor, descriptors)
+        self.there, self.requests = map(open_descriptor, descriptors)

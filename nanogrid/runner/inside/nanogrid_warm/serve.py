@@ -1,8 +1,8 @@
 """The first process: keeps one spare child ready, ends what a run leaves, and tells the host.
 
 The rule: the host hears `ended` only when nothing of the run lives any more, and `ready` only from a spare that has nothing
-left to do but run. The function's user can neither signal, trace nor imitate this process, and no code of the function's ever
-holds its connection. And since every run is forked from this process, it never reads what a run was given or has written:
+left to do but run. The function's user can neither signal, trace nor imitate this process, and no other process ever holds its
+connection. And since every run is forked from this process, it never reads what a run was given or has written:
 requests go from the host to the spare, results by a descriptor to the host, and what children tell it are words out of sets
 that it knows.
 """
@@ -91,9 +91,10 @@ class Server:
         spare.warm_up()
         while True:
             self._heed_code()
-            meeting = channel.Meeting(self.connection, apart=self.rehearsed and bool(self.held.packages.names))
+            meeting = channel.Meeting(apart=self.rehearsed and bool(self.held.packages.names))
             child = self._fork()
             if child == 0:
+                self.connection.close()
                 meeting.step_away()
                 self._be_child(meeting)
                 return
@@ -110,7 +111,6 @@ class Server:
             if self.rehearsed:
                 spare.live(meeting, self.held)
             else:
-                self.connection.close()
                 spare.rehearse(meeting.there, self.held)
         except BaseException as error:  # noqa: BLE001
             if meeting.there.fileno() >= 0:
@@ -119,7 +119,7 @@ class Server:
 
     def _learn_memory(self, pair: _socket.socket) -> None:
         """Read what the rehearsal tells: lines of address and size."""
-        text, _ = channel.receive(pair)
+        text = channel.hear(pair)
         _end_all()
         self.rehearsed = True
         self.held.hot = [
@@ -149,7 +149,7 @@ class Server:
             finally:
                 os._exit(FAILED)
         there.close()
-        words, _ = channel.receive(here)
+        words = channel.hear(here)
         here.close()
         _end_all()
         return words
@@ -195,7 +195,7 @@ class Server:
         word = self._await_spare(child, end, meeting)
         if word.startswith(b"ready"):
             self._note_scan(word)
-            channel.send(self.connection, b"ready")
+            meeting.introduce(b"ready", self.connection)
             return True
         _end_all()
         if not word and self.held.packages.names:
@@ -219,7 +219,7 @@ class Server:
             if self.connection.fileno() in ready:
                 self._leave()
             if here in ready:
-                return channel.receive(meeting.here)[0][:WORDS_BYTES]
+                return channel.hear(meeting.here, WORDS_BYTES)
             if door in ready:
                 poll.unregister(door)
                 meeting.admit(child)
@@ -278,7 +278,7 @@ class Server:
                 elif word == spare.PYTHON:
                     how = pair.recv(1) and b"python"
                 elif word == b"b":
-                    self._give_up(channel.receive(pair)[0][:WORDS_BYTES])
+                    self._give_up(channel.hear(pair, WORDS_BYTES))
                 else:
                     return how, started_ns, word
             except (BlockingIOError, ConnectionError):

@@ -1,7 +1,8 @@
 """The spare: a child that has done everything a run needs before the request is there, as the function's user.
 
-The rule: from `drop` on it is the function's user, for good, and what it holds of the first process's are two connections, to it
-and to the host. No code of the function runs while it has them.
+The rule: from `drop` on it is the function's user, for good, and what it holds of the first process's are two connections of its own:
+one on which it says a few words to it, one on which the host asks for one run. Where packages of the function were imported, its
+code may have them: so nobody believes more of what comes from there than what it may do.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
@@ -171,12 +172,12 @@ def live(meeting: channel.Meeting, held: Held) -> None:
     """The child's whole life before the function's code: returns where Python itself is to go on."""
     trouble, started = _settle_in(held)
     meeting.join()
-    pair, connection = meeting.there, meeting.connection
+    pair, requests = meeting.there, meeting.requests
     if trouble:
         _give_up(pair, trouble)
     channel.send(pair, b"ready" if held.scan is None else b"ready %d %d" % (held.scan.curious, held.scan.ctypes))
-    packet, descriptors = channel.receive(connection)
-    connection.close()
+    packet, descriptors = channel.receive(requests)
+    requests.close()
     if not packet:
         os._exit(0)
     channel.send(pair, TOOK + time.monotonic_ns().to_bytes(TIME_BYTES, "little"))
@@ -220,6 +221,7 @@ def _settle_in(held: Held) -> tuple[bytes, bool]:
         held.packages.read_words()
         workspace.clean()
         if held.own_network:
+            workspace.await_quiet_network()
             workspace.require_forgetful_network()
         if held.packages.names:
             put_environment(held.env)
@@ -323,7 +325,7 @@ def read_lesson(pair: _socket.socket, held: Held) -> NoReturn:
 def read_wish(answer: _socket.socket, held: Held, pair: _socket.socket) -> NoReturn:
     """A child's whole life that reads what a spare has wished for, and says it again where it is known."""
     drop(held)
-    wish = channel.receive(pair)[0]
+    wish = channel.hear(pair)
     _give_up(answer, wish if held.wanted(wish) is not None else b"no")
 
 

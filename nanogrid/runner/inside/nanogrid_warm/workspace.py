@@ -2,7 +2,7 @@
 
 The rule: done as the function's user, when no process of the run lives any more, and so without a race; whatever a run left
 there, of whatever mode, depth, number and name, goes, or the container is unclean. Of the folders themselves, what their
-owner can change is as it was: mode, times, attributes, flags.
+owner can change is as it was: mode, times, attributes, flags; of what else there is in memory, times.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 
 from nanogrid_warm import emptying, kernel, places
 
@@ -21,7 +22,12 @@ WORKSPACE = places.WORKSPACE.encode()
 OWN = (places.WORKSPACE, places.RUN)
 """Those that belong to the function's user."""
 CODE = places.CODE.encode()
+DEVICES = ("/dev", "/dev/pts")
+"""Where there are things in memory that are not the function's, but that it may mark with a time."""
 FLOW_LABELS = "/proc/net/ip6_flowlabel"
+SOCKETS = ("/proc/net/sockstat", "/proc/net/sockstat6")
+CLOSING_S = 1.0
+CLOSING_LOOK_S = 0.005
 CHUNK_BYTES = 1 << 20
 
 
@@ -37,9 +43,22 @@ def clean() -> None:
     for folder in places.WRITABLE:
         if os.path.isdir(folder):
             (emptying.empty if kernel.KEEPS_NAMES_OUT else _empty)(folder)
-    for folder in OWN:
-        os.utime(folder)
+    for folder in places.WRITABLE:
+        if os.path.isdir(folder):
+            os.utime(folder)
+    for folder in DEVICES:
+        _touch_all(folder)
     os.chdir(WORKSPACE)
+
+
+def _touch_all(folder: str) -> None:
+    """Give all that lies there the time of now, as far as its mode lets everybody do that: so a run could have done it too."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                os.utime(entry.path, follow_symlinks=False)
+            except OSError:
+                continue
 
 
 def require_forgetful_network() -> None:
@@ -52,6 +71,32 @@ def require_forgetful_network() -> None:
     os.close(file)
     if lines > 1:  # the first one names the columns
         raise OSError("the run has left flow labels in the kernel")
+
+
+def await_quiet_network() -> None:
+    """Wait until the kernel has closed the last connection of the run. Raises OSError where that takes long: who has to confirm
+    the end does not, and the kernel would keep its ports and addresses for minutes.
+    """
+    deadline = time.monotonic() + CLOSING_S
+    while any(map(_connections, SOCKETS)):
+        if time.monotonic() > deadline:
+            raise OSError("the run has left a connection that does not end")
+        time.sleep(CLOSING_LOOK_S)
+
+
+def _connections(table: str) -> int:
+    """How many TCP connections there are, by the kernel's own count."""
+    try:
+        file = os.open(table, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        for line in os.read(file, CHUNK_BYTES).split(b"\n"):
+            if line.startswith((b"TCP: inuse ", b"TCP6: inuse ")):
+                return int(line.split()[2])
+    finally:
+        os.close(file)
+    return 0
 
 
 def lay_out_result() -> None:
