@@ -58,13 +58,31 @@ class FunctionRequest(Wire):
                 )
             if name.startswith("NANOGRID_"):
                 raise ValueError(f"{name!r} is reserved; names must not start with NANOGRID_")
-            if "\0" in value:
-                raise ValueError(f"the value of {name!r} holds a NUL byte, which no environment can carry")
+            if wrong := _not_for_environments(value):
+                raise ValueError(f"the value of {name!r} holds {wrong}, which no environment can carry")
         return env
+
+    @field_validator("function_id")
+    @classmethod
+    def _usable_id(cls, function_id: str) -> str:
+        if wrong := _not_for_environments(function_id):
+            raise ValueError(f"{function_id!a} holds {wrong}, which no environment can carry")
+        return function_id
 
     def to_wire(self) -> dict[str, Any]:
         """The camelCase JSON object, without fields that hold nothing."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _not_for_environments(text: str) -> str:
+    """What keeps a text from being a variable's value; "" for nothing."""
+    if "\0" in text:
+        return "a NUL byte"
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return "half a character (a lone surrogate)"
+    return ""
 
 
 FIELDS: list[str] = [field.alias or name for name, field in FunctionRequest.model_fields.items()]

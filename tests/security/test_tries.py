@@ -53,6 +53,34 @@ def test_a_path_with_detours_is_no_lesson(rig: Rig) -> None:
         assert function.ask(LOOK_FOR_PATHS) == {"found": []}
 
 
+# -- what a request chooses
+
+ASCII = {"PYTHONUTF8": "0", "LC_ALL": "C"}
+
+
+def test_how_a_request_wants_text_encoded_is_its_own_affair(rig: Rig) -> None:
+    """A held interpreter that knows no letter beyond ASCII, because a request wanted that, starts the next run like any other."""
+    function = Traced(rig, FORK)
+    look = "say(name=ascii(os.environ.get('NAME')), encoding=sys.getfilesystemencoding())"
+    for _ in range(2):
+        assert function.ask(look, env=ASCII) == {"name": "None", "encoding": "ascii"}
+    assert function.ask(look, env={"NAME": "\xe9"}) == {"name": "'\\xe9'", "encoding": "utf-8"}
+    for _ in range(2):
+        found = function.ask(look, env={**ASCII, "NAME": "\xe9"})
+        assert found == {"name": "'\\udcc3\\udca9'", "encoding": "ascii"}
+    assert function.ask(look, env={"PATH": "/\xe9:/usr/local/bin:/usr/bin:/bin"})["encoding"] == "utf-8"
+
+
+def test_a_request_with_very_many_variables(rig: Rig) -> None:
+    """It takes no longer than a new interpreter would."""
+    function = Traced(rig, FORK)
+    function.run("pass")
+    env = {f"V{number}": "x" for number in range(50_000)}
+    run = function.run("print(sum(name.startswith('V') for name in os.environ))", env=env)
+    assert run.out == "50000\n"
+    assert run.report.duration_ms < 2000
+
+
 # -- descriptors
 
 OPEN = """

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
 
     command = arguments[arguments.index("--") + 1 :] if "--" in arguments else DEFAULT_COMMAND
     options = dict(zip(arguments[::2], arguments[1::2]))
-    own = dict(os.environ)
+    own = begin.environment()
     fresh = {
         "command": command,
         "special": begin.safe_special(own),

@@ -62,6 +62,19 @@ STREAMS = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFIFO)
 STREAM_KINDS = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK)
 
 
+def as_bytes(text: str) -> bytes:
+    """As the system has it. Not by `os.fsencode`: how that does it is for the held interpreter's own run to decide."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, as the host would have written it."""
+    return {
+        name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
+        for name, value in os.environ._data.items()
+    }
+
+
 def enter(folder: str, uid: int) -> None:
     """Make `folder`, which only `uid` may enter, the working directory."""
     os.seteuid(uid)
@@ -173,7 +186,11 @@ def become(state: dict[str, Any]) -> NoReturn:
     os.write(memory, marshal.dumps(state, 2))
     environment[STATE] = str(memory)
     os.set_inheritable(state["control"], True)
-    os.execve(program, state["command"], environment)
+    os.execve(
+        as_bytes(program),
+        list(map(as_bytes, state["command"])),
+        {as_bytes(name): as_bytes(value) for name, value in environment.items()},
+    )
 
 
 def interpreter(name: str, env: dict[str, str]) -> str | None:
@@ -184,7 +201,7 @@ def interpreter(name: str, env: dict[str, str]) -> str | None:
     program = find(name, env)
     if program is None or not places.is_beyond_runs(program):
         return None
-    return program if os.path.realpath(program) == os.path.realpath("/proc/self/exe") else None
+    return program if os.path.realpath(as_bytes(program)) == os.path.realpath(b"/proc/self/exe") else None
 
 
 def find(name: str, env: dict[str, str]) -> str | None:
@@ -193,7 +210,7 @@ def find(name: str, env: dict[str, str]) -> str | None:
         return name
     for folder in env.get("PATH", os.defpath).split(os.pathsep):
         path = os.path.join(folder, name)
-        if os.access(path, os.X_OK) and not os.path.isdir(path):
+        if os.access(as_bytes(path), os.X_OK) and not os.path.isdir(as_bytes(path)):
             return path
     return None
 

@@ -19,7 +19,7 @@ import gc
 import os
 import sys
 
-from nanogrid_warm import places
+from nanogrid_warm import begin, places
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not to be loaded where the function runs
@@ -132,7 +132,7 @@ class Packages:
             not os.fstat(1).st_size
             and _thread._count() == 0
             and _state_of_process() == before
-            and os.environ._data == {os.fsencode(name): os.fsencode(value) for name, value in own.items()}
+            and os.environ._data == {begin.as_bytes(name): begin.as_bytes(value) for name, value in own.items()}
         )
 
     def write_words(self) -> None:

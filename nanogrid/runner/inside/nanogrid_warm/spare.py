@@ -54,6 +54,9 @@ TOOK, PYTHON, WORDS, HELD = b"T", b"P", b"W", b"H"
 the next run wishes that the packages' words were known, or another interpreter were held."""
 TIME_BYTES = 8
 
+VARIABLES_LIMIT = 1000
+"""With more than this, setting one after the other takes longer than a new interpreter does, which is given them all at once."""
+
 AGAIN = 75
 """The exit code of a spare that could not import the function's packages without a trace."""
 
@@ -91,6 +94,7 @@ class Held:
             request["in_process"]
             and kernel.KEEPS_NAMES_OUT
             and request["argv"][:SCRIPT] == self.command
+            and len(env) <= VARIABLES_LIMIT
             and self._is_found(env)
             and begin.held_as(env, self.env) == self.special
             and kinds() == self.kinds
@@ -118,7 +122,7 @@ class Held:
         text = HELD + " ".join(str(kind) for kind, _ in kinds()).encode()
         names = {**begin.special(self.env), **special}
         changed = [f"{name}={special.get(name, '')}" for name in names if self.env.get(name) != special.get(name)]
-        text = b"\n".join([text, *map(os.fsencode, (*command, *changed))])
+        text = b"\n".join([text, *map(begin.as_bytes, (*command, *changed))])
         return text if self.wanted(text) is not None else b""
 
     def wanted(self, wish: bytes) -> dict[str, Any] | None:
@@ -351,7 +355,7 @@ def put_environment(env: dict[str, str]) -> None:
         os.unsetenv(name)
     data.clear()
     for name, value in env.items():
-        raw_name, raw_value = os.fsencode(name), os.fsencode(value)
+        raw_name, raw_value = begin.as_bytes(name), begin.as_bytes(value)
         os.putenv(raw_name, raw_value)
         data[raw_name] = raw_value
 
@@ -361,18 +365,21 @@ def execute(argv: list[str], env: dict[str, str]) -> NoReturn:
     for number in (_signal.SIGPIPE, getattr(_signal, "SIGXFSZ", None)):
         if number is not None:
             _signal.signal(number, _signal.SIG_DFL)
-    program = begin.find(argv[0], env)
     try:
-        if program is None:
+        found = begin.find(argv[0], env)
+        if found is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        program, *arguments = map(begin.as_bytes, (found, *argv[1:]))
+        variables = {begin.as_bytes(name): begin.as_bytes(value) for name, value in env.items()}
         try:
-            os.execve(program, argv, env)
+            os.execve(program, [begin.as_bytes(argv[0]), *arguments], variables)
         except OSError as error:
             if error.errno != errno.ENOEXEC:
                 raise
-            os.execve(SHELL, [SHELL, program, *argv[1:]], env)  # a script that does not say by what it is run
-    except OSError as error:
-        os.write(2, os.fsencode(f"nanogrid: {argv[0]}: {error.strerror}\n"))
+            os.execve(SHELL, [SHELL, program, *arguments], variables)  # a script that does not say by what it is run
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        os.write(2, f"nanogrid: {argv[0]}: {reason}\n".encode("utf-8", "replace"))
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
@@ -425,7 +432,7 @@ def warm_up() -> None:
     for _ in range(REHEARSALS):
         names = {"__name__": "rehearsal"}
         exec(compile(PROGRAM.replace(b"print", b"repr"), "rehearsal", "exec", dont_inherit=True), names)  # noqa: S102
-        put_environment(dict(os.environ))
+        put_environment(begin.environment())
     gc.collect()
     gc.freeze()
 
