@@ -15,6 +15,7 @@ from celery import Celery
 from nanogrid.configuration import celery_configuration
 from nanogrid.flower_command import use_dashboard
 from nanogrid.settings import Settings, current
+from nanogrid.submission import EXECUTE, IN_ONE_TASK, REDUCE, refuse_in_one_task
 
 
 class NanoGrid(Celery):
@@ -32,6 +33,16 @@ class NanoGrid(Celery):
     def settings(self) -> Settings:
         """The settings given to this app, else those of the process."""
         return self._settings or current()
+
+    def send_task(self, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        """Send a task by name. Raises InvalidRequestError for one of Celery's that would run many requests in one."""
+        if name in IN_ONE_TASK and isinstance(kwargs, dict) and _names_a_request(kwargs.get("task")):
+            refuse_in_one_task(name)
+        return super().send_task(name, args, kwargs, *more, **options)
+
+
+def _names_a_request(signature: object) -> bool:
+    return isinstance(signature, dict) and signature.get("task") in (EXECUTE, REDUCE)
 
 
 def make_app(settings: Settings | None = None) -> NanoGrid:

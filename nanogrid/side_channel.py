@@ -31,6 +31,7 @@ from kombu.utils.encoding import safe_repr
 
 from nanogrid.monitoring import monitor_connection, settings_of
 from nanogrid.settings import Settings
+from nanogrid.transport.options import QUEUES_MAY_BE_MISSING
 
 logger = get_logger(__name__)
 
@@ -253,7 +254,8 @@ class ReplyingNode(Node):
     """A pidbox node whose replies leave by the side channel."""
 
     def __init__(self, side_channel: SideChannel, node: Node) -> None:
-        super().__init__(node.hostname, state=node.state, handlers=node.handlers, mailbox=node.mailbox)
+        handlers = {**node.handlers, "add_consumer": add_consumer}
+        super().__init__(node.hostname, state=node.state, handlers=handlers, mailbox=node.mailbox)
         self._side_channel = side_channel
 
     def reply(self, data: Any, exchange: str, routing_key: str, ticket: str, **_: Any) -> None:
@@ -264,6 +266,32 @@ class ReplyingNode(Node):
             data, unknown_type_filter=safe_repr
         )  # a reply that cannot be written would look like a dead worker
         self._side_channel.publish(Outgoing(body, kind, routing_key, headers))
+
+
+def add_consumer(
+    state: Any,
+    queue: str,
+    exchange: str | None = None,
+    exchange_type: str | None = None,
+    routing_key: str | None = None,
+    **options: Any,
+) -> dict[str, str]:
+    """Take tasks from one more queue, and answer with what came of it.
+
+    Celery answers first and tries afterwards, where an error ends the worker. A queue that cannot be taken leaves no trace,
+    so that the consumer's next start does not meet it.
+    """
+    consumer = state.consumer
+    known = queue in consumer.app.amqp.queues
+    try:
+        consumer.add_task_queue(queue, exchange, exchange_type or "direct", routing_key, **options)
+    except Exception as refusal:  # noqa: BLE001  # whatever it is, it is the command's, and no reason to end
+        logger.warning("add_consumer %s is refused: %s", queue, refusal)
+        consumer.cancel_task_queue(queue)
+        if not known:
+            consumer.app.amqp.queues.pop(queue, None)
+        return {"error": str(refusal)}
+    return {"ok": f"add consumer {queue}"}
 
 
 class Pidbox(pidbox.Pidbox):
@@ -322,10 +350,15 @@ class Consumer(CeleryConsumer):
         super().__init__(*args, app=app, hostname=hostname, **kwargs)
 
     def connect(self) -> Any:
-        """Connect to SQS. A restart after a lost connection unset the event loop; without it kombu would poll no more."""
+        """Connect to SQS. A restart after a lost connection unset the event loop; without it kombu would poll no more.
+
+        A queue that is missing ends a worker that starts, where somebody is looking, and not one that runs.
+        """
         if self.hub:
             set_event_loop(self.hub)
-        return super().connect()
+        connection = super().connect()
+        connection.transport_options[QUEUES_MAY_BE_MISSING] = self.restart_count > 0
+        return connection
 
     def connection_for_write(self, url: Any = None, heartbeat: Any = None) -> Connection:
         """What events are sent on: only Celery's step for events asks for it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from nanogrid.errors import InvalidRequestError
 from nanogrid.request import FunctionRequest, TimeLimits, parse_request, time_limits
@@ -18,6 +18,11 @@ from nanogrid.settings import Settings
 EXECUTE = "nanogrid.execute_function"
 REDUCE = "nanogrid.reduce_function"
 """Names of the two tasks."""
+
+IN_ONE_TASK = frozenset({"celery.map", "celery.starmap", "celery.chunks"})
+"""Celery's tasks that call another task in their own process, once for each of many items."""
+
+FOR_MANY = "use Client.map_reduce, or group(execute_function.si(request) for request in requests)"
 
 SENT_AT = "nanogrid_sent_at_ms"
 """Header: when the request was first sent, in milliseconds since 1970. Stays the same over retries."""
@@ -117,6 +122,20 @@ def merge_fields(args: Any, kwargs: Any) -> dict[str, Any]:
             "", f"one request object or keyword fields are accepted, got {len(args)} arguments; in chains use .si(...)"
         )
     return {**(args[0] if args else {}), **kwargs}
+
+
+def refuse_in_one_task(way: str) -> NoReturn:
+    """Raise InvalidRequestError: `way` would run many requests in one task, without an id of their own."""
+    raise InvalidRequestError("", f"{way} would run many requests in one task and under one id: {FOR_MANY}")
+
+
+def refuse_without_id(name: str) -> NoReturn:
+    """Raise InvalidRequestError: a task was called, and not sent, so that nothing names the request."""
+    task = name.rpartition(".")[2]
+    raise InvalidRequestError(
+        "",
+        f"{task} was called directly, without a request id: send one request with {task}.delay; for many, {FOR_MANY}",
+    )
 
 
 def redacted(wire: dict[str, Any]) -> str:

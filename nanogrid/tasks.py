@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import redis
 from celery import Task
@@ -46,6 +46,8 @@ from nanogrid.submission import (
     merge_fields,
     new_request_id,
     parse_named,
+    refuse_in_one_task,
+    refuse_without_id,
 )
 from nanogrid.tuner.advised import Advised
 from nanogrid.tuning import READ_BY_RUNS, advised, key_of
@@ -92,6 +94,18 @@ class FunctionTask(Task):
             signature.options.setdefault("task_id", new_request_id(request, self.app.settings))
         return signature
 
+    def map(self, it: Any) -> NoReturn:
+        """Refused: it would run requests one after the other, none with a result of its own. Raises InvalidRequestError."""
+        refuse_in_one_task(f"{self.__name__}.map")
+
+    def starmap(self, it: Any) -> NoReturn:
+        """Refused as `map` is."""
+        refuse_in_one_task(f"{self.__name__}.starmap")
+
+    def chunks(self, it: Any, n: int) -> NoReturn:
+        """Refused as `map` is."""
+        refuse_in_one_task(f"{self.__name__}.chunks")
+
 
 class ReduceTask(FunctionTask):
     """Runs a function over the results of a map. Those stay in Redis: only their ids travel."""
@@ -106,12 +120,16 @@ class ReduceTask(FunctionTask):
 @app.task(base=FunctionTask, bind=True, name=EXECUTE, shared=False)
 def execute_function(task: FunctionTask, *args: Any, **kwargs: Any) -> ExecutionResult:
     """Run one function once. Stored, and seen by whoever asks for it, is the ExecutionResult's JSON object."""
+    if not task.request.id:
+        refuse_without_id(task.name)
     return answer(task, merge_fields(args, kwargs))
 
 
 @app.task(base=ReduceTask, bind=True, name=REDUCE, shared=False)
 def reduce_function(task: ReduceTask, request: dict[str, Any], parts: list[str], on_failure: str) -> ExecutionResult:
     """Run a function whose payload is the list of the parts' values."""
+    if not task.request.id:
+        refuse_without_id(task.name)
 
     def with_payload(parsed: FunctionRequest) -> FunctionRequest:
         results = [load_result(task, part) or not_run(part, "", "its result is not stored any more") for part in parts]

@@ -1,18 +1,21 @@
 """Starts, recognizes and ends processes that outlive the command which started them.
 
 The one rule: a process is *that* process only when its id and its birth agree. An id alone is soon another's.
+
+What is asked of the kernel is read in /proc: every command looks for a local stack, also where the extra `local` is not
+installed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import psutil
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
@@ -23,6 +26,10 @@ MARK = "NANOGRID_LOCAL_STACK"
 
 ENDED_AT_ONCE = "none:0"
 """The birth of a process that was gone before it could be read: equal to no living one's."""
+
+_PROC = Path("/proc")
+_LISTENS = "0A"
+"""A listening socket's state in /proc/net/tcp."""
 
 _POLL_S = 0.02
 
@@ -104,31 +111,53 @@ def end(record: ProcessRecord, steps: Sequence[tuple[signal.Signals, float]]) ->
 
 def of_stack(folder: Path) -> list[ProcessRecord]:
     """Every running process that carries this stack's mark, recorded or not: children of a killed worker, too."""
+    mark = f"{MARK}={folder}".encode()
     found = []
-    for process in psutil.process_iter():
+    for pid in _pids():
         try:
-            if process.environ().get(MARK) != str(folder):
-                continue
-            started_at = process.create_time()
-        except (psutil.Error, OSError):  # gone, or somebody else's
+            marked = mark in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+        except OSError:  # gone, or somebody else's
             continue
-        birth = birth_of(process.pid)
-        if birth is not None and process.pid != os.getpid():
-            found.append(ProcessRecord(pid=process.pid, birth=birth, started_at=started_at))
+        birth = birth_of(pid) if marked else None
+        if birth is not None and pid != os.getpid():
+            found.append(ProcessRecord(pid=pid, birth=birth, started_at=_started_at(birth)))
     return found
 
 
 def listener_on(port: int) -> str | None:
     """Who listens on a loopback port, as far as this person may see: `redis-server (process 123)`."""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.status != psutil.CONN_LISTEN or not connection.laddr or not connection.pid:
-                continue
-            if connection.laddr.port == port:
-                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
-    except psutil.Error:
-        return None
+    sockets = {f"socket:[{inode}]" for inode in _listening(port)}
+    for pid in _pids() if sockets else ():
+        with contextlib.suppress(OSError):  # gone, or somebody else's
+            if not sockets.isdisjoint(_open_files(pid)):
+                return f"{(_PROC / str(pid) / 'comm').read_text().strip()} (process {pid})"
     return None
+
+
+def _pids() -> Iterator[int]:
+    return (int(entry.name) for entry in _PROC.iterdir() if entry.name.isdecimal())
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    for link in (_PROC / str(pid) / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            yield str(link.readlink())
+
+
+def _started_at(birth: str) -> float:
+    """Seconds since the epoch of a birth in this boot."""
+    uptime_s = float((_PROC / "uptime").read_text().split()[0])
+    return time.time() - uptime_s + int(birth.rpartition(":")[2]) / os.sysconf("SC_CLK_TCK")
+
+
+def _listening(port: int) -> Iterator[str]:
+    """Inodes of the sockets that listen on a TCP port, of either family."""
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+            for line in (_PROC / "net" / table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == _LISTENS and int(fields[1].rpartition(":")[2], 16) == port:
+                    yield fields[9]
 
 
 def _send(record: ProcessRecord, number: signal.Signals) -> bool:

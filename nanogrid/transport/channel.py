@@ -35,7 +35,7 @@ from nanogrid.submission import SENT_AT
 from nanogrid.tracing import CARRIED
 from nanogrid.transport import envelopes, size, steering
 from nanogrid.transport.http import client_of
-from nanogrid.transport.options import SETTINGS_OPTION
+from nanogrid.transport.options import QUEUES_MAY_BE_MISSING, SETTINGS_OPTION
 from nanogrid.transport.polling import MOST_POLLS, Backoff, PollFailure, PollingConnection
 from nanogrid.transport.reading import reading
 from nanogrid.transport.visibility import HeldMessages, VisibilityHeartbeat, return_delay_s
@@ -142,11 +142,16 @@ class Channel(_SQSChannel):
     _resolve_queue_url = _new_queue
 
     def queue_declare(self, queue: str, **_: Any) -> Any:
-        """Look the queue up. While SQS does not answer, that is left to the first poll or send; a missing queue raises."""
+        """Look the queue up. While SQS does not answer, that is left to the first poll or send; a missing queue raises,
+        but not where a worker that runs meets it again."""
         try:
             self._new_queue(queue)
         except SQS_ERRORS as error:
             logger.warning("queue %s could not be looked up yet: %s", queue, error)
+        except ConfigurationError as missing:
+            if not self.transport_options.get(QUEUES_MAY_BE_MISSING):
+                raise
+            logger.warning("%s", missing)
         return queue_declare_ok_t(queue, 0, 0)
 
     # -- sending -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from nanogrid.settings import Settings
 from nanogrid.tracing import CARRIED
 
 SETTINGS_OPTION = "nanogrid"
+QUEUES_MAY_BE_MISSING = "nanogrid_queues_may_be_missing"
+"""Of a connection: a queue that is not there is left to its polls, which go on trying."""
 
 
 class SettingsReference:

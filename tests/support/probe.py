@@ -1,12 +1,16 @@
 """The real app with two plain tasks beside its own, for tests about workers and not about functions.
 
-`celery -A tests.support.probe worker` differs from `celery -A nanogrid worker` in nothing else.
+`celery -A tests.support.probe worker` differs from `celery -A nanogrid worker` in nothing else, but for a command that makes
+it lose its connection.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
+
+from celery.worker.control import control_command
 
 from nanogrid.celery import app
 
@@ -27,3 +31,14 @@ def nap(seconds: float, log: str, mark: str) -> str:
         lines.write(mark + "\n")
     time.sleep(seconds)
     return mark
+
+
+@control_command()
+def lose_connection(state: Any) -> dict[str, str]:
+    """Break the consumer's connection in the event loop, so that the worker starts its consumer anew."""
+
+    def lose() -> None:
+        raise ConnectionResetError("the test asked for it")
+
+    state.consumer.call_soon(lose)
+    return {"ok": "it is lost"}
