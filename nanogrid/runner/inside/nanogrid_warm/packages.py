@@ -1,8 +1,8 @@
 """The function's own packages, imported in a spare before its request.
 
-The rule: this is the function's code, so it never runs in the first process; and it runs in an empty workspace with the
-container's own environment and no connection to anybody, or it is not imported beforehand again. A run gets what came of it
-only where its packages could not have read anything that is different in its own environment.
+The rule: this is the function's code, so it never runs in the first process; and it runs in a workspace of its own, with the
+code that every run has, with the container's own environment and no connection to anybody, or it is not imported beforehand
+again. A run gets what came of it only where its packages could not have read anything that is different in its own environment.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
@@ -112,14 +112,17 @@ class Packages:
         """
         sys.path.insert(0, places.PACKAGES)
         _silence()
-        before = _state_of_process()
+        before, children = _state_of_process(), _children()
         self.reads.begin()
+        sys.path.insert(0, places.WORKSPACE)  # as the script's folder would be
         try:
             imports.show_all()
             for name in self.names:
                 if name not in sys.modules:
                     imports.load(name)
             imports.hide(self.known, self.names)
+            sys.path.remove(places.WORKSPACE)
+            sys.path_importer_cache.pop(places.WORKSPACE, None)
             sys.stdout.flush()
             sys.stderr.flush()
         except BaseException:  # noqa: BLE001  # whatever it is that the function's packages do
@@ -127,6 +130,8 @@ class Packages:
         finally:
             self.reads.end()
         self.loaded = True
+        if _children() != children:  # whom the environment was given to
+            self.reads.all = True
         gc.freeze()
         return (
             not os.fstat(1).st_size
@@ -242,6 +247,13 @@ def _state_of_process() -> list[object]:
         [sys.getrecursionlimit(), sys.getswitchinterval(), gc.isenabled(), gc.get_threshold(), gc.get_debug()],
         [*vars(builtins).items()],
     ]
+
+
+def _children() -> list[bytes]:
+    """What the kernel counts of children that have ended: one that has done anything has touched pages."""
+    with open("/proc/self/stat", "rb") as stat:
+        fields = stat.read().rpartition(b")")[2].split()
+    return [fields[8], fields[10]]
 
 
 def _descriptors() -> list[tuple[int, int, int]]:
