@@ -417,6 +417,22 @@ def test_packages_that_look_at_the_whole_environment(here: Box, tmp_path: Path) 
         assert (run.out, run.how) == (b"True\n", "exec")
 
 
+def test_packages_that_bring_a_library_of_the_image(tmp_path: Path) -> None:
+    """What that could ask the environment for, when it is loaded, counts as theirs."""
+    source = "import ctypes\nthreads = ctypes.CDLL('libgomp.so.1').omp_get_max_threads\n"
+    packages = write_code(tmp_path / "packages", {"pack.py": source, "compiled.so": "NOTHING"})
+    code = write_code(tmp_path / "code", {"main.py": "import pack\nprint(pack.threads())\n"})
+    with box(tmp_path, CPP_IMAGE) as here:
+        here.place(code, packages)
+        env = {"PYTHONPATH": "/nanogrid/packages"}
+        for _ in range(2):
+            here.run(env=env)
+        for number in (3, 4, 5):
+            run = here.run(env={**env, "OMP_NUM_THREADS": str(number)})
+            assert (run.out, run.how) == (b"%d\n" % number, "exec")
+        assert [here.run(env={**env, "PLAIN": "1"}).how for _ in range(2)] == ["python"] * 2
+
+
 def test_packages_that_give_the_environment_to_others(here: Box, tmp_path: Path) -> None:
     """Whom they start when they are imported may have seen any variable."""
     packages = write_code(

@@ -41,6 +41,8 @@ class Packages:
         self.known = ()
         self.loaded = False
         self.reads = Reads()
+        self.libraries: list[bytes] = []
+        """Which of the image's own libraries they have brought."""
         self.file = -1
         """A memory file with the words that compiled modules hold; -1 until a run wants to know."""
         self.words: bytes | None = None
@@ -98,7 +100,10 @@ class Packages:
             return True
         words = self.words or b""
         # The end of a word is enough: a linker lets one string lie in the end of another.
-        return bool(words) and all(_is_plain(name) and name.encode() + b"\n" not in words for name in names)
+        if not words or not all(_is_plain(name) and name.encode() + b"\n" not in words for name in names):
+            return False
+        ends = [name.encode() + b"\0" for name in names]
+        return not any(_holds(library, ends) for library in self.libraries)
 
     def put_path(self, env: dict[str, str]) -> None:
         """Put the packages where Python puts what PYTHONPATH names: before its own library, after the script's folder."""
@@ -112,7 +117,7 @@ class Packages:
         """
         sys.path.insert(0, places.PACKAGES)
         _silence()
-        before, children = _state_of_process(), _children()
+        before, children, libraries = _state_of_process(), _children(), _libraries()
         self.reads.begin()
         sys.path.insert(0, places.WORKSPACE)  # as the script's folder would be
         try:
@@ -132,6 +137,9 @@ class Packages:
         self.loaded = True
         if _children() != children:  # whom the environment was given to
             self.reads.all = True
+        self.libraries = [
+            path for path in _libraries() - libraries if not path.startswith(places.PACKAGES.encode() + b"/")
+        ]
         gc.freeze()
         return (
             not os.fstat(1).st_size
@@ -254,6 +262,24 @@ def _children() -> list[bytes]:
     with open("/proc/self/stat", "rb") as stat:
         fields = stat.read().rpartition(b")")[2].split()
     return [fields[8], fields[10]]
+
+
+def _libraries() -> set[bytes]:
+    """The files that code of this process lies in."""
+    with open("/proc/self/maps", "rb") as maps:
+        lines = [line.rstrip(b"\n").split(None, 5) for line in maps]
+    return {line[5] for line in lines if len(line) > 5 and b"x" in line[1] and line[5].startswith(b"/")}
+
+
+def _holds(path: bytes, texts: list[bytes]) -> bool:
+    """Whether any of these is in a file, or it cannot be read."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    data = os.pread(file, os.fstat(file).st_size, 0)
+    os.close(file)
+    return any(text in data for text in texts)
 
 
 def _descriptors() -> list[tuple[int, int, int]]:
