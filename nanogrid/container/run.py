@@ -190,7 +190,11 @@ class Run:
                 pass
 
     def _duration_ms(self, sent: float, *, cut_short: bool) -> float:
-        """By the runner's clock, from the function's first step; where it was ended from here, from where its time counts."""
+        """By the runner's clock, from the function's first step; where it was ended from here, from where its time counts.
+
+        When that step was the spare says: no time before the request is believed.
+        """
+        most_ms = (time.monotonic() - sent) * 1000
         if self._ended is None or cut_short:
-            return (time.monotonic() - sent) * 1000
-        return max(0.0, (self._ended.ended_ns - self._ended.started_ns) / 1e6)
+            return most_ms
+        return min(max(0.0, (self._ended.ended_ns - self._ended.started_ns) / 1e6), most_ms)

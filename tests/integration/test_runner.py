@@ -431,8 +431,61 @@ def test_packages_that_look_at_the_whole_environment(here: Box, tmp_path: Path) 
         assert (run.out, run.how) == (b"True\n", "exec")
 
 
+def test_packages_that_bring_a_library_of_the_image(tmp_path: Path) -> None:
+    """What that could ask the environment for, when it is loaded, counts as theirs."""
+    source = "import ctypes\nthreads = ctypes.CDLL('libgomp.so.1').omp_get_max_threads\n"
+    packages = write_code(tmp_path / "packages", {"pack.py": source, "compiled.so": "NOTHING"})
+    code = write_code(tmp_path / "code", {"main.py": "import pack\nprint(pack.threads())\n"})
+    with box(tmp_path, CPP_IMAGE) as here:
+        here.place(code, packages)
+        env = {"PYTHONPATH": "/nanogrid/packages"}
+        for _ in range(2):
+            here.run(env=env)
+        for number in (3, 4, 5):
+            run = here.run(env={**env, "OMP_NUM_THREADS": str(number)})
+            assert (run.out, run.how) == (b"%d\n" % number, "exec")
+        assert [here.run(env={**env, "PLAIN": "1"}).how for _ in range(2)] == ["python"] * 2
+
+
+def test_packages_that_give_the_environment_to_others(here: Box, tmp_path: Path) -> None:
+    """Whom they start when they are imported may have seen any variable."""
+    packages = write_code(
+        tmp_path / "packages", {"pack.py": "import os\ntold = os.system('exit $CODE') >> 8\n", "compiled.so": "NOTHING"}
+    )
+    here.place(write_code(tmp_path / "code", {"main.py": "import pack\nprint(pack.told)\n"}), packages)
+    env = {"PYTHONPATH": "/nanogrid/packages"}
+    assert [here.run(env=env).how for _ in range(2)] == ["python", "python"]
+    for code in (b"3", b"4", b"5"):
+        run = here.run(env={**env, "CODE": code.decode()})
+        assert (run.out, run.how) == (code + b"\n", "exec")
+
+
+def test_packages_find_the_functions_own_files(here: Box, tmp_path: Path) -> None:
+    """A package that looks for settings in the working directory, or for a module beside the script, finds the same in each run."""
+    source = "import os, site\nfrom pathlib import Path\nfound = Path('pack.ini').read_text(), os.listdir('.'), site.getusersitepackages()\n"
+    packages = write_code(
+        tmp_path / "packages",
+        {"pack.py": source, "other.py": "try:\n    import mine\nexcept ImportError:\n    mine = None\n"},
+    )
+    code = write_code(
+        tmp_path / "code",
+        {
+            "main.py": "import pack\nprint(pack.found)\n",
+            "second.py": "import sys\nhad = 'mine' in sys.modules\nimport other\nprint(had, other.mine.__file__)\n",
+            "mine.py": "",
+            "pack.ini": "text",
+        },
+    )
+    here.place(code, packages)
+    for script in ("main.py", "second.py"):
+        runs = [here.run(("python", script), {"PYTHONPATH": "/nanogrid/packages"}) for _ in range(4)]
+        assert {(run.out, run.err) for run in runs} == {(runs[0].out, b"")}
+    assert runs[0].out == b"False /workspace/mine.py\n"
+
+
 def test_a_package_that_is_imported_beforehand_sees_no_request(here: Box, tmp_path: Path) -> None:
-    """No payload, no variable of a request, no file and no connection is there while it is imported; nothing that it writes stays."""
+    """No payload, no variable of a request, no file but the code and no connection is there while it is imported; nothing that it
+    writes stays."""
     packages = write_code(
         tmp_path / "packages",
         {
@@ -452,7 +505,7 @@ def test_a_package_that_is_imported_beforehand_sees_no_request(here: Box, tmp_pa
     assert (b"'NANOGRID_REQUEST_ID'" in first.out, b"'left'" in first.out) == (True, True)
     for _ in range(2):
         run = here.run(env=env, payload="secret")
-        assert (run.out, run.err, run.how) == (b"[[], []] [] [] ['main.py']\n", b"", "python")
+        assert (run.out, run.err, run.how) == (b"[['main.py'], []] [] [] ['main.py']\n", b"", "python")
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,14 @@ def act(meeting):
     meeting.requests = Instead(real, recvmsg=recvmsg)
 once_it_is_in(act)
 """
+EARLIER = """
+def act(meeting):
+    real = meeting.there
+    def sendmsg(data, *beside):
+        return real.sendmsg([b"T" + bytes(8)] if data[0][:1] == b"T" else data, *beside)
+    meeting.there = Instead(real, sendmsg=sendmsg)
+once_it_is_in(act)
+"""
 BESIDE = """
 SEEN = sorted(link for number in os.listdir("/proc/self/fd") for link in [os.path.realpath("/proc/self/fd/" + number)] if "mine" in link)
 mine = os.memfd_create("mine")
@@ -190,6 +198,15 @@ def test_a_package_that_tells_the_host_of_an_end(rig: Rig, tmp_path: Path) -> No
     for number in range(4):
         run = function.attempt(f"import pack\nprint({number})")
         assert (run.report.exit_code, "both" in run.out) == (0, False), (run.out, run.err)
+
+
+def test_a_package_that_says_when_its_run_began(rig: Rig, tmp_path: Path) -> None:
+    """A run is not longer than what lies between its request and its end."""
+    layer = write_code(tmp_path / "packages", {"pack.py": STAY + EARLIER})
+    function = Traced(rig, FORK, packages=layer)
+    runs = [function.run("import pack\nprint(pack.BEFOREHAND)") for _ in range(3)]
+    assert [run.out for run in runs] == ["False\n", "True\n", "True\n"]
+    assert max(run.report.duration_ms for run in runs) < 10_000
 
 
 def test_a_package_that_gives_the_first_process_a_descriptor(rig: Rig, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The function's own packages, imported in a spare before its request.
 
-The rule: this is the function's code, so it never runs in the first process; and it runs in an empty workspace with the
-container's own environment and no connection to anybody, or it is not imported beforehand again. A run gets what came of it
-only where its packages could not have read anything that is different in its own environment.
+The rule: this is the function's code, so it never runs in the first process; and it runs in a workspace of its own, with the
+code that every run has, with the container's own environment and no connection to anybody, or it is not imported beforehand
+again. A run gets what came of it only where its packages could not have read anything that is different in its own environment.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
@@ -41,6 +41,8 @@ class Packages:
         self.known = ()
         self.loaded = False
         self.reads = Reads()
+        self.libraries: list[bytes] = []
+        """Which of the image's own libraries they have brought."""
         self.file = -1
         """A memory file with the words that compiled modules hold; -1 until a run wants to know."""
         self.words: bytes | None = None
@@ -98,7 +100,10 @@ class Packages:
             return True
         words = self.words or b""
         # The end of a word is enough: a linker lets one string lie in the end of another.
-        return bool(words) and all(_is_plain(name) and name.encode() + b"\n" not in words for name in names)
+        if not words or not all(_is_plain(name) and name.encode() + b"\n" not in words for name in names):
+            return False
+        ends = [name.encode() + b"\0" for name in names]
+        return not any(_holds(library, ends) for library in self.libraries)
 
     def put_path(self, env: dict[str, str]) -> None:
         """Put the packages where Python puts what PYTHONPATH names: before its own library, after the script's folder."""
@@ -112,14 +117,17 @@ class Packages:
         """
         sys.path.insert(0, places.PACKAGES)
         _silence()
-        before = _state_of_process()
+        before, children, libraries = _state_of_process(), _children(), _libraries()
         self.reads.begin()
+        sys.path.insert(0, places.WORKSPACE)  # as the script's folder would be
         try:
             imports.show_all()
             for name in self.names:
                 if name not in sys.modules:
                     imports.load(name)
             imports.hide(self.known, self.names)
+            sys.path.remove(places.WORKSPACE)
+            sys.path_importer_cache.pop(places.WORKSPACE, None)
             sys.stdout.flush()
             sys.stderr.flush()
         except BaseException:  # noqa: BLE001  # whatever it is that the function's packages do
@@ -127,6 +135,11 @@ class Packages:
         finally:
             self.reads.end()
         self.loaded = True
+        if _children() != children:  # whom the environment was given to
+            self.reads.all = True
+        self.libraries = [
+            path for path in _libraries() - libraries if not path.startswith(places.PACKAGES.encode() + b"/")
+        ]
         gc.freeze()
         return (
             not os.fstat(1).st_size
@@ -242,6 +255,31 @@ def _state_of_process() -> list[object]:
         [sys.getrecursionlimit(), sys.getswitchinterval(), gc.isenabled(), gc.get_threshold(), gc.get_debug()],
         [*vars(builtins).items()],
     ]
+
+
+def _children() -> list[bytes]:
+    """What the kernel counts of children that have ended: one that has done anything has touched pages."""
+    with open("/proc/self/stat", "rb") as stat:
+        fields = stat.read().rpartition(b")")[2].split()
+    return [fields[8], fields[10]]
+
+
+def _libraries() -> set[bytes]:
+    """The files that code of this process lies in."""
+    with open("/proc/self/maps", "rb") as maps:
+        lines = [line.rstrip(b"\n").split(None, 5) for line in maps]
+    return {line[5] for line in lines if len(line) > 5 and b"x" in line[1] and line[5].startswith(b"/")}
+
+
+def _holds(path: bytes, texts: list[bytes]) -> bool:
+    """Whether any of these is in a file, or it cannot be read."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    data = os.pread(file, os.fstat(file).st_size, 0)
+    os.close(file)
+    return any(text in data for text in texts)
 
 
 def _descriptors() -> list[tuple[int, int, int]]:

@@ -227,20 +227,28 @@ def _settle_in(held: Held) -> tuple[bytes, bool]:
         if held.own_network:
             workspace.await_quiet_network()
             workspace.require_forgetful_network()
-        if held.packages.names:
-            put_environment(held.env)
-            if not held.packages.load(held.imports, held.env):
-                os._exit(AGAIN)
-            workspace.clean()
     except OSError as error:
         return words(b"unclean", error), False
     started = workspace.has_code()
     try:
         workspace.lay_out_result()
         _lay_out(held)
+        if held.packages.names:
+            _import_packages(held)
+            workspace.clean()
+            _lay_out(held)
     except OSError as error:
         return words(b"broken the code could not be laid out:", error), started
     return b"", started
+
+
+def _import_packages(held: Held) -> None:
+    """Import the function's packages as a run with the container's own environment would; or end, for a spare that does not."""
+    put_environment(held.env)
+    put_user_site()
+    put_time_zone(held)
+    if not held.packages.load(held.imports, held.env):
+        os._exit(AGAIN)
 
 
 def _lay_out(held: Held) -> None:
