@@ -498,14 +498,18 @@ def test_a_package_that_is_imported_beforehand_sees_no_request(here: Box, tmp_pa
             "open('/tmp/left', 'w'); open('left', 'w')\n"
         },
     )
-    source = "import pack, os\nprint(pack.seen[:2], [link for link in pack.seen[2] if 'socket' in link], os.listdir('/tmp'), os.listdir('.'))\n"
+    source = "import pack, os\nprint(pack.seen[:2], [link for link in pack.seen[2] if 'socket' in link], os.listdir('/tmp'), os.listdir('.'), sorted(os.listdir('/nanogrid/run')))\n"
     here.place(write_code(tmp_path / "code", {"main.py": source}), packages)
     env = {"PYTHONPATH": "/nanogrid/packages"}
     first = here.run(env=env, payload="secret")
     assert (b"'NANOGRID_REQUEST_ID'" in first.out, b"'left'" in first.out) == (True, True)
     for _ in range(2):
         run = here.run(env=env, payload="secret")
-        assert (run.out, run.err, run.how) == (b"[['main.py'], []] [] [] ['main.py']\n", b"", "python")
+        assert (run.out, run.err, run.how) == (
+            b"[['main.py'], []] [] [] ['main.py'] ['payload.json', 'result.json']\n",
+            b"",
+            "python",
+        )
 
 
 @pytest.mark.parametrize(

@@ -231,12 +231,12 @@ def _settle_in(held: Held) -> tuple[bytes, bool]:
         return words(b"unclean", error), False
     started = workspace.has_code()
     try:
-        workspace.lay_out_result()
         _lay_out(held)
         if held.packages.names:
             _import_packages(held)
             workspace.clean()
             _lay_out(held)
+        workspace.lay_out_result()
     except OSError as error:
         return words(b"broken the code could not be laid out:", error), started
     return b"", started
