@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # typing is not to be loaded where the function runs
     from collections.abc import Sequence
     from typing import Any
 
-PACKET_BYTES = 1 << 17
+PACKET_BYTES = 1 << 16
+"""What the host sends in one packet at most. A buffer of twice that would be mapped and unmapped for each run."""
 DESCRIPTORS = 4
 STREAMS = 3
 INT_BYTES = 4

@@ -29,6 +29,8 @@ SOCKETS = ("/proc/net/sockstat", "/proc/net/sockstat6")
 CLOSING_S = 1.0
 CLOSING_LOOK_S = 0.005
 CHUNK_BYTES = 1 << 20
+TABLE_BYTES = 1 << 12
+"""Enough of a table of the kernel's. A buffer for more would be mapped and unmapped for each run."""
 
 
 def clean() -> None:
@@ -67,7 +69,7 @@ def require_forgetful_network() -> None:
         file = os.open(FLOW_LABELS, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:  # there is no IPv6
         return
-    lines = os.read(file, CHUNK_BYTES).count(b"\n")
+    lines = os.read(file, TABLE_BYTES).count(b"\n")
     os.close(file)
     if lines > 1:  # the first one names the columns
         raise OSError("the run has left flow labels in the kernel")
@@ -91,7 +93,7 @@ def _connections(table: str) -> int:
     except FileNotFoundError:
         return 0
     try:
-        for line in os.read(file, CHUNK_BYTES).split(b"\n"):
+        for line in os.read(file, TABLE_BYTES).split(b"\n"):
             if line.startswith((b"TCP: inuse ", b"TCP6: inuse ")):
                 return int(line.split()[2])
     finally:
