@@ -271,6 +271,8 @@ def _is_changed(owner: Any, before: dict[str, Any]) -> bool:
         was, value = before.get(name, MISSING), names.get(name, MISSING)
         if was is value or (name.startswith("_") and not (isinstance(owner, type) and name[:2] == "__")):
             continue
+        if type(was) is type(value) and isinstance(was, PLAIN) and was == value:  # made anew
+            continue
         fills_in = was is None and not callable(value)  # a cache that was empty
         on_demand = was is MISSING and "__getattr__" in before
         if not (fills_in or on_demand or (name[:2] == "__" and not callable(value))):
@@ -281,6 +283,7 @@ def _is_changed(owner: Any, before: dict[str, Any]) -> bool:
 HEAP_TYPE = 1 << 9
 """Of a class that can be changed."""
 MISSING = object()
+PLAIN = (int, float, str, bytes, tuple)
 FIELDS = (b"Name:", b"Umask:", b"Sig", b"Shd", b"Cap", b"NoNewPrivs:", b"Seccomp:")
 TIMERS = range(3)
 
