@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -547,6 +548,26 @@ def test_random_numbers_differ_from_run_to_run(here: Box, tmp_path: Path) -> Non
     """A forked interpreter does not repeat what the one before has drawn."""
     place(here, tmp_path, "import random, uuid, secrets; print(random.random(), uuid.uuid4(), secrets.token_hex())")
     assert len({here.run().out for _ in range(4)}) == 4
+
+
+@pytest.mark.parametrize("image", [PYTHON_IMAGE, NEWEST_PYTHON_IMAGE])
+def test_what_modules_keep_of_their_import_is_the_runs_own(image: str, tmp_path: Path) -> None:
+    """A key for its processes that no other run has, the time since it began, and the folder in which it did."""
+    source = (
+        "import logging, multiprocessing.process as process\n"
+        "record = logging.makeLogRecord({})\n"
+        "print(process.current_process().authkey.hex(), record.relativeCreated < 1000, process.ORIGINAL_DIR)\n"
+    )
+    with box(tmp_path, image) as here:
+        here.place(write_code(tmp_path / "code", {"main.py": source}))
+        found = []
+        for _ in range(4):
+            found.append(here.run())
+            time.sleep(0.5)
+    assert {run.how for run in found} == {"python"}
+    keys, *others = zip(*(run.out.split() for run in found), strict=True)
+    assert len(set(keys)) == len(keys)
+    assert [set(values) for values in others] == [{b"True"}, {b"/workspace"}]
 
 
 def test_a_changed_environment_changes_the_held_interpreter(here: Box, tmp_path: Path) -> None:
