@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from nanogrid.container.link import Hello, Ready, Unfit
 from nanogrid.errors import ContainerLostError
 from tests.support.rig import CPP_IMAGE, NEWEST_PYTHON_IMAGE, PYTHON_IMAGE
-from tests.support.runner_box import Box, box, limits, write_code
+from tests.support.runner_box import PYTHON, Box, box, limits, write_code
 from tests.support.services import wait_until
 
 HANDLER = ("python", "/nanogrid/runner/call_handler.py")
@@ -519,16 +520,33 @@ def test_a_package_that_is_imported_beforehand_sees_no_request(here: Box, tmp_pa
         "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
         "import os; os.chdir('/')",
         "import os; os.environ['X'] = '1'",
+        "import os; os.mine = 1",
+        "import json; json.dumps = str",
+        "import json; json.JSONEncoder.encode = str",
+        "import json; json.JSONEncoder.__init__ = lambda *_, **__: None",
+        "import socket; socket.setdefaulttimeout(3)",
+        "import logging; logging.basicConfig(level=1)",
+        "import warnings; warnings.simplefilter('ignore')",
     ],
 )
 def test_packages_that_do_more_than_define_are_left_alone(source: str, here: Box, tmp_path: Path) -> None:
-    """One that speaks, starts threads or changes the process when it is imported does so in each run, as ever."""
+    """One that speaks, starts threads or changes the process when it is imported does so in each run that imports it, and in no other."""
     packages = write_code(tmp_path / "packages", {"pack.py": source})
-    code = write_code(tmp_path / "code", {"main.py": "import pack, os; print(os.getcwd(), os.environ.get('X'))"})
+    look = (
+        "import json, logging, os, socket, warnings\n"
+        "print(os.getcwd(), os.environ.get('X'), hasattr(os, 'mine'), json.dumps.__module__, json.JSONEncoder.encode, json.JSONEncoder.__init__)\n"
+        "print(socket.getdefaulttimeout(), logging.root.level, len(logging.root.handlers), warnings.filters)\n"
+    )
+    look = look.replace("JSONEncoder.encode", "JSONEncoder.encode.__name__").replace("__init__", "__init__.__name__")
+    code = write_code(tmp_path / "code", {"main.py": "import sys\nif sys.argv[1:]: import pack\n" + look})
     here.place(code, packages)
-    runs = [here.run(env={"PYTHONPATH": "/nanogrid/packages"}) for _ in range(3)]
+    env = {"PYTHONPATH": "/nanogrid/packages"}
+    without = here.run(env=env)
+    runs = [here.run((*PYTHON, "with"), env) for _ in range(3)]
     assert len({(run.out, run.err, run.exit_code) for run in runs}) == 1
     assert runs[0].exit_code == 0
+    after = here.run(env=env)
+    assert (after.out, after.err) == (without.out, without.err)
 
 
 def test_a_port_can_be_bound_again_by_the_next_run(here: Box, tmp_path: Path) -> None:
@@ -548,6 +566,26 @@ def test_random_numbers_differ_from_run_to_run(here: Box, tmp_path: Path) -> Non
     """A forked interpreter does not repeat what the one before has drawn."""
     place(here, tmp_path, "import random, uuid, secrets; print(random.random(), uuid.uuid4(), secrets.token_hex())")
     assert len({here.run().out for _ in range(4)}) == 4
+
+
+@pytest.mark.parametrize("image", [PYTHON_IMAGE, NEWEST_PYTHON_IMAGE])
+def test_what_modules_keep_of_their_import_is_the_runs_own(image: str, tmp_path: Path) -> None:
+    """A key for its processes that no other run has, the time since it began, and the folder in which it did."""
+    source = (
+        "import logging, multiprocessing.process as process\n"
+        "record = logging.makeLogRecord({})\n"
+        "print(process.current_process().authkey.hex(), record.relativeCreated < 1000, process.ORIGINAL_DIR)\n"
+    )
+    with box(tmp_path, image) as here:
+        here.place(write_code(tmp_path / "code", {"main.py": source}))
+        found = []
+        for _ in range(4):
+            found.append(here.run())
+            time.sleep(0.5)
+    assert {run.how for run in found} == {"python"}
+    keys, *others = zip(*(run.out.split() for run in found), strict=True)
+    assert len(set(keys)) == len(keys)
+    assert [set(values) for values in others] == [{b"True"}, {b"/workspace"}]
 
 
 def test_a_changed_environment_changes_the_held_interpreter(here: Box, tmp_path: Path) -> None:

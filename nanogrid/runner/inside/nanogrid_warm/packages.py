@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import _signal
 import _thread
+import _warnings
 import builtins
 import gc
 import os
@@ -40,6 +41,8 @@ class Packages:
         self.names = tuple(names)
         self.known = ()
         self.loaded = False
+        self.checked = False
+        """Whether a spare has imported them, and found that nothing else was changed by that: then the next ones need not look."""
         self.reads = Reads()
         self.libraries: list[bytes] = []
         """Which of the image's own libraries they have brought."""
@@ -53,6 +56,7 @@ class Packages:
         new = [name for name in dict.fromkeys(names) if name not in self.names]
         if new:
             self.names = (*self.names, *new)
+            self.checked = False
             self.forget_words()
 
     def forget(self) -> None:
@@ -118,6 +122,7 @@ class Packages:
         sys.path.insert(0, places.PACKAGES)
         _silence()
         before, children, libraries = _state_of_process(), _children(), _libraries()
+        others = None if self.checked else _Others({**sys.modules, **imports.hidden})
         self.reads.begin()
         sys.path.insert(0, places.WORKSPACE)  # as the script's folder would be
         try:
@@ -143,6 +148,7 @@ class Packages:
         gc.freeze()
         return (
             not os.fstat(1).st_size
+            and (others is None or others.are_as_before())
             and _thread._count() == 0
             and _state_of_process() == before
             and os.environ._data == {begin.as_bytes(name): begin.as_bytes(value) for name, value in own.items()}
@@ -230,6 +236,54 @@ def _silence() -> None:
     os.close(silent)
 
 
+class _Others:
+    """Modules that are not the packages': what importing the packages changes in them, every run would see, also one that does not
+    import these packages.
+    """
+
+    def __init__(self, modules: dict[str, Any]) -> None:
+        self._modules = modules
+        self._kept = {
+            id(module): (module, dict(vars(module))) for module in modules.values() if hasattr(module, "__dict__")
+        }
+        for _, names in list(self._kept.values()):
+            for value in names.values():
+                if isinstance(value, type) and value.__flags__ & HEAP_TYPE:
+                    self._kept[id(value)] = value, dict(vars(value))
+        self._registers = self._said_to_all()
+
+    def are_as_before(self) -> bool:
+        """Whether all names that are not private mean what they meant, and nothing is said to all programs' parts at once."""
+        return self._registers == self._said_to_all() and not any(_is_changed(*kept) for kept in self._kept.values())
+
+    def _said_to_all(self) -> list[object]:
+        logging, socket = map(self._modules.get, ("logging", "_socket"))
+        return [
+            logging and [logging.root.handlers[:], logging.root.level, logging.root.manager.disable],
+            socket and socket.getdefaulttimeout(),
+            [entry for entry in _warnings.filters if entry[1] is None and entry[2].__module__ == "builtins"],
+        ]
+
+
+def _is_changed(owner: Any, before: dict[str, Any]) -> bool:
+    names = vars(owner)
+    for name in {**before, **names}:
+        was, value = before.get(name, MISSING), names.get(name, MISSING)
+        if was is value or (name.startswith("_") and not (isinstance(owner, type) and name[:2] == "__")):
+            continue
+        if type(was) is type(value) and isinstance(was, PLAIN) and was == value:  # made anew
+            continue
+        fills_in = was is None and not callable(value)  # a cache that was empty
+        on_demand = was is MISSING and "__getattr__" in before
+        if not (fills_in or on_demand or (name[:2] == "__" and not callable(value))):
+            return True
+    return False
+
+
+HEAP_TYPE = 1 << 9
+"""Of a class that can be changed."""
+MISSING = object()
+PLAIN = (int, float, str, bytes, tuple)
 FIELDS = (b"Name:", b"Umask:", b"Sig", b"Shd", b"Cap", b"NoNewPrivs:", b"Seccomp:")
 TIMERS = range(3)
 

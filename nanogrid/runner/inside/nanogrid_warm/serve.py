@@ -195,6 +195,7 @@ class Server:
         word = self._await_spare(child, end, meeting)
         if word.startswith(b"ready"):
             self._note_scan(word)
+            self.held.packages.checked = True
             meeting.introduce(b"ready", self.connection)
             return True
         _end_all()

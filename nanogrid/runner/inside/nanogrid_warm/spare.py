@@ -54,6 +54,7 @@ TOOK, PYTHON, WORDS, HELD = b"T", b"P", b"W", b"H"
 the next run wishes that the packages' words were known, or another interpreter were held."""
 TIME_BYTES = 8
 
+KEY_BYTES = 32
 VARIABLES_LIMIT = 1000
 """With more than this, setting one after the other takes longer than a new interpreter does, which is given them all at once."""
 
@@ -266,6 +267,7 @@ def go_on(held: Held, argv: list[str], env: dict[str, str]) -> None:
     put_arguments(argv)
     put_user_site()
     put_time_zone(held)
+    put_beginnings(held)
     held.packages.put_path(env)
     held.bytecode.arm()
     held.imports.arm(learn=held.learn)
@@ -294,6 +296,23 @@ def put_time_zone(held: Held) -> None:
         for module in (time, sys.modules.get("time"), held.imports.hidden.get("time")):
             if module is not None:
                 module.tzset()
+
+
+def put_beginnings(held: Held) -> None:
+    """Let modules that keep something of the moment and the place of their import, or a secret that they made then, have the run's."""
+    for name, renew in (("logging", _renew_logging), ("multiprocessing.process", _renew_processes)):
+        module = held.imports.hidden.get(name) or sys.modules.get(name)
+        if module is not None:
+            renew(module)
+
+
+def _renew_logging(module: Any) -> None:
+    module._startTime = time.time_ns() if isinstance(module._startTime, int) else time.time()
+
+
+def _renew_processes(module: Any) -> None:
+    module.ORIGINAL_DIR = places.WORKSPACE
+    module._current_process._config["authkey"] = module.AuthenticationString(os.urandom(KEY_BYTES))
 
 
 def drop(held: Held) -> None:
