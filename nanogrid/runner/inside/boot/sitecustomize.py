@@ -9,18 +9,22 @@ thing that it imports by itself. The image's own `sitecustomize` and `usercustom
 # The programs find each other, and private parts of Python, where mypy does not look.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
+import _frozen_importlib
+import marshal
 import os
 import site
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not to be loaded where the function runs
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from types import CodeType, ModuleType
+    from typing import Any
 
 FAILED = 70
 
 
-def _take_back_path() -> str:
+def _take_back_path() -> None:
     """Remove our folder from where Python would look for modules."""
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path.remove(here)
@@ -30,24 +34,47 @@ def _take_back_path() -> str:
         os.environ["PYTHONPATH"] = before
     else:
         del os.environ["PYTHONPATH"]
-    return os.path.dirname(here)
 
 
-def _load(folder: str, state: int, faithful: bool) -> "Callable[[], None]":
+class _Programs:
+    """Imports our modules from code that the process before has compiled."""
+
+    def __init__(self, programs: "dict[str, tuple[str, CodeType]]") -> None:
+        self._programs = programs
+
+    def find_spec(
+        self, name: str, _path: "Sequence[str] | None" = None, _target: "ModuleType | None" = None
+    ) -> "_frozen_importlib.ModuleSpec | None":
+        if name not in self._programs:
+            return None
+        path, _ = self._programs[name]
+        loader: Any = self
+        spec = _frozen_importlib.ModuleSpec(name, loader, origin=path, is_package=path.endswith("__init__.py"))
+        spec.has_location = True
+        return spec
+
+    def create_module(self, _spec: "_frozen_importlib.ModuleSpec") -> None:
+        return None
+
+    def exec_module(self, module: "ModuleType") -> None:
+        _, code = self._programs.pop(module.__name__)
+        exec(code, vars(module))  # noqa: S102
+
+
+def _load(memory: int, faithful: bool) -> "Callable[[], None]":
     """The function that holds the interpreter. Leaves no module of ours behind."""
+    with open(memory, "rb") as file:
+        programs, state = _Programs(marshal.load(file)), marshal.load(file)  # noqa: S302
     before = dict(sys.modules)
-    importers = dict(sys.path_importer_cache)
-    sys.path.insert(0, folder)
+    sys.meta_path.insert(0, programs)
     try:
         from nanogrid_warm import serve
 
         return serve.prepare(state, before, faithful)
     finally:
-        del sys.path[0]
+        sys.meta_path.remove(programs)
         for name in [name for name in sys.modules if name not in before]:
             del sys.modules[name]
-        for name in [name for name in sys.path_importer_cache if name not in importers]:
-            del sys.path_importer_cache[name]
 
 
 def _image_has_its_way() -> bool:
@@ -61,29 +88,29 @@ def _image_has_its_way() -> bool:
     return True
 
 
-def _serve(folder: str, state: int, *, faithful: bool) -> None:
+def _serve(memory: int, *, faithful: bool) -> None:
     """Hold this interpreter. Only a child of it returns: this process must never go on to open a script, as root."""
     try:
-        _load(folder, state, faithful)()
+        _load(memory, faithful)()
     except BaseException:
         os._exit(FAILED)
 
 
 def _hold() -> None:
     """Let `site` call us in place of its own last step."""
-    folder = _take_back_path()
-    state = int(os.environ.pop("NANOGRID_RUNNER"))
+    _take_back_path()
+    memory = int(os.environ.pop("NANOGRID_RUNNER"))
     del sys.modules["sitecustomize"]
     faithful = _image_has_its_way()
     own = site.execusercustomize
     if not site.ENABLE_USER_SITE:
-        _serve(folder, state, faithful=faithful)
+        _serve(memory, faithful=faithful)
         return
 
     def held() -> None:
         site.execusercustomize = own
         own()
-        _serve(folder, state, faithful=faithful)
+        _serve(memory, faithful=faithful)
 
     site.execusercustomize = held
 

@@ -7,7 +7,7 @@ time zone and all other variables are the run's own, and are put in place in the
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
-# ruff: noqa: PTH112, PTH100, PTH116, PTH118, PTH120, S606
+# ruff: noqa: PTH112, PTH100, PTH116, PTH118, PTH120, PTH122, PTH123, PTH208, S606
 # The programs find each other, and private parts of Python, where mypy does not look.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
@@ -23,10 +23,12 @@ from nanogrid_warm import places
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not to be loaded where the function runs
     from collections.abc import Mapping, Sequence
+    from types import CodeType
     from typing import Any, NoReturn
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BOOT = os.path.join(HERE, "boot")
+PACKAGE = "nanogrid_warm"
 STATE = "NANOGRID_RUNNER"
 """Names the descriptor of the memory file; gone from the environment before anything else runs."""
 
@@ -183,7 +185,10 @@ def become(state: dict[str, Any]) -> NoReturn:
     enter(places.WORKSPACE, state["uid"])
     _provide_streams(state["kinds"])
     memory = os.memfd_create("state", 0)
-    os.write(memory, marshal.dumps(state, 2))
+    with open(memory, "wb", closefd=False) as file:
+        marshal.dump(_programs(), file)
+        marshal.dump(state, file, 2)
+    os.lseek(memory, 0, os.SEEK_SET)
     environment[STATE] = str(memory)
     os.set_inheritable(state["control"], True)
     os.execve(
@@ -191,6 +196,24 @@ def become(state: dict[str, Any]) -> NoReturn:
         list(map(as_bytes, state["command"])),
         {as_bytes(name): as_bytes(value) for name, value in environment.items()},
     )
+
+
+def _programs() -> dict[str, tuple[str, CodeType]]:
+    """The code of our modules, by name, with where it came from: compiled here, because what a compiler leaves behind is in the way.
+
+    Between it the held interpreter's own things would lie far apart, and each run has to have its own copy of every page on which
+    it counts a reference. Assertions and docstrings would only lie there too.
+    """
+    folder = os.path.join(HERE, PACKAGE)
+    programs = {}
+    for name in sorted(os.listdir(folder)):
+        module, extension = os.path.splitext(name)
+        if extension == ".py":
+            path = os.path.join(folder, name)
+            with open(path, "rb") as file:
+                code = compile(file.read(), path, "exec", dont_inherit=True, optimize=2)
+            programs[PACKAGE if module == "__init__" else f"{PACKAGE}.{module}"] = (path, code)
+    return programs
 
 
 def interpreter(name: str, env: dict[str, str]) -> str | None:

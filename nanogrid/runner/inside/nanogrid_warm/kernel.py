@@ -78,13 +78,13 @@ MADV_POPULATE_WRITE = 23
 _MADVISE = _function("madvise")
 
 
-def populating(address: int, size: int, advice: int = MADV_POPULATE_WRITE) -> Any:
+def populating(address: int, size: int, advice: int) -> Any:
     """What `populate` wants for these pages: made once, where it is done for every run."""
     return (_Pointer(address), _Size(size), advice) if AVAILABLE else None
 
 
 def populate(calls: Iterable[Any]) -> None:
-    """Let the kernel map these pages now, for writing. What it cannot (before Linux 5.14) is left out."""
+    """Let the kernel map these pages now. What it cannot (before Linux 5.14) is left out."""
     if not (AVAILABLE and _MADVISE):
         return
     for call in calls:
@@ -96,6 +96,8 @@ def populate(calls: Iterable[Any]) -> None:
 
 BUFFER_BYTES = 1 << 16
 """As long as the longest list of attributes that the kernel gives."""
+READ_BYTES = 1 << 12
+"""So few of a folder at once, because it is read again from its start after each folder in it."""
 AT_REMOVEDIR = 0x200
 FOLDER_MODE = 0o700
 FS_IOC_SETFLAGS = 0x40086602
@@ -116,6 +118,12 @@ if KEEPS_NAMES_OUT:
 
     _BUFFER = _Buffer()
     _START = _ctypes.addressof(_BUFFER)
+    # Made once, because every run makes these calls.
+    _AT_START = _Pointer(_START)
+    _READ_FOLDER = _Size(_GETDENTS64)
+    _READ_BYTES = _Size(READ_BYTES)
+    _LIST_BYTES = _Size(BUFFER_BYTES)
+    _NO_FLAGS = _ctypes.byref(_Size(0))
     BYTES = memoryview(_BUFFER).cast("B")
     """What the kernel has written. Numbers may be read from it; names stay there."""
 
@@ -125,11 +133,9 @@ def wipe(size: int) -> None:
     BYTES[:size] = bytes(size)
 
 
-def read_folder(file: int, size: int) -> int:
+def read_folder(file: int) -> int:
     """Read entries of a folder; how many bytes of them there are. Raises OSError."""
-    return _checked(
-        _CALL(_SYSCALL, (_Size(_GETDENTS64), file, _Pointer(_START), _Size(size))), "a folder could not be read"
-    )
+    return _checked(_CALL(_SYSCALL, (_READ_FOLDER, file, _AT_START, _READ_BYTES)), "a folder could not be read")
 
 
 def unlink(folder_file: int, name_at: int, *, folder: bool) -> bool:
@@ -147,7 +153,7 @@ def open_folder(folder_file: int, name_at: int, flags: int) -> int:
 def list_attributes(file: int) -> int:
     """Read the names of a file's attributes; how many bytes they have. Raises OSError."""
     return _checked(
-        _CALL(_FLISTXATTR, (file, _Pointer(_START), _Size(BUFFER_BYTES))),
+        _CALL(_FLISTXATTR, (file, _AT_START, _LIST_BYTES)),
         "the attributes of a folder could not be read",
     )
 
@@ -159,7 +165,7 @@ def remove_attribute(file: int, name_at: int) -> bool:
 
 def clear_flags(file: int) -> None:
     """Take a folder's flags away (`chattr`): since Linux 6.1 files in memory have some that their owner may set."""
-    _CALL(_IOCTL, (file, FS_IOC_SETFLAGS, _ctypes.byref(_Size(0))))
+    _CALL(_IOCTL, (file, FS_IOC_SETFLAGS, _NO_FLAGS))
 
 
 def text_at(name_at: int) -> str:

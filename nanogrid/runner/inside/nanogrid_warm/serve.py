@@ -8,7 +8,7 @@ that it knows.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
-# ruff: noqa: PTH116, S302, SIM105
+# ruff: noqa: PTH116, SIM105
 # The programs find each other, and private parts of Python, where mypy does not look.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import _signal
 import _socket
 import errno
-import marshal
 import os
 import select
 import stat
@@ -42,15 +41,13 @@ HANG_UP = select.POLLRDHUP
 """The host will send nothing more: it is gone, or wants the run to end."""
 
 
-def prepare(file: int, modules: Iterable[str], faithful: bool) -> Callable[[], None]:
-    """Read what the process before has left in `file`; a function that holds this interpreter and serves the host.
+def prepare(state: dict[str, Any], modules: Iterable[str], faithful: bool) -> Callable[[], None]:
+    """A function that holds this interpreter and serves the host. `state` is what the process before has left.
 
     `modules` are those of a new interpreter. Not `faithful`: this one is not like a new one, and only what is executed runs.
 
     That function returns in a child only, in the process that is to go on as Python does.
     """
-    state = marshal.loads(os.pread(file, os.fstat(file).st_size, 0))
-    os.close(file)
     os.chdir("/")  # the workspace is where Python has started, and no place for this process to stay
     server = Server(state)
     if not faithful:
@@ -118,7 +115,7 @@ class Server:
             os._exit(FAILED)
 
     def _learn_memory(self, pair: _socket.socket) -> None:
-        """Read what the rehearsal tells: lines of address and size."""
+        """Read what the rehearsal tells: lines of address, size and advice."""
         text = channel.hear(pair)
         _end_all()
         self.rehearsed = True
@@ -268,16 +265,15 @@ class Server:
         It may have been ended before it could say all that. By now it knows a request, and the function's packages may have
         changed what it does: so no more of its words are read here than these few bytes, and a wish stays where it is.
         """
-        pair.setblocking(False)
         how, started_ns = b"", ended_ns
         while True:
             try:
-                word = pair.recv(1, _socket.MSG_PEEK)
+                word = pair.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
                 if word == spare.TOOK:
                     how = b"exec"
                     started_ns = min(int.from_bytes(pair.recv(1 + spare.TIME_BYTES)[1:], "little"), ended_ns)
                 elif word == spare.PYTHON:
-                    how = pair.recv(1) and b"python"
+                    return b"python", started_ns, b""
                 elif word == b"b":
                     self._give_up(channel.hear(pair, WORDS_BYTES))
                 else:

@@ -69,7 +69,7 @@ class Held:
         self.scan: Any = None if state["scan"] is None else source.Scan(*state["scan"])
         self.uid = state["uid"]
         self.gid = state["gid"]
-        self.own_network = state["own_network"]
+        self.network = workspace.Network() if state["own_network"] else None
         self.env = state["env"]
         self.command = state["command"]
         self.program = begin.interpreter(self.command[0], self.env) if state["faithful"] else None
@@ -225,9 +225,10 @@ def _settle_in(held: Held) -> tuple[bytes, bool]:
         held.bytecode.load()
         held.packages.read_words()
         workspace.clean()
-        if held.own_network:
-            workspace.await_quiet_network()
-            workspace.require_forgetful_network()
+        if held.network is not None:
+            held.network.await_quiet()
+            held.network.require_forgetful()
+            held.network.close()
     except OSError as error:
         return words(b"unclean", error), False
     started = workspace.has_code()
@@ -412,8 +413,10 @@ def execute(argv: list[str], env: dict[str, str]) -> NoReturn:
 
 def rehearse(pair: _socket.socket, held: Held) -> None:
     """Run an empty function as if it were a real one, and tell which memory that has written to. Returns like `live`."""
-    spans = memory.regions()
+    spans, files = memory.regions(), memory.regions(writable=False)
     drop(held)
+    if held.network is not None:
+        held.network.close()
     workspace.clean()
     file = os.open(b"/workspace/main.py", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     os.write(file, PROGRAM + b"".join(b"import %s\n" % root.encode() for root in held.imports.roots))
@@ -427,8 +430,9 @@ def rehearse(pair: _socket.socket, held: Held) -> None:
     answer = pair.detach()  # a socket that is still there would be a reason for Python's own end
 
     def tell() -> None:
-        runs = memory.written(spans)
-        os.write(answer, b"".join(b"%x %x\n" % tuple(run) for run in runs)[: channel.PACKET_BYTES])
+        lines = [b"%x %x %x\n" % (*run, kernel.MADV_POPULATE_READ) for run in memory.read(files)]
+        lines += [b"%x %x %x\n" % (*run, kernel.MADV_POPULATE_WRITE) for run in memory.written(spans)]
+        os.write(answer, b"".join(lines)[: channel.PACKET_BYTES])
 
     held.leave.after = tell
 

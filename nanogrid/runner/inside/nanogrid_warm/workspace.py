@@ -22,82 +22,85 @@ WORKSPACE = places.WORKSPACE.encode()
 OWN = (places.WORKSPACE, places.RUN)
 """Those that belong to the function's user."""
 CODE = places.CODE.encode()
-DEVICES = ("/dev", "/dev/pts")
-"""Where there are things in memory that are not the function's, but that it may mark with a time."""
 FLOW_LABELS = "/proc/net/ip6_flowlabel"
 SOCKETS = ("/proc/net/sockstat", "/proc/net/sockstat6")
 CLOSING_S = 1.0
 CLOSING_LOOK_S = 0.005
-CHUNK_BYTES = 1 << 20
 TABLE_BYTES = 1 << 12
 """Enough of a table of the kernel's. A buffer for more would be mapped and unmapped for each run."""
 
 
+def _touchable() -> list[str]:
+    """What everybody may give the time of now, among the devices: things in memory that are not the function's."""
+    return [
+        entry.path
+        for folder in ("/dev", "/dev/pts")
+        for entry in os.scandir(folder)
+        if entry.path not in places.WRITABLE and entry.stat(follow_symlinks=False).st_mode & stat.S_IWOTH
+    ]
+
+
+TOUCHABLE = _touchable()
+"""Looked for once: no run can add to these folders."""
+
+
 def clean() -> None:
     """Empty all writable folders. Raises OSError for what cannot be removed."""
-    for folder in OWN:
-        os.chmod(folder, 0o700)
-        if kernel.KEEPS_NAMES_OUT:
-            emptying.clear_attributes(folder)
-        else:
-            for name in os.listxattr(folder):
-                os.removexattr(folder, name)
+    renew = emptying.renew if kernel.KEEPS_NAMES_OUT else _renew
     for folder in places.WRITABLE:
-        if os.path.isdir(folder):
-            (emptying.empty if kernel.KEEPS_NAMES_OUT else _empty)(folder)
-    for folder in places.WRITABLE:
-        if os.path.isdir(folder):
-            os.utime(folder)
-    for folder in DEVICES:
-        _touch_all(folder)
+        renew(folder, own=folder in OWN)
+    for path in TOUCHABLE:
+        try:
+            os.utime(path, follow_symlinks=False)
+        except OSError:  # a mount that cannot be written to: then a run could not either
+            continue
     os.chdir(WORKSPACE)
 
 
-def _touch_all(folder: str) -> None:
-    """Give all that lies there the time of now, as far as its mode lets everybody do that: so a run could have done it too."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            try:
-                os.utime(entry.path, follow_symlinks=False)
-            except OSError:
-                continue
+class Network:
+    """The kernel's tables of a network namespace that is the container's own. Opened once: each look would make them anew."""
+
+    def __init__(self) -> None:
+        self._tables = [_opened(path) for path in (*SOCKETS, FLOW_LABELS)]
+
+    def close(self) -> None:
+        """Close them, in a child."""
+        for table in self._tables:
+            if table >= 0:
+                os.close(table)
+
+    def await_quiet(self) -> None:
+        """Wait until the kernel has closed the last connection of the run. Raises OSError where that takes long: who has to
+        confirm the end does not, and the kernel would keep its ports and addresses for minutes.
+        """
+        deadline = time.monotonic() + CLOSING_S
+        while any(map(_connections, self._tables[:-1])):
+            if time.monotonic() > deadline:
+                raise OSError("the run has left a connection that does not end")
+            time.sleep(CLOSING_LOOK_S)
+
+    def require_forgetful(self) -> None:
+        """Raise OSError where a run has left flow labels of IPv6: the kernel keeps them for a time that the run has chosen."""
+        if _content(self._tables[-1]).count(b"\n") > 1:  # the first line names the columns
+            raise OSError("the run has left flow labels in the kernel")
 
 
-def require_forgetful_network() -> None:
-    """Raise OSError where a run has left flow labels of IPv6: the kernel keeps them for a time that the run has chosen."""
+def _opened(table: str) -> int:
     try:
-        file = os.open(FLOW_LABELS, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:  # there is no IPv6
-        return
-    lines = os.read(file, TABLE_BYTES).count(b"\n")
-    os.close(file)
-    if lines > 1:  # the first one names the columns
-        raise OSError("the run has left flow labels in the kernel")
+        return os.open(table, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # there is no such protocol
+        return -1
 
 
-def await_quiet_network() -> None:
-    """Wait until the kernel has closed the last connection of the run. Raises OSError where that takes long: who has to confirm
-    the end does not, and the kernel would keep its ports and addresses for minutes.
-    """
-    deadline = time.monotonic() + CLOSING_S
-    while any(map(_connections, SOCKETS)):
-        if time.monotonic() > deadline:
-            raise OSError("the run has left a connection that does not end")
-        time.sleep(CLOSING_LOOK_S)
+def _content(table: int) -> bytes:
+    return os.pread(table, TABLE_BYTES, 0) if table >= 0 else b""
 
 
-def _connections(table: str) -> int:
+def _connections(table: int) -> int:
     """How many TCP connections there are, by the kernel's own count."""
-    try:
-        file = os.open(table, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return 0
-    try:
-        for line in os.read(file, TABLE_BYTES).split(b"\n"):
-            if line.startswith((b"TCP: inuse ", b"TCP6: inuse ")):
-                return int(line.split()[2])
-    finally:
-        os.close(file)
+    for line in _content(table).split(b"\n"):
+        if line.startswith((b"TCP: inuse ", b"TCP6: inuse ")):
+            return int(line.split()[2])
     return 0
 
 
@@ -113,9 +116,7 @@ def lay_out_payload(payload: int) -> int:
     """
     writer = os.open(places.PAYLOAD, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
     try:
-        at, size = 0, os.fstat(payload).st_size
-        while at < size:
-            at += os.sendfile(writer, payload, at, size - at)
+        _copy_content(payload, writer, os.fstat(payload).st_size)
     finally:
         os.close(writer)
     return os.open(places.PAYLOAD, os.O_RDONLY | os.O_CLOEXEC)
@@ -131,8 +132,18 @@ def lay_out() -> None:
     _copy_folder(CODE, WORKSPACE)
 
 
+def _renew(folder: str, *, own: bool) -> None:
+    """`emptying.renew` where Python cannot call the C library. It sees names, and every run there is a new program's."""
+    if own:
+        os.chmod(folder, 0o700)
+        for name in os.listxattr(folder):
+            os.removexattr(folder, name)
+    if os.path.isdir(folder):
+        _empty(folder)
+        os.utime(folder)
+
+
 def _empty(folder: str) -> None:
-    """The same where Python cannot call the C library. It sees names, and every run there is a new program's."""
     os.chdir(folder)
     pending = [_remove_files()]
     while pending:
@@ -185,18 +196,21 @@ def _copy_file(source: bytes, target: bytes) -> None:
         mode = (stat.S_IMODE(status.st_mode) | stat.S_IWUSR) & 0o755
         writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
-            while True:
-                data = os.read(reader, CHUNK_BYTES)
-                if not data:
-                    break
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(writer, view) :]
+            _copy_content(reader, writer, status.st_size)
             os.utime(writer, ns=(status.st_mtime_ns, status.st_mtime_ns))
         finally:
             os.close(writer)
     finally:
         os.close(reader)
+
+
+def _copy_content(reader: int, writer: int, size: int) -> None:
+    at = 0
+    while at < size:
+        sent = os.sendfile(writer, reader, at, size - at)
+        if not sent:
+            raise OSError(f"the file ends after {at} of {size} bytes")
+        at += sent
 
 
 def _copy_times(source: bytes, target: bytes) -> None:
