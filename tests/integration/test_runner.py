@@ -549,6 +549,17 @@ def test_packages_that_do_more_than_define_are_left_alone(source: str, here: Box
     assert (after.out, after.err) == (without.out, without.err)
 
 
+def test_packages_that_have_started_threads_are_imported_beforehand(tmp_path: Path) -> None:
+    """The C library catches a signal of its own from its first thread on; that is no change that anybody made."""
+    source = "import threading, time\none = threading.Thread(target=time.sleep, args=(0.5,))\none.start()\none.join()\n"
+    packages = write_code(tmp_path / "packages", {"pack.py": source})
+    look = "import time\nbegan = time.monotonic()\nimport pack\nprint(time.monotonic() - began < 0.5)\n"
+    with box(tmp_path, NEWEST_PYTHON_IMAGE) as here:
+        here.place(write_code(tmp_path / "code", {"main.py": look}), packages)
+        runs = [here.run(env={"PYTHONPATH": "/nanogrid/packages"}) for _ in range(5)]
+    assert [run.out for run in runs[-2:]] == [b"True\n"] * 2
+
+
 def test_a_port_can_be_bound_again_by_the_next_run(here: Box, tmp_path: Path) -> None:
     """No connection of a run is left waiting in the kernel."""
     place(

@@ -285,13 +285,15 @@ HEAP_TYPE = 1 << 9
 MISSING = object()
 PLAIN = (int, float, str, bytes, tuple)
 FIELDS = (b"Name:", b"Umask:", b"Sig", b"Shd", b"Cap", b"NoNewPrivs:", b"Seccomp:")
+LIBRARYS_SIGNALS = 0b11 << 31
+"""Of glibc and musl alike: 32 and 33, as bits from 1. Many compiled packages start threads when they are imported."""
 TIMERS = range(3)
 
 
 def _state_of_process() -> list[object]:
     """What code can change of its process, of the interpreter as a whole, and which processes there are, to be compared."""
     with open("/proc/self/status", "rb") as status, open("/proc/self/limits", "rb") as limits:
-        kernel = [line for line in status if line.startswith(FIELDS)] + limits.readlines()
+        kernel = [_without_library(line) for line in status if line.startswith(FIELDS)] + limits.readlines()
     return [
         kernel,
         [name for name in os.listdir("/proc") if name.isdigit()],
@@ -309,6 +311,12 @@ def _state_of_process() -> list[object]:
         [sys.getrecursionlimit(), sys.getswitchinterval(), gc.isenabled(), gc.get_threshold(), gc.get_debug()],
         [*vars(builtins).items()],
     ]
+
+
+def _without_library(line: bytes) -> bytes:
+    """A line of the process's status; which signals are caught without those that the C library takes with its first thread."""
+    name, _, mask = line.partition(b":")
+    return line if name != b"SigCgt" else b"%x" % (int(mask, 16) & ~LIBRARYS_SIGNALS)
 
 
 def _children() -> list[bytes]:
