@@ -22,7 +22,8 @@ RequestId = Annotated[str, StringConstraints(min_length=1, max_length=200, patte
 SECRET_FIELDS = ("payload", "env")
 """What is wrong with a request stands in logs and in its result; what is in these fields does not."""
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-HANDLER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+$"
+HANDLER = re.compile(r"{part}(?:[./]{part})*\.{part}".format(part=r"[^\s./\\\x00-\x1f\x7f]+"))
+"""`module.function`, as AWS Lambda takes it: whatever a file can be called, in folders that are parted by slashes or dots."""
 
 
 class FunctionRequest(Wire):
@@ -46,7 +47,7 @@ class FunctionRequest(Wire):
     code_sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", to_lower=True)] | None = None
     network: str = "none"
     max_age_ms: int | None = Field(default=None, gt=0)
-    handler: Annotated[str, StringConstraints(pattern=HANDLER_PATTERN, max_length=200)] | None = None
+    handler: Annotated[str, StringConstraints(max_length=200)] | None = None
 
     @field_validator("env")
     @classmethod
@@ -68,6 +69,15 @@ class FunctionRequest(Wire):
         if wrong := _not_for_environments(function_id):
             raise ValueError(f"{function_id!a} holds {wrong}, which no environment can carry")
         return function_id
+
+    @field_validator("handler")
+    @classmethod
+    def _usable_handler(cls, handler: str | None) -> str | None:
+        if handler is not None and not HANDLER.fullmatch(handler):
+            raise ValueError(
+                f"{_show(handler)} names no function; accepted is module.function, such as app.run or todos/get.run"
+            )
+        return handler
 
     def to_wire(self) -> dict[str, Any]:
         """The camelCase JSON object, without fields that hold nothing."""

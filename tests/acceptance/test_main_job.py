@@ -112,6 +112,29 @@ def test_a_handler_is_called(client: Client, functions: Functions) -> None:
     assert run(client, request).value == [{"a": 1}, request["requestId"]]
 
 
+def test_a_handler_of_lambda_runs_unmodified(client: Client, functions: Functions) -> None:
+    """Its name, its log, and what it returns: twice, so that the second run is a warm one."""
+    source = """
+import logging, os
+from decimal import Decimal
+logging.getLogger().setLevel(logging.INFO)
+
+def get(event, context):
+    logging.info("asked for %s", event["id"])
+    return {"price": Decimal("1.10"), "rate": float("nan"), "name": os.environ["AWS_LAMBDA_FUNCTION_NAME"]}
+"""
+    first = functions.request({"to-dos/get-one.py": source}, handler="to-dos/get-one.get")
+    for number, kinds in enumerate([(StartKind.COLD, StartKind.PREWARMED), (StartKind.WARM,)]):
+        request = {**first, "requestId": f"{first['requestId']}-{number}", "payload": {"id": number}}
+        result = run(client, request)
+        assert result.success, result.stderr
+        assert result.start_kind in kinds
+        assert result.value == {"price": 1.1, "rate": None, "name": request["functionId"]}
+        assert result.stderr == "nanogrid: the value holds NaN, which JSON cannot: null is in its place\n"
+        level, _, request_id, message = result.stdout.split("\t")
+        assert (level, request_id, message) == ("[INFO]", request["requestId"], f"asked for {number}\n")
+
+
 def test_any_json_is_a_payload_and_a_value(grid: Grid, client: Client, functions: Functions) -> None:
     """What looks like an internal mark of Celery's JSON is data like any other, sent by a producer or as a bare message."""
     payload = {"__type__": "datetime", "__value__": "no date", "deep": [{"__type__": "x", "__value__": 1}]}

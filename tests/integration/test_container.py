@@ -191,7 +191,8 @@ def test_handlers_are_called_with_payload_and_context(rig: Rig) -> None:
             "app.py": "def run(event, context):\n"
             "    return [event, context.aws_request_id, context.function_name, context.memory_limit_in_mb,\n"
             "            0 < context.get_remaining_time_in_millis() <= 10000]"
-        }
+        },
+        handler="app.run",
     )
     changed = type(wanted)(**{**vars(wanted), "command": ("python", "/nanogrid/runner/call_handler.py", "app.run")})
     with rig.pool.lease(changed, {"a": 1}) as container:

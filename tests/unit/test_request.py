@@ -71,7 +71,16 @@ def test_an_alias_means_its_runtime(settings: Settings, name: str) -> None:
         ({"env": {"A": "x\0y"}}, "env", "NUL"),
         ({"network": "bridge"}, "network", "accepted are none"),
         ({"codeSha256": "abc"}, "codeSha256", "does not match"),
-        ({"handler": "main"}, "handler", "does not match"),
+        *(
+            ({"handler": handler}, "handler", "accepted is module.function, such as app.run or todos/get.run")
+            for handler in ("main", "", ".run", "app.", "a..b", "./app.run", "/app.run", "../app.run", "todos.get/run")
+        ),
+        *(
+            ({"handler": handler}, "handler", "names no function")
+            for handler in ("a b.run", "a.b\n", "a\\b.c", "a\0.b")
+        ),
+        ({"handler": "a\ud800.b"}, "handler", "unicode"),
+        ({"handler": "a." + "x" * 200}, "handler", "at most 200"),
         ({"handler": "main.run", "runtime": "cpp"}, "handler", "no handlers"),
         ({"maxAgeMs": 0}, "maxAgeMs", "greater than 0"),
     ],
