@@ -139,7 +139,7 @@ class Executor:
     def _run(self, request: FunctionRequest, wanted: LeaseRequest, stage: stages.Run) -> Ran:
         """One run in one container."""
         asked = time.monotonic()
-        with self._pool.lease(wanted, request.payload) as container:
+        with self._pool.lease(wanted, request.input) as container:
             acquired = time.monotonic()
             report = container.run(
                 timeout_s=request.timeout_ms / 1000,

@@ -133,7 +133,7 @@ def reduce_function(task: ReduceTask, request: dict[str, Any], parts: list[str],
 
     def with_payload(parsed: FunctionRequest) -> FunctionRequest:
         results = [load_result(task, part) or not_run(part, "", "its result is not stored any more") for part in parts]
-        return parsed.model_copy(update={"payload": reducer_input(results, on_failure)})
+        return parsed.with_payload([*reducer_input(results, on_failure)])
 
     return answer(task, request, with_payload)
 

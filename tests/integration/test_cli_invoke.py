@@ -65,6 +65,16 @@ def test_invoke_behaves_like_the_function(command: CommandLine, function: Any) -
     assert summary.startswith("FAILED · exit code 7 · ")
 
 
+def test_invoke_passes_on_stdin_as_it_is(command: CommandLine, function: Any, tmp_path: Path) -> None:
+    """Bytes of a pipe and of a file, and a text; no JSON is made of any."""
+    source = function("import shutil, sys; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)")
+    text, raw = b"3 4\r\n1 2\n\n", b"3 4\n\x00"
+    (tmp_path / "in.txt").write_bytes(raw)
+    assert command.run("invoke", source, "--stdin", "-", stdin=text).stdout == text
+    assert command.run("invoke", source, "--stdin", str(tmp_path / "in.txt")).stdout == raw
+    assert command.run("invoke", source, "--stdin-text", "a b").stdout == b"a b"
+
+
 def test_a_secret_from_a_file_is_seen_by_the_function_alone(
     command: CommandLine, function: Any, tmp_path: Path
 ) -> None:

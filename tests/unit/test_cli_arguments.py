@@ -154,7 +154,9 @@ def test_a_folder_is_no_file_of_an_env_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("env", "payload"), [(["A=@-", "B=@-"], None), (["A=@-"], "-")])
 def test_stdin_is_for_one(env: list[str], payload: str | None) -> None:
     """The second would find nothing left, so nothing is read."""
-    with pytest.raises(InvalidRequestError, match="standard input can be read for one of --env and --payload only"):
+    with pytest.raises(
+        InvalidRequestError, match="standard input can be read for one of --env, --payload and --stdin only"
+    ):
         given(env, payload)
 
 
@@ -205,6 +207,45 @@ def test_missing_path_is_refused() -> None:
     """The sentence says what is accepted."""
     with pytest.raises(CodeError, match="does not exist; give a folder"):
         find_source("/no/such/function")
+
+
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        (b"3 4\r\n", {"stdin": "3 4\r\n"}),
+        ("ü, and a good many words after it\n".encode(), {"stdin": "ü, and a good many words after it\n"}),
+        (b"", {"stdin": ""}),
+        (b"\xff\n", {"stdinBase64": "/wo="}),
+        (b"\0" * 9, {"stdinBase64": "AAAAAAAAAAAA"}),
+    ],
+)
+def test_stdin_is_sent_as_text_or_as_bytes(
+    raw: bytes, field: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a file, from this command's own stdin, or as a word: nothing is added or taken away, and the shorter form travels."""
+    (tmp_path / "in").write_bytes(raw)
+    assert given([], None, str(tmp_path / "in"), None) == {"env": {}, **field}
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    assert given([], None, "-", None) == {"env": {}, **field}
+    assert given([], None, None, os.fsdecode(raw)) == {"env": {}, **field}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (([], "1", "in", None), "--payload and --stdin both give the function's input: leave one out"),
+        (([], None, "in", "text"), "--stdin and --stdin-text both give"),
+        (([], "1", None, ""), "--payload and --stdin-text both give"),
+        ((["A=@-"], None, "-", None), "can be read for one of --env, --payload and --stdin only"),
+        (([], None, "/no/such/file", None), "/no/such/file cannot be read: No such file"),
+        (([], None, "", None), "--stdin names no file"),
+        (([], None, "/dev/zero", None), "/dev/zero holds more than the 1048576 bytes that a message has room for"),
+    ],
+)
+def test_stdin_that_cannot_be_given_is_refused(words: tuple[list[str], str, str, str], says: str) -> None:
+    """Before anything is sent, and however much there is to be read."""
+    with pytest.raises(InvalidRequestError, match=says):
+        given(*words)
 
 
 def zipped(path: Path, *names: str) -> Path:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogrid.errors import InvalidRequestError
-from nanogrid.request import parse_request, time_limits
+from nanogrid.request import FunctionRequest, parse_request, time_limits
 from nanogrid.settings import Settings
 
 ORIGINAL: dict[str, Any] = {
@@ -83,6 +83,18 @@ def test_an_alias_means_its_runtime(settings: Settings, name: str) -> None:
         ({"handler": "a." + "x" * 200}, "handler", "at most 200"),
         ({"handler": "main.run", "runtime": "cpp"}, "handler", "no handlers"),
         ({"maxAgeMs": 0}, "maxAgeMs", "greater than 0"),
+        ({"stdin": 3}, "stdin", "a number is not accepted"),
+        ({"stdin": {"a": 1}}, "stdin", "an object is not accepted"),
+        ({"stdin": "a\ud800b"}, "stdin", "half a character (a lone surrogate); send bytes as stdinBase64"),
+        ({"stdinBase64": "secret!"}, "stdinBase64", "is no base64"),
+        ({"stdinBase64": "YQ"}, "stdinBase64", "is no base64"),
+        ({"stdinBase64": "YW\nJj"}, "stdinBase64", "is no base64"),
+        ({"stdinBase64": "_-8="}, "stdinBase64", "is no base64"),
+        ({"stdinBase64": "ü"}, "stdinBase64", "is no base64"),
+        ({"payload": 0, "stdin": ""}, "stdin", "payload is given too, and both would be the function's input"),
+        ({"stdin": "", "stdinBase64": ""}, "stdinBase64", "stdin is given too"),
+        ({"payload": [], "stdinBase64": "YQ=="}, "stdinBase64", "payload is given too"),
+        ({"stdin": "x", "handler": "app.run"}, "stdin", "a handler is called with the payload"),
     ],
 )
 def test_a_bad_field_is_named_with_what_is_accepted(
@@ -159,3 +171,36 @@ def test_no_json_object_breaks_the_parser(data: dict[str, Any]) -> None:
         parse_request(data, Settings())
     except InvalidRequestError as error:
         assert "\n" not in str(error)  # noqa: PT017  # most objects are refused, some are not
+
+
+@pytest.mark.parametrize(
+    ("fields", "given"),
+    [
+        ({}, None),
+        ({"payload": {"a": 1}}, {"a": 1}),
+        ({"payload": ""}, ""),
+        ({"stdin": ""}, b""),
+        ({"stdin": "3 4\r\nü\0"}, "3 4\r\nü\0".encode()),
+        ({"stdin": b"\xff\0text"}, b"\xff\0text"),
+        ({"stdin": bytearray(b"a")}, b"a"),
+        ({"stdinBase64": ""}, b""),
+        ({"stdinBase64": "/wA="}, b"\xff\0"),
+    ],
+)
+def test_what_is_put_on_stdin_as_it_is(settings: Settings, fields: dict[str, Any], given: object) -> None:
+    """Text, or bytes in base64; from Python bytes as such. It survives the wire, and its own producer's FunctionRequest."""
+    data = {key: value for key, value in ORIGINAL.items() if key != "payload"} | fields
+    request = parse_request(data, settings, request_id="r")
+    assert request.input == given
+    wire = json.loads(json.dumps(request.to_wire()))
+    assert parse_request(wire, settings).input == given
+    assert FunctionRequest.model_validate({**wire, **fields}).input == given
+    assert not {"stdin", "stdinBase64"} & {*wire} or isinstance(given, bytes)
+
+
+def test_stdin_is_a_secret(settings: Settings) -> None:
+    """What is wrong with it is told without it."""
+    for field in ("stdin", "stdinBase64"):
+        with pytest.raises(InvalidRequestError) as caught:
+            parse_request({**ORIGINAL, field: ["hunter2"]}, settings)
+        assert "hunter2" not in str(caught.value)
