@@ -104,10 +104,8 @@ class FunctionRequest(Wire):
     @field_validator("handler")
     @classmethod
     def _usable_handler(cls, handler: str | None) -> str | None:
-        if handler is not None and not HANDLER.fullmatch(handler):
-            raise ValueError(
-                f"{_show(handler)} names no function; accepted is module.function, such as app.run or todos/get.run"
-            )
+        if handler is not None and (problem := problem_of_handler(handler)):
+            raise ValueError(problem)
         return handler
 
     @property
@@ -124,6 +122,19 @@ class FunctionRequest(Wire):
     def to_wire(self) -> dict[str, Any]:
         """The camelCase JSON object, without fields that hold nothing."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def problem_of_handler(handler: str) -> str:
+    """What is wrong with a handler's name; "" for nothing."""
+    if HANDLER.fullmatch(handler):
+        return ""
+    return f"{_show(handler)} names no function; accepted is module.function, such as app.run or todos/get.run"
+
+
+def check_handler(handler: str) -> None:
+    """Raise InvalidRequestError where this can be no handler's name."""
+    if problem := problem_of_handler(handler):
+        raise InvalidRequestError("handler", problem)
 
 
 def _not_for_environments(text: str) -> str:

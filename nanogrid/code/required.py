@@ -14,6 +14,9 @@ from nanogrid.errors import CodeCorruptError
 BRING_MODULES = frozenset({"requirements.txt", "build.sh"})
 """Files at the top of the code that may bring a handler's module: only the run can tell."""
 
+BESIDE = (".", "__")
+"""How the names of folders begin that tools put beside the code (`.git`, `__MACOSX`)."""
+
 
 @dataclass(frozen=True)
 class HandlerModule:
@@ -31,18 +34,20 @@ class HandlerModule:
         return any(name in BRING_MODULES or name.partition(".")[0] == self.name for name in names)
 
     def __str__(self) -> str:
-        return f"{self.name}.py (or a package {self.name!a}), which the handler names,"
+        return f"{self.name}.py (or a package {self.name!a}), which the handler names"
 
 
 def check_required(folder: Path, required: str | HandlerModule) -> None:
     """Raise CodeCorruptError unless the folder has what is started: a file at its top, or a handler's module."""
     if _has(folder, required):
         return
+    what = required if isinstance(required, str) else f"{required},"
     names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
-    if len(names) == 1 and names[0].endswith("/") and _has(folder / names[0], required):
-        raise CodeCorruptError(in_a_folder(f"{required} is", "archive", names[0]))
+    folders = [name for name in names if name.endswith("/") and not name.startswith(BESIDE)]
+    if len(folders) == 1 and _has(folder / folders[0], required):
+        raise CodeCorruptError(in_a_folder(f"{what} is", "archive", folders[0]))
     found = ", ".join(ascii(name) for name in names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    raise CodeCorruptError(f"{required} is missing at the top of the archive, which has {found}: add it there")
+    raise CodeCorruptError(f"{what} is missing at the top of the archive, which has {found}: add it there")
 
 
 def in_a_folder(what_is: str, whole: str, folder: str) -> str:
@@ -51,6 +56,11 @@ def in_a_folder(what_is: str, whole: str, folder: str) -> str:
         f"{what_is} not at the top of the {whole} but in the folder {folder!a}: "
         "pack the folder's content instead of the folder"
     )
+
+
+def is_among(names: Iterable[str], required: str | HandlerModule) -> bool:
+    """Whether what is started is among the names at the top of the code."""
+    return required in names if isinstance(required, str) else required.is_among(names)
 
 
 def _has(folder: Path, required: str | HandlerModule) -> bool:

@@ -270,6 +270,16 @@ def test_what_is_no_usable_archive_is_named(body: bytes, problem: str) -> None:
         pass
 
 
+def test_a_zip_of_the_folder_is_told_also_with_other_things_beside_it() -> None:
+    """Tools leave folders of their own, and people a README."""
+    files = {"app/main.py": (b"", False), "__MACOSX/x": (b"", False), ".git/c": (b"", False), "README.md": (b"", False)}
+    with (
+        unpacked(zip_of(files)) as folder,
+        pytest.raises(CodeCorruptError, match="in the folder 'app/': pack the folder's content"),
+    ):
+        check_required(folder, "main.py")
+
+
 def test_a_zip_of_the_folder_is_told_from_a_missing_file() -> None:
     """Packing the folder instead of its content is the common mistake, and the error says just that."""
     with unpacked(zip_of({"app/main.py": (b"", False)})) as folder:
