@@ -22,12 +22,12 @@ from nanogrid.celery import NanoGrid, make_app
 from nanogrid.celery import app as default_app
 from nanogrid.errors import InvalidRequestError, ResultUnavailableError
 from nanogrid.mapping import PartFailure
-from nanogrid.request import FunctionRequest
+from nanogrid.request import FunctionRequest, new_request_id
 from nanogrid.result import ExecutionResult, not_run
 from nanogrid.settings import Settings, current
 from nanogrid.stream.entry import StreamedResult
 from nanogrid.stream.follower import follow as follow_stream
-from nanogrid.submission import EXECUTE, REDUCE, Submission, new_request_id
+from nanogrid.submission import EXECUTE, REDUCE, Submission
 
 MAP_LIMIT = 10_000
 INPUTS = ("payload", "stdin", "stdinBase64")

@@ -10,13 +10,15 @@ import base64
 import binascii
 import difflib
 import re
+import uuid
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, JsonValue, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from nanogrid.errors import InvalidRequestError
-from nanogrid.settings import Settings
+from nanogrid.request_ids import prefix_of
+from nanogrid.settings import Settings, current
 from nanogrid.wire import Wire
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+=~-]*$"
@@ -28,6 +30,10 @@ HANDLER = re.compile(r"{part}(?:[./]{part})*\.{part}".format(part=r"[^\s./\\\x00
 """`module.function`, as AWS Lambda takes it: whatever a file can be called, in folders that are parted by slashes or dots."""
 
 
+FROM_SETTINGS = ("timeout_ms", "memory_mb", "cpus")
+"""Fields whose defaults a deployment sets."""
+
+
 class FunctionRequest(Wire):
     """One request to run one function once.
 
@@ -35,16 +41,19 @@ class FunctionRequest(Wire):
     function's stdin, and the file named by `NANOGRID_PAYLOAD`. In its place `stdin` is put there as it is: text, in UTF-8, or bytes, which
     travel as `stdin_base64`. `code_sha256` is the hex digest of the S3 object.
     `max_age_ms` counts from the moment the request was sent: an older one is answered, not run.
+
+    Without a `request_id` it gets one of its own: sent twice it is the same request, and run once. Limits that are not given are those
+    of this process's settings here, and of the settings of whoever sends it.
     """
 
-    request_id: RequestId
+    request_id: RequestId = ""  # never: where there is none, one is made before anything is checked
     function_id: str = Field(min_length=1, max_length=200)
     runtime: str
     s3_bucket: str = Field(min_length=3, max_length=255)
     s3_key: str = Field(min_length=1, max_length=1024)
-    timeout_ms: int = Field(gt=0)
-    memory_mb: int = Field(ge=6)
-    cpus: float = Field(gt=0, allow_inf_nan=False)
+    timeout_ms: int = Field(default_factory=lambda: current().timeout_ms, gt=0)
+    memory_mb: int = Field(default_factory=lambda: current().memory_mb, ge=6)
+    cpus: float = Field(default_factory=lambda: current().cpus, gt=0, allow_inf_nan=False)
     payload: JsonValue = None
     env: dict[str, str] = Field(default_factory=dict)
     code_sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", to_lower=True)] | None = None
@@ -53,6 +62,13 @@ class FunctionRequest(Wire):
     handler: Annotated[str, StringConstraints(max_length=200)] | None = None
     stdin: str | None = None
     stdin_base64: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _an_id_that_its_queue_takes(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "requestId" in data or "request_id" in data:
+            return data
+        return {**data, "requestId": new_request_id(data, current())}
 
     @model_validator(mode="before")
     @classmethod
@@ -120,8 +136,9 @@ class FunctionRequest(Wire):
         return self.model_copy(update={"payload": payload, "stdin": None, "stdin_base64": None})
 
     def to_wire(self) -> dict[str, Any]:
-        """The camelCase JSON object, without fields that hold nothing."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        """The camelCase JSON object, without fields that hold nothing, and without limits that nobody has set."""
+        unset = {name for name in FROM_SETTINGS if name not in self.model_fields_set}
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=unset)
 
 
 def problem_of_handler(handler: str) -> str:
@@ -165,6 +182,15 @@ def time_limits(timeout_ms: int, settings: Settings) -> TimeLimits:
     """
     soft_s = timeout_ms / 1000 + settings.overhead_s
     return TimeLimits(soft_s, soft_s + settings.hard_limit_grace_s)
+
+
+def new_request_id(data: object, settings: Settings) -> str:
+    """An id for a request that has none, checked or not: one that its queue takes."""
+    runtime = data.get("runtime") if isinstance(data, dict) else None
+    table = settings.runtime_table
+    canonical = table.canonical(runtime) if isinstance(runtime, str) else None
+    prefix = "" if canonical is None else prefix_of(table[canonical].queue, settings)
+    return f"{prefix}{uuid.uuid4()}"
 
 
 def parse_request(data: object, settings: Settings, *, request_id: str | None = None) -> FunctionRequest:

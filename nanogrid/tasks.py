@@ -34,7 +34,7 @@ from nanogrid.errors import (
 )
 from nanogrid.mapping import reducer_input
 from nanogrid.observations import happened
-from nanogrid.request import FunctionRequest
+from nanogrid.request import FunctionRequest, new_request_id
 from nanogrid.result import ExecutionResult, not_run
 from nanogrid.settings import Settings
 from nanogrid.submission import (
@@ -44,7 +44,6 @@ from nanogrid.submission import (
     SENT_AT,
     Submission,
     merge_fields,
-    new_request_id,
     parse_named,
     refuse_in_one_task,
     refuse_without_id,

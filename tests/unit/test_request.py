@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nanogrid.errors import InvalidRequestError
 from nanogrid.request import FunctionRequest, parse_request, time_limits
 from nanogrid.settings import Settings
+from nanogrid.submission import Submission
 
 ORIGINAL: dict[str, Any] = {
     "requestId": "req-1",
@@ -204,3 +205,41 @@ def test_stdin_is_a_secret(settings: Settings) -> None:
         with pytest.raises(InvalidRequestError) as caught:
             parse_request({**ORIGINAL, field: ["hunter2"]}, settings)
         assert "hunter2" not in str(caught.value)
+
+
+def test_a_request_in_python_needs_what_has_no_default() -> None:
+    """The rest is the deployment's: each request is one of its own, and each client fills in the limits of its own settings."""
+    request = FunctionRequest(function_id="f", runtime="C++", s3_bucket="code", s3_key="f.zip")
+    other = FunctionRequest(function_id="f", runtime="C++", s3_bucket="code", s3_key="f.zip")
+    assert request.request_id != other.request_id
+    here = Settings()
+    assert (request.timeout_ms, request.memory_mb, request.cpus) == (here.timeout_ms, here.memory_mb, here.cpus)
+    there = Settings(timeout_ms=1234, memory_mb=99, cpus=0.5)
+    sent = Submission.of(request.to_wire(), there).request
+    assert (sent.request_id, sent.timeout_ms, sent.memory_mb, sent.cpus) == (request.request_id, 1234, 99, 0.5)
+    assert sent.to_wire()["timeoutMs"] == 1234
+
+
+def test_what_a_request_says_is_sent_also_where_it_is_the_default() -> None:
+    """A client with other defaults does not replace it."""
+    here = Settings()
+    request = FunctionRequest(
+        request_id="mine", function_id="f", runtime="python", s3_bucket="code", s3_key="f.zip",
+        timeout_ms=here.timeout_ms, memory_mb=here.memory_mb, cpus=here.cpus,
+    )  # fmt: skip
+    sent = Submission.of(request.to_wire(), Settings(timeout_ms=1, memory_mb=99, cpus=0.5)).request
+    assert (sent.request_id, sent.timeout_ms, sent.memory_mb, sent.cpus) == (
+        "mine",
+        here.timeout_ms,
+        here.memory_mb,
+        here.cpus,
+    )
+
+
+def test_the_id_that_is_made_is_one_that_the_queue_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where queues have prefixes."""
+    settings = Settings(request_id_prefixes={"python": "team-a-"})
+    monkeypatch.setattr("nanogrid.settings._current", settings)
+    request = FunctionRequest(function_id="f", runtime="Python", s3_bucket="code", s3_key="f.zip")
+    assert request.request_id.startswith("team-a-")
+    assert Submission.of(request.to_wire(), settings).request.request_id == request.request_id
