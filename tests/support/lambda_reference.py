@@ -43,7 +43,7 @@ def reference(
 ) -> Reference:
     """Run `handler` of the folder `code` once for each event, in one process, as Lambda does."""
     waiting = [json.dumps(event).encode() for event in events]
-    wanted, found, all_answered = len(waiting), Reference(), threading.Event()
+    wanted, found, all_answered, ended = len(waiting), Reference(), threading.Event(), threading.Event()
 
     class Api(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -53,8 +53,8 @@ def reference(
                 super().handle()
 
         def do_GET(self) -> None:
-            if not waiting:
-                all_answered.wait(TIMEOUT_S)
+            if not waiting:  # an answer of any kind, or a hang-up, would make it say something
+                ended.wait(TIMEOUT_S)
                 self.close_connection = True
                 return
             body = waiting.pop(0)
@@ -96,8 +96,8 @@ def reference(
             _await(process, all_answered)
         finally:
             process.kill()
-            all_answered.set()
             out, _ = process.communicate()
+            ended.set()
             server.shutdown()
     found.out = out.decode()
     return found
