@@ -139,7 +139,7 @@ class Function:
             function_id,
             entry.image,
             entry.command,
-            environment(request),
+            environment(request, ground.settings),
             str(tree),
             Confinement(request.memory_mb, request.cpus, request.network),
             key=key or str(tree),

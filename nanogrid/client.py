@@ -22,14 +22,16 @@ from nanogrid.celery import NanoGrid, make_app
 from nanogrid.celery import app as default_app
 from nanogrid.errors import InvalidRequestError, ResultUnavailableError
 from nanogrid.mapping import PartFailure
-from nanogrid.request import FunctionRequest
+from nanogrid.request import FunctionRequest, new_request_id
 from nanogrid.result import ExecutionResult, not_run
 from nanogrid.settings import Settings, current
 from nanogrid.stream.entry import StreamedResult
 from nanogrid.stream.follower import follow as follow_stream
-from nanogrid.submission import EXECUTE, REDUCE, Submission, new_request_id
+from nanogrid.submission import EXECUTE, REDUCE, Submission
 
 MAP_LIMIT = 10_000
+INPUTS = ("payload", "stdin", "stdinBase64")
+"""Fields of a request that a map fills in itself."""
 
 
 class Client:
@@ -135,11 +137,16 @@ class Client:
     ) -> str:
         """Run `function` over every payload, then `reducer` over the list of results, and return the reducer's id.
 
-        `function` and `reducer` are requests without payload. The reducer's payload is the list of the parts'
+        `function` and `reducer` are requests without payload and stdin. The reducer's payload is the list of the parts'
         ExecutionResults in the order of `payloads`; `on_failure` says what a part that did not succeed does to it. The
         parts' ids are the reducer's id and `/0`, `/1`, ... Raises InvalidRequestError before anything is sent.
         """
         tracing.begin(self.settings)
+        for name in INPUTS:
+            if reducer.get(name) is not None:
+                raise InvalidRequestError(
+                    name, "the reducing function has none of its own; it reads the parts' results"
+                )
         final = Submission.of(reducer, self.settings)
         named = {**function, "requestId": final.task_id}
         parts = [Submission.of(part, self.settings) for part in _parts(named, payloads, self.settings)]
@@ -180,8 +187,9 @@ def _wire(request: dict[str, Any] | FunctionRequest) -> dict[str, Any]:
 
 def _parts(function: dict[str, Any], payloads: Iterable[JsonValue], settings: Settings) -> list[dict[str, Any]]:
     """One request per payload, with ids of its own under the function's request id."""
-    if "payload" in function:
-        raise InvalidRequestError("payload", "the function of a map has none of its own; it comes from the payloads")
+    for name in INPUTS:
+        if function.get(name) is not None:
+            raise InvalidRequestError(name, "the function of a map has none of its own; it comes from the payloads")
     name = function.get("requestId") or new_request_id(function, settings)
     parts = [
         {**function, "requestId": f"{name}/{number}", "payload": payload} for number, payload in enumerate(payloads)

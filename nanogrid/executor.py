@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
-from typing import Any
 
 from pydantic import JsonValue
 
 from nanogrid import stages, tracing
 from nanogrid.code import CodeStore
+from nanogrid.code.required import HandlerModule
 from nanogrid.container.cgroup import Usage
 from nanogrid.container.engine import Engine
 from nanogrid.container.hardening import MOUNT, Confinement, environment
@@ -30,6 +31,9 @@ from nanogrid.watching import Ran, Watcher
 
 log = logging.getLogger(__name__)
 
+
+LONGEST_SHOWN = 20
+"""Of a number, in a sentence."""
 
 SHARE_OF_OVERHEAD = 0.75
 """So much of `overhead_s` may be over when a second run begins: what is left is for its container."""
@@ -60,12 +64,13 @@ class Executor:
         """
         began = time.monotonic()
         runtime = self._settings.runtime_table[request.runtime]
-        command, required_file = runtime.command, runtime.required_file
+        command: tuple[str, ...] = runtime.command
+        required: str | HandlerModule = runtime.required_file
         if request.handler:
-            command, required_file = handler_command(request.handler)
+            command, required = handler_command(request.handler)
         with (
             self._code.checkout(
-                request.s3_bucket, request.s3_key, sha256=request.code_sha256, required_file=required_file
+                request.s3_bucket, request.s3_key, sha256=request.code_sha256, required=required
             ) as code,
             self._layers.prepare(code, runtime) as prepared,
             stages.Run(request.request_id, request.function_id, attempt) as stage,
@@ -75,7 +80,7 @@ class Executor:
                 request.function_id,
                 runtime.image,
                 command,
-                environment(request),
+                environment(request, self._settings),
                 str(prepared.tree),
                 Confinement(tuned.limit_mb(request.memory_mb, prepared.key), request.cpus, request.network),
                 key=f"{request.function_id}\0{prepared.key}",
@@ -134,7 +139,7 @@ class Executor:
     def _run(self, request: FunctionRequest, wanted: LeaseRequest, stage: stages.Run) -> Ran:
         """One run in one container."""
         asked = time.monotonic()
-        with self._pool.lease(wanted, request.payload) as container:
+        with self._pool.lease(wanted, request.input) as container:
             acquired = time.monotonic()
             report = container.run(
                 timeout_s=request.timeout_ms / 1000,
@@ -206,10 +211,7 @@ class Executor:
                 None,
                 f"nanogrid: the value in NANOGRID_RESULT has {result.size} bytes, more than the accepted {limit}\n",
             )
-        try:
-            return json.loads(result.data, parse_constant=_refuse), ""
-        except (ValueError, RecursionError) as error:
-            return None, f"nanogrid: the value in NANOGRID_RESULT is no JSON: {error}\n"
+        return value_of(result.data)
 
 
 def classify(report: RunReport, container: Container) -> tuple[Outcome, int]:
@@ -241,11 +243,9 @@ def _ran_out_of_memory(report: RunReport, container: Container) -> bool:
     return container.end is not None and container.end.oom_killed
 
 
-def handler_command(handler: str) -> tuple[tuple[str, ...], str]:
-    """The command that calls `module.function`, and the file or folder that must be in the code for it."""
-    module = handler.rpartition(".")[0]
-    top = module.partition(".")[0]
-    return ("python", f"{MOUNT}/runner/call_handler.py", handler), top if "." in module else f"{top}.py"
+def handler_command(handler: str) -> tuple[tuple[str, ...], HandlerModule]:
+    """The command that calls `module.function`, and what must be in the code for it."""
+    return ("python", f"{MOUNT}/runner/call_handler.py", handler), HandlerModule.of(handler)
 
 
 def explain(outcome: Outcome, request: FunctionRequest, settings: Settings) -> str:
@@ -281,5 +281,24 @@ def _cpu_millis(usage: Usage) -> int | None:
     return None if usage.cpu_ns is None else round(usage.cpu_ns / 1e6)
 
 
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
+def value_of(data: bytes) -> tuple[JsonValue, str]:
+    """The JSON value of these bytes, and a line for stderr where something of it cannot be kept.
+
+    JSON has neither NaN nor infinity, but Python's `json`, pandas and Lambda's serializer write them: null takes their place.
+    """
+    left_out: dict[str, None] = {}
+
+    def number(text: str) -> float | None:
+        value = float(text)
+        return value if math.isfinite(value) else left_out.setdefault(text[:LONGEST_SHOWN])
+
+    try:
+        value = json.loads(data, parse_float=number, parse_constant=lambda text: left_out.setdefault(text))
+    except (ValueError, RecursionError) as error:
+        return None, f"nanogrid: the value in NANOGRID_RESULT is no JSON: {error}\n"
+    if not left_out:
+        return value, ""
+    return (
+        value,
+        f"nanogrid: the value holds {', '.join(list(left_out)[:3])}, which JSON cannot: null is in its place\n",
+    )

@@ -6,47 +6,95 @@ worker it says what is wrong with a bare message.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import difflib
 import re
+import uuid
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, JsonValue, StringConstraints, ValidationError, field_validator
+from pydantic import Field, JsonValue, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from nanogrid.errors import InvalidRequestError
-from nanogrid.settings import Settings
+from nanogrid.request_ids import prefix_of
+from nanogrid.settings import Settings, current
 from nanogrid.wire import Wire
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+=~-]*$"
 RequestId = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=ID_PATTERN)]
-SECRET_FIELDS = ("payload", "env")
+SECRET_FIELDS = ("payload", "env", "stdin", "stdinBase64")
 """What is wrong with a request stands in logs and in its result; what is in these fields does not."""
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-HANDLER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+$"
+HANDLER = re.compile(r"{part}(?:[./]{part})*\.{part}".format(part=r"[^\s./\\\x00-\x1f\x7f]+"))
+"""`module.function`, as AWS Lambda takes it: whatever a file can be called, in folders that are parted by slashes or dots."""
+
+
+FROM_SETTINGS = ("timeout_ms", "memory_mb", "cpus")
+"""Fields whose defaults a deployment sets."""
 
 
 class FunctionRequest(Wire):
     """One request to run one function once.
 
     `s3_bucket` and `s3_key` name an archive (zip, or tar with gzip, bzip2, xz or no compression). `payload` is any JSON value: the
-    function's stdin, and the file named by `NANOGRID_PAYLOAD`. `code_sha256` is the hex digest of the S3 object.
+    function's stdin, and the file named by `NANOGRID_PAYLOAD`. In its place `stdin` is put there as it is: text, in UTF-8, or bytes, which
+    travel as `stdin_base64`. `code_sha256` is the hex digest of the S3 object.
     `max_age_ms` counts from the moment the request was sent: an older one is answered, not run.
+
+    Without a `request_id` it gets one of its own: sent twice it is the same request, and run once. Limits that are not given are those
+    of this process's settings here, and of the settings of whoever sends it.
     """
 
-    request_id: RequestId
+    request_id: RequestId = ""  # never: where there is none, one is made before anything is checked
     function_id: str = Field(min_length=1, max_length=200)
     runtime: str
     s3_bucket: str = Field(min_length=3, max_length=255)
     s3_key: str = Field(min_length=1, max_length=1024)
-    timeout_ms: int = Field(gt=0)
-    memory_mb: int = Field(ge=6)
-    cpus: float = Field(gt=0, allow_inf_nan=False)
+    timeout_ms: int = Field(default_factory=lambda: current().timeout_ms, gt=0)
+    memory_mb: int = Field(default_factory=lambda: current().memory_mb, ge=6)
+    cpus: float = Field(default_factory=lambda: current().cpus, gt=0, allow_inf_nan=False)
     payload: JsonValue = None
     env: dict[str, str] = Field(default_factory=dict)
     code_sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", to_lower=True)] | None = None
     network: str = "none"
     max_age_ms: int | None = Field(default=None, gt=0)
-    handler: Annotated[str, StringConstraints(pattern=HANDLER_PATTERN, max_length=200)] | None = None
+    handler: Annotated[str, StringConstraints(max_length=200)] | None = None
+    stdin: str | None = None
+    stdin_base64: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _an_id_that_its_queue_takes(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "requestId" in data or "request_id" in data:
+            return data
+        return {**data, "requestId": new_request_id(data, current())}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bytes_travel_in_base64(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("stdin"), (bytes, bytearray, memoryview)):
+            return data
+        rest = {name: value for name, value in data.items() if name != "stdin"}
+        return {**rest, "stdinBase64": base64.b64encode(data["stdin"]).decode()}
+
+    @field_validator("stdin")
+    @classmethod
+    def _usable_text(cls, text: str | None) -> str | None:
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds half a character (a lone surrogate); send bytes as stdinBase64") from None
+        return text
+
+    @field_validator("stdin_base64")
+    @classmethod
+    def _usable_base64(cls, text: str | None) -> str | None:
+        try:
+            base64.b64decode(text or "", validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError("is no base64: accepted are A-Z a-z 0-9 + / with = at the end, in one line") from None
+        return text
 
     @field_validator("env")
     @classmethod
@@ -69,9 +117,41 @@ class FunctionRequest(Wire):
             raise ValueError(f"{function_id!a} holds {wrong}, which no environment can carry")
         return function_id
 
+    @field_validator("handler")
+    @classmethod
+    def _usable_handler(cls, handler: str | None) -> str | None:
+        if handler is not None and (problem := problem_of_handler(handler)):
+            raise ValueError(problem)
+        return handler
+
+    @property
+    def input(self) -> JsonValue | bytes:
+        """What the function reads from stdin: the payload, which is to be written as JSON, or bytes as they are."""
+        if self.stdin is not None:
+            return self.stdin.encode()
+        return self.payload if self.stdin_base64 is None else base64.b64decode(self.stdin_base64)
+
+    def with_payload(self, payload: JsonValue) -> FunctionRequest:
+        """The same request with this as its input."""
+        return self.model_copy(update={"payload": payload, "stdin": None, "stdin_base64": None})
+
     def to_wire(self) -> dict[str, Any]:
-        """The camelCase JSON object, without fields that hold nothing."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        """The camelCase JSON object, without fields that hold nothing, and without limits that nobody has set."""
+        unset = {name for name in FROM_SETTINGS if name not in self.model_fields_set}
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=unset)
+
+
+def problem_of_handler(handler: str) -> str:
+    """What is wrong with a handler's name; "" for nothing."""
+    if HANDLER.fullmatch(handler):
+        return ""
+    return f"{_show(handler)} names no function; accepted is module.function, such as app.run or todos/get.run"
+
+
+def check_handler(handler: str) -> None:
+    """Raise InvalidRequestError where this can be no handler's name."""
+    if problem := problem_of_handler(handler):
+        raise InvalidRequestError("handler", problem)
 
 
 def _not_for_environments(text: str) -> str:
@@ -104,6 +184,15 @@ def time_limits(timeout_ms: int, settings: Settings) -> TimeLimits:
     return TimeLimits(soft_s, soft_s + settings.hard_limit_grace_s)
 
 
+def new_request_id(data: object, settings: Settings) -> str:
+    """An id for a request that has none, checked or not: one that its queue takes."""
+    runtime = data.get("runtime") if isinstance(data, dict) else None
+    table = settings.runtime_table
+    canonical = table.canonical(runtime) if isinstance(runtime, str) else None
+    prefix = "" if canonical is None else prefix_of(table[canonical].queue, settings)
+    return f"{prefix}{uuid.uuid4()}"
+
+
 def parse_request(data: object, settings: Settings, *, request_id: str | None = None) -> FunctionRequest:
     """Check a wire object and fill in defaults.
 
@@ -129,6 +218,7 @@ def parse_request(data: object, settings: Settings, *, request_id: str | None = 
     except ValidationError as invalid:
         raise _sentence(invalid.errors()[0]) from None
     _check_limits(request, settings)
+    _check_input(request)
     return request
 
 
@@ -157,6 +247,18 @@ def _check_limits(request: FunctionRequest, settings: Settings) -> None:
         raise InvalidRequestError("network", f"{_show(request.network)} is not allowed here; accepted are {accepted}")
     if request.handler and not settings.runtime_table[request.runtime].supports_handler:
         raise InvalidRequestError("handler", f"the runtime {request.runtime!r} has no handlers; leave the field out")
+
+
+def _check_input(request: FunctionRequest) -> None:
+    """Raise InvalidRequestError where it is not clear what the function is to read."""
+    given = {"payload": request.payload, "stdin": request.stdin, "stdinBase64": request.stdin_base64}
+    first, *more = [name for name, value in given.items() if value is not None] or [""]
+    if more:
+        raise InvalidRequestError(
+            more[0], f"{first} is given too, and both would be the function's input: leave one of them out"
+        )
+    if request.handler and first in ("stdin", "stdinBase64"):
+        raise InvalidRequestError(first, "a handler is called with the payload: send it as that, or leave handler out")
 
 
 def _sentence(error: ErrorDetails) -> InvalidRequestError:

@@ -6,13 +6,12 @@ The rule: producers, the client and the transport's adoption of bare messages al
 from __future__ import annotations
 
 import time
-import uuid
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from nanogrid.errors import InvalidRequestError
-from nanogrid.request import FunctionRequest, TimeLimits, parse_request, time_limits
-from nanogrid.request_ids import prefix_of, refusal
+from nanogrid.request import FunctionRequest, TimeLimits, new_request_id, parse_request, time_limits
+from nanogrid.request_ids import refusal
 from nanogrid.settings import Settings
 
 EXECUTE = "nanogrid.execute_function"
@@ -97,15 +96,6 @@ def parse_named(data: object, settings: Settings, request_id: str, *, queue: str
         refusal(request.request_id, queue, settings)
         or f"{request.request_id!r} is not the id of its message, {request_id!r}: send the same one, or leave this field out",
     )
-
-
-def new_request_id(data: object, settings: Settings) -> str:
-    """An id for a request that has none, checked or not: one that its queue takes."""
-    runtime = data.get("runtime") if isinstance(data, dict) else None
-    table = settings.runtime_table
-    canonical = table.canonical(runtime) if isinstance(runtime, str) else None
-    prefix = "" if canonical is None else prefix_of(table[canonical].queue, settings)
-    return f"{prefix}{uuid.uuid4()}"
 
 
 def _own_id(data: object) -> str | None:

@@ -34,7 +34,7 @@ from nanogrid.errors import (
 )
 from nanogrid.mapping import reducer_input
 from nanogrid.observations import happened
-from nanogrid.request import FunctionRequest
+from nanogrid.request import FunctionRequest, new_request_id
 from nanogrid.result import ExecutionResult, not_run
 from nanogrid.settings import Settings
 from nanogrid.submission import (
@@ -44,7 +44,6 @@ from nanogrid.submission import (
     SENT_AT,
     Submission,
     merge_fields,
-    new_request_id,
     parse_named,
     refuse_in_one_task,
     refuse_without_id,
@@ -133,7 +132,7 @@ def reduce_function(task: ReduceTask, request: dict[str, Any], parts: list[str],
 
     def with_payload(parsed: FunctionRequest) -> FunctionRequest:
         results = [load_result(task, part) or not_run(part, "", "its result is not stored any more") for part in parts]
-        return parsed.model_copy(update={"payload": reducer_input(results, on_failure)})
+        return parsed.with_payload([*reducer_input(results, on_failure)])
 
     return answer(task, request, with_payload)
 

@@ -1,11 +1,13 @@
-"""What a function is given on the command line: its payload and its variables, as words, from files, or from stdin.
+"""What a function is given on the command line: its input and its variables, as words, from files, or from stdin.
 
 The rule: an error names the file and the variable, and shows nothing of what the file holds, which may be a secret.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,55 @@ VARIABLE_LIMIT_BYTES = 131_071
 """The longest `NAME=value` that Linux hands to a program (MAX_ARG_STRLEN, without the zero at its end)."""
 
 
-def given(env: list[str], payload: str | None) -> dict[str, Any]:
-    """The request's `env` and `payload`, from the words of `--env` and `--payload`."""
-    from_stdin = [word for word in env if word.partition("=")[2] == f"@{STDIN}"] + [STDIN] * (payload == STDIN)
+def given(
+    env: list[str], payload: str | None, stdin: str | None = None, stdin_text: str | None = None
+) -> dict[str, Any]:
+    """The request's `env` and its input, from the words of `--env`, and of `--payload`, `--stdin` or `--stdin-text`."""
+    inputs = {"--payload": payload, "--stdin": stdin, "--stdin-text": stdin_text}
+    options = [option for option, word in inputs.items() if word is not None]
+    if len(options) > 1:
+        raise InvalidRequestError("", f"{' and '.join(options)} both give the function's input: leave one out")
+    from_stdin = [word for word in env if word.partition("=")[2] == f"@{STDIN}"] + [STDIN] * (STDIN in (payload, stdin))
     if len(from_stdin) > 1:
         raise InvalidRequestError(
             "env",
-            "standard input can be read for one of --env and --payload only: give the others from files, by @FILE",
+            "standard input can be read for one of --env, --payload and --stdin only: give the others from files",
         )
-    return {"env": parse_env(env), "payload": parse_payload(payload)}
+    if stdin is not None:
+        return {"env": parse_env(env), **as_field(_stdin_of(stdin))}
+    if stdin_text is not None:
+        return {"env": parse_env(env), **as_field(os.fsencode(stdin_text))}
+    return {"env": parse_env(env), **({} if payload is None else {"payload": parse_payload(payload)})}
+
+
+def as_field(raw: bytes) -> dict[str, str]:
+    """The request's field for what is put on stdin as it is: the text or, where that is none or would be longer, base64."""
+    in_base64 = base64.b64encode(raw).decode()
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return {"stdinBase64": in_base64}
+    return {"stdin": text} if len(json.dumps(text)) - 2 <= len(in_base64) else {"stdinBase64": in_base64}
+
+
+def _stdin_of(file: str) -> bytes:
+    """What `--stdin` names. What is read is bounded, for a device or a pipe may have no end."""
+    from nanogrid.settings import SQS_MESSAGE_LIMIT_BYTES
+
+    if not file:
+        raise InvalidRequestError("stdin", "--stdin names no file: give one, or - for standard input")
+    what = "standard input" if file == STDIN else file
+    try:
+        raw = _read(file, SQS_MESSAGE_LIMIT_BYTES + 1)
+    except OSError as unreadable:
+        raise InvalidRequestError("stdin", f"{what} cannot be read: {unreadable.strerror}") from None
+    if len(raw) > SQS_MESSAGE_LIMIT_BYTES:
+        raise InvalidRequestError(
+            "stdin",
+            f"{what} holds more than the {SQS_MESSAGE_LIMIT_BYTES} bytes that a message has room for: "
+            "put it in S3, and give the function its address",
+        )
+    return raw
 
 
 def parse_env(words: list[str]) -> dict[str, str]:

@@ -24,6 +24,10 @@ def invoke(
         str | None,
         typer.Option("--payload", "-p", metavar="JSON|@FILE|-", help="The function's input; - reads it from stdin."),
     ] = None,
+    stdin: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help="In place of a payload: its stdin, byte for byte.")
+    ] = None,
+    stdin_text: Annotated[str | None, typer.Option(metavar="TEXT", help="Likewise, this text.")] = None,
     timeout_ms: Annotated[int | None, typer.Option(help="End the function after this many milliseconds.")] = None,
     memory_mb: Annotated[int | None, typer.Option(help="Memory limit in MiB.")] = None,
     cpus: Annotated[float | None, typer.Option(help="CPU limit, in cores.")] = None,
@@ -68,7 +72,9 @@ def invoke(
         "handler": handler,
     }
     with exits_with(console.NOT_RUN):
-        request = {name: value for name, value in wanted.items() if value is not None} | given(env or [], payload)
+        request = {name: value for name, value in wanted.items() if value is not None} | given(
+            env or [], payload, stdin, stdin_text
+        )
         target = find_target()
         client = connect(target)
         request = with_code(source, request, bucket, target, client)

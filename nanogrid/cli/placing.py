@@ -28,12 +28,15 @@ def with_code(
     Raises InvalidRequestError or CodeError where they cannot be told, or the code is of no use.
     """
     from nanogrid.cli.source import find_source, guess_runtime
+    from nanogrid.request import check_handler
 
+    if "handler" in request:
+        check_handler(request["handler"])
     source = find_source(source_text)
     filled = {**request}
     if "runtime" not in filled:
-        filled["runtime"] = guess_runtime(source, target.settings)
-        console.note(f"runtime: {filled['runtime']} (seen from the files)")
+        filled["runtime"] = guess_runtime(source, target.settings, handler=request.get("handler"))
+        console.note(f"runtime: {filled['runtime']} (seen from the {'handler' if 'handler' in request else 'files'})")
     filled.setdefault("functionId", _function_id(source))
     return {**filled, **_place(source, filled, bucket, target, client)}
 
@@ -51,7 +54,7 @@ def _place(
     if runtime is None:
         accepted = ", ".join(table.accepted())
         raise InvalidRequestError("runtime", f"{request['runtime']!r} is not known; accepted are {accepted}")
-    archive = pack(source, table[runtime], target.settings, needs_required_file="handler" not in request)
+    archive = pack(source, table[runtime], target.settings, handler=request.get("handler"))
     bucket = bucket or _default_bucket(target)
     if target.is_local:
         _make_bucket(bucket, target)

@@ -49,6 +49,10 @@ def tune(
         str | None,
         typer.Option("--payload", "-p", metavar="JSON|@FILE|-", help="The function's input; - reads it from stdin."),
     ] = None,
+    stdin: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help="In place of a payload: its stdin, byte for byte.")
+    ] = None,
+    stdin_text: Annotated[str | None, typer.Option(metavar="TEXT", help="Likewise, this text.")] = None,
     timeout_ms: Annotated[int | None, typer.Option(help="End a run after this many milliseconds.")] = None,
     env: Annotated[
         list[str] | None,
@@ -91,7 +95,9 @@ def tune(
     if chart is not None:
         check_chart(chart)
     wanted = {"runtime": runtime, "functionId": function_id, "timeoutMs": timeout_ms, "handler": handler}
-    request = {name: value for name, value in wanted.items() if value is not None} | given(env or [], payload)
+    request = {name: value for name, value in wanted.items() if value is not None} | given(
+        env or [], payload, stdin, stdin_text
+    )
     target = find_target()
     sizes = sizes_of(memories, cores or [target.settings.cpus])
     client = connect(target)

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogrid import counted
-from nanogrid.code.archive import check_required_file, unpack
+from nanogrid.code.archive import unpack
 from nanogrid.code.cache import Cache, Entry, Record, Usage, source_name
 from nanogrid.code.limits import MIB, Limits
+from nanogrid.code.required import HandlerModule, check_required
 from nanogrid.code.source import Source, s3_client, url
 from nanogrid.errors import CodeCorruptError, CodeUnavailableError
 from nanogrid.observations import happened
@@ -70,28 +71,28 @@ class CodeStore:
         self._cache = Cache(settings.data_dir / "code", settings.code_cache_mb * MIB)
 
     def checkout(
-        self, bucket: str, key: str, *, sha256: str | None = None, required_file: str
+        self, bucket: str, key: str, *, sha256: str | None = None, required: str | HandlerModule
     ) -> AbstractContextManager[Code]:
         """The code of an S3 object, kept on disk for the length of the `with` block.
 
-        `sha256` (hex digest of the object) pins the code. Raises CodeNotFoundError, CodeCorruptError (both final) or
+        `sha256` (hex digest of the object) pins the code; `required` is what is started in it. Raises CodeNotFoundError, CodeCorruptError (both final) or
         CodeUnavailableError (worth another attempt).
         """
-        return self._checkout(bucket, key, sha256, required_file)
+        return self._checkout(bucket, key, sha256, required)
 
     def usage(self) -> Usage:
         """What the cache holds."""
         return self._cache.usage()
 
     @contextmanager
-    def _checkout(self, bucket: str, key: str, sha256: str | None, required_file: str) -> Iterator[Code]:
+    def _checkout(self, bucket: str, key: str, sha256: str | None, required: str | HandlerModule) -> Iterator[Code]:
         source = source_name(self._settings.s3_endpoint_url, bucket, key)
         wanted = _Wanted(bucket, key, sha256.lower() if sha256 else None, source)
         with self._local_trouble(wanted):
             entry, code = self._ready(wanted)
         try:
             with _about(wanted):
-                check_required_file(code.path, required_file)
+                check_required(code.path, required)
             yield code
         finally:
             entry.release()

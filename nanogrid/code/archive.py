@@ -44,17 +44,3 @@ def _entries(archive: Path, meter: Meter) -> Iterator[Entry]:
     if tarred.looks_like_tar(start):
         return tarred.entries(archive, meter, None)
     raise CodeCorruptError(f"the object is no archive, it starts with {ascii(start[:16])[1:]}: {ACCEPTED}")
-
-
-def check_required_file(folder: Path, required_file: str) -> None:
-    """Raise CodeCorruptError unless the folder has the file that the runtime starts, and say what is there instead."""
-    if (folder / required_file).is_file():
-        return
-    names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
-    if len(names) == 1 and names[0].endswith("/") and (folder / names[0] / required_file).is_file():
-        raise CodeCorruptError(
-            f"{required_file} is not at the top of the archive but in the folder {names[0]!a}: "
-            "pack the folder's content instead of the folder"
-        )
-    found = ", ".join(ascii(name) for name in names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    raise CodeCorruptError(f"{required_file} is missing at the top of the archive, which has {found}: add it there")

@@ -21,6 +21,7 @@ hosts of their own, and keep their kernels current.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +60,14 @@ class Confinement:
     network: str
 
 
-def environment(request: FunctionRequest) -> dict[str, str]:
-    """The whole environment that is set for a function (the image's own PATH and the like remain)."""
+def environment(request: FunctionRequest, settings: Settings) -> dict[str, str]:
+    """The whole environment that is set for a function (the image's own PATH and the like remain).
+
+    A handler gets AWS Lambda's variables too, as far as the request does not set them itself.
+    """
     return {
         **BASE_ENVIRONMENT,
+        **(_environment_of_lambda(request, settings) if request.handler else {}),
         **request.env,
         "NANOGRID_REQUEST_ID": request.request_id,
         "NANOGRID_FUNCTION_ID": request.function_id,
@@ -70,6 +75,22 @@ def environment(request: FunctionRequest) -> dict[str, str]:
         "NANOGRID_MEMORY_MB": str(request.memory_mb),
         "NANOGRID_PAYLOAD": f"{RUN}/payload.json",
         "NANOGRID_RESULT": f"{RUN}/result.json",
+    }
+
+
+def _environment_of_lambda(request: FunctionRequest, settings: Settings) -> dict[str, str]:
+    """What Lambda promises to every handler, but for what only the container knows (`AWS_EXECUTION_ENV`) and credentials."""
+    return {
+        "_HANDLER": request.handler or "",
+        "AWS_DEFAULT_REGION": settings.region,
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(request.memory_mb),
+        "AWS_LAMBDA_FUNCTION_NAME": request.function_id,
+        "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+        "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+        "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{request.function_id}",
+        "AWS_LAMBDA_LOG_STREAM_NAME": time.strftime("%Y/%m/%d/[$LATEST]", time.gmtime()) + request.request_id,
+        "AWS_REGION": settings.region,
+        "LAMBDA_TASK_ROOT": WORKSPACE,
     }
 
 

@@ -140,7 +140,9 @@ class Slot:
 
 
 def text_of(payload: Any) -> bytes:
-    """A payload's JSON text; nothing for None."""
+    """A payload's JSON text, and bytes as they are; nothing for None."""
+    if isinstance(payload, bytes):
+        return payload
     return b"" if payload is None else json.dumps(payload, ensure_ascii=False).encode("utf-8", "replace")
 
 

@@ -26,8 +26,8 @@ def refuse_large_messages(client: Any, limit_bytes: int) -> None:
         size_bytes = message_size_bytes(params)
         if size_bytes > limit_bytes:
             raise InvalidRequestError(
-                "payload",
-                f"the message takes {size_bytes} bytes and {limit_bytes} are allowed: put large data in S3 and send its address",
+                "",
+                f"the message takes {size_bytes} bytes and {limit_bytes} are allowed: put large data, payload or stdin, in S3 and send its address",
             )
 
     client.meta.events.register("provide-client-params.sqs.SendMessage", check)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -112,6 +113,29 @@ def test_a_handler_is_called(client: Client, functions: Functions) -> None:
     assert run(client, request).value == [{"a": 1}, request["requestId"]]
 
 
+def test_a_handler_of_lambda_runs_unmodified(client: Client, functions: Functions) -> None:
+    """Its name, its log, and what it returns: twice, so that the second run is a warm one."""
+    source = """
+import logging, os
+from decimal import Decimal
+logging.getLogger().setLevel(logging.INFO)
+
+def get(event, context):
+    logging.info("asked for %s", event["id"])
+    return {"price": Decimal("1.10"), "rate": float("nan"), "name": os.environ["AWS_LAMBDA_FUNCTION_NAME"]}
+"""
+    first = functions.request({"to-dos/get-one.py": source}, handler="to-dos/get-one.get")
+    for number, kinds in enumerate([(StartKind.COLD, StartKind.PREWARMED), (StartKind.WARM,)]):
+        request = {**first, "requestId": f"{first['requestId']}-{number}", "payload": {"id": number}}
+        result = run(client, request)
+        assert result.success, result.stderr
+        assert result.start_kind in kinds
+        assert result.value == {"price": 1.1, "rate": None, "name": request["functionId"]}
+        assert result.stderr == "nanogrid: the value holds NaN, which JSON cannot: null is in its place\n"
+        level, _, request_id, message = result.stdout.split("\t")
+        assert (level, request_id, message) == ("[INFO]", request["requestId"], f"asked for {number}\n")
+
+
 def test_any_json_is_a_payload_and_a_value(grid: Grid, client: Client, functions: Functions) -> None:
     """What looks like an internal mark of Celery's JSON is data like any other, sent by a producer or as a bare message."""
     payload = {"__type__": "datetime", "__value__": "no date", "deep": [{"__type__": "x", "__value__": 1}]}
@@ -120,6 +144,36 @@ def test_any_json_is_a_payload_and_a_value(grid: Grid, client: Client, functions
     bare = functions.request(echo, payload=payload)
     sqs_client(grid.settings).send_message(QueueUrl=resolve("python", grid.settings), MessageBody=json.dumps(bare))
     assert client.wait(bare["requestId"], WAIT_S).value == payload
+
+
+BYTES = b"3 4\r\n\xff\x00no line end"
+
+
+@pytest.mark.parametrize("runtime", ["python", "cpp"])
+def test_stdin_is_what_was_sent_byte_for_byte(grid: Grid, client: Client, functions: Functions, runtime: str) -> None:
+    """Bytes and text, by a client and in a bare message; in the first run of a container and in warm ones."""
+    program: str | dict[str, str] = "import sys; print(sys.stdin.buffer.read().hex())"
+    if runtime == "cpp":
+        program = {"run.sh": 'od -An -v -tx1 | tr -d " \\n"; echo'}
+    made = functions.request(program, runtime=runtime, functionId=f"stdin-{runtime}")
+    texts: list[tuple[dict[str, Any], bytes]] = [
+        ({"stdin": "3 4\r\nü\n"}, "3 4\r\nü\n".encode()),
+        ({"stdin": BYTES}, BYTES),
+        ({"stdinBase64": base64.b64encode(BYTES).decode()}, BYTES),
+        ({"stdin": ""}, b""),
+    ]
+    for number, (fields, sent) in enumerate(texts):
+        request = {**made, **fields, "requestId": f"{made['requestId']}-{number}"}
+        assert run(client, request).stdout == sent.hex() + "\n"
+    bare = {**made, **texts[2][0], "requestId": f"{made['requestId']}-bare"}
+    sqs_client(grid.settings).send_message(QueueUrl=resolve(runtime, grid.settings), MessageBody=json.dumps(bare))
+    assert client.wait(bare["requestId"], WAIT_S).stdout == BYTES.hex() + "\n"
+    wrong = {**made, "stdinBase64": "secret!", "requestId": f"{made['requestId']}-wrong"}
+    sqs_client(grid.settings).send_message(QueueUrl=resolve(runtime, grid.settings), MessageBody=json.dumps(wrong))
+    refused = client.wait(wrong["requestId"], WAIT_S)
+    assert refused.outcome is Outcome.NOT_RUN
+    assert refused.stderr.startswith("stdinBase64: is no base64")
+    assert "secret" not in refused.stderr
 
 
 def test_the_environment_of_a_request_arrives(client: Client, functions: Functions) -> None:

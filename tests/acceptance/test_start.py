@@ -38,7 +38,7 @@ def grid(tmp_path: Path, aws_url: str, redis_url: str, unique: str) -> Iterator[
 def test_missing_queues(grid: Grid, aws_url: str, unique: str) -> None:
     """A worker without its queues ends with one line for each, and has created none."""
     ended = grid.celery("worker", "-Q", "python,cpp", "-l", "info")
-    assert ended.returncode != 0
+    assert ended.returncode == 1
     for name in ("python", "cpp"):
         (line,) = [line for line in ended.stderr.splitlines() if f"queue {name}: " in line]
         assert f"'{unique}-{name}' does not exist in SQS" in line
@@ -69,7 +69,7 @@ def test_a_data_folder_that_cannot_be_used(grid: Grid, tmp_path: Path) -> None:
     """A worker that cannot write its data folder ends with one sentence that names folder and setting."""
     (tmp_path / "data").write_text("a file in the way")
     ended = grid.celery("worker", "-Q", "python,cpp", "-l", "info")
-    assert ended.returncode != 0
+    assert ended.returncode == 1
     (line,) = [line for line in ended.stderr.splitlines() if "the worker cannot start: " in line]
     assert "NANOGRID_DATA_DIR" in line
     assert "Traceback" not in ended.stderr

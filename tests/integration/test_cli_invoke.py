@@ -65,6 +65,28 @@ def test_invoke_behaves_like_the_function(command: CommandLine, function: Any) -
     assert summary.startswith("FAILED · exit code 7 · ")
 
 
+def test_invoke_passes_on_stdin_as_it_is(command: CommandLine, function: Any, tmp_path: Path) -> None:
+    """Bytes of a pipe and of a file, and a text; no JSON is made of any."""
+    source = function("import shutil, sys; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)")
+    text, raw = b"3 4\r\n1 2\n\n", b"3 4\n\x00"
+    (tmp_path / "in.txt").write_bytes(raw)
+    assert command.run("invoke", source, "--stdin", "-", stdin=text).stdout == text
+    assert command.run("invoke", source, "--stdin", str(tmp_path / "in.txt")).stdout == raw
+    assert command.run("invoke", source, "--stdin-text", "a b").stdout == b"a b"
+
+
+def test_invoke_calls_a_handler_without_main_py(command: CommandLine, tmp_path: Path) -> None:
+    """The runtime follows from the handler; nobody is asked for it."""
+    folder = tmp_path / "api" / "to-dos"
+    folder.mkdir(parents=True)
+    (folder / "get.py").write_text("def get(event, context): return {'got': event}")
+    done = command.run("invoke", str(tmp_path / "api"), "--handler", "to-dos/get.get", "--payload", "1", "--json")
+    assert ExecutionResult.from_wire(json.loads(done.stdout)).value == {"got": 1}, done.stderr
+    lost = command.run("invoke", str(tmp_path), "--handler", "to-dos/get.get")
+    assert lost.returncode == 125
+    assert b"in the folder 'api/': give" in lost.stderr
+
+
 def test_a_secret_from_a_file_is_seen_by_the_function_alone(
     command: CommandLine, function: Any, tmp_path: Path
 ) -> None:
@@ -126,7 +148,7 @@ def test_code_that_is_not_there_was_not_run(command: CommandLine) -> None:
         (["{file}", "--timeout-ms", "-5"], "timeoutMs: -5 is too small"),
         (["{file}", "--env", "1A=2"], "'1A' is no usable name"),
         (["{file}", "--env", "TOKEN=@/no/such/file"], "/no/such/file, for 'TOKEN', cannot be read"),
-        (["{file}", "--env", "TOKEN=@-", "--payload", "-"], "can be read for one of --env and --payload only"),
+        (["{file}", "--env", "TOKEN=@-", "--payload", "-"], "can be read for one of --env, --payload and --stdin only"),
         (["{file}", "--payload", "text"], "is no JSON"),
     ],
 )

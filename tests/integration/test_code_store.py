@@ -89,7 +89,7 @@ def litter(data_dir: Path) -> list[Path]:
 
 def fetch(store: CodeStore, bucket: str, sha256: str | None = None, key: str = KEY) -> tuple[Code, bytes]:
     """One checkout, and the main.py that it gave."""
-    with store.checkout(bucket, key, sha256=sha256, required_file="main.py") as code:
+    with store.checkout(bucket, key, sha256=sha256, required="main.py") as code:
         return code, (code.path / "main.py").read_bytes()
 
 
@@ -310,7 +310,7 @@ def test_a_missing_required_file_names_what_was_found(store: CodeStore, s3: S3Cl
     s3.put_object(Bucket=bucket, Key=KEY, Body=hello())
     with (
         pytest.raises(CodeCorruptError, match=f"s3://{bucket}/.*run.sh is missing.*'main.py'"),
-        store.checkout(bucket, KEY, sha256=None, required_file="run.sh"),
+        store.checkout(bucket, KEY, sha256=None, required="run.sh"),
     ):
         raise AssertionError("the code was handed out")
     assert fetch(store, bucket)[0].cached
@@ -320,7 +320,7 @@ def test_an_error_of_the_run_is_passed_on_untouched(store: CodeStore, s3: S3Clie
     """What is raised inside the `with` block, even a full disk, is not taken for trouble with the code."""
     s3.put_object(Bucket=bucket, Key=KEY, Body=hello())
     full = OSError(errno.ENOSPC, "of the run")
-    with pytest.raises(OSError, match="of the run") as caught, store.checkout(bucket, KEY, required_file="main.py"):
+    with pytest.raises(OSError, match="of the run") as caught, store.checkout(bucket, KEY, required="main.py"):
         raise full
     assert caught.value is full
 
@@ -391,11 +391,11 @@ def test_a_store_made_before_a_fork_works_after_it(
         store = CodeStore(Settings())
         read, write = os.pipe()
         ready, say_ready = os.pipe()
-        with store.checkout({bucket!r}, {KEY!r}, required_file="main.py"):
+        with store.checkout({bucket!r}, {KEY!r}, required="main.py"):
             client = store._source.client
             child = os.fork()
             if child == 0:
-                with store.checkout({bucket!r}, {KEY!r}, required_file="main.py") as code:
+                with store.checkout({bucket!r}, {KEY!r}, required="main.py") as code:
                     assert code.cached and store._source.client is not client
                 os.close(write)
                 os.write(say_ready, b"!")
@@ -451,7 +451,7 @@ def test_a_kill_at_any_point_leaves_no_half_entry(settings: Settings, s3: S3Clie
         child.join()
         interrupted += bool(litter(settings.data_dir))
         store = CodeStore(settings)
-        with store.checkout(bucket, KEY, required_file="main.py") as code:
+        with store.checkout(bucket, KEY, required="main.py") as code:
             assert {
                 str(path.relative_to(code.path)): path.read_bytes() for path in code.path.rglob("*") if path.is_file()
             } == MANY_FILES
@@ -477,7 +477,7 @@ def test_a_full_disk_is_retryable_and_leaves_nothing(
         from nanogrid.settings import Settings
         store = CodeStore(Settings())
         def fetch(key):
-            with store.checkout({bucket!r}, key, required_file="main.py") as code:
+            with store.checkout({bucket!r}, key, required="main.py") as code:
                 return (code.path / "main.py").stat().st_size
         assert fetch("idle") == 1_200_000
         try:
@@ -515,8 +515,8 @@ def test_the_cache_is_not_overrun_by_code_that_was_in_use(settings: Settings, s3
     for key in ("a", "b"):
         s3.put_object(Bucket=bucket, Key=key, Body=packed({"main.py": os.urandom(700_000)}))
     store = CodeStore(settings.model_copy(update={"code_cache_mb": 1}))
-    with store.checkout(bucket, "a", required_file="main.py") as a:
-        with store.checkout(bucket, "b", required_file="main.py") as b:
+    with store.checkout(bucket, "a", required="main.py") as a:
+        with store.checkout(bucket, "b", required="main.py") as b:
             assert store.usage().entries == 2
             assert a.path.exists()
         assert store.usage().entries == 1

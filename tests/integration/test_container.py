@@ -184,6 +184,15 @@ def test_a_missing_command_says_so(rig: Rig) -> None:
     assert "no-such-program" in run.err
 
 
+@pytest.mark.parametrize("runtime", ["cpp", "sh"])
+def test_bytes_are_stdin_and_file_as_they_are(rig: Rig, runtime: str) -> None:
+    """In a warm container and in a launched one, without Python."""
+    given = b"3 4\r\n\xff\x00no line end"
+    looks = 'cat >"$NANOGRID_RESULT"; cmp "$NANOGRID_RESULT" "$NANOGRID_PAYLOAD" && echo same'
+    run = rig.run({"run.sh": looks}, runtime=runtime, payload=given)
+    assert (run.report.result.data, run.out) == (given, "same\n")
+
+
 def test_handlers_are_called_with_payload_and_context(rig: Rig) -> None:
     """`call_handler.py` calls the function, gives it Lambda's context names, and stores what it returns."""
     wanted, timeout_s = rig.wanted(
@@ -191,7 +200,8 @@ def test_handlers_are_called_with_payload_and_context(rig: Rig) -> None:
             "app.py": "def run(event, context):\n"
             "    return [event, context.aws_request_id, context.function_name, context.memory_limit_in_mb,\n"
             "            0 < context.get_remaining_time_in_millis() <= 10000]"
-        }
+        },
+        handler="app.run",
     )
     changed = type(wanted)(**{**vars(wanted), "command": ("python", "/nanogrid/runner/call_handler.py", "app.run")})
     with rig.pool.lease(changed, {"a": 1}) as container:

@@ -622,33 +622,14 @@ def test_a_path_that_leads_to_another_python_is_followed(here: Box, tmp_path: Pa
 
 
 def test_a_handler_is_called_with_payload_and_context(here: Box, tmp_path: Path) -> None:
-    """An unmodified AWS Lambda handler works, in process from its second run on."""
-    place(
-        here,
-        tmp_path,
-        {
-            "app/__init__.py": "",
-            "app/main.py": "def handle(event, context):\n"
-            "    assert 0 < context.get_remaining_time_in_millis() <= 30000\n"
-            "    return {'got': event, 'id': context.aws_request_id, 'name': context.function_name,"
-            " 'version': context.function_version, 'arn': context.invoked_function_arn.split(':')[:3],"
-            " 'memory': context.memory_limit_in_mb, 'group': context.log_group_name, 'none': [context.identity, context.client_context]}\n",
-        },
-    )
+    """In process from its second run on. `test_lambda_handlers.py` compares handlers with Lambda's own runtime."""
+    source = "def handle(event, context):\n    return [event, context.request_id, 0 < context.get_remaining_time_in_millis() <= 30000]"
+    place(here, tmp_path, {"app/__init__.py": "", "app/main.py": source})
     runs = [here.run((*HANDLER, "app.main.handle"), payload={"a": 1}) for _ in range(3)]
     assert [run.how for run in runs] == ["exec", "python", "python"]
     for run in runs:
         assert (run.err, run.exit_code) == (b"", 0)
-        assert json.loads(run.result) == {
-            "got": {"a": 1},
-            "id": "request",
-            "name": "function",
-            "version": "$LATEST",
-            "arn": ["arn", "aws", "lambda"],
-            "memory": "256",
-            "group": "/aws/lambda/function",
-            "none": [None, None],
-        }
+        assert json.loads(run.result) == [{"a": 1}, "request", True]
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ class Rig:
         entry = self.settings.runtime_table[runtime]
         limits = Confinement(request.memory_mb, request.cpus, request.network)
         wanted = LeaseRequest(
-            request.request_id, "f", entry.image, entry.command, environment(request), str(code), limits
+            request.request_id, "f", entry.image, entry.command, environment(request, self.settings), str(code), limits
         )
         return wanted, request.timeout_ms / 1000
 

@@ -20,8 +20,9 @@ import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
-from nanogrid.code.archive import check_required_file, unpack
+from nanogrid.code.archive import unpack
 from nanogrid.code.limits import Limits
+from nanogrid.code.required import HandlerModule, check_required
 from nanogrid.code.tree import FIXED_TIME_NS, remove_tree
 from nanogrid.errors import CodeCorruptError
 
@@ -269,11 +270,50 @@ def test_what_is_no_usable_archive_is_named(body: bytes, problem: str) -> None:
         pass
 
 
+def test_a_zip_of_the_folder_is_told_also_with_other_things_beside_it() -> None:
+    """Tools leave folders of their own, and people a README."""
+    files = {"app/main.py": (b"", False), "__MACOSX/x": (b"", False), ".git/c": (b"", False), "README.md": (b"", False)}
+    with (
+        unpacked(zip_of(files)) as folder,
+        pytest.raises(CodeCorruptError, match="in the folder 'app/': pack the folder's content"),
+    ):
+        check_required(folder, "main.py")
+
+
 def test_a_zip_of_the_folder_is_told_from_a_missing_file() -> None:
     """Packing the folder instead of its content is the common mistake, and the error says just that."""
     with unpacked(zip_of({"app/main.py": (b"", False)})) as folder:
         with pytest.raises(CodeCorruptError, match="in the folder 'app/': pack the folder's content"):
-            check_required_file(folder, "main.py")
+            check_required(folder, "main.py")
         with pytest.raises(CodeCorruptError, match=r"run\.sh is missing .* which has 'app/': add it"):
-            check_required_file(folder, "run.sh")
-        check_required_file(folder, "app/main.py")
+            check_required(folder, "run.sh")
+        check_required(folder, "app/main.py")
+
+
+@pytest.mark.parametrize(
+    ("handler", "file"),
+    [
+        ("app.run", "app.py"),
+        ("app.run", "app/__init__.py"),
+        ("app.run", "app.cpython-39-x86_64-linux-gnu.so"),
+        ("my-app/send.run", "my-app/send.py"),
+        ("a.b.c.run", "a/b/c.py"),
+        ("installed.run", "requirements.txt"),
+        ("made.run", "build.sh"),
+    ],
+)
+def test_a_handlers_module_is_found_in_each_of_its_forms(handler: str, file: str) -> None:
+    """A file, a package, a compiled module, or what is there once packages are installed and the code is built."""
+    with unpacked(zip_of({file: (b"", False)})) as folder:
+        check_required(folder, HandlerModule.of(handler))
+
+
+def test_a_handlers_module_is_missed_as_a_file_is() -> None:
+    """Also in an archive of the folder."""
+    with unpacked(zip_of({"app/todos/get.py": (b"", False)})) as folder:
+        with pytest.raises(
+            CodeCorruptError, match=r"todos\.py \(or a package 'todos'\).*in the folder 'app/': pack the"
+        ):
+            check_required(folder, HandlerModule.of("todos/get.run"))
+        with pytest.raises(CodeCorruptError, match=r"other\.py .* is missing .* which has 'app/'"):
+            check_required(folder, HandlerModule.of("other.run"))

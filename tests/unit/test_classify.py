@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from nanogrid.code.required import HandlerModule
 from nanogrid.container.cgroup import Usage
 from nanogrid.container.engine import End
 from nanogrid.container.report import Ended, RunReport, Stream
 from nanogrid.errors import ContainerLostError
-from nanogrid.executor import classify, handler_command
+from nanogrid.executor import classify, handler_command, value_of
 from nanogrid.result import Outcome
 
 
@@ -57,8 +58,35 @@ def test_a_container_that_vanished_is_our_trouble() -> None:
 
 
 @pytest.mark.parametrize(
-    ("handler", "file"), [("app.run", "app.py"), ("main.handler", "main.py"), ("package.module.run", "package")]
+    ("handler", "module"), [("app.run", "app"), ("package.module.run", "package"), ("todos/get-one.get", "todos")]
 )
-def test_a_handler_needs_its_module(handler: str, file: str) -> None:
+def test_a_handler_needs_its_module(handler: str, module: str) -> None:
     """A handler is called by the interpreter, and its module must be in the code."""
-    assert handler_command(handler) == (("python", "/nanogrid/runner/call_handler.py", handler), file)
+    command = ("python", "/nanogrid/runner/call_handler.py", handler)
+    assert handler_command(handler) == (command, HandlerModule(module))
+
+
+@pytest.mark.parametrize(
+    ("written", "value", "line"),
+    [
+        (b'{"a": [1, 2.5, "NaN"]}', {"a": [1, 2.5, "NaN"]}, ""),
+        (b'{"a": NaN}', {"a": None}, "NaN"),
+        (b"[1, Infinity, -Infinity, NaN, NaN]", [1, None, None, None, None], "Infinity, -Infinity, NaN"),
+        (b"NaN", None, "NaN"),
+        (b"[1e400, -1E+999]", [None, None], "1e400, -1E+999"),
+        (b"[1e-400, 1e300, 3]", [0.0, 1e300, 3], ""),
+    ],
+)
+def test_numbers_that_json_has_not_are_null_and_told(written: bytes, value: object, line: str) -> None:
+    """The rest of the value stays, and nobody who reads the result meets a word that is no JSON."""
+    found, told = value_of(written)
+    assert found == value
+    assert told == (f"nanogrid: the value holds {line}, which JSON cannot: null is in its place\n" if line else "")
+
+
+@pytest.mark.parametrize("written", [b"{", b"\x89PNG", b"[" * 100_000, b"1" * 5000, b'{"a": nan}', b"\xff\xfe"])
+def test_what_is_no_json_is_no_value(written: bytes) -> None:
+    """One line says so."""
+    found, told = value_of(written)
+    assert found is None
+    assert told.startswith("nanogrid: the value in NANOGRID_RESULT is no JSON: ")

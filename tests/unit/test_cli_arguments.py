@@ -154,7 +154,9 @@ def test_a_folder_is_no_file_of_an_env_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("env", "payload"), [(["A=@-", "B=@-"], None), (["A=@-"], "-")])
 def test_stdin_is_for_one(env: list[str], payload: str | None) -> None:
     """The second would find nothing left, so nothing is read."""
-    with pytest.raises(InvalidRequestError, match="standard input can be read for one of --env and --payload only"):
+    with pytest.raises(
+        InvalidRequestError, match="standard input can be read for one of --env, --payload and --stdin only"
+    ):
         given(env, payload)
 
 
@@ -207,7 +209,47 @@ def test_missing_path_is_refused() -> None:
         find_source("/no/such/function")
 
 
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        (b"3 4\r\n", {"stdin": "3 4\r\n"}),
+        ("ü, and a good many words after it\n".encode(), {"stdin": "ü, and a good many words after it\n"}),
+        (b"", {"stdin": ""}),
+        (b"\xff\n", {"stdinBase64": "/wo="}),
+        (b"\0" * 9, {"stdinBase64": "AAAAAAAAAAAA"}),
+    ],
+)
+def test_stdin_is_sent_as_text_or_as_bytes(
+    raw: bytes, field: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a file, from this command's own stdin, or as a word: nothing is added or taken away, and the shorter form travels."""
+    (tmp_path / "in").write_bytes(raw)
+    assert given([], None, str(tmp_path / "in"), None) == {"env": {}, **field}
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    assert given([], None, "-", None) == {"env": {}, **field}
+    assert given([], None, None, os.fsdecode(raw)) == {"env": {}, **field}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (([], "1", "in", None), "--payload and --stdin both give the function's input: leave one out"),
+        (([], None, "in", "text"), "--stdin and --stdin-text both give"),
+        (([], "1", None, ""), "--payload and --stdin-text both give"),
+        ((["A=@-"], None, "-", None), "can be read for one of --env, --payload and --stdin only"),
+        (([], None, "/no/such/file", None), "/no/such/file cannot be read: No such file"),
+        (([], None, "", None), "--stdin names no file"),
+        (([], None, "/dev/zero", None), "/dev/zero holds more than the 1048576 bytes that a message has room for"),
+    ],
+)
+def test_stdin_that_cannot_be_given_is_refused(words: tuple[list[str], str, str, str], says: str) -> None:
+    """Before anything is sent, and however much there is to be read."""
+    with pytest.raises(InvalidRequestError, match=says):
+        given(*words)
+
+
 def zipped(path: Path, *names: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:
             archive.writestr(name, "x")
@@ -252,6 +294,85 @@ def test_runtime_is_never_a_coin_toss(tmp_path: Path, names: tuple[str, ...], me
         guess_runtime(find_source(str(tmp_path)), Settings())
 
 
+def tarred(path: Path, *names: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w:gz") as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
+    return path
+
+
+def filled(path: Path, *names: str) -> Path:
+    for name in names:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("")
+    return path
+
+
+MAKERS = {"f.zip": zipped, "f.tar.gz": tarred, "f": filled}
+
+
+@pytest.mark.parametrize("form", MAKERS)
+@pytest.mark.parametrize(
+    ("file", "handler"), [("todos.py", "todos.get"), ("todos/get.py", "todos/get.get"), ("requirements.txt", "lib.f")]
+)
+def test_a_handler_says_the_runtime_without_main_py(form: str, file: str, handler: str, tmp_path: Path) -> None:
+    """Only one runtime has handlers; the same for a folder, a zip, a tar and what is in S3 already."""
+    source = find_source(str(MAKERS[form](tmp_path / form, file)))
+    assert guess_runtime(source, Settings(), handler=handler) == "python"
+    assert isinstance(source, Local)
+    assert pack(source, PYTHON, Settings(), handler=handler)
+    assert guess_runtime(Stored("code", "f.zip"), Settings(), handler=handler) == "python"
+
+
+def test_a_handler_and_two_runtimes_with_handlers_leave_the_choice_to_the_files(tmp_path: Path) -> None:
+    """Where they do not tell, --runtime is asked for."""
+    newer = PYTHON.model_copy(update={"required_file": "newer.py", "queue": "newer"})
+    settings = Settings(runtimes={"newer": newer})
+    assert (
+        guess_runtime(find_source(str(filled(tmp_path / "a", "newer.py", "x.py"))), settings, handler="x.f") == "newer"
+    )
+    with pytest.raises(InvalidRequestError, match=r"python and newer have handlers.*give --runtime"):
+        guess_runtime(find_source(str(filled(tmp_path / "b", "x.py"))), settings, handler="x.f")
+
+
+@pytest.mark.parametrize("form", MAKERS)
+def test_a_handler_in_no_module_of_the_code_is_told_before_anything_is_sent(form: str, tmp_path: Path) -> None:
+    """As a missing main.py is."""
+    source = find_source(str(MAKERS[form](tmp_path / form, "other.py", "data/x.txt")))
+    assert isinstance(source, Local)
+    with pytest.raises(CodeError, match=r"holds no todos\.py \(or a package 'todos'\), which the handler names"):
+        pack(source, PYTHON, Settings(), handler="todos.get")
+
+
+@pytest.mark.parametrize("form", MAKERS)
+@pytest.mark.parametrize(("file", "handler"), [("main.py", None), ("run.sh", None), ("todos/get.py", "todos/get.get")])
+def test_code_in_one_folder_is_told_as_such(form: str, file: str, handler: str | None, tmp_path: Path) -> None:
+    """Whether the runtime is given or to be seen; a file beside the folder changes nothing."""
+    for number, beside in enumerate([(), ("README.md",), ("__MACOSX/x", ".git/config")]):
+        source = find_source(
+            str(MAKERS[form](tmp_path / str(number) / form, f"./project/{file}", "./project/x", *beside))
+        )
+        assert isinstance(source, Local)
+        with pytest.raises(CodeError, match=r"not at the top of .* but in the folder 'project/': "):
+            pack(source, PYTHON if handler or file == "main.py" else CPP, Settings(), handler=handler)
+        if handler is None:
+            with pytest.raises(CodeError, match=r"not at the top of .* but in the folder 'project/': "):
+                guess_runtime(source, Settings(), handler=None)
+
+
+def test_a_single_file_with_a_handler_keeps_its_name(tmp_path: Path) -> None:
+    """Else its module would not be there; one that is called by the name of what the runtime starts gets that."""
+    (tmp_path / "hello.py").write_text("")
+    source = find_source(str(tmp_path / "hello.py"))
+    assert isinstance(source, Local)
+    for handler, name in (("hello.f", "hello.py"), ("main.f", "main.py"), (None, "main.py")):
+        packed = pack(source, PYTHON, Settings(), handler=handler)
+        assert zipfile.ZipFile(io.BytesIO(packed)).namelist() == [name]
+    with pytest.raises(CodeError, match=r"holds no other\.py"):
+        pack(source, PYTHON, Settings(), handler="other.f")
+
+
 def test_archives_are_uploaded_as_they_are(tmp_path: Path) -> None:
     """Zip and tar keep their bytes."""
     archive = zipped(tmp_path / "f.zip", "main.py")
@@ -261,7 +382,7 @@ def test_archives_are_uploaded_as_they_are(tmp_path: Path) -> None:
     for path in (archive, tar):
         source = find_source(str(path))
         assert isinstance(source, Local)
-        assert pack(source, PYTHON, Settings(), needs_required_file=True) == path.read_bytes()
+        assert pack(source, PYTHON, Settings()) == path.read_bytes()
 
 
 def test_archive_over_the_limit_is_refused(tmp_path: Path) -> None:
@@ -271,7 +392,7 @@ def test_archive_over_the_limit_is_refused(tmp_path: Path) -> None:
         file.truncate(2 * 1024 * 1024)
     source = Local(path, frozenset(), is_archive=True)
     with pytest.raises(CodeError, match="workers accept 1048576 at most"):
-        pack(source, PYTHON, Settings(archive_limit_mb=1), needs_required_file=True)
+        pack(source, PYTHON, Settings(archive_limit_mb=1))
 
 
 def test_folder_needs_what_its_runtime_starts(tmp_path: Path) -> None:
@@ -280,8 +401,8 @@ def test_folder_needs_what_its_runtime_starts(tmp_path: Path) -> None:
     source = find_source(str(tmp_path))
     assert isinstance(source, Local)
     with pytest.raises(CodeError, match=r"holds no main\.py"):
-        pack(source, PYTHON, Settings(), needs_required_file=True)
-    assert pack(source, PYTHON, Settings(), needs_required_file=False)
+        pack(source, PYTHON, Settings())
+    assert pack(source, PYTHON, Settings(), handler="app.run")
 
 
 def test_cpp_source_alone_gets_a_recipe(tmp_path: Path) -> None:
@@ -290,7 +411,7 @@ def test_cpp_source_alone_gets_a_recipe(tmp_path: Path) -> None:
     source = find_source(str(tmp_path / "hello.cpp"))
     assert isinstance(source, Local)
     with pytest.raises(CodeError, match=r"run\.sh such as: g\+\+ -O2 -o main hello\.cpp && \./main"):
-        pack(source, CPP, Settings(), needs_required_file=True)
+        pack(source, CPP, Settings())
 
 
 def test_output_is_passed_on_byte_by_byte(capfdbinary: pytest.CaptureFixture[bytes]) -> None:

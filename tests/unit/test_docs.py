@@ -150,7 +150,7 @@ def test_every_variable_that_is_named_exists(document: Path) -> None:
     request = parse_request(
         {"requestId": "r", "functionId": "f", "runtime": "python", "s3Bucket": "bucket", "s3Key": "key"}, Settings()
     )
-    known = settings | set(environment(request)) | OTHER_VARIABLES
+    known = settings | set(environment(request, Settings())) | OTHER_VARIABLES
     assert set(re.findall(r"NANOGRID_[A-Z0-9_]*[A-Z0-9]", document.read_text())) - known == set()
 
 

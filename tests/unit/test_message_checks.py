@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nanogrid.errors import InvalidRequestError
+from nanogrid.request import new_request_id
 from nanogrid.request_ids import refusal
 from nanogrid.settings import Settings
-from nanogrid.submission import EXECUTE, REDUCE, SENT_AT, Submission, new_request_id
+from nanogrid.submission import EXECUTE, REDUCE, SENT_AT, Submission
 from nanogrid.transport.envelopes import BareRequest, CeleryEnvelope, Garbage, adopt, read_body
 from nanogrid.transport.steering import foreign_id, problem_of_parts
 

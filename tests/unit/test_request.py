@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogrid.errors import InvalidRequestError
-from nanogrid.request import parse_request, time_limits
+from nanogrid.request import FunctionRequest, parse_request, time_limits
 from nanogrid.settings import Settings
+from nanogrid.submission import Submission
 
 ORIGINAL: dict[str, Any] = {
     "requestId": "req-1",
@@ -71,9 +72,30 @@ def test_an_alias_means_its_runtime(settings: Settings, name: str) -> None:
         ({"env": {"A": "x\0y"}}, "env", "NUL"),
         ({"network": "bridge"}, "network", "accepted are none"),
         ({"codeSha256": "abc"}, "codeSha256", "does not match"),
-        ({"handler": "main"}, "handler", "does not match"),
+        *(
+            ({"handler": handler}, "handler", "accepted is module.function, such as app.run or todos/get.run")
+            for handler in ("main", "", ".run", "app.", "a..b", "./app.run", "/app.run", "../app.run", "todos.get/run")
+        ),
+        *(
+            ({"handler": handler}, "handler", "names no function")
+            for handler in ("a b.run", "a.b\n", "a\\b.c", "a\0.b")
+        ),
+        ({"handler": "a\ud800.b"}, "handler", "unicode"),
+        ({"handler": "a." + "x" * 200}, "handler", "at most 200"),
         ({"handler": "main.run", "runtime": "cpp"}, "handler", "no handlers"),
         ({"maxAgeMs": 0}, "maxAgeMs", "greater than 0"),
+        ({"stdin": 3}, "stdin", "a number is not accepted"),
+        ({"stdin": {"a": 1}}, "stdin", "an object is not accepted"),
+        ({"stdin": "a\ud800b"}, "stdin", "half a character (a lone surrogate); send bytes as stdinBase64"),
+        ({"stdinBase64": "secret!"}, "stdinBase64", "is no base64"),
+        ({"stdinBase64": "YQ"}, "stdinBase64", "is no base64"),
+        ({"stdinBase64": "YW\nJj"}, "stdinBase64", "is no base64"),
+        ({"stdinBase64": "_-8="}, "stdinBase64", "is no base64"),
+        ({"stdinBase64": "ü"}, "stdinBase64", "is no base64"),
+        ({"payload": 0, "stdin": ""}, "stdin", "payload is given too, and both would be the function's input"),
+        ({"stdin": "", "stdinBase64": ""}, "stdinBase64", "stdin is given too"),
+        ({"payload": [], "stdinBase64": "YQ=="}, "stdinBase64", "payload is given too"),
+        ({"stdin": "x", "handler": "app.run"}, "stdin", "a handler is called with the payload"),
     ],
 )
 def test_a_bad_field_is_named_with_what_is_accepted(
@@ -150,3 +172,74 @@ def test_no_json_object_breaks_the_parser(data: dict[str, Any]) -> None:
         parse_request(data, Settings())
     except InvalidRequestError as error:
         assert "\n" not in str(error)  # noqa: PT017  # most objects are refused, some are not
+
+
+@pytest.mark.parametrize(
+    ("fields", "given"),
+    [
+        ({}, None),
+        ({"payload": {"a": 1}}, {"a": 1}),
+        ({"payload": ""}, ""),
+        ({"stdin": ""}, b""),
+        ({"stdin": "3 4\r\nü\0"}, "3 4\r\nü\0".encode()),
+        ({"stdin": b"\xff\0text"}, b"\xff\0text"),
+        ({"stdin": bytearray(b"a")}, b"a"),
+        ({"stdinBase64": ""}, b""),
+        ({"stdinBase64": "/wA="}, b"\xff\0"),
+    ],
+)
+def test_what_is_put_on_stdin_as_it_is(settings: Settings, fields: dict[str, Any], given: object) -> None:
+    """Text, or bytes in base64; from Python bytes as such. It survives the wire, and its own producer's FunctionRequest."""
+    data = {key: value for key, value in ORIGINAL.items() if key != "payload"} | fields
+    request = parse_request(data, settings, request_id="r")
+    assert request.input == given
+    wire = json.loads(json.dumps(request.to_wire()))
+    assert parse_request(wire, settings).input == given
+    assert FunctionRequest.model_validate({**wire, **fields}).input == given
+    assert not {"stdin", "stdinBase64"} & {*wire} or isinstance(given, bytes)
+
+
+def test_stdin_is_a_secret(settings: Settings) -> None:
+    """What is wrong with it is told without it."""
+    for field in ("stdin", "stdinBase64"):
+        with pytest.raises(InvalidRequestError) as caught:
+            parse_request({**ORIGINAL, field: ["hunter2"]}, settings)
+        assert "hunter2" not in str(caught.value)
+
+
+def test_a_request_in_python_needs_what_has_no_default() -> None:
+    """The rest is the deployment's: each request is one of its own, and each client fills in the limits of its own settings."""
+    request = FunctionRequest(function_id="f", runtime="C++", s3_bucket="code", s3_key="f.zip")
+    other = FunctionRequest(function_id="f", runtime="C++", s3_bucket="code", s3_key="f.zip")
+    assert request.request_id != other.request_id
+    here = Settings()
+    assert (request.timeout_ms, request.memory_mb, request.cpus) == (here.timeout_ms, here.memory_mb, here.cpus)
+    there = Settings(timeout_ms=1234, memory_mb=99, cpus=0.5)
+    sent = Submission.of(request.to_wire(), there).request
+    assert (sent.request_id, sent.timeout_ms, sent.memory_mb, sent.cpus) == (request.request_id, 1234, 99, 0.5)
+    assert sent.to_wire()["timeoutMs"] == 1234
+
+
+def test_what_a_request_says_is_sent_also_where_it_is_the_default() -> None:
+    """A client with other defaults does not replace it."""
+    here = Settings()
+    request = FunctionRequest(
+        request_id="mine", function_id="f", runtime="python", s3_bucket="code", s3_key="f.zip",
+        timeout_ms=here.timeout_ms, memory_mb=here.memory_mb, cpus=here.cpus,
+    )  # fmt: skip
+    sent = Submission.of(request.to_wire(), Settings(timeout_ms=1, memory_mb=99, cpus=0.5)).request
+    assert (sent.request_id, sent.timeout_ms, sent.memory_mb, sent.cpus) == (
+        "mine",
+        here.timeout_ms,
+        here.memory_mb,
+        here.cpus,
+    )
+
+
+def test_the_id_that_is_made_is_one_that_the_queue_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where queues have prefixes."""
+    settings = Settings(request_id_prefixes={"python": "team-a-"})
+    monkeypatch.setattr("nanogrid.settings._current", settings)
+    request = FunctionRequest(function_id="f", runtime="Python", s3_bucket="code", s3_key="f.zip")
+    assert request.request_id.startswith("team-a-")
+    assert Submission.of(request.to_wire(), settings).request.request_id == request.request_id

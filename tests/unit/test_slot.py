@@ -204,8 +204,10 @@ def test_code_that_left_the_cache_is_an_error_of_ours(slot: Slot, tmp_path: Path
         (False, "false"),
         ("\ud800", '"?"'),
         ("ü" * 3_000_000, f'"{"ü" * 3_000_000}"'),
+        (b"3 4\r\n", "3 4\r\n"),
+        (b"", ""),
     ],
-    ids=["nothing", "object", "zero", "empty", "false", "surrogate", "large"],
+    ids=["nothing", "object", "zero", "empty", "false", "surrogate", "large", "bytes", "no bytes"],
 )
 def test_the_payload_is_json_in_memory(slot: Slot, payload: object, text: str) -> None:
     """It has no name, and whoever holds it can read all of it and change nothing; None is no text at all."""

@@ -30,6 +30,15 @@ if TYPE_CHECKING:  # typing is not to be loaded where the function runs
     from nanogrid_warm.imports import Imports
 
 OWN_PREFIX = "NANOGRID_"
+OF_HANDLERS = frozenset(
+    (
+        *("_HANDLER", "AWS_DEFAULT_REGION", "AWS_EXECUTION_ENV", "AWS_REGION", "LAMBDA_TASK_ROOT"),
+        *(f"AWS_LAMBDA_FUNCTION_{name}" for name in ("NAME", "VERSION", "MEMORY_SIZE")),
+        *(f"AWS_LAMBDA_{name}" for name in ("INITIALIZATION_TYPE", "LOG_GROUP_NAME", "LOG_STREAM_NAME")),
+    )
+)
+"""Variables that every handler has. Packages may read them; the image's own libraries do not, and are not searched for them."""
+
 START_MODULES = ("sitecustomize", "usercustomize")
 LIMIT_BYTES = 16 << 20
 
@@ -106,8 +115,8 @@ class Packages:
         # The end of a word is enough: a linker lets one string lie in the end of another.
         if not words or not all(_is_plain(name) and name.encode() + b"\n" not in words for name in names):
             return False
-        ends = [name.encode() + b"\0" for name in names]
-        return not any(_holds(library, ends) for library in self.libraries)
+        ends = [name.encode() + b"\0" for name in names if name not in OF_HANDLERS]
+        return not ends or not any(_holds(library, ends) for library in self.libraries)
 
     def put_path(self, env: dict[str, str]) -> None:
         """Put the packages where Python puts what PYTHONPATH names: before its own library, after the script's folder."""

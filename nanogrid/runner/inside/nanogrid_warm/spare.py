@@ -198,6 +198,8 @@ def live(meeting: channel.Meeting, held: Held) -> None:
         _give_up(pair, words(b"broken the code could not be laid out:", error))
     connect_streams(descriptors)
     env = {**held.env, **request["env"]}
+    if request["argv"][1:SCRIPT] == [HANDLERS]:
+        env.setdefault("AWS_EXECUTION_ENV", "AWS_Lambda_python{}.{}".format(*sys.version_info))
     if request["compiler_cache"]:
         env["PATH"] = COMPILERS + os.pathsep + env.get("PATH", os.defpath)
     if held.fits(request, env):
