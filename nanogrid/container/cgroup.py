@@ -120,11 +120,14 @@ class Cgroup:
         return v1 if v1 is not None else self._field(self.memory, "memory.events", "oom_kill")
 
     def is_frozen(self) -> bool:
-        """Whether all processes stand still, whoever froze them."""
+        """Whether all processes stand still or are about to, whoever froze them."""
         v1 = self._read(self.freezer, "freezer.state")
         if v1 is not None:
             return v1.strip() != "THAWED"
-        return self._field(self.freezer, "cgroup.events", "frozen") == 1
+        # What is wanted is seen at once. What has come of it follows up to a tenth of a second later; it is asked for
+        # those who froze a cgroup above this one.
+        wanted = self._first_number(self.freezer, "cgroup.freeze") == 1
+        return wanted or self._field(self.freezer, "cgroup.events", "frozen") == 1
 
     def freeze(self) -> bool:
         """Let all processes stand still. False where this host does not let us."""

@@ -6,10 +6,12 @@ needs it. Thread-safe: docker-py's connection pool is, and an image is pulled by
 
 from __future__ import annotations
 
+import io
 import logging
+import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,11 @@ log = logging.getLogger(__name__)
 
 API_TIMEOUT_S = 60
 PROGRESS_EVERY_S = 5.0
+FILE_LIMIT_BYTES = 1024 * 1024
+LINKS_FOLLOWED = 3
+
+_texts: dict[tuple[str, str], str | None] = {}
+"""What was read of images, by id and path. Each value is set in one step."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,42 @@ class Engine:
                 return str(self.api.inspect_image(image)["Id"])
             except ImageNotFound:
                 return None
+
+    def files_of(self, image_id: str, paths: Sequence[str], labels: dict[str, str]) -> dict[str, str]:
+        """The texts of an image's files, by path; symbolic links are followed. What is no file of at most 1 MiB is left out.
+
+        They are read from a container with these labels, which is never started, once per process: an id always stands
+        for the same files.
+        """
+        unread = [path for path in paths if (image_id, path) not in _texts]
+        if unread:
+            body = {"Image": image_id, "Entrypoint": ["-"], "Labels": labels, "NetworkDisabled": True}
+            with _translated(f"read files of image {image_id}"):
+                container_id = self.api.create_container_from_config(body)["Id"]
+                try:
+                    for path in unread:
+                        _texts[image_id, path] = self._text_in(container_id, path)
+                finally:
+                    self.remove(container_id)
+        found = {path: _texts[image_id, path] for path in paths}
+        return {path: text for path, text in found.items() if text is not None}
+
+    def _text_in(self, container_id: str, path: str) -> str | None:
+        from docker.errors import NotFound
+
+        for _ in range(LINKS_FOLLOWED + 1):
+            try:
+                chunks, about = self.api.get_archive(container_id, path)
+            except NotFound:
+                return None
+            if not about["linkTarget"]:
+                break
+            path = about["linkTarget"]
+        if about["mode"] & ~0o777 or about["size"] > FILE_LIMIT_BYTES:
+            return None
+        with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+            file = archive.extractfile(archive.next() or "")
+            return None if file is None else file.read().decode("utf-8", "surrogateescape")
 
     def ensure_image(self, image: str) -> str:
         """Pull the image where it is missing, with progress in the log; its id. Raises ImageUnavailableError."""

@@ -4,7 +4,7 @@ A function is code that nobody here has read. It gets, and this is all it gets:
 
 - no network (another one only where the deployment allows it by name);
 - no capability, no way to gain one (no-new-privileges), the engine's default seccomp profile;
-- an unprivileged user and group, the same number inside and outside;
+- an unprivileged user and group, the same number inside and outside, in read-only copies of the image's lists of users;
 - a read-only root file system; `/workspace`, `/tmp` and `/nanogrid/run` in memory, sized, with a limit on the number of files; no
   file of the host that it could write (but for the result of a launched container, an image without Python);
 - its code from a read-only mount, copied into `/workspace`: what is in the cache cannot be written by any function;
@@ -25,6 +25,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from nanogrid.container import users
 from nanogrid.request import FunctionRequest
 from nanogrid.settings import Settings
 
@@ -102,14 +103,15 @@ def runner_options(
     *,
     slot_dir: str,
     programs_dir: str,
+    users_dir: str,
     labels: dict[str, str],
     compiles: bool,
 ) -> dict[str, Any]:
     """The body of the engine's create call for a warm container: the runner as first process.
 
     The runner is root with four capabilities, to become the function's user and to end what that user started. The function
-    gets none of them: the runner drops them, bounding set included, before it knows a request. `slot_dir` and
-    `programs_dir` are paths on the engine's host. `compiles`: the function's command may be a compiler's, which gets a cache.
+    gets none of them: the runner drops them, bounding set included, before it knows a request. `slot_dir`,
+    `programs_dir` and `users_dir` are paths on the engine's host. `compiles`: the function's command may be a compiler's, which gets a cache.
     """
     user = settings.container_uid
     config = _host_config(limits, settings)
@@ -119,7 +121,7 @@ def runner_options(
         config["Tmpfs"][f"{MOUNT}/compiler-cache"] = _tmpfs(
             settings.compiler_cache_mb, f"noexec,mode=0700,uid={user},gid={user}"
         )
-    config["Mounts"] = _mounts(slot_dir, programs_dir, limits)
+    config["Mounts"] = _mounts(slot_dir, programs_dir, users_dir, limits)
     return {
         **_container(image, limits, labels, config),
         "Entrypoint": [interpreter, "-I", "-S", f"{MOUNT}/runner/__main__.py"],
@@ -139,6 +141,7 @@ def launcher_options(
     *,
     slot_dir: str,
     programs_dir: str,
+    users_dir: str,
     labels: dict[str, str],
 ) -> dict[str, Any]:
     """The body of the engine's create call for one run in an image without Python: the launcher as first process.
@@ -148,7 +151,7 @@ def launcher_options(
     config = _host_config(limits, settings)
     result = "run/result.json"
     config["Mounts"] = [
-        *_mounts(slot_dir, programs_dir, limits),
+        *_mounts(slot_dir, programs_dir, users_dir, limits),
         _bind(f"{slot_dir}/{result}", f"{MOUNT}/{result}", read_only=False),
     ]
     return {
@@ -213,14 +216,19 @@ def _host_config(limits: Confinement, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _mounts(slot_dir: str, programs_dir: str, limits: Confinement) -> list[dict[str, Any]]:
+def _mounts(slot_dir: str, programs_dir: str, users_dir: str, limits: Confinement) -> list[dict[str, Any]]:
     mounts = [
         _bind(slot_dir, MOUNT, read_only=True),
         _bind(programs_dir, f"{MOUNT}/runner", read_only=True),
+        *_users(users_dir),
     ]
-    if limits.network == "none":  # else the engine writes one
-        mounts.append(_bind(f"{programs_dir}/hosts", "/etc/hosts", read_only=True))
+    if limits.network == NO_NETWORK:  # else the engine writes them
+        mounts += [_bind(f"{programs_dir}/{name}", f"/etc/{name}", read_only=True) for name in ("hosts", "resolv.conf")]
     return mounts
+
+
+def _users(users_dir: str) -> list[dict[str, Any]]:
+    return [_bind(f"{users_dir}/{path.rpartition('/')[2]}", path, read_only=True) for path in users.FILES]
 
 
 def _tmpfs(size_mb: int, options: str) -> str:
@@ -252,6 +260,7 @@ def build_options(
     settings: Settings,
     *,
     build_dir: str,
+    users_dir: str,
     binds: dict[str, str],
     network: str,
     labels: dict[str, str],
@@ -275,6 +284,7 @@ def build_options(
     }
     config["Mounts"] = [
         _bind(build_dir, MOUNT, read_only=True),
+        *_users(users_dir),
         *(_bind(source, target, read_only=True) for target, source in binds.items()),
     ]
     return {
@@ -298,6 +308,7 @@ def index_options(
     settings: Settings,
     *,
     index_dir: str,
+    users_dir: str,
     gateway_dir: str,
     labels: dict[str, str],
 ) -> dict[str, Any]:
@@ -308,7 +319,15 @@ def index_options(
     packages bring. On the host's disk it can make that socket, and no file to speak of.
     """
     options = build_options(
-        image, arguments, env, settings, build_dir=index_dir, binds={}, network=settings.build_network, labels=labels
+        image,
+        arguments,
+        env,
+        settings,
+        build_dir=index_dir,
+        users_dir=users_dir,
+        binds={},
+        network=settings.build_network,
+        labels=labels,
     )
     config = options["HostConfig"]
     config["Memory"] = config["MemorySwap"] = INDEX_MEMORY_MB * MIB

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from nanogrid.container import users
 from nanogrid.container.engine import End, Engine
-from nanogrid.container.hardening import MIB, build_options, index_options
+from nanogrid.container.hardening import MIB, WORKSPACE, build_options, index_options
 from nanogrid.errors import ContainerLostError
 from nanogrid.layers.buildlog import BuildLog
 from nanogrid.settings import Settings
@@ -100,6 +101,7 @@ class Build:
         self._recipe = recipe
         self._shared = folder / "shared"
         self._index = folder / "index"
+        self._users = folder / "users"
         self._log = build_log
         self._engine = engine
         self._settings = settings
@@ -119,6 +121,7 @@ class Build:
             if self._recipe.index is not None:
                 self._lay_out_gateway()
                 logged.append(self._lay_out(self._index, INDEX_PROGRAMS, self._recipe.index.files))
+            self._lay_out_users(labels)
             tar = os.open(self.tar, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             self._open.callback(os.close, tar)
             self._started = time.monotonic()
@@ -148,6 +151,7 @@ class Build:
             self._recipe.env,
             self._settings,
             build_dir=str(self._shared),
+            users_dir=str(self._users),
             binds=self._recipe.binds,
             network=self._recipe.network,
             labels=labels,
@@ -160,6 +164,7 @@ class Build:
             recipe.env,
             self._settings,
             index_dir=str(self._index),
+            users_dir=str(self._users),
             gateway_dir=str(self._shared / "gateway"),
             labels=labels,
         )
@@ -177,6 +182,12 @@ class Build:
         folder.chmod(0o755)
         self._open.callback(os.close, os.open(folder / "hold", os.O_RDWR | os.O_CLOEXEC))
         return self._pipe(folder / "log")
+
+    def _lay_out_users(self, labels: dict[str, str]) -> None:
+        """Make the files that name the users of the image, and the one that builds as functions run."""
+        self._users.mkdir()
+        files = self._engine.files_of(self._recipe.image, users.FILES, labels)
+        users.lay_out(self._users, files, self._settings.container_uid, WORKSPACE)
 
     def _lay_out_gateway(self) -> None:
         """Make what the two containers share: one may write to the folder, the other one only sees it."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nanogrid.container import cgroup
+from nanogrid.container import cgroup, users
 from nanogrid.container.engine import Engine
-from nanogrid.container.hardening import launcher_options, runner_options
+from nanogrid.container.hardening import WORKSPACE, launcher_options, runner_options
 from nanogrid.container.link import Hello, Link, Listener, Ready
 from nanogrid.container.slot import Slot
 from nanogrid.errors import ContainerStartError, NanoGridError
@@ -38,7 +40,10 @@ class NoRunnerError(ContainerStartError):
 
 
 class Starter:
-    """Starts containers for one owner. Thread-safe."""
+    """Starts containers for one owner. Thread-safe.
+
+    All mutable state: `_users` (a folder per image id), guarded by `_users_lock`.
+    """
 
     def __init__(self, settings: Settings, engine: Engine, owner: identity.Owner, images: Images) -> None:
         self.settings = settings
@@ -46,6 +51,8 @@ class Starter:
         self._owner = owner
         self._images = images
         self._programs = owner.runs / "programs"
+        self._users: dict[str, Path] = {}
+        self._users_lock = threading.Lock()
 
     def prepare(self) -> None:
         """Lay out the programs that all containers of this owner share."""
@@ -122,10 +129,22 @@ class Starter:
             self.settings,
             slot_dir=str(pooled.slot.path),
             programs_dir=str(self._programs),
+            users_dir=str(self._users_of(pooled)),
             labels=self.labels(pooled),
         )
         pooled.name = self.name_of(pooled)
         pooled.id = self._engine.create(pooled.name, body)
+
+    def _users_of(self, pooled: Pooled) -> Path:
+        """The folder with the files that name the users of the container's image. They are made for its first container."""
+        image_id = pooled.kind.image_id
+        with self._users_lock:
+            if image_id not in self._users:
+                files = self._engine.files_of(image_id, users.FILES, self.labels(pooled))
+                folder = Path(tempfile.mkdtemp(prefix="users-", dir=self._owner.runs))
+                users.lay_out(folder, files, self.settings.container_uid, WORKSPACE)
+                self._users[image_id] = folder
+            return self._users[image_id]
 
     def _await_ready(self, link: Link) -> None:
         deadline = time.monotonic() + START_S

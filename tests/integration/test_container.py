@@ -233,6 +233,21 @@ def test_localhost_and_the_own_name_are_known(rig: Rig, runtime: str) -> None:
     assert (run.out, run.err) == ("['127.0.0.1', '::1'] 127.0.0.1 False\n", "")
 
 
+@pytest.mark.parametrize("runtime", ["python", "cpp"])
+def test_a_name_that_nobody_can_look_up_fails_at_once(rig: Rig, runtime: str) -> None:
+    """Programs that read /etc/resolv.conf themselves find a name server in it, which does not answer; nobody waits for it."""
+    source = (
+        "import os, socket, time\n"
+        "begun = time.monotonic()\n"
+        "try: socket.getaddrinfo('example.org', 80)\n"
+        "except socket.gaierror as error: print(error.errno == socket.EAI_AGAIN, time.monotonic() - begun < 1)\n"
+        "print([line.split() for line in open('/etc/resolv.conf') if not line.startswith('#')])\n"
+        "print(open('/etc/hostname').read().split() == [socket.gethostname()], os.access('/etc/resolv.conf', os.W_OK))\n"
+    )
+    run = rig.run({"main.py": source, "run.sh": "exec python3 main.py"}, runtime=runtime)
+    assert (run.out, run.err) == ("True True\n[['nameserver', '127.0.0.1']]\nTrue False\n", "")
+
+
 @pytest.mark.parametrize("folder", ["/tmp", "/workspace"])
 def test_a_program_that_a_run_makes_can_be_run(rig: Rig, folder: str) -> None:
     """Compilers, installers and JITs put programs and libraries in either folder."""

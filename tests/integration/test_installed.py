@@ -4,7 +4,6 @@ sentence what it needs."""
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import typer
 
 from nanogrid.cli.application import app
-from tests.support.installed import Installed
+from tests.support.installed import Installed, check
 from tests.support.rig import CPP_IMAGE, PYTHON_IMAGE
 from tests.support.services import Service, aws_client, free_port
 from tests.support.worker import Grid, grid, variables
@@ -58,9 +57,7 @@ DEPLOYED = (
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """The wheel without extras, in an environment of its own."""
-    made = Installed(tmp_path_factory.mktemp("installed"))
-    (made.work / "hello.py").write_text("import sys; print('hello', sys.stdin.read())\n")
-    return made
+    return Installed(tmp_path_factory.mktemp("installed"))
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +83,6 @@ def deployment(
         ),
     ):
         yield here
-
-
-def check(done: subprocess.CompletedProcess[str], code: int, said: str) -> None:
-    """The exit code is as it should be, and what is said is no traceback."""
-    both = done.stdout + done.stderr
-    assert "Traceback" not in both, both
-    assert (done.returncode, said in both) == (code, True), both
 
 
 def test_no_verb_is_left_out() -> None:

@@ -578,6 +578,13 @@ def test_a_build_is_unprivileged_and_knows_no_secret_of_the_index(open_host: Ope
     assert "secret" not in log
 
 
+@pytest.mark.parametrize("uid", [65534, 12345], ids=["the image has it", "the image has it not"])
+def test_a_build_knows_who_it_is(open_host: OpenHost, uid: int) -> None:
+    """Its user has a name, a group and a home, as the functions' user has."""
+    prepared = open_host(container_uid=uid).build("id -un && id -gn && getent passwd $(id -u) >user")
+    assert (prepared.tree / "user").read_text().endswith("/workspace:/bin/sh\n")
+
+
 def test_a_process_that_stays_behind_does_not_keep_a_build(offline: Host) -> None:
     """A build ends with build.sh; what it left running is ended."""
     prepared = offline.build("echo built >made; sleep 600 & disown; (setsid sleep 600 &)")

@@ -1,37 +1,62 @@
-"""What `pip install nanogrid` leaves on a host: the built wheel and its locked dependencies, no extra, no checkout."""
+"""What `pip install nanogrid` leaves on a host: the built wheel and its locked dependencies, no checkout."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
-from tests.support.services import wait_until
+from tests.support.services import free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-PIP = (sys.executable, "-m", "pip")
-QUIETLY = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-deps")
+LOCKS = ROOT / "requirements"
+UV = (sys.executable, "-m", "uv")
+ASK_PIP = (sys.executable, "-m", "pip", "config", "get", "global.index-url")
+
+IMPORTS_ALL = """
+import importlib, pkgutil, nanogrid
+def broken(name):
+    raise
+names = [module.name for module in pkgutil.walk_packages(nanogrid.__path__, "nanogrid.", onerror=broken)]
+imported = [importlib.import_module(name) for name in names if ".inside" not in name and not name.endswith("__main__")]
+print(len(imported), "modules")
+"""
+"""Imports every module but the programs of containers. Those of extras are imported where they are used."""
+
+SUBMITS = """
+from nanogrid import Client
+print(Client().submit({"runtime": "python", "functionId": "f", "s3Bucket": "bucket", "s3Key": "f.zip"}))
+"""
 
 
 class Installed:
-    """An environment made from the wheel, and a folder to work in that holds nothing of the project."""
+    """An environment made from the wheel, and a folder to work in that holds nothing of the project but `hello.py`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, lock: str = "runtime.txt", extra: str | None = None, python: str = sys.executable
+    ) -> None:
+        """`lock`: a file of requirements/. `extra`: one that is installed besides, at the versions of the development lock."""
         self.bin, self.work = folder / "venv" / "bin", folder / "work"
         self.work.mkdir()
+        (self.work / "hello.py").write_text("import sys; print('hello', sys.stdin.read())\n")
         wheels = folder / "wheels"
         _run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels))
-        _run(sys.executable, "-m", "venv", "--without-pip", str(folder / "venv"))
-        install = (*PIP, "--python", str(self.bin / "python"), "install", *QUIETLY)
-        _run(*install, "--require-hashes", "-r", str(ROOT / "requirements" / "runtime.txt"))
-        _run(*install, "--no-index", *map(str, wheels.glob("*.whl")))
+        (wheel,) = map(str, wheels.glob("*.whl"))
+        _run(*UV, "venv", "--quiet", "--python", python, str(folder / "venv"))
+        install = (*UV, "pip", "install", "--quiet", "--python", str(self.bin / "python"))
+        _run(*install, "--require-hashes", "--no-deps", "-r", str(LOCKS / lock))
+        _run(*install, "--no-deps", "--no-index", wheel)
+        if extra is not None:
+            _run(*install, "--constraint", str(LOCKS / "dev.txt"), f"{wheel}[{extra}]")
 
     def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
         """This process's environment without any deployment or way to the checkout, with these variables."""
-        strange = ("AWS_", "NANOGRID_", "PYTHON", "VIRTUAL_ENV")
+        strange = ("AWS_", "NANOGRID_", "OTEL_", "PYTHON", "VIRTUAL_ENV")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
         return {**kept, "NANOGRID_LOCAL_DIR": str(self.work / "stack"), "COLUMNS": "200", **variables}
 
@@ -79,7 +104,41 @@ class Installed:
                 process.wait()
                 raise AssertionError(f"{command} did not end:\n{log.read_text()[-3000:]}") from None
 
+    @contextmanager
+    def stack(self) -> Iterator[dict[str, str]]:
+        """The local stack, which needs the extra `local`. Yields the variables that lead any process to it."""
+        ports = [word for name in ("sqs", "redis", "flower") for word in (f"--{name}-port", str(free_port()))]
+        check(self.run("nanogrid", "up", "--detach", *ports), 0, "worker")
+        try:
+            exported = self.run("nanogrid", "env").stdout.splitlines()
+            words = [word for line in exported for word in shlex.split(line) if "=" in word]
+            yield dict(word.split("=", 1) for word in words)
+        finally:
+            check(self.run("nanogrid", "down"), 0, "")
+
+
+def check(done: subprocess.CompletedProcess[str], code: int, said: str) -> None:
+    """The exit code is as it should be, and what is said is no traceback."""
+    both = done.stdout + done.stderr
+    assert "Traceback" not in both, both
+    assert (done.returncode, said in both) == (code, True), both
+
+
+@cache
+def _uv_environment() -> dict[str, str]:
+    """uv does not read pip's configuration: it is told pip's main index."""
+    index = subprocess.run(ASK_PIP, capture_output=True, text=True, check=False).stdout.strip()
+    return {**({"UV_DEFAULT_INDEX": index} if index else {}), **os.environ}
+
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=_uv_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, f"{command} failed:\n{done.stdout[-3000:]}"

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanogrid.container import users
 from nanogrid.container.engine import Engine
-from nanogrid.container.hardening import Confinement, runner_options
+from nanogrid.container.hardening import WORKSPACE, Confinement, runner_options
 from nanogrid.container.link import Link, Listener, Message, Ready, RunEnded, Unfit
 from nanogrid.container.slot import CODE, Slot, in_memory
 from nanogrid.runner.programs import lay_out_programs
@@ -206,6 +207,9 @@ def box(folder: Path, image: str, **changes: Any) -> Iterator[Box]:
     engine = Engine(settings)
     programs = folder / f"programs-{uuid.uuid4().hex[:8]}"
     lay_out_programs(programs)
+    known = folder / f"users-{uuid.uuid4().hex[:8]}"
+    known.mkdir()
+    users.lay_out(known, engine.files_of(engine.ensure_image(image), users.FILES, {LABEL: "1"}), UID, WORKSPACE)
     slot = Slot(folder / f"slot-{uuid.uuid4().hex[:8]}")
     slot.create()
     listener = Listener(slot.control)
@@ -216,6 +220,7 @@ def box(folder: Path, image: str, **changes: Any) -> Iterator[Box]:
         settings,
         slot_dir=str(slot.path),
         programs_dir=str(programs),
+        users_dir=str(known),
         labels={LABEL: "1"},
         compiles=True,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.container.cgroup import Cgroup, Gauge, Hierarchy, Usage, detect, locate
+from nanogrid.container.cgroup import Cgroup, Gauge, Hierarchy, KeptCgroup, Usage, detect, locate
 from nanogrid.settings import Settings
 
 CONTAINER = "5dd59f56dfc7dbf48dd8e4fcdc104441caab67acb3b36e75c41b3cd54f974bb0"
@@ -211,6 +211,21 @@ def test_a_frozen_container_is_seen(tmp_path: Path, name: str, text: str, frozen
     """Whoever froze it; one that is on the way there counts."""
     (tmp_path / name).write_text(text)
     assert Cgroup(None, None, tmp_path).is_frozen() is frozen
+
+
+@pytest.mark.parametrize("make", [Cgroup, KeptCgroup])
+@pytest.mark.parametrize(
+    ("wanted", "come_of_it", "frozen"), [("0", 0, False), ("1", 0, True), ("1", 1, True), ("0", 1, True)]
+)
+def test_a_container_that_is_to_be_frozen_counts(
+    tmp_path: Path, open_files: None, make: type[Cgroup], wanted: str, come_of_it: int, frozen: bool
+) -> None:
+    """Version 2 says at once what is wanted, and later what has come of it; a cgroup above may be the one that is frozen."""
+    write(tmp_path, cgroup__freeze=f"{wanted}\n", cgroup__events=f"populated 1\nfrozen {come_of_it}\n")
+    cgroup = make(None, None, tmp_path)
+    assert cgroup.is_frozen() is frozen
+    if isinstance(cgroup, KeptCgroup):
+        cgroup.close()
 
 
 @pytest.mark.parametrize("folder", [None, "empty", "gone"])

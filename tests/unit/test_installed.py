@@ -6,8 +6,11 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 INSIDE = {ROOT / "nanogrid" / "runner" / "inside", ROOT / "nanogrid" / "layers" / "inside"}
@@ -45,3 +48,15 @@ def test_no_module_imports_an_extra_at_its_top() -> None:
         if not {canonical(name) for name in distributions.get(package, [])} & locked
     ]
     assert strange == []
+
+
+def test_the_lock_of_the_lowest_versions_is_made_from_the_bounds() -> None:
+    """Else what is tested there is not what pyproject.toml promises: `make lock` makes it anew."""
+    lock = (ROOT / "requirements" / "lowest.txt").read_text()
+    locked = dict(re.findall(r"^([A-Za-z0-9][\w.-]*)==(\S+)", lock, re.MULTILINE))
+    for asked in map(Requirement, requires("nanogrid") or []):
+        if asked.marker is None or any(
+            asked.marker.evaluate({"extra": extra}) for extra in ("local", "charts", "otel")
+        ):
+            (lowest,) = [one.version for one in asked.specifier if one.operator == ">="]
+            assert Version(locked[canonical(asked.name)]) == Version(lowest), asked
