@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue, StringConstraints, ValidationError, field
 from pydantic_core import ErrorDetails
 
 from nanogrid.errors import InvalidRequestError
+from nanogrid.json_bounds import problem_of_value
 from nanogrid.settings import Settings
 from nanogrid.wire import Wire
 
@@ -112,6 +113,9 @@ def parse_request(data: object, settings: Settings, *, request_id: str | None = 
     """
     if not isinstance(data, dict):
         raise InvalidRequestError("", f"a request must be a JSON object, got {_kind(data)}")
+    for field, value in data.items():
+        if (problem := problem_of_value(value)) is not None:
+            raise InvalidRequestError(str(field), problem)
     filled = {key: value for key, value in data.items() if value is not None}
     if request_id is not None:
         filled.setdefault("requestId", request_id)

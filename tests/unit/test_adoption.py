@@ -135,6 +135,22 @@ def test_the_request_is_found_again_in_the_adopted_message(request: dict[str, An
     assert json.dumps(request_of(CeleryEnvelope(message))) == json.dumps(request)
 
 
+@pytest.mark.parametrize("body_encoding", ["utf-8", "base64"])
+def test_a_byte_order_mark_is_passed_over(body_encoding: str) -> None:
+    """Some writers put one before each text: before a bare request, and before a Celery message's body."""
+    bare = read_body("\ufeff" + json.dumps(ORIGINAL))
+    assert bare == BareRequest(ORIGINAL)
+    message = adopt(ORIGINAL, MESSAGE_ID, 1, SETTINGS)
+    message["body"] = "\ufeff" + message["body"]
+    if body_encoding == "base64":
+        message["body"] = base64.b64encode(message["body"].encode()).decode()
+    message["properties"]["body_encoding"] = body_encoding
+    found = read_body(json.dumps(message))
+    assert isinstance(found, CeleryEnvelope)
+    assert found.problem is None
+    assert json.loads(found.payload["body"])[0] == [ORIGINAL]
+
+
 @pytest.mark.parametrize("body", ["", "{", "5", "[]", "[[], {}]", '[["x"], {}, {}]', "[" * 50_000])
 def test_an_envelope_without_a_request_holds_none(body: str) -> None:
     """A broken body of a Celery message holds no request, and reading it does not raise."""

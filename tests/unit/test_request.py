@@ -24,6 +24,14 @@ ORIGINAL: dict[str, Any] = {
 }
 
 
+def nested(levels: int) -> Any:
+    """An array in an array, and so on."""
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 @pytest.fixture
 def settings() -> Settings:
     return Settings()
@@ -50,6 +58,11 @@ def test_an_alias_means_its_runtime(settings: Settings, name: str) -> None:
         ({"runtime": None}, "runtime", "accepted are python, cpp, c++"),
         ({"runtime": "ruby"}, "runtime", "'ruby' is not known; accepted are python, cpp, c++"),
         ({"runtime": 3}, "runtime", "3 is not known"),
+        ({"payload": nested(201)}, "payload", "nested more than 200 levels deep"),
+        ({"payload": nested(50_000)}, "payload", "nested more than 200 levels deep"),
+        ({"payload": [10**4300]}, "payload", "holds a whole number of more than 4300 digits"),
+        ({"env": {"A": nested(300)}}, "env", "nested more than 200 levels deep"),
+        ({"unknown": nested(300)}, "unknown", "nested more than 200 levels deep"),
         ({"timeoutMs": 0}, "timeoutMs", "greater than 0"),
         ({"timeoutMs": -5}, "timeoutMs", "greater than 0"),
         ({"timeoutMs": 900_001}, "timeoutMs", "900000"),
@@ -93,6 +106,12 @@ def test_what_is_no_object_is_refused(settings: Settings, data: object) -> None:
     """A request is a JSON object."""
     with pytest.raises(InvalidRequestError, match="must be a JSON object"):
         parse_request(data, settings)
+
+
+def test_a_payload_may_be_nested_up_to_the_bound(settings: Settings) -> None:
+    """And survives the wire so."""
+    request = parse_request({**ORIGINAL, "payload": nested(200)}, settings)
+    assert json.loads(json.dumps(request.to_wire()))["payload"] == nested(200)
 
 
 def test_a_missing_request_id_is_filled_in(settings: Settings) -> None:
