@@ -288,6 +288,11 @@ class Settings(BaseSettings):
         description="How long one question to those replicas waits. Where too few have answered they are asked again, and the message is kept, for as long as it takes.",
     )
     concurrency: int = Field(0, ge=0, description="Worker children. 0: one per core.")
+    stalled_after_s: float = Field(
+        60.0,
+        gt=0,
+        description="A worker that holds requests for this long, with children free that take none, is not ready, and mends itself.",
+    )
 
     # -- results stream
     stream_name: str = Field(
