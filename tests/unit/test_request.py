@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogrid.errors import InvalidRequestError
-from nanogrid.request import parse_request, time_limits
+from nanogrid.request import FIELDS, parse_request, time_limits
 from nanogrid.settings import Settings
 
 ORIGINAL: dict[str, Any] = {
@@ -106,6 +106,24 @@ def test_what_is_no_object_is_refused(settings: Settings, data: object) -> None:
     """A request is a JSON object."""
     with pytest.raises(InvalidRequestError, match="must be a JSON object"):
         parse_request(data, settings)
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("field", ["timeoutMs", "memoryMb", "cpus", "maxAgeMs"])
+def test_a_boolean_is_no_number(settings: Settings, field: str, value: bool) -> None:
+    """Python takes true for 1; nobody who writes it means a millisecond."""
+    with pytest.raises(InvalidRequestError) as refusal:
+        parse_request({**ORIGINAL, field: value}, settings)
+    assert str(refusal.value) == f"{field}: {str(value).lower()} is a boolean; accepted are numbers"
+
+
+def test_no_field_of_a_request_takes_a_boolean_but_the_payload(settings: Settings) -> None:
+    """Whichever fields there are, or will be."""
+    for field in FIELDS:
+        if field != "payload":
+            with pytest.raises(InvalidRequestError, match=f"^{field}"):
+                parse_request({**ORIGINAL, field: True}, settings)
+    assert parse_request({**ORIGINAL, "payload": True}, settings).payload is True
 
 
 def test_a_payload_may_be_nested_up_to_the_bound(settings: Settings) -> None:
