@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, JsonValue, StringConstraints, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
+from nanogrid.aws_events import event_in_place_of_a_request
 from nanogrid.errors import InvalidRequestError
 from nanogrid.json_bounds import problem_of_value
 from nanogrid.settings import Settings
@@ -124,6 +125,8 @@ def parse_request(data: object, settings: Settings, *, request_id: str | None = 
     filled.setdefault("cpus", settings.cpus)
     unknown = [key for key in filled if key not in FIELDS]
     if unknown:
+        if (event := event_in_place_of_a_request(data)) is not None:
+            raise InvalidRequestError("", event)
         raise InvalidRequestError(
             str(unknown[0]), f"unknown field{_suggest(str(unknown[0]))}; accepted are {', '.join(FIELDS)}"
         )

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from nanogrid import plain_json
+from nanogrid.aws_events import message_of_sns
 from nanogrid.errors import InvalidRequestError
 from nanogrid.json_bounds import MOST_DIGITS, MOST_NESTED, TOO_DEEP, TOO_LONG, problem_of_value, pruned
 from nanogrid.request import RequestId, time_limits
@@ -72,7 +73,16 @@ class Garbage:
 
 
 def read_body(text: str) -> CeleryEnvelope | BareRequest | Garbage:
-    """Tell what a message body is. Bodies in base64, as kombu sends them by default, are understood too."""
+    """Tell what a message body is. Bodies in base64, as kombu sends them by default, are understood too, and so are SNS notifications."""
+    body = _read(text)
+    message = message_of_sns(body.request) if isinstance(body, BareRequest) else None
+    if message is None:
+        return body
+    inner = _read(message)
+    return body if isinstance(inner, Garbage) else inner
+
+
+def _read(text: str) -> CeleryEnvelope | BareRequest | Garbage:
     readable = _readable(_without_base64(text), BELOW_A_REQUEST)
     try:
         data = json.loads(readable)

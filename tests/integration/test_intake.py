@@ -55,10 +55,11 @@ class Sender:
         self._client = queues.sqs_client(here.settings)
         self._url = queues.resolve("python", here.settings, self._client)
 
-    def send(self, body: Any) -> None:
-        """Send one message."""
+    def send(self, body: Any) -> str:
+        """Send one message; its id."""
         text = body if isinstance(body, str) else json.dumps(body)
-        self._client.send_message(QueueUrl=self._url, MessageBody=text)
+        sent = self._client.send_message(QueueUrl=self._url, MessageBody=text)
+        return str(sent["MessageId"])
 
 
 @pytest.fixture
@@ -163,6 +164,15 @@ def test_what_python_cannot_carry_costs_no_child(here: Grid, worker: Worker, sen
         for kind in ("digits", "half", "header"):
             assert result(here, f"{kind}-{copy}")["outcome"] == "NOT_RUN", kind
     assert works(here)
+
+
+def test_what_other_services_of_aws_send_is_taken_or_named(here: Grid, worker: Worker, sender: Sender) -> None:
+    """A request inside an SNS notification is answered under its own id; an S3 event under that of its message."""
+    request = {**REQUEST, "requestId": "by-sns", "s3Bucket": "not-there"}
+    sender.send({"Type": "Notification", "TopicArn": "arn:aws:sns:us-east-1:1:t", "Message": json.dumps(request)})
+    message_id = sender.send({"Records": [{"eventSource": "aws:s3"}]})
+    assert "not-there" in result(here, "by-sns")["stderr"]
+    assert result(here, message_id)["stderr"].startswith("this is an S3 event notification")
 
 
 def test_an_error_on_the_way_to_a_child_returns_its_slot_and_the_request(here: Grid, worker: Worker) -> None:

@@ -126,6 +126,53 @@ def test_no_field_of_a_request_takes_a_boolean_but_the_payload(settings: Setting
     assert parse_request({**ORIGINAL, "payload": True}, settings).payload is True
 
 
+EVENTS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"Type": "Notification", "TopicArn": "arn:aws:sns:us-east-1:1:t", "MessageId": "m", "Message": "hello"},
+        "this is an SNS notification, and its Message holds no request: publish a request's JSON",
+    ),
+    (
+        {
+            "Type": "SubscriptionConfirmation",
+            "TopicArn": "arn:aws:sns:us-east-1:1:t",
+            "Token": "t",
+            "Message": "You have",
+        },
+        "this is SNS' SubscriptionConfirmation: confirm the subscription",
+    ),
+    (
+        {"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"}}}]},
+        "this is an S3 event notification, and names no function: send a request",
+    ),
+    (
+        {"Service": "Amazon S3", "Event": "s3:TestEvent", "Time": "2014-10-13T15:57:02.089Z", "Bucket": "b"},
+        "this is S3's test of its notifications, and names no function",
+    ),
+    (
+        {"Records": [{"eventSource": "aws:dynamodb", "eventName": "INSERT"}]},
+        "this is an event of aws:dynamodb, and names no function",
+    ),
+    (
+        {"version": "0", "id": "i", "detail-type": "Object Created", "source": "aws.s3", "account": "1", "detail": {}},
+        "this is an EventBridge event, and names no function: give the rule's target an input transformer",
+    ),
+]
+
+
+@pytest.mark.parametrize(("event", "words"), EVENTS, ids=range(len(EVENTS)))
+def test_an_event_of_aws_is_called_by_its_name(settings: Settings, event: dict[str, Any], words: str) -> None:
+    """It says what to set, and not that its first field is unknown."""
+    with pytest.raises(InvalidRequestError) as refusal:
+        parse_request(event, settings)
+    assert str(refusal.value).startswith(words)
+
+
+@pytest.mark.parametrize("event", [{"Type": 5}, {"Records": []}, {"Records": [5]}, {"Records": [{}]}, {"source": "x"}])
+def test_what_only_looks_like_an_event_has_an_unknown_field(settings: Settings, event: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match="unknown field"):
+        parse_request({**ORIGINAL, **event}, settings)
+
+
 def test_a_payload_may_be_nested_up_to_the_bound(settings: Settings) -> None:
     """And survives the wire so."""
     request = parse_request({**ORIGINAL, "payload": nested(200)}, settings)
