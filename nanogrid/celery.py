@@ -7,6 +7,7 @@ It never becomes the process's current app by import: a producer may have an app
 from __future__ import annotations
 
 import importlib.util
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from celery import Celery
 from nanogrid.configuration import celery_configuration
 from nanogrid.flower_command import use_dashboard
 from nanogrid.settings import Settings, current
-from nanogrid.submission import EXECUTE, IN_ONE_TASK, REDUCE, refuse_in_one_task
+from nanogrid.submission import EXECUTE, IN_ONE_TASK, REDUCE, refuse_in_one_task, refuse_other_serializers
 
 
 class NanoGrid(Celery):
@@ -34,10 +35,20 @@ class NanoGrid(Celery):
         """The settings given to this app, else those of the process."""
         return self._settings or current()
 
+    @cached_property
+    def Worker(self) -> Any:  # noqa: N802  # Celery's name
+        """The class of this app's workers."""
+        return self.subclass_with_self("nanogrid.worker.controller:Worker")
+
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
-        """Send a task by name. Raises InvalidRequestError for one of Celery's that would run many requests in one."""
+        """Send a task by name.
+
+        Raises InvalidRequestError for one of Celery's that would run many requests in one, and for a request in another form than JSON.
+        """
         if name in IN_ONE_TASK and isinstance(kwargs, dict) and _names_a_request(kwargs.get("task")):
             refuse_in_one_task(name)
+        if name in (EXECUTE, REDUCE):
+            refuse_other_serializers(options.get("serializer") or self.conf.task_serializer)
         return super().send_task(name, args, kwargs, *more, **options)
 
 

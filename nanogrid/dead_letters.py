@@ -20,8 +20,10 @@ from nanogrid.settings import Settings
 from nanogrid.transport.envelopes import (
     BareRequest,
     CeleryEnvelope,
+    Garbage,
     bare_request_id,
     context_of,
+    is_ours,
     problem_of,
     read_body,
     request_of,
@@ -186,8 +188,11 @@ def _dead_request(message: dict[str, Any], reason: str, queue: str, settings: Se
     context: dict[str, Any] = {}
     if isinstance(body, BareRequest):
         request_id, request = bare_request_id(body.request, message["MessageId"], queue, settings), body.request
-    elif isinstance(body, CeleryEnvelope) and (inner := request_of(body)) is not None:
-        request_id, request = body.headers["id"], inner
+    elif isinstance(body, Garbage) and body.request is not None:
+        request_id, request = bare_request_id(body.request, message["MessageId"], queue, settings), body.request
+        reason = f"{reason}: {body.problem}"
+    elif isinstance(body, CeleryEnvelope) and is_ours(body):
+        request_id, request = body.headers["id"], request_of(body) or {}
         if (foreign := refusal(request_id, queue, settings)) is not None:
             return f"is not answered: {foreign}"
         if (problem := problem_of(body, queue, settings)) is None:

@@ -15,6 +15,7 @@ from nanogrid.errors import ConfigurationError
 from nanogrid.settings import SQS_LONGEST_VISIBILITY_S, Settings
 
 DEAD_LETTER_SUFFIX = "-dlq"
+FIFO_SUFFIX = ".fifo"
 DEAD_LETTER_RETENTION_S = 14 * 24 * 3600
 """The longest that SQS keeps messages: time for people to look."""
 
@@ -54,8 +55,10 @@ def sqs_name(name: str, settings: Settings) -> str:
 def resolve(name: str, settings: Settings, client: Any = None) -> str:
     """The URL of a queue. With `create_queues` the queue and its dead-letter queue exist afterwards.
 
-    Raises ConfigurationError for a missing queue, and botocore's errors where SQS does not answer.
+    Raises ConfigurationError for a missing queue and for a FIFO queue, and botocore's errors where SQS does not answer.
     """
+    if is_fifo(name, settings):
+        raise ConfigurationError(f"queue {name}: {_fifo(name, settings)}")
     if name in settings.queue_urls:
         return settings.queue_urls[name]
     client = client or sqs_client(settings)
@@ -71,6 +74,18 @@ def _missing(name: str, settings: Settings) -> str:
     return (
         f"{sqs_name(name, settings)!r} does not exist in SQS ({settings.sqs_endpoint_url or settings.region}): create it "
         "together with a dead-letter queue, or give the URL of another queue in NANOGRID_QUEUE_URLS"
+    )
+
+
+def is_fifo(name: str, settings: Settings) -> bool:
+    """Whether a queue is a FIFO queue: SQS has all of them, and no others, end with this."""
+    return settings.queue_urls.get(name, name).endswith(FIFO_SUFFIX)
+
+
+def _fifo(name: str, settings: Settings) -> str:
+    return (
+        f"{settings.queue_urls.get(name, name)} is a FIFO queue, whose messages need a group and wait while another of "
+        "their group is run: use a standard queue"
     )
 
 
@@ -139,7 +154,7 @@ class Redrive:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with a queue: one sentence that says how to mend it."""
+    """One thing that is wrong with a queue: one sentence that says how to mend it. `is_missing`: it cannot be used at all."""
 
     queue: str
     problem: str
@@ -192,6 +207,8 @@ def _check_longest_run(settings: Settings) -> list[Finding]:
 def _check_queue(name: str, settings: Settings, client: Any) -> list[Finding]:
     from botocore.exceptions import BotoCoreError, ClientError
 
+    if is_fifo(name, settings):
+        return [Finding(name, _fifo(name, settings), is_missing=True)]
     try:
         url = resolve(name, settings, client)
         attributes = _attributes(client, url)

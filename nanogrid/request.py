@@ -16,7 +16,9 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, JsonValue, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from nanogrid.aws_events import event_in_place_of_a_request
 from nanogrid.errors import InvalidRequestError
+from nanogrid.json_bounds import problem_of_value
 from nanogrid.request_ids import prefix_of
 from nanogrid.settings import Settings, current
 from nanogrid.wire import Wire
@@ -201,6 +203,9 @@ def parse_request(data: object, settings: Settings, *, request_id: str | None = 
     """
     if not isinstance(data, dict):
         raise InvalidRequestError("", f"a request must be a JSON object, got {_kind(data)}")
+    for field, value in data.items():
+        if (problem := problem_of_value(value)) is not None:
+            raise InvalidRequestError(str(field), problem)
     filled = {key: value for key, value in data.items() if value is not None}
     if request_id is not None:
         filled.setdefault("requestId", request_id)
@@ -209,6 +214,8 @@ def parse_request(data: object, settings: Settings, *, request_id: str | None = 
     filled.setdefault("cpus", settings.cpus)
     unknown = [key for key in filled if key not in FIELDS]
     if unknown:
+        if (event := event_in_place_of_a_request(data)) is not None:
+            raise InvalidRequestError("", event)
         raise InvalidRequestError(
             str(unknown[0]), f"unknown field{_suggest(str(unknown[0]))}; accepted are {', '.join(FIELDS)}"
         )

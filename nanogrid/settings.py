@@ -11,9 +11,9 @@ import re
 from functools import cached_property
 from itertools import permutations
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
@@ -21,6 +21,7 @@ from pydantic_settings.exceptions import SettingsError
 from nanogrid.errors import ConfigurationError
 from nanogrid.modes import Mode
 from nanogrid.runtimes import BUILT_IN, Runtime, RuntimeTable
+from nanogrid.wire import WholeNumber, check_number
 
 SQS_MESSAGE_LIMIT_BYTES = 1024 * 1024
 """Largest SQS message, body and attributes together (AWS quota since August 2025)."""
@@ -162,7 +163,7 @@ class Settings(BaseSettings):
     )
 
     # -- pool
-    prewarmed: dict[str, int] = Field(
+    prewarmed: dict[str, WholeNumber] = Field(
         default_factory=dict,
         description="Runtime → containers kept ready for code that was not run before (JSON). Default: one for each runtime whose queue the worker reads.",
     )
@@ -288,6 +289,11 @@ class Settings(BaseSettings):
         description="How long one question to those replicas waits. Where too few have answered they are asked again, and the message is kept, for as long as it takes.",
     )
     concurrency: int = Field(0, ge=0, description="Worker children. 0: one per core.")
+    stalled_after_s: float = Field(
+        60.0,
+        gt=0,
+        description="A worker that holds requests for this long, with children free that take none, is not ready, and mends itself.",
+    )
 
     # -- results stream
     stream_name: str = Field(
@@ -325,6 +331,11 @@ class Settings(BaseSettings):
     flower_insecure: bool = Field(
         False, description="Let Flower listen beyond loopback although no authentication is configured."
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return check_number(cls, value, info.field_name)
 
     @field_validator("allowed_networks", mode="before")
     @classmethod

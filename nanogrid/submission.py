@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from nanogrid import plain_json
 from nanogrid.errors import InvalidRequestError
 from nanogrid.request import FunctionRequest, TimeLimits, new_request_id, parse_request, time_limits
 from nanogrid.request_ids import refusal
@@ -17,6 +18,9 @@ from nanogrid.settings import Settings
 EXECUTE = "nanogrid.execute_function"
 REDUCE = "nanogrid.reduce_function"
 """Names of the two tasks."""
+
+SERIALIZERS = ("json", plain_json.NAME)
+"""Serializers whose messages workers read."""
 
 IN_ONE_TASK = frozenset({"celery.map", "celery.starmap", "celery.chunks"})
 """Celery's tasks that call another task in their own process, once for each of many items."""
@@ -117,6 +121,14 @@ def merge_fields(args: Any, kwargs: Any) -> dict[str, Any]:
 def refuse_in_one_task(way: str) -> NoReturn:
     """Raise InvalidRequestError: `way` would run many requests in one task, without an id of their own."""
     raise InvalidRequestError("", f"{way} would run many requests in one task and under one id: {FOR_MANY}")
+
+
+def refuse_other_serializers(name: str) -> None:
+    """Raise InvalidRequestError for a serializer of Celery's whose messages workers do not read."""
+    if name not in SERIALIZERS:
+        raise InvalidRequestError(
+            "serializer", f"{name!r} is not accepted: requests travel as JSON, so leave it out, or name 'json'"
+        )
 
 
 def refuse_without_id(name: str) -> NoReturn:

@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
 from pydantic.alias_generators import to_camel
+
+
+def number_only(value: Any) -> Any:
+    """Python takes true for 1: where a number is asked for, a boolean is a mistake. Raises ValueError."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is a boolean; accepted are numbers")  # noqa: TRY004  # pydantic takes this one
+    return value
+
+
+WholeNumber = Annotated[int, BeforeValidator(number_only)]
+"""For numbers inside of other types; fields that are numbers are checked by their model."""
+
+
+def check_number(model: type[BaseModel], value: Any, name: str | None) -> Any:
+    """The value of a model's field as it is, unless it is a boolean in place of a number. Raises ValueError."""
+    annotation = model.model_fields[str(name)].annotation
+    return number_only(value) if {int, float} & {annotation, *get_args(annotation)} else value
 
 
 class Wire(BaseModel):
@@ -17,3 +36,8 @@ class Wire(BaseModel):
         validate_by_alias=True,
         hide_input_in_errors=True,  # it may be a payload, and errors are logged
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return check_number(cls, value, info.field_name)

@@ -363,24 +363,35 @@ def _check_health(settings: Settings) -> Iterator[Check]:
     from nanogrid.metrics.address import published
 
     for _, address in published(settings.data_dir):
-        url = f"{address.url}/healthz"
         try:
-            with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:  # noqa: S310  # an address of our own worker
-                told = json.load(answer)
-        except urllib.error.HTTPError as refusal:
-            with refusal:
-                told = json.load(refusal)
+            health, worker = _told_by(f"{address.url}/healthz"), _told_by(f"{address.url}/status")["worker"]
         except (OSError, ValueError) as silent:
             yield _broken(
-                "health", f"{url}: {silent}", "look at the worker's log; is its main process busy or stopped?"
+                "health", f"{address.url}: {silent}", "look at the worker's log; is its main process busy or stopped?"
             )
             continue
-        failing = [f"{name}: {check['found']}" for name, check in told["checks"].items() if not check["ok"]]
+        failing = [f"{name}: {check['found']}" for name, check in health["checks"].items() if not check["ok"]]
         if failing:
             remedy = "this is what the worker itself sees: mend what is named"
-            yield _broken("health", f"{url}: {'; '.join(failing)}", remedy)
+            yield _broken("health", f"{address.url}/healthz: {'; '.join(failing)}", remedy)
         else:
-            yield _ok("health", f"{address.url}: {', '.join(told['checks'])}; /metrics is there, too")
+            yield _ok("health", f"{address.url}: {', '.join(health['checks'])}; /metrics is there, too")
+        if worker["stalled"]:
+            remedy = "it mends itself, or ends to be started anew; its log says what it did"
+            yield _broken("ready", f"{address.url}/readyz: {worker['reason']}", remedy)
+        elif not worker["ready"]:
+            yield _warning("ready", f"{address.url}/readyz: {worker['reason']}", "wait, if it starts or drains")
+
+
+def _told_by(url: str) -> dict[str, Any]:
+    """A page of a worker, which says by its status too how it is. Raises OSError and ValueError."""
+    try:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:  # noqa: S310  # an address of our own worker
+            told: dict[str, Any] = json.load(answer)
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            told = json.load(refusal)
+    return told
 
 
 def _check_disk(settings: Settings) -> Iterator[Check]:

@@ -162,7 +162,7 @@ def _print_status(stack: LocalStack, parts: list[PartStatus]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("part", "condition", "pid", "up", "address", "log"):
         table.add_column(heading, justify="right" if heading in {"pid", "up"} else "left")
-    colours = {"running": "green", "not answering": "yellow", "died": "red", "stopped": "dim"}
+    colours = {"running": "green", "not answering": "yellow", "standing still": "red", "died": "red", "stopped": "dim"}
     for part in parts:
         colour = colours[part.condition.value]
         uptime = "" if part.uptime_s is None else _duration(part.uptime_s)

@@ -29,13 +29,14 @@ _QUICK: Ending = ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
 class Part:
     """One process of the stack.
 
-    `answers` takes the process id. `restarted_with` names parts whose restart makes this one useless.
+    `answers` takes the process id. `stands_still`: it answers, and does not do its work. `restarted_with` names parts whose restart makes this one useless.
     """
 
     name: str
     address: str
     argv: tuple[str, ...]
     answers: Callable[[int], bool]
+    stands_still: Callable[[], bool] = lambda: False
     ending: Ending = _QUICK
     port: int | None = None
     port_option: str = ""
@@ -49,7 +50,7 @@ def stack_parts(
     """All parts in waves: those of a wave start side by side, once the wave before answers."""
     return (
         (_sqs(ports), _redis(folder, ports)),
-        (_flower(ports), _worker(environment, warm_shutdown_s)),
+        (_flower(ports), _worker(folder, environment, warm_shutdown_s)),
     )
 
 
@@ -97,13 +98,14 @@ def _flower(ports: Ports) -> Part:
     )
 
 
-def _worker(environment: Mapping[str, str], warm_shutdown_s: float) -> Part:
+def _worker(folder: StackFolder, environment: Mapping[str, str], warm_shutdown_s: float) -> Part:
     command = ("-m", "celery", "-A", "nanogrid", "worker", "-Q", "python,cpp", "--loglevel", "INFO")
     return Part(
         name="worker",
         address="queues python, cpp",
         argv=(sys.executable, *command),
         answers=lambda _pid: probes.worker_answers(environment["NANOGRID_MONITOR_URL"]),
+        stands_still=lambda: probes.worker_stands_still(folder.worker_data),
         # Warm: runs that are under way end by themselves. Then cold: they are given back. Then nothing is asked.
         ending=((signal.SIGTERM, warm_shutdown_s), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 10.0)),
         restarted_with=frozenset({"sqs"}),  # its queues were in the memory of the one that ended

@@ -7,6 +7,10 @@ No probe raises for a part that is not there yet, and none waits for more than a
 from __future__ import annotations
 
 import http.client
+import json
+from pathlib import Path
+
+from nanogrid.metrics.address import published
 
 LOOPBACK = "127.0.0.1"
 PATIENCE_S = 1.0
@@ -53,6 +57,12 @@ def worker_answers(monitor_url: str) -> bool:
             return bool(app.control.broadcast("ping", reply=True, timeout=PATIENCE_S, limit=1))
         except (OperationalError, RedisError, OSError):
             return False
+
+
+def worker_stands_still(data_dir: Path) -> bool:
+    """Whether a worker of this data folder says that it holds requests and none of its children takes any."""
+    answers = (_ask(address.port, "GET", "/status", None, {}) for _, address in published(data_dir))
+    return any(json.loads(answer)["worker"]["stalled"] for answer in answers if answer is not None)
 
 
 def flower_answers(port: int) -> bool:

@@ -62,6 +62,7 @@ class Condition(str, Enum):
 
     RUNNING = "running"
     SILENT = "not answering"
+    STALLED = "standing still"
     DIED = "died"
     STOPPED = "stopped"
 
@@ -245,6 +246,8 @@ class LocalStack:
         if not record.is_alive:
             return replace(status, condition=Condition.DIED)
         condition = Condition.RUNNING if part.answers(record.pid) else Condition.SILENT
+        if condition is Condition.RUNNING and part.stands_still():
+            condition = Condition.STALLED
         return replace(status, condition=condition, pid=record.pid, uptime_s=time.time() - record.started_at)
 
 

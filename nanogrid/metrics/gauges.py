@@ -66,9 +66,23 @@ def of_worker(ready: Callable[[], bool], concurrency: Callable[[], int], active:
     """Whether it takes work, and how much it has in hand."""
 
     def read() -> Iterator[Metric]:
-        yield _gauge("ready", "1 while the worker reads its queues, else 0: it starts, drains, or SQS fails.", ready())
+        yield _gauge(
+            "ready",
+            "1 while the worker reads its queues and its children take requests, else 0: it starts, drains, stands still, or SQS fails.",
+            ready(),
+        )
         yield _gauge("worker_children", "Requests that the worker can run at once.", concurrency())
         yield _gauge("worker_requests_active", "Requests that children have in hand.", active())
+
+    return read
+
+
+def of_stalls(stalled: Callable[[], bool], mends: Callable[[], int]) -> Part:
+    """Whether it stands still, and how often it had to be helped."""
+
+    def read() -> Iterator[Metric]:
+        yield _gauge("worker_stalled", "1 while requests are held, children are free, and none takes any.", stalled())
+        yield _counter("worker_mends", "How often the worker mended its pool of children.", mends())
 
     return read
 

@@ -28,7 +28,7 @@ from kombu.transport import SQS, virtual
 from kombu.transport.virtual.base import queue_declare_ok_t
 from vine import promise
 
-from nanogrid import plain_json, queues
+from nanogrid import queues
 from nanogrid.errors import ConfigurationError
 from nanogrid.settings import Settings
 from nanogrid.submission import SENT_AT
@@ -42,7 +42,6 @@ from nanogrid.transport.visibility import HeldMessages, VisibilityHeartbeat, ret
 
 logger = logging.getLogger(__name__)
 
-JSON = ("application/json", plain_json.CONTENT_TYPE)
 SQS_ERRORS = (ClientError, BotoCoreError, OSError)
 RECHECK_S = 1.0
 """How often a resting poll looks whether it may go on, besides being told."""
@@ -256,7 +255,7 @@ class Channel(_SQSChannel):
             # Celery would acknowledge, and so delete, a message whose body it cannot decode. Other types it rejects itself.
             if message.errors:
                 message._reraise_error()
-            if message.content_type in JSON:
+            if message.content_type in envelopes.JSON:
                 message.accept = {message.content_type}
                 problem = self._problem(message.headers, message.decode(), queue)
                 if problem is not None:

@@ -14,7 +14,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from nanogrid import plain_json
+from nanogrid.aws_events import message_of_sns
 from nanogrid.errors import InvalidRequestError
+from nanogrid.json_bounds import MOST_DIGITS, MOST_NESTED, TOO_DEEP, TOO_LONG, problem_of_value, pruned
 from nanogrid.request import RequestId, time_limits
 from nanogrid.request_ids import prefix_of, refusal
 from nanogrid.settings import Settings
@@ -23,6 +25,17 @@ from nanogrid.transport.steering import foreign_id, problem_of_headers, problem_
 
 RECEIVES_HEADER = "nanogrid_receives"
 BARE_ORIGIN = "bare-sqs"
+JSON = ("application/json", plain_json.CONTENT_TYPE)
+"""Content types of bodies that are read."""
+
+OURS = (EXECUTE, REDUCE)
+
+BYTE_ORDER_MARK = "\ufeff"
+BELOW_A_REQUEST = MOST_NESTED + 2
+"""Levels of a request that are read: itself, its fields' own, and one more, by which it is seen that there are too many."""
+
+BELOW_A_BODY = MOST_NESTED + 32
+"""Likewise of a Celery message's body: a request stands in a list of arguments, perhaps in a canvas' embedded part."""
 
 _REQUEST_ID: TypeAdapter[str] = TypeAdapter(RequestId)
 
@@ -53,22 +66,47 @@ class BareRequest:
 
 @dataclass(frozen=True)
 class Garbage:
-    """Neither of the two, and why."""
+    """Neither of the two, and why. `request` is what could be read all the same, by which its sender can be answered."""
 
     problem: str
+    request: dict[str, Any] | None = None
 
 
 def read_body(text: str) -> CeleryEnvelope | BareRequest | Garbage:
-    """Tell what a message body is. Bodies in base64, as kombu sends them by default, are understood too."""
+    """Tell what a message body is. Bodies in base64, as kombu sends them by default, are understood too, and so are SNS notifications."""
+    body = _read(text)
+    message = message_of_sns(body.request) if isinstance(body, BareRequest) else None
+    if message is None:
+        return body
+    inner = _read(message)
+    return body if isinstance(inner, Garbage) else inner
+
+
+def _read(text: str) -> CeleryEnvelope | BareRequest | Garbage:
+    readable = _readable(_without_base64(text), BELOW_A_REQUEST)
     try:
-        data = json.loads(_without_base64(text))
+        data = json.loads(readable)
     except (ValueError, RecursionError) as error:
-        return Garbage(f"the body is not JSON: {error}")
+        return _without_long_numbers(readable) or Garbage(f"the body is not JSON: {error}")
     if not isinstance(data, dict):
         return Garbage(f"the body is JSON, but a {type(data).__name__} and no object")
     if "properties" not in data or "body" not in data:
         return BareRequest(data)
     return _checked_envelope(data)
+
+
+def _without_long_numbers(text: str) -> Garbage | None:
+    """An object that Python would read, had it no such numbers."""
+    try:
+        data = json.loads(text, parse_int=lambda digits: None if len(digits) > MOST_DIGITS else int(digits))
+    except (ValueError, RecursionError):
+        return None
+    return Garbage(f"the body {TOO_LONG}", data) if isinstance(data, dict) and "properties" not in data else None
+
+
+def _readable(text: str, most: int) -> str:
+    """JSON text as Python reads it: without a byte order mark, and cut off where it is nested too deep to be taken anyway."""
+    return pruned(text.removeprefix(BYTE_ORDER_MARK), most)
 
 
 def _checked_envelope(data: dict[str, Any]) -> CeleryEnvelope | Garbage:
@@ -84,7 +122,40 @@ def _checked_envelope(data: dict[str, Any]) -> CeleryEnvelope | Garbage:
         return Garbage("the Celery envelope's task id is none that a request may have")
     if headers.get("retries", 0) is None:
         del headers["retries"]  # Celery counts on from what it finds
-    return CeleryEnvelope(data, problem_of_headers(headers) or problem_of_properties(properties))
+    problem = problem_of_headers(headers) or problem_of_properties(properties) or _make_body_readable(data)
+    return CeleryEnvelope(data, problem)
+
+
+def _make_body_readable(data: dict[str, Any]) -> str | None:
+    """Rewrite an envelope's body where its text is JSON that Python would not read. What is wrong with it, or None."""
+    headers, properties = data["headers"], data["properties"]
+    if data.get("content-type") not in JSON:
+        return f"its body is {data.get('content-type')!r:.80}, and only JSON is read"
+    if headers.get("compression") is not None:
+        return None
+    try:
+        text = _text_of(data)
+    except ValueError:
+        return "its body is no text in base64"
+    readable = _readable(text, BELOW_A_BODY)
+    if readable == text:
+        return None
+    data["body"], properties["body_encoding"] = readable, "utf-8"
+    if pruned(text, BELOW_A_BODY) == text:
+        return None
+    # The request's task says what is wrong with the request. Nobody would say it of what stands elsewhere.
+    body = _body_of(CeleryEnvelope(data))
+    if body is None or headers["task"] not in OURS or problem_of_value(body[2], BELOW_A_BODY - 2) is not None:
+        return f"its body is {TOO_DEEP}"
+    return None
+
+
+def _text_of(data: dict[str, Any]) -> str:
+    """The text of an envelope's body. Raises ValueError where there is none."""
+    body: str = data["body"]
+    if data["properties"].get("body_encoding") != "base64":
+        return body
+    return base64.b64decode(body, validate=True).decode()
 
 
 def _without_base64(text: str) -> str:
@@ -167,10 +238,13 @@ def _timeout_ms(request: dict[str, Any], request_id: str, settings: Settings) ->
         return settings.timeout_ms
 
 
+def is_ours(envelope: CeleryEnvelope) -> bool:
+    """Whether a Celery message is for one of our tasks: then somebody waits for a result, whatever is inside."""
+    return envelope.headers["task"] in OURS
+
+
 def request_of(envelope: CeleryEnvelope) -> dict[str, Any] | None:
-    """The wire request inside a Celery message of one of our tasks, or None where there is none to be read."""
-    if envelope.headers["task"] not in (EXECUTE, REDUCE):
-        return None
+    """The wire request inside a Celery message that is ours, or None where there is none to be read."""
     body = _body_of(envelope)
     if body is None:
         return None
@@ -197,10 +271,7 @@ def problem_of(envelope: CeleryEnvelope, queue: str, settings: Settings) -> str 
 def _body_of(envelope: CeleryEnvelope) -> tuple[list[Any], dict[str, Any], Any] | None:
     """Arguments, keyword arguments and what is embedded, or None where the body is not Celery's."""
     try:
-        text = envelope.payload["body"]
-        if envelope.payload["properties"].get("body_encoding") == "base64":
-            text = base64.b64decode(text).decode()
-        args, kwargs, embedded = json.loads(text)
+        args, kwargs, embedded = json.loads(_text_of(envelope.payload))
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
     return (args, kwargs, embedded) if isinstance(args, list) and isinstance(kwargs, dict) else None

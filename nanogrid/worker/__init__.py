@@ -4,6 +4,8 @@ The rule: the main process owns and keeps account; the children, forked from it,
 
     containers   owns the containers          accounts   takes what the children tell
     metrics      shows it, and its own health, over HTTP
+    stalls       sees when children take nothing, and mends it (stall)
+    controller   hands requests to children
     preparation  checks queues, fetches images, answers for dead letters
     children     what a child does first, and last
 """
@@ -22,8 +24,9 @@ from nanogrid.worker.accounts import Accounts
 from nanogrid.worker.containers import Containers
 from nanogrid.worker.metrics import Metrics
 from nanogrid.worker.preparation import Preparation
+from nanogrid.worker.stalls import Stalls
 
-__all__ = ["Accounts", "Containers", "Metrics", "Preparation", "children"]
+__all__ = ["Accounts", "Containers", "Metrics", "Preparation", "Stalls", "children"]
 
 
 @signals.celeryd_init.connect
@@ -33,6 +36,6 @@ def _begins(instance: Any, **_: Any) -> None:
 
 logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells at INFO, for each client, where it found credentials
 
-app.steps["worker"] |= {Accounts, Containers, Metrics, Preparation}
+app.steps["worker"] |= {Accounts, Containers, Metrics, Preparation, Stalls}
 # Celery orders steps by what they require: the process pool comes after the owner and the HTTP port, and goes before them.
 components.Pool.requires = (*components.Pool.requires, Containers, Metrics)

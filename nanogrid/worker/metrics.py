@@ -27,6 +27,7 @@ from nanogrid.settings import OFF, Settings
 from nanogrid.transport.reading import readings
 from nanogrid.worker.accounts import Accounts
 from nanogrid.worker.containers import Containers
+from nanogrid.worker.stalls import Stalls
 
 log = get_logger(__name__)
 
@@ -127,6 +128,7 @@ class Metrics(bootsteps.StartStopStep):
         parts: list[gauges.Part] = [
             gauges.build_info,
             gauges.of_worker(lambda: self._unready() is None, self._children, lambda: len(state.active_requests)),
+            gauges.of_stalls(lambda: self._stalled() is not None, lambda: Stalls.mends),
             gauges.of_pool(Containers.owner.stock),
             gauges.of_queues(self._look, stale_after_s),
             gauges.of_caches(self._watch.usages),
@@ -157,7 +159,10 @@ class Metrics(bootsteps.StartStopStep):
             return "the worker was told to read no queue"
         if not any(name in read and not read[name].failing for name in wanted):
             return f"no queue answers: {', '.join(wanted)}"
-        return None
+        return self._stalled()
+
+    def _stalled(self) -> str | None:
+        return None if Stalls.current is None else Stalls.current.problem()
 
     # -- pages
 
@@ -187,6 +192,7 @@ class Metrics(bootsteps.StartStopStep):
                     "active": len(state.active_requests),
                     "ready": self._unready() is None,
                     "reason": self._unready(),
+                    "stalled": self._stalled() is not None,
                 },
                 "queues": status.queues(self._look),
                 "pool": None if owner is None else status.pool(owner.stock),

@@ -104,6 +104,41 @@ def test_every_kind_of_request_is_answered(settings: Settings, dead_letters: Dea
     assert f"{settings.queue_prefix}python-dlq" in by_id["r-1"][1]
 
 
+UNREADABLE: list[tuple[dict[str, Any], str]] = [
+    ({"body": "{"}, "its body cannot be read"),
+    ({"body": "\ufeff{"}, "its body cannot be read"),
+    ({"body": '"x"'}, "its body cannot be read"),
+    ({"body": "", "content-type": None}, "its body is None, and only JSON is read"),
+    ({"body": "gARdlC4=", "content-type": "application/x-python-serialize"}, "'application/x-python-serialize', and"),
+    ({"body": "- - 1", "content-type": "application/x-yaml"}, "'application/x-yaml', and only JSON is read"),
+    ({"body": "%%%", "properties": {"body_encoding": "base64"}}, "its body is no text in base64"),
+    ({"body": "/////w==", "properties": {"body_encoding": "base64"}}, "its body is no text in base64"),
+    ({"body": f"[[{'9' * 5000}], {{}}, null]"}, "its body cannot be read"),
+    ({"body": f"[[], {{}}, {'[' * 300 + ']' * 300}]"}, "its body is nested more than 200 levels deep"),
+]
+
+
+def test_requests_that_cannot_be_read_are_answered(settings: Settings, dead_letters: DeadLetters) -> None:
+    """Their headers name our task and an id, by which somebody waits: they get NOT_RUN and what is wrong with the message."""
+    for number, (changes, _) in enumerate(UNREADABLE):
+        dead_letters.add(adopt({**REQUEST, "requestId": f"r-{number}"}, "m", 1, settings) | changes)
+    answers, count = Answers(), len(UNREADABLE)
+    assert DeadLetterReader(settings, answers).scan() == Scan(read=count, answered=count, garbage=0)
+    reasons = {request_id: reason for request_id, _, reason in answers.given}
+    for number, (_, words) in enumerate(UNREADABLE):
+        assert words in reasons[f"r-{number}"]
+
+
+def test_a_bare_request_with_a_number_beyond_measure_is_answered(settings: Settings, dead_letters: DeadLetters) -> None:
+    """Python does not read it; who it is for is read all the same."""
+    dead_letters.add(json.dumps({**REQUEST, "payload": "huge"}).replace('"huge"', "9" * 5000))
+    answers = Answers()
+    assert DeadLetterReader(settings, answers).scan() == Scan(read=1, answered=1, garbage=0)
+    ((request_id, function_id, reason),) = answers.given
+    assert (request_id, function_id) == ("r-1", "thumb")
+    assert "more than 4300 digits" in reason
+
+
 def test_messages_stay_for_the_operator(settings: Settings, dead_letters: DeadLetters) -> None:
     """After a scan all messages are visible, with their content and attributes."""
     sent = {dead_letters.add({**REQUEST, "requestId": f"r-{number}"}): number for number in range(23)}
@@ -137,9 +172,9 @@ def test_garbage_is_counted_and_logged_once(
     """What holds no request stays unanswered; it is named in the log one time."""
     other = adopt(REQUEST, "m", 1, settings)
     other["headers"]["task"] = "another.task"
-    broken = adopt(REQUEST, "m", 1, settings)
-    broken["body"] = "{"
-    for body in ("hello", "[1]", other, broken):
+    nameless = adopt(REQUEST, "m", 1, settings)
+    nameless["body"], nameless["headers"]["id"] = "{", "no id"
+    for body in ("hello", "[1]", other, nameless):
         dead_letters.add(body)
     answers = Answers()
     reader = DeadLetterReader(settings, answers)

@@ -100,6 +100,20 @@ def test_a_missing_queue_is_never_created_in_aws(client: Any, aws: Settings) -> 
     assert names(client, aws) == []
 
 
+@pytest.mark.parametrize("by_url", [True, False])
+@pytest.mark.parametrize("create", [True, False])
+def test_a_fifo_queue_is_called_one(client: Any, local: Settings, by_url: bool, create: bool) -> None:
+    """By name or by address: nothing is sent to it, and it is a finding that keeps a worker from starting."""
+    url = client.create_queue(QueueName="jobs.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
+    name = "python" if by_url else "jobs.fifo"
+    settings = local.model_copy(update={"create_queues": create, "queue_urls": {"python": url}})
+    with pytest.raises(ConfigurationError, match=f"^queue {name}: .* is a FIFO queue, .*: use a standard queue$"):
+        queues.resolve(name, settings, client)
+    (finding,) = queues.check_queues([name], settings, client)
+    assert finding.is_missing
+    assert "is a FIFO queue" in finding.problem
+
+
 def test_a_queue_named_by_url_is_taken_as_it_is(aws: Settings) -> None:
     """No request is made for a queue whose URL is configured."""
     settings = aws.model_copy(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from celery.worker.control import control_command
+from celery.worker.state import reserved_requests
 
 from nanogrid.celery import app
 
@@ -42,3 +43,42 @@ def lose_connection(state: Any) -> dict[str, str]:
 
     state.consumer.call_soon(lose)
     return {"ok": "it is lost"}
+
+
+@control_command(args=[("slots", int)])
+def lose_slots(state: Any, slots: int) -> dict[str, str]:
+    """Take slots of the pool and never return them, as an error between taking and handing over would."""
+
+    def lose() -> None:
+        state.consumer.controller.semaphore.value -= slots
+
+    state.consumer.call_soon(lose)
+    return {"ok": "they are lost"}
+
+
+@control_command(args=[("times", int)])
+def break_handovers(state: Any, times: int) -> dict[str, str]:
+    """Let the next requests fail on their way to a child, where Celery pickles them."""
+    pool = state.consumer.pool._pool
+    put, left = pool._quick_put, iter(range(times))
+
+    def broken(job: Any) -> None:
+        if next(left, None) is not None:
+            raise RecursionError("the test asked for it")
+        put(job)
+
+    pool._quick_put = broken
+    return {"ok": "they are broken"}
+
+
+@control_command()
+def hang_with_a_request(state: Any) -> dict[str, str]:
+    """Take all slots, and let the event loop stand still from the moment when a request waits for one."""
+
+    def hang() -> None:
+        if reserved_requests:
+            time.sleep(600)
+
+    state.consumer.controller.semaphore.value = 0
+    state.consumer.hub.on_tick.add(hang)
+    return {"ok": "it will hang"}

@@ -135,6 +135,51 @@ def test_the_request_is_found_again_in_the_adopted_message(request: dict[str, An
     assert json.dumps(request_of(CeleryEnvelope(message))) == json.dumps(request)
 
 
+def sns(message: str) -> dict[str, Any]:
+    """What SNS puts on a queue that did not ask for raw messages."""
+    return {
+        "Type": "Notification",
+        "MessageId": "22b80b92-fdea-4c2c-8f9d-bdfb0c7bf324",
+        "TopicArn": "arn:aws:sns:us-west-2:123456789012:MyTopic",
+        "Message": message,
+        "Timestamp": "2012-05-02T00:54:06.655Z",
+        "SignatureVersion": "1",
+        "Signature": "EXAMPLEw6JRN...",
+        "SigningCertURL": "https://sns.us-west-2.amazonaws.com/SimpleNotificationService.pem",
+        "UnsubscribeURL": "https://sns.us-west-2.amazonaws.com/?Action=Unsubscribe",
+    }
+
+
+def test_a_request_is_taken_out_of_an_sns_notification() -> None:
+    """As it would have come with raw delivery: a bare request, or a Celery message."""
+    assert read_body(json.dumps(sns(json.dumps(ORIGINAL)))) == BareRequest(ORIGINAL)
+    message = adopt(ORIGINAL, MESSAGE_ID, 1, SETTINGS)
+    assert read_body(json.dumps(sns(json.dumps(message)))) == read_body(json.dumps(message))
+
+
+@pytest.mark.parametrize("text", ["hello", "[1]", "", json.dumps(sns(json.dumps(ORIGINAL)))])
+def test_what_is_no_request_stays_in_its_notification(text: str) -> None:
+    """So that its sender hears what it was; a notification in a notification is not looked into."""
+    inner = sns(json.dumps(ORIGINAL)) if text.startswith("{") else sns(text)
+    assert read_body(json.dumps(sns(text))) == BareRequest(inner)
+
+
+@pytest.mark.parametrize("body_encoding", ["utf-8", "base64"])
+def test_a_byte_order_mark_is_passed_over(body_encoding: str) -> None:
+    """Some writers put one before each text: before a bare request, and before a Celery message's body."""
+    bare = read_body("\ufeff" + json.dumps(ORIGINAL))
+    assert bare == BareRequest(ORIGINAL)
+    message = adopt(ORIGINAL, MESSAGE_ID, 1, SETTINGS)
+    message["body"] = "\ufeff" + message["body"]
+    if body_encoding == "base64":
+        message["body"] = base64.b64encode(message["body"].encode()).decode()
+    message["properties"]["body_encoding"] = body_encoding
+    found = read_body(json.dumps(message))
+    assert isinstance(found, CeleryEnvelope)
+    assert found.problem is None
+    assert json.loads(found.payload["body"])[0] == [ORIGINAL]
+
+
 @pytest.mark.parametrize("body", ["", "{", "5", "[]", "[[], {}]", '[["x"], {}, {}]', "[" * 50_000])
 def test_an_envelope_without_a_request_holds_none(body: str) -> None:
     """A broken body of a Celery message holds no request, and reading it does not raise."""

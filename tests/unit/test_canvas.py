@@ -7,7 +7,7 @@ from typing import Any
 import celery
 import pytest
 
-from nanogrid.celery import app
+from nanogrid.celery import app, make_app
 from nanogrid.errors import InvalidRequestError
 from nanogrid.tasks import execute_function, reduce_function
 
@@ -46,6 +46,30 @@ def test_chunks_are_refused_when_they_are_sent() -> None:
     refused(chunks)
     refused(chunks.apply_async)
     refused(lambda: celery.group(chunks.group(), app=app).apply_async())
+
+
+@pytest.mark.parametrize("name", ["pickle", "yaml", "msgpack", "nonsense"])
+@pytest.mark.parametrize(
+    "send",
+    [
+        lambda **how: execute_function.apply_async((REQUEST,), **how),
+        lambda **how: execute_function.s(REQUEST).set(**how).delay(),
+        lambda **how: app.send_task(execute_function.name, (REQUEST,), **how),
+        lambda **how: app.send_task(reduce_function.name, (REQUEST, ["a"], "fail"), **how),
+    ],
+)
+def test_a_request_that_no_worker_would_read_is_refused(send: Any, name: str) -> None:
+    """Requests travel as JSON; a message in another form would have no result."""
+    with pytest.raises(InvalidRequestError, match=f"serializer: '{name}' is not accepted"):
+        send(serializer=name)
+
+
+def test_another_serializer_of_the_whole_app_is_refused() -> None:
+    """Likewise where a deployment's configuration names it."""
+    own = make_app()
+    own.conf.task_serializer = "pickle"
+    with pytest.raises(InvalidRequestError, match="serializer: 'pickle' is not accepted"):
+        own.send_task(execute_function.name, (REQUEST,))
 
 
 @pytest.mark.parametrize("name", ["celery.map", "celery.starmap", "celery.chunks"])

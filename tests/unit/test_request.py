@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogrid.errors import InvalidRequestError
-from nanogrid.request import FunctionRequest, parse_request, time_limits
-from nanogrid.settings import Settings
+from nanogrid.request import FIELDS, FunctionRequest, parse_request, time_limits
+from nanogrid.settings import Settings, current
 from nanogrid.submission import Submission
 
 ORIGINAL: dict[str, Any] = {
@@ -23,6 +23,14 @@ ORIGINAL: dict[str, Any] = {
     "s3Key": "thumb.zip",
     "timeoutMs": 2000,
 }
+
+
+def nested(levels: int) -> Any:
+    """An array in an array, and so on."""
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
 
 
 @pytest.fixture
@@ -51,6 +59,11 @@ def test_an_alias_means_its_runtime(settings: Settings, name: str) -> None:
         ({"runtime": None}, "runtime", "accepted are python, cpp, c++"),
         ({"runtime": "ruby"}, "runtime", "'ruby' is not known; accepted are python, cpp, c++"),
         ({"runtime": 3}, "runtime", "3 is not known"),
+        ({"payload": nested(201)}, "payload", "nested more than 200 levels deep"),
+        ({"payload": nested(50_000)}, "payload", "nested more than 200 levels deep"),
+        ({"payload": [10**4300]}, "payload", "holds a whole number of more than 4300 digits"),
+        ({"env": {"A": nested(300)}}, "env", "nested more than 200 levels deep"),
+        ({"unknown": nested(300)}, "unknown", "nested more than 200 levels deep"),
         ({"timeoutMs": 0}, "timeoutMs", "greater than 0"),
         ({"timeoutMs": -5}, "timeoutMs", "greater than 0"),
         ({"timeoutMs": 900_001}, "timeoutMs", "900000"),
@@ -115,6 +128,77 @@ def test_what_is_no_object_is_refused(settings: Settings, data: object) -> None:
     """A request is a JSON object."""
     with pytest.raises(InvalidRequestError, match="must be a JSON object"):
         parse_request(data, settings)
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("field", ["timeoutMs", "memoryMb", "cpus", "maxAgeMs"])
+def test_a_boolean_is_no_number(settings: Settings, field: str, value: bool) -> None:
+    """Python takes true for 1; nobody who writes it means a millisecond."""
+    with pytest.raises(InvalidRequestError) as refusal:
+        parse_request({**ORIGINAL, field: value}, settings)
+    assert str(refusal.value) == f"{field}: {str(value).lower()} is a boolean; accepted are numbers"
+
+
+def test_no_field_of_a_request_takes_a_boolean_but_the_payload(settings: Settings) -> None:
+    """Whichever fields there are, or will be."""
+    for field in FIELDS:
+        if field != "payload":
+            with pytest.raises(InvalidRequestError, match=f"^{field}"):
+                parse_request({**ORIGINAL, field: True}, settings)
+    assert parse_request({**ORIGINAL, "payload": True}, settings).payload is True
+
+
+EVENTS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"Type": "Notification", "TopicArn": "arn:aws:sns:us-east-1:1:t", "MessageId": "m", "Message": "hello"},
+        "this is an SNS notification, and its Message holds no request: publish a request's JSON",
+    ),
+    (
+        {
+            "Type": "SubscriptionConfirmation",
+            "TopicArn": "arn:aws:sns:us-east-1:1:t",
+            "Token": "t",
+            "Message": "You have",
+        },
+        "this is SNS' SubscriptionConfirmation: confirm the subscription",
+    ),
+    (
+        {"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"}}}]},
+        "this is an S3 event notification, and names no function: send a request",
+    ),
+    (
+        {"Service": "Amazon S3", "Event": "s3:TestEvent", "Time": "2014-10-13T15:57:02.089Z", "Bucket": "b"},
+        "this is S3's test of its notifications, and names no function",
+    ),
+    (
+        {"Records": [{"eventSource": "aws:dynamodb", "eventName": "INSERT"}]},
+        "this is an event of aws:dynamodb, and names no function",
+    ),
+    (
+        {"version": "0", "id": "i", "detail-type": "Object Created", "source": "aws.s3", "account": "1", "detail": {}},
+        "this is an EventBridge event, and names no function: give the rule's target an input transformer",
+    ),
+]
+
+
+@pytest.mark.parametrize(("event", "words"), EVENTS, ids=range(len(EVENTS)))
+def test_an_event_of_aws_is_called_by_its_name(settings: Settings, event: dict[str, Any], words: str) -> None:
+    """It says what to set, and not that its first field is unknown."""
+    with pytest.raises(InvalidRequestError) as refusal:
+        parse_request(event, settings)
+    assert str(refusal.value).startswith(words)
+
+
+@pytest.mark.parametrize("event", [{"Type": 5}, {"Records": []}, {"Records": [5]}, {"Records": [{}]}, {"source": "x"}])
+def test_what_only_looks_like_an_event_has_an_unknown_field(settings: Settings, event: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match="unknown field"):
+        parse_request({**ORIGINAL, **event}, settings)
+
+
+def test_a_payload_may_be_nested_up_to_the_bound(settings: Settings) -> None:
+    """And survives the wire so."""
+    request = parse_request({**ORIGINAL, "payload": nested(200)}, settings)
+    assert json.loads(json.dumps(request.to_wire()))["payload"] == nested(200)
 
 
 def test_a_missing_request_id_is_filled_in(settings: Settings) -> None:
@@ -212,7 +296,7 @@ def test_a_request_in_python_needs_what_has_no_default() -> None:
     request = FunctionRequest(function_id="f", runtime="C++", s3_bucket="code", s3_key="f.zip")
     other = FunctionRequest(function_id="f", runtime="C++", s3_bucket="code", s3_key="f.zip")
     assert request.request_id != other.request_id
-    here = Settings()
+    here = current()
     assert (request.timeout_ms, request.memory_mb, request.cpus) == (here.timeout_ms, here.memory_mb, here.cpus)
     there = Settings(timeout_ms=1234, memory_mb=99, cpus=0.5)
     sent = Submission.of(request.to_wire(), there).request

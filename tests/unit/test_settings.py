@@ -59,3 +59,15 @@ def test_the_handbook_lists_every_setting_with_its_default() -> None:
     """docs/operations.md has one table row per setting, with variable, default and description as in the code."""
     rows = dict(re.findall(r"^\| `(NANOGRID_[A-Z0-9_]+)` \| (.*) \|$", OPERATIONS.read_text(), re.MULTILINE))
     assert rows == {f"NANOGRID_{name.upper()}": row for name, row in Settings.documented()}
+
+
+def test_a_boolean_is_no_number() -> None:
+    """In no setting that is one, alone or in a table; switches take it, and numbers in the environment are text."""
+    numbers = [name for name, field in Settings.model_fields.items() if field.annotation in (int, float)]
+    assert len(numbers) > 50
+    for name in numbers:
+        with pytest.raises(ValidationError, match="true is a boolean; accepted are numbers"):
+            Settings.model_validate({name: True})
+    with pytest.raises(ValidationError, match="true is a boolean; accepted are numbers"):
+        Settings.model_validate({"prewarmed": {"python": True}})
+    assert Settings(create_queues=True).create_queues is True

@@ -1,0 +1,53 @@
+"""What other services of AWS put on a queue of their own accord: it is called by its name, and a request inside is taken out.
+
+The rule: pure functions, which take any object and raise for none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+NAMES_NO_FUNCTION = "and names no function"
+
+
+def message_of_sns(data: dict[str, Any]) -> str | None:
+    """What was published, of an SNS notification without raw message delivery; None of anything else."""
+    if data.get("Type") != "Notification" or not isinstance(data.get("TopicArn"), str):
+        return None
+    message = data.get("Message")
+    return message if isinstance(message, str) else None
+
+
+def event_in_place_of_a_request(data: dict[str, Any]) -> str | None:
+    """What an event is and what to set, in one sentence; None where it is none that is known."""
+    if message_of_sns(data) is not None:
+        return (
+            "this is an SNS notification, and its Message holds no request: publish a request's JSON, with or without "
+            "raw message delivery"
+        )
+    if data.get("Type") in ("SubscriptionConfirmation", "UnsubscribeConfirmation") and "TopicArn" in data:
+        return f"this is SNS' {data['Type']}: confirm the subscription at its SubscribeURL, no request is lost by it"
+    if data.get("Service") == "Amazon S3" and data.get("Event") == "s3:TestEvent":
+        return f"this is S3's test of its notifications, {NAMES_NO_FUNCTION}: {_OWN_CONSUMER}"
+    if "detail-type" in data and "detail" in data and "source" in data:
+        return (
+            f"this is an EventBridge event, {NAMES_NO_FUNCTION}: give the rule's target an input transformer that makes a "
+            "request of it"
+        )
+    source = _source_of_records(data)
+    if source is None:
+        return None
+    what = "an S3 event notification" if source == "aws:s3" else f"an event of {source:.80}"
+    return f"this is {what}, {NAMES_NO_FUNCTION}: {_OWN_CONSUMER}"
+
+
+_OWN_CONSUMER = (
+    "send a request with the event as its payload, for example by EventBridge with an input transformer in between"
+)
+
+
+def _source_of_records(data: dict[str, Any]) -> str | None:
+    records = data.get("Records")
+    first = records[0] if isinstance(records, list) and records else None
+    source = first.get("eventSource", first.get("EventSource")) if isinstance(first, dict) else None
+    return source if isinstance(source, str) else None
