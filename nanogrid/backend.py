@@ -20,6 +20,7 @@ from celery.utils.log import get_logger
 from nanogrid import stages, tracing
 from nanogrid.counted import NOT_APPENDED
 from nanogrid.errors import NanoGridError
+from nanogrid.map_parts import MapParts
 from nanogrid.monitoring import settings_of
 from nanogrid.observations import RequestEnded, happened, tell
 from nanogrid.redis_refusals import passes
@@ -38,7 +39,7 @@ REASONS = {
 
 SET_UNLESS_ENDED = """
 local stored = redis.call('get', KEYS[1])
-if stored and string.find(stored, ARGV[3], 1, true) then return 0 end
+if stored and (stored == ARGV[1] or string.find(stored, ARGV[3], 1, true)) then return 0 end
 redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
 redis.call('publish', KEYS[1], ARGV[1])
 return 1
@@ -51,28 +52,39 @@ STORE_FIRST_END = (
 local stored = redis.call('get', KEYS[1])
 if stored and string.find(stored, ARGV[3], 1, true) then
     if ARGV[5] == '1' then redis.call('set', KEYS[1], stored, 'keepttl') end
-    return {stored == ARGV[1] and 1 or 0, 0, ''}
+    if stored == ARGV[1] then return {1, 0, ''} end
+    return {string.find(stored, ARGV[6], 1, true) and stored or 0, 0, ''}
 end
 redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
 if ARGV[4] == '0' then return {1, 0, ''} end
-local number, refused = append(KEYS[2], KEYS[3], ARGV[4], {unpack(ARGV, 6)})
+local number, refused = append(KEYS[2], KEYS[3], ARGV[4], {unpack(ARGV, 7)})
 return {1, number, refused}
 """
 )
-"""Answers whether the end that is stored is this one, its number where it was stored now, and why it has no entry.
+"""Answers 1 where the end that is stored is this one, 0 where it is another one that is told, and another one that is not
+told yet as it is; the number where it was stored now; and why it has no entry.
 
-An end whose answer was lost on its way is known again. Where replicas are waited for, one that is there is written once more:
-Redis asks them about what *this* connection wrote, and whoever stored it may have died before they had it.
+An end whose answer was lost on its way is known again: nobody has told it. Nor has a child that was killed, or ran into its
+time limit, after it had stored one; whoever finds it so tells it. Where replicas are waited for, one that is there is written
+once more: Redis asks them about what *this* connection wrote, and whoever stored it may have died before they had it.
 """
 
 COMPLETE_END = """
 local stored = redis.call('get', KEYS[1])
-if not (stored and string.find(stored, ARGV[3], 1, true)) then return 0 end
+if not (stored and string.find(stored, ARGV[3], 1, true)) then return -1 end
+if stored == ARGV[1] then return 1 end
+if not string.find(stored, ARGV[4], 1, true) then return 0 end
 redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
 redis.call('publish', KEYS[1], ARGV[1])
 return 1
 """
-"""Only over an end: what a failover took away in the meantime is to be stored with its entry, not without."""
+"""Answers 1 where the end is told, 0 where somebody else told it, -1 where it is gone.
+
+Only over an end: what a failover took away in the meantime is to be stored with its entry, not without. Only over one that
+is not told, so that each is told once, and what was told before an answer was lost is known again.
+"""
+
+GONE = -1
 
 
 REWRITE = """
@@ -122,26 +134,38 @@ class ResultBackend(RedisBackend):
         began = time.perf_counter()
         settings = settings_of(self.app)
         fields = fields_of(result, settings) if settings.stream_entries_limit else []
-        meta = self._encoded(task_id, result, request)
-        while True:
-            if not self._patiently(self._store_first_end, key, meta, fields):
-                stages.answered(result)
-                return result
-            phases = result.phases.model_copy(update={"store": round((time.perf_counter() - began) * 1000, 3)})
-            stored = result.model_copy(update={"phases": phases})
-            if self._patiently(self._complete_end, key, self._encoded(task_id, stored, request)):
+        meta = self._meta(task_id, result, SUCCESS, None, request)
+        told = GONE
+        while told == GONE:
+            untold = self._patiently(self._store_first_end, key, meta, fields)
+            if not untold:
                 break
-            log.warning(
-                "%s was gone from Redis when it had just been stored, and is stored again: Redis lost data", key
-            )
-        tell(_ended(stored))
-        stages.finished(stored)
-        tracing.stored(stored)
+            stored, text = self._timed(meta if untold == 1 else untold, (time.perf_counter() - began) * 1000)
+            told = self._patiently(self._complete_end, key, text)
+            if told == GONE:
+                log.warning(
+                    "%s was gone from Redis when it had just been stored, and is stored again: Redis lost data", key
+                )
+        if told == 1:
+            tell(_ended(stored))
+            stages.finished(stored)
+            tracing.stored(stored)
+        else:
+            stages.answered(result)
         return result
 
+    def _timed(self, untold: str | bytes, store_ms: float) -> tuple[ExecutionResult, str]:
+        """A stored end with the time that storing took: the result, and what is stored of it."""
+        meta = self.decode(untold)
+        result = ExecutionResult.from_wire(meta["result"])
+        phases = result.phases.model_copy(update={"store": round(store_ms, 3)})
+        stored = result.model_copy(update={"phases": phases})
+        text: str = self.encode({**meta, "result": stored})
+        return stored, text
+
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> Any:
-        """Count a part of a map. A part that is counted twice counts once, so it is tried until Redis takes it."""
-        returned = self._patiently(super().on_chord_part_return, request, state, result, **kwargs)
+        """Count a part of a map, and send the reduction where it was the last."""
+        returned = self._parts.on_chord_part_return(request, state, result, **kwargs)
         if settings_of(self.app).result_replicas and request.group:
             key = self.get_key_for_task(request.id)
             self._patiently(self._on_replicas, key, lambda client: self._rewrite_script(keys=[key], client=client))
@@ -159,8 +183,10 @@ class ResultBackend(RedisBackend):
         """Store something, and try again for as long as that may help: the message is there until it is stored."""
         return self._ensure_retryable(store, *args, **kwargs)
 
-    def _store_first_end(self, key: str, meta: str, fields: list[str]) -> bool:
+    def _store_first_end(self, key: str, meta: str, fields: list[str]) -> int | str | bytes:
         """Store and append, unless a request has its end already: the first one stands. One round trip to Redis.
+
+        Returns 1 where this end is stored, 0 where another one is, and that other one where it is not told yet.
 
         Where the deployment asks for it, this returns when enough replicas have what is stored, whoever stored it.
         """
@@ -168,7 +194,7 @@ class ResultBackend(RedisBackend):
         stream = settings.stream_name
         keys = [key, stream, counter_key(stream)]
         waits = int(settings.result_replicas > 0)
-        args = [meta, self.expires, self._ended, settings.stream_entries_limit, waits, *fields]
+        args = [meta, self.expires, self._ended, settings.stream_entries_limit, waits, self._untold, *fields]
 
         def store(client: Any) -> Any:
             return self._script(keys=keys, args=args, client=client)
@@ -182,7 +208,8 @@ class ResultBackend(RedisBackend):
                 log.warning(
                     "%s is stored, and could not be appended to the stream %s: %s", _text(key), stream, _text(refused)
                 )
-        return bool(answers[-1][0])
+        untold: int | str | bytes = answers[-1][0]
+        return untold
 
     def _on_replicas(self, key: str, write: Callable[[Any], Any]) -> list[Any]:
         """Write, and ask the replicas until enough have it; the first and the last answer to the write.
@@ -219,9 +246,10 @@ class ResultBackend(RedisBackend):
             )  # fmt: skip
         self._last_number = number
 
-    def _complete_end(self, key: str, meta: str) -> bool:
-        """Store how long storing took, and publish the result, if it is still there."""
-        return bool(self._complete_script(keys=[key], args=[meta, self.expires, self._ended]))
+    def _complete_end(self, key: str, meta: str) -> int:
+        """Store how long storing took, and publish the result, if it is still there and not told yet."""
+        args = [meta, self.expires, self._ended, self._untold]
+        return int(self._complete_script(keys=[key], args=args))
 
     def _set_unless_ended(self, key: str, meta: str, expires_s: int) -> None:
         """Store a state, and publish it, unless there is an end. One round trip to Redis."""
@@ -233,6 +261,10 @@ class ResultBackend(RedisBackend):
             both.set(key, value, ex=(self.expires if expires is None else expires) or None)
             both.publish(key, value)
             both.execute()
+
+    @cached_property
+    def _parts(self) -> MapParts:
+        return MapParts(app=self.app, url=self.url)
 
     @cached_property
     def _script(self) -> Any:
@@ -256,8 +288,11 @@ class ResultBackend(RedisBackend):
         text: str = self.encode({"status": SUCCESS})[1:-1]
         return text
 
-    def _encoded(self, task_id: str, result: ExecutionResult, request: Any) -> str:
-        return self._meta(task_id, result, SUCCESS, None, request)
+    @cached_property
+    def _untold(self) -> str:
+        # How an end is stored before it is told: without the time of storing, which is the last phase.
+        text: str = self.encode({"phases": {"store": None}, "runtime": None})
+        return text[text.index('"store"') : text.rindex(":")]
 
     def _meta(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> str:
         """What is stored, as Celery puts it together."""
