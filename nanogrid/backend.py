@@ -7,7 +7,11 @@ exception: other languages could not read it, and a chord would stop at it. Here
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
 import time
+import weakref
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -17,9 +21,10 @@ from celery.backends.redis import RedisBackend
 from celery.states import FAILURE, SUCCESS
 from celery.utils.log import get_logger
 
-from nanogrid import stages, tracing
+from nanogrid import claims, stages, tracing
 from nanogrid.counted import NOT_APPENDED
-from nanogrid.errors import NanoGridError
+from nanogrid.errors import NanoGridError, RedisUnavailableError
+from nanogrid.listening import Listener
 from nanogrid.map_parts import MapParts
 from nanogrid.monitoring import settings_of
 from nanogrid.observations import RequestEnded, happened, tell
@@ -95,13 +100,69 @@ return 1
 """Something to ask replicas about, behind what was written before."""
 
 
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+"""Between two attempts to ask a Redis that is away."""
+
+_backends: weakref.WeakSet[ResultBackend] = weakref.WeakSet()
+_left_behind: list[dict[str, Any]] = []
+"""What a forked process has of its parent's. It is kept: to give it up might wait for a lock whose thread is not there."""
+
+
 class ResultBackend(RedisBackend):
-    """Stores results of our tasks; those of other tasks of the app as Celery does.
+    """Stores results of our tasks; those of other tasks of the app as Celery does. Asks for them, at a producer.
 
     All mutable state: `_last_number`, that of the last result that was stored. Celery has a backend for each thread.
     """
 
+    ResultConsumer = Listener
     _last_number = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _backends.add(self)
+
+    def begin_anew(self) -> None:
+        """As it was made, with nothing that belongs to the process that this one was forked from.
+
+        In place: whoever holds a handle of a request holds its backend.
+        """
+        before = dict(self.__dict__)
+        _left_behind.append(before)
+        self.__dict__.clear()
+        self.__init__(app=before["app"], url=before["url"])  # type: ignore[misc]
+
+    def soon(self, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Ask Redis something for as long as connecting may take, so that a restart is ridden out.
+
+        Raises RedisUnavailableError where there is no answer then.
+        """
+        deadline, pause_s = time.monotonic() + claims.CONNECT_TIMEOUT_S, SHORTEST_PAUSE_S
+        while True:
+            try:
+                return ask(*args, **kwargs)
+            except Exception as error:
+                if not self.exception_safe_to_retry(error):
+                    raise
+                if time.monotonic() + pause_s >= deadline:
+                    raise RedisUnavailableError(
+                        f"Redis at {self.as_uri()} does not answer: {error}; "
+                        "see that it runs, and that NANOGRID_RESULT_URL leads there"
+                    ) from error
+                with contextlib.suppress(*self.connection_errors):
+                    self.on_backend_retryable_error(error)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def ensure(self, fun: Callable[..., Any], args: tuple[Any, ...], **policy: Any) -> Any:
+        """Celery's own commands, which it gives up after 20 s with the advice to restart the application."""
+        return self.soon(fun, *args)
+
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """Listen for the result of a request that is about to be sent. Raises RedisUnavailableError, and it is not sent."""
+        try:
+            super().on_task_call(producer, task_id)
+        except RedisUnavailableError as away:
+            raise RedisUnavailableError(f"{away}; nothing was sent") from away
 
     def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, request: Any = None, **kwargs: Any) -> None:
         """Called where a task raised, or its child was killed at the hard time limit."""
@@ -181,7 +242,16 @@ class ResultBackend(RedisBackend):
 
     def _patiently(self, store: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Store something, and try again for as long as that may help: the message is there until it is stored."""
-        return self._ensure_retryable(store, *args, **kwargs)
+        return super()._ensure_retryable(store, *args, **kwargs)
+
+    def _ensure_retryable(
+        self, func: Callable[..., Any], *args: Any, fallback_exc: Any = None, fallback_msg: Any = None, **kwargs: Any
+    ) -> Any:
+        """What Celery tries for ever: only to store something is worth that, and a question is not."""
+        if func == self._store_result:
+            return self._patiently(func, *args, fallback_exc=fallback_exc, fallback_msg=fallback_msg, **kwargs)
+        kwargs.pop("max_retries", None)
+        return self.soon(func, *args, **kwargs)
 
     def _store_first_end(self, key: str, meta: str, fields: list[str]) -> int | str | bytes:
         """Store and append, unless a request has its end already: the first one stands. One round trip to Redis.
@@ -344,3 +414,19 @@ def _sentence(exc: BaseException) -> str:
     if isinstance(exc, TimeLimitExceeded):
         return f"the worker child did not end within Celery's hard time limit of {exc.args[0]:g} s"
     return str(exc) if isinstance(exc, NanoGridError) else f"unexpected {type(exc).__name__}: {exc}"
+
+
+def _begin_anew_in_child() -> None:
+    """Connections that cross a fork would give each side what the other one asked for."""
+    for backend in list(_backends):
+        backend.begin_anew()
+
+
+def _end() -> None:
+    """Before the interpreter comes apart: what is collected afterwards can neither connect nor import."""
+    for backend in list(_backends):
+        backend.result_consumer.end()
+
+
+os.register_at_fork(after_in_child=_begin_anew_in_child)
+atexit.register(_end)
