@@ -256,7 +256,9 @@ def _read(client: redis.Redis, stream: str, after: str, wait_s: float, count: in
 
 
 def _entries(answer: Any) -> list[Entry]:
-    """The entries in an answer about one stream, in both shapes that redis-py gives it."""
+    """The entries in an answer about one stream, in each shape that redis-py gives it: a pair of name and entries, or a dict
+    of that; where the result URL has `protocol=3`, a dict whose entries stand in one more list."""
     if not answer:
         return []
-    return list(next(iter(answer.values())) if isinstance(answer, dict) else answer[0][1])
+    entries = list(next(iter(answer.values())) if isinstance(answer, dict) else answer[0][1])
+    return list(entries[0]) if entries and isinstance(entries[0], list) else entries
