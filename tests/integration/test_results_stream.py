@@ -22,6 +22,7 @@ from nanogrid.stream.append import counter_key
 from nanogrid.stream.entry import StreamedResult
 from nanogrid.stream.follower import follow as follow_stream
 from nanogrid.submission import EXECUTE
+from tests.support.redis_proxy import RedisProxy
 from tests.support.services import Service, wait_until
 
 
@@ -251,6 +252,27 @@ def test_what_was_trimmed_in_somebodys_hands_is_counted(stream: Stream, heir: st
     assert [stream.name_of(each) for each in found] == list("defgh")
     assert [each.missed for each in found] == [3, 0, 0, 0, 0]
     assert stream.pending("g") == 0
+
+
+@pytest.mark.parametrize(
+    ("heir", "command", "missed"), [("one", b"XREADGROUP", 3), ("one", b"XACK", 3), ("two", b"XAUTOCLAIM", None)]
+)
+def test_what_was_trimmed_is_counted_though_an_answer_is_lost(
+    heir: str, command: bytes, missed: int | None, stream: Stream, redis_server: Service
+) -> None:
+    """Redis tells it once where it forgets it: if that is lost, nobody can tell how many, and it is not 0."""
+    stream.store("a", "b", "c")
+    gone = stream.follow(group="g", consumer="one")
+    next(gone)
+    gone.close()
+    stream.store(*"defgh")
+    wait_until(lambda: idle_ms(stream, "one") > 1, "the first consumer has been away for long enough")
+    with RedisProxy(redis_server.port) as proxy:
+        proxy.lose(command)
+        settings = stream.settings.model_copy(update={"result_url": proxy.url})
+        found = list(follow_stream(settings, group="g", consumer=heir, idle_s=0.0, abandoned_s=0.001))
+    assert [stream.name_of(each) for each in found] == list("defgh")
+    assert [each.missed for each in found] == [missed, 0, 0, 0, 0]
 
 
 def test_a_group_that_redis_has_lost_is_made_anew(stream: Stream, caplog: pytest.LogCaptureFixture) -> None:
