@@ -53,8 +53,9 @@ def settings(service: Service, aws_url: str, unique: str) -> Settings:
 
 @pytest.fixture
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second is all that connecting may take."""
+    """Half a second is all that connecting may take, and an answer."""
     monkeypatch.setattr(claims, "CONNECT_TIMEOUT_S", QUICKLY_S)
+    monkeypatch.setattr(claims, "ANSWER_TIMEOUT_S", QUICKLY_S)
 
 
 @contextmanager
@@ -122,9 +123,10 @@ def test_whatever_is_asked_of_a_redis_that_is_away_says_so(asked: str, settings:
 
 
 @pytest.mark.usefixtures("hurry")
-def test_an_address_that_answers_nobody_is_told_in_time(settings: Settings) -> None:
-    """No refusal comes back, as from behind a firewall."""
-    with silence(full=True) as port:
+@pytest.mark.parametrize("full", [False, True])
+def test_an_address_that_answers_nobody_is_told_in_time(full: bool, settings: Settings) -> None:
+    """No refusal comes back, as from behind a firewall; or a connection is accepted, and no more."""
+    with silence(full=full) as port:
         client = Client(settings.model_copy(update={"result_url": f"redis://127.0.0.1:{port}/0"}))
         began = time.monotonic()
         with pytest.raises(RedisUnavailableError):
