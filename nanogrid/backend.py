@@ -7,7 +7,11 @@ exception: other languages could not read it, and a chord would stop at it. Here
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
 import time
+import weakref
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -17,9 +21,11 @@ from celery.backends.redis import RedisBackend
 from celery.states import FAILURE, SUCCESS
 from celery.utils.log import get_logger
 
-from nanogrid import stages, tracing
+from nanogrid import claims, stages, tracing
 from nanogrid.counted import NOT_APPENDED
-from nanogrid.errors import NanoGridError
+from nanogrid.errors import NanoGridError, RedisUnavailableError
+from nanogrid.listening import Listener
+from nanogrid.map_parts import MapParts
 from nanogrid.monitoring import settings_of
 from nanogrid.observations import RequestEnded, happened, tell
 from nanogrid.redis_refusals import passes
@@ -38,7 +44,7 @@ REASONS = {
 
 SET_UNLESS_ENDED = """
 local stored = redis.call('get', KEYS[1])
-if stored and string.find(stored, ARGV[3], 1, true) then return 0 end
+if stored and (stored == ARGV[1] or string.find(stored, ARGV[3], 1, true)) then return 0 end
 redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
 redis.call('publish', KEYS[1], ARGV[1])
 return 1
@@ -51,28 +57,39 @@ STORE_FIRST_END = (
 local stored = redis.call('get', KEYS[1])
 if stored and string.find(stored, ARGV[3], 1, true) then
     if ARGV[5] == '1' then redis.call('set', KEYS[1], stored, 'keepttl') end
-    return {stored == ARGV[1] and 1 or 0, 0, ''}
+    if stored == ARGV[1] then return {1, 0, ''} end
+    return {string.find(stored, ARGV[6], 1, true) and stored or 0, 0, ''}
 end
 redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
 if ARGV[4] == '0' then return {1, 0, ''} end
-local number, refused = append(KEYS[2], KEYS[3], ARGV[4], {unpack(ARGV, 6)})
+local number, refused = append(KEYS[2], KEYS[3], ARGV[4], {unpack(ARGV, 7)})
 return {1, number, refused}
 """
 )
-"""Answers whether the end that is stored is this one, its number where it was stored now, and why it has no entry.
+"""Answers 1 where the end that is stored is this one, 0 where it is another one that is told, and another one that is not
+told yet as it is; the number where it was stored now; and why it has no entry.
 
-An end whose answer was lost on its way is known again. Where replicas are waited for, one that is there is written once more:
-Redis asks them about what *this* connection wrote, and whoever stored it may have died before they had it.
+An end whose answer was lost on its way is known again: nobody has told it. Nor has a child that was killed, or ran into its
+time limit, after it had stored one; whoever finds it so tells it. Where replicas are waited for, one that is there is written
+once more: Redis asks them about what *this* connection wrote, and whoever stored it may have died before they had it.
 """
 
 COMPLETE_END = """
 local stored = redis.call('get', KEYS[1])
-if not (stored and string.find(stored, ARGV[3], 1, true)) then return 0 end
+if not (stored and string.find(stored, ARGV[3], 1, true)) then return -1 end
+if stored == ARGV[1] then return 1 end
+if not string.find(stored, ARGV[4], 1, true) then return 0 end
 redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
 redis.call('publish', KEYS[1], ARGV[1])
 return 1
 """
-"""Only over an end: what a failover took away in the meantime is to be stored with its entry, not without."""
+"""Answers 1 where the end is told, 0 where somebody else told it, -1 where it is gone.
+
+Only over an end: what a failover took away in the meantime is to be stored with its entry, not without. Only over one that
+is not told, so that each is told once, and what was told before an answer was lost is known again.
+"""
+
+GONE = -1
 
 
 REWRITE = """
@@ -83,13 +100,69 @@ return 1
 """Something to ask replicas about, behind what was written before."""
 
 
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+"""Between two attempts to ask a Redis that is away."""
+
+_backends: weakref.WeakSet[ResultBackend] = weakref.WeakSet()
+_left_behind: list[dict[str, Any]] = []
+"""What a forked process has of its parent's. It is kept: to give it up might wait for a lock whose thread is not there."""
+
+
 class ResultBackend(RedisBackend):
-    """Stores results of our tasks; those of other tasks of the app as Celery does.
+    """Stores results of our tasks; those of other tasks of the app as Celery does. Asks for them, at a producer.
 
     All mutable state: `_last_number`, that of the last result that was stored. Celery has a backend for each thread.
     """
 
+    ResultConsumer = Listener
     _last_number = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _backends.add(self)
+
+    def begin_anew(self) -> None:
+        """As it was made, with nothing that belongs to the process that this one was forked from.
+
+        In place: whoever holds a handle of a request holds its backend.
+        """
+        before = dict(self.__dict__)
+        _left_behind.append(before)
+        self.__dict__.clear()
+        self.__init__(app=before["app"], url=before["url"])  # type: ignore[misc]
+
+    def soon(self, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Ask Redis something for as long as connecting may take, so that a restart is ridden out.
+
+        Raises RedisUnavailableError where there is no answer then.
+        """
+        deadline, pause_s = time.monotonic() + claims.CONNECT_TIMEOUT_S, SHORTEST_PAUSE_S
+        while True:
+            try:
+                return ask(*args, **kwargs)
+            except Exception as error:
+                if not self.exception_safe_to_retry(error):
+                    raise
+                if time.monotonic() + pause_s >= deadline:
+                    raise RedisUnavailableError(
+                        f"Redis at {self.as_uri()} does not answer: {error}; "
+                        "see that it runs, and that NANOGRID_RESULT_URL leads there"
+                    ) from error
+                with contextlib.suppress(*self.connection_errors):
+                    self.on_backend_retryable_error(error)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def ensure(self, fun: Callable[..., Any], args: tuple[Any, ...], **policy: Any) -> Any:
+        """Celery's own commands, which it gives up after 20 s with the advice to restart the application."""
+        return self.soon(fun, *args)
+
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """Listen for the result of a request that is about to be sent. Raises RedisUnavailableError, and it is not sent."""
+        try:
+            super().on_task_call(producer, task_id)
+        except RedisUnavailableError as away:
+            raise RedisUnavailableError(f"{away}; nothing was sent") from away
 
     def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, request: Any = None, **kwargs: Any) -> None:
         """Called where a task raised, or its child was killed at the hard time limit."""
@@ -122,26 +195,38 @@ class ResultBackend(RedisBackend):
         began = time.perf_counter()
         settings = settings_of(self.app)
         fields = fields_of(result, settings) if settings.stream_entries_limit else []
-        meta = self._encoded(task_id, result, request)
-        while True:
-            if not self._patiently(self._store_first_end, key, meta, fields):
-                stages.answered(result)
-                return result
-            phases = result.phases.model_copy(update={"store": round((time.perf_counter() - began) * 1000, 3)})
-            stored = result.model_copy(update={"phases": phases})
-            if self._patiently(self._complete_end, key, self._encoded(task_id, stored, request)):
+        meta = self._meta(task_id, result, SUCCESS, None, request)
+        told = GONE
+        while told == GONE:
+            untold = self._patiently(self._store_first_end, key, meta, fields)
+            if not untold:
                 break
-            log.warning(
-                "%s was gone from Redis when it had just been stored, and is stored again: Redis lost data", key
-            )
-        tell(_ended(stored))
-        stages.finished(stored)
-        tracing.stored(stored)
+            stored, text = self._timed(meta if untold == 1 else untold, (time.perf_counter() - began) * 1000)
+            told = self._patiently(self._complete_end, key, text)
+            if told == GONE:
+                log.warning(
+                    "%s was gone from Redis when it had just been stored, and is stored again: Redis lost data", key
+                )
+        if told == 1:
+            tell(_ended(stored))
+            stages.finished(stored)
+            tracing.stored(stored)
+        else:
+            stages.answered(result)
         return result
 
+    def _timed(self, untold: str | bytes, store_ms: float) -> tuple[ExecutionResult, str]:
+        """A stored end with the time that storing took: the result, and what is stored of it."""
+        meta = self.decode(untold)
+        result = ExecutionResult.from_wire(meta["result"])
+        phases = result.phases.model_copy(update={"store": round(store_ms, 3)})
+        stored = result.model_copy(update={"phases": phases})
+        text: str = self.encode({**meta, "result": stored})
+        return stored, text
+
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> Any:
-        """Count a part of a map. A part that is counted twice counts once, so it is tried until Redis takes it."""
-        returned = self._patiently(super().on_chord_part_return, request, state, result, **kwargs)
+        """Count a part of a map, and send the reduction where it was the last."""
+        returned = self._parts.on_chord_part_return(request, state, result, **kwargs)
         if settings_of(self.app).result_replicas and request.group:
             key = self.get_key_for_task(request.id)
             self._patiently(self._on_replicas, key, lambda client: self._rewrite_script(keys=[key], client=client))
@@ -157,10 +242,21 @@ class ResultBackend(RedisBackend):
 
     def _patiently(self, store: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Store something, and try again for as long as that may help: the message is there until it is stored."""
-        return self._ensure_retryable(store, *args, **kwargs)
+        return super()._ensure_retryable(store, *args, **kwargs)
 
-    def _store_first_end(self, key: str, meta: str, fields: list[str]) -> bool:
+    def _ensure_retryable(
+        self, func: Callable[..., Any], *args: Any, fallback_exc: Any = None, fallback_msg: Any = None, **kwargs: Any
+    ) -> Any:
+        """What Celery tries for ever: only to store something is worth that, and a question is not."""
+        if func == self._store_result:
+            return self._patiently(func, *args, fallback_exc=fallback_exc, fallback_msg=fallback_msg, **kwargs)
+        kwargs.pop("max_retries", None)
+        return self.soon(func, *args, **kwargs)
+
+    def _store_first_end(self, key: str, meta: str, fields: list[str]) -> int | str | bytes:
         """Store and append, unless a request has its end already: the first one stands. One round trip to Redis.
+
+        Returns 1 where this end is stored, 0 where another one is, and that other one where it is not told yet.
 
         Where the deployment asks for it, this returns when enough replicas have what is stored, whoever stored it.
         """
@@ -168,7 +264,7 @@ class ResultBackend(RedisBackend):
         stream = settings.stream_name
         keys = [key, stream, counter_key(stream)]
         waits = int(settings.result_replicas > 0)
-        args = [meta, self.expires, self._ended, settings.stream_entries_limit, waits, *fields]
+        args = [meta, self.expires, self._ended, settings.stream_entries_limit, waits, self._untold, *fields]
 
         def store(client: Any) -> Any:
             return self._script(keys=keys, args=args, client=client)
@@ -182,7 +278,8 @@ class ResultBackend(RedisBackend):
                 log.warning(
                     "%s is stored, and could not be appended to the stream %s: %s", _text(key), stream, _text(refused)
                 )
-        return bool(answers[-1][0])
+        untold: int | str | bytes = answers[-1][0]
+        return untold
 
     def _on_replicas(self, key: str, write: Callable[[Any], Any]) -> list[Any]:
         """Write, and ask the replicas until enough have it; the first and the last answer to the write.
@@ -219,9 +316,10 @@ class ResultBackend(RedisBackend):
             )  # fmt: skip
         self._last_number = number
 
-    def _complete_end(self, key: str, meta: str) -> bool:
-        """Store how long storing took, and publish the result, if it is still there."""
-        return bool(self._complete_script(keys=[key], args=[meta, self.expires, self._ended]))
+    def _complete_end(self, key: str, meta: str) -> int:
+        """Store how long storing took, and publish the result, if it is still there and not told yet."""
+        args = [meta, self.expires, self._ended, self._untold]
+        return int(self._complete_script(keys=[key], args=args))
 
     def _set_unless_ended(self, key: str, meta: str, expires_s: int) -> None:
         """Store a state, and publish it, unless there is an end. One round trip to Redis."""
@@ -233,6 +331,10 @@ class ResultBackend(RedisBackend):
             both.set(key, value, ex=(self.expires if expires is None else expires) or None)
             both.publish(key, value)
             both.execute()
+
+    @cached_property
+    def _parts(self) -> MapParts:
+        return MapParts(app=self.app, url=self.url)
 
     @cached_property
     def _script(self) -> Any:
@@ -256,8 +358,11 @@ class ResultBackend(RedisBackend):
         text: str = self.encode({"status": SUCCESS})[1:-1]
         return text
 
-    def _encoded(self, task_id: str, result: ExecutionResult, request: Any) -> str:
-        return self._meta(task_id, result, SUCCESS, None, request)
+    @cached_property
+    def _untold(self) -> str:
+        # How an end is stored before it is told: without the time of storing, which is the last phase.
+        text: str = self.encode({"phases": {"store": None}, "runtime": None})
+        return text[text.index('"store"') : text.rindex(":")]
 
     def _meta(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> str:
         """What is stored, as Celery puts it together."""
@@ -309,3 +414,19 @@ def _sentence(exc: BaseException) -> str:
     if isinstance(exc, TimeLimitExceeded):
         return f"the worker child did not end within Celery's hard time limit of {exc.args[0]:g} s"
     return str(exc) if isinstance(exc, NanoGridError) else f"unexpected {type(exc).__name__}: {exc}"
+
+
+def _begin_anew_in_child() -> None:
+    """Connections that cross a fork would give each side what the other one asked for."""
+    for backend in list(_backends):
+        backend.begin_anew()
+
+
+def _end() -> None:
+    """Before the interpreter comes apart: what is collected afterwards can neither connect nor import."""
+    for backend in list(_backends):
+        backend.result_consumer.end()
+
+
+os.register_at_fork(after_in_child=_begin_anew_in_child)
+atexit.register(_end)

@@ -6,17 +6,23 @@ It never becomes the process's current app by import: a producer may have an app
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
+import weakref
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from kombu import pools
 
 from nanogrid.configuration import celery_configuration
 from nanogrid.flower_command import use_dashboard
 from nanogrid.settings import Settings, current
 from nanogrid.submission import EXECUTE, IN_ONE_TASK, REDUCE, refuse_in_one_task, refuse_other_serializers
+
+_apps: weakref.WeakSet[NanoGrid] = weakref.WeakSet()
 
 
 class NanoGrid(Celery):
@@ -29,6 +35,20 @@ class NanoGrid(Celery):
         super().__init__(*args, **kwargs)
         self._settings = settings
         self.add_defaults(lambda: celery_configuration(self.settings))
+        _apps.add(self)
+
+    def begin_anew(self) -> None:
+        """Leave the connections to SQS to the process that this one was forked from."""
+        amqp = vars(self).get("amqp")
+        of_producers = amqp and amqp._producer_pool
+        pool: Any = (of_producers and of_producers.connections) or vars(self).get("_pool")
+        if pool is not None:
+            for group in (pools.producers, pools.connections):
+                with contextlib.suppress(KeyError):
+                    del group[pool.connection]
+        if amqp is not None:
+            amqp._producer_pool = None
+        self._pool = None
 
     @property
     def settings(self) -> Settings:
@@ -54,6 +74,14 @@ class NanoGrid(Celery):
 
 def _names_a_request(signature: object) -> bool:
     return isinstance(signature, dict) and signature.get("task") in (EXECUTE, REDUCE)
+
+
+def _begin_anew_in_child() -> None:
+    for each in list(_apps):
+        each.begin_anew()
+
+
+os.register_at_fork(after_in_child=_begin_anew_in_child)
 
 
 def make_app(settings: Settings | None = None) -> NanoGrid:

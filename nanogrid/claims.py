@@ -21,6 +21,18 @@ from nanogrid.settings import Settings
 
 log = logging.getLogger(__name__)
 
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 10.0
+"""How long the result Redis may take to be connected to, and to answer, before it counts as away."""
+
+TAKE = """
+local holder = redis.call('get', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2])
+return 1
+"""
+"""Take a claim, or take it again: after an answer that was lost it is one's own already, and must not be waited for."""
+
 # Both compare the token first: a claim that was lost to expiry and taken by another is left alone.
 RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) else return 0 end"
 RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end"
@@ -31,8 +43,8 @@ def connect(settings: Settings, *, retries: int = 20) -> redis.Redis:
     return redis.Redis.from_url(
         settings.result_url,
         decode_responses=True,
-        socket_connect_timeout=5,
-        socket_timeout=10,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        socket_timeout=ANSWER_TIMEOUT_S,
         health_check_interval=15,
         retry=PatientRetry(ExponentialBackoff(cap=2, base=0.05), retries),
     )
@@ -46,6 +58,7 @@ class Claims:
 
     def __init__(self, settings: Settings, client: redis.Redis | None = None) -> None:
         self._ttl_s = settings.claim_ttl_s
+        self._ttl_ms = int(settings.claim_ttl_s * 1000)
         self._lock = threading.Lock()
         self._held: dict[str, str] = {}
         self._keeper: threading.Thread | None = None
@@ -56,11 +69,7 @@ class Claims:
 
     def take(self, request_id: str, token: str) -> bool:
         """Claim a request id, or renew the claim where `token` holds it already. False: somebody else holds it."""
-        key = _key(request_id)
-        ttl_ms = int(self._ttl_s * 1000)
-        return bool(self._redis.set(key, token, nx=True, px=ttl_ms)) or bool(
-            self._renew(keys=[key], args=[token, ttl_ms])
-        )
+        return bool(self._redis.eval(TAKE, 1, _key(request_id), token, self._ttl_ms))
 
     def look_and_take(
         self, request_id: str, token: str, result_key: str, beside: tuple[str, Sequence[str]]
@@ -70,7 +79,7 @@ class Claims:
         key, fields = beside
         with self._redis.pipeline(transaction=False) as all_three:
             all_three.get(result_key)
-            all_three.set(_key(request_id), token, nx=True, px=int(self._ttl_s * 1000))
+            all_three.eval(TAKE, 1, _key(request_id), token, self._ttl_ms)  # by its text: no round trip to look for it
             all_three.hmget(key, list(fields))
             stored, taken, found = all_three.execute()
         return stored, bool(taken), found
@@ -122,7 +131,7 @@ class Claims:
 
     def _renew_or_warn(self, request_id: str, token: str) -> None:
         try:
-            if self._renew(keys=[_key(request_id)], args=[token, int(self._ttl_s * 1000)]):
+            if self._renew(keys=[_key(request_id)], args=[token, self._ttl_ms]):
                 return
             if self.take(request_id, token):
                 log.warning(

@@ -20,7 +20,7 @@ from pydantic import JsonValue
 from nanogrid import tracing
 from nanogrid.celery import NanoGrid, make_app
 from nanogrid.celery import app as default_app
-from nanogrid.errors import InvalidRequestError, ResultUnavailableError
+from nanogrid.errors import InvalidRequestError, RedisUnavailableError, ResultUnavailableError
 from nanogrid.mapping import PartFailure
 from nanogrid.request import FunctionRequest, new_request_id
 from nanogrid.result import ExecutionResult, not_run
@@ -46,22 +46,27 @@ class Client:
         return self.app.settings
 
     def submit(self, request: dict[str, Any] | FunctionRequest) -> str:
-        """Send a request and return its id. Raises InvalidRequestError before anything is sent."""
+        """Send a request and return its id. Raises InvalidRequestError or RedisUnavailableError before anything is sent."""
         tracing.begin(self.settings)
         submission = Submission.of(_wire(request), self.settings)
         self.app.send_task(EXECUTE, args=(submission.wire,), **submission.options())
         return submission.task_id
 
     def wait(self, request_id: str, timeout_s: float | None = None) -> ExecutionResult:
-        """Wait for a result. Raises ResultUnavailableError when there is none within `timeout_s` (None: no limit)."""
+        """Wait for a result. Raises ResultUnavailableError when there is none within `timeout_s` (None: no limit).
+
+        A Redis that goes away meanwhile is waited for, too; one that is away at the beginning is a RedisUnavailableError, as
+        at everything else that is asked of it.
+        """
         from celery.exceptions import TimeoutError as CeleryTimeoutError
 
         handle = self._handle(request_id)
         try:
             return _read(request_id, handle.get(timeout=timeout_s, propagate=False))
         except CeleryTimeoutError:
+            handle.backend.remove_pending_result(handle)  # else it is kept, one for each wait in vain
             raise ResultUnavailableError(
-                f"request {request_id!r} has no result after {timeout_s:g} s; its state is {handle.state}"
+                f"request {request_id!r} has no result after {timeout_s:g} s; {_state(handle)}"
             ) from None
 
     def result(self, request_id: str) -> ExecutionResult:
@@ -179,6 +184,13 @@ def follow(
     return follow_stream(
         settings or current(), function=function, group=group, consumer=consumer, start=start, idle_s=idle_s
     )
+
+
+def _state(handle: AsyncResult) -> str:
+    try:
+        return f"its state is {handle.state}"
+    except RedisUnavailableError as away:
+        return str(away)
 
 
 def _wire(request: dict[str, Any] | FunctionRequest) -> dict[str, Any]:

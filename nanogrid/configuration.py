@@ -10,7 +10,7 @@ from typing import Any
 
 from kombu import Queue
 
-from nanogrid import plain_json
+from nanogrid import claims, plain_json
 from nanogrid.settings import Settings
 from nanogrid.transport import transport_options
 
@@ -34,8 +34,8 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
         "result_backend_always_retry": True,
         "result_backend_max_sleep_between_retries_ms": 1000,
         "result_expires": settings.result_expires_s,
-        "redis_socket_timeout": 10.0,
-        "redis_socket_connect_timeout": 5.0,
+        "redis_socket_timeout": claims.ANSWER_TIMEOUT_S,
+        "redis_socket_connect_timeout": claims.CONNECT_TIMEOUT_S,
         "redis_socket_keepalive": True,
         "redis_backend_health_check_interval": 15,
         "task_serializer": plain_json.NAME,

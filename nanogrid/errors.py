@@ -94,5 +94,11 @@ class ResultUnavailableError(NanoGridError):
     """No result is stored for the request id: unknown, expired, or not finished in the time given."""
 
 
+class RedisUnavailableError(NanoGridError):
+    """The result Redis does not answer whoever asks it something or waits for nothing else. Trying again can help."""
+
+    retryable = True
+
+
 class MapPartFailedError(NanoGridError):
     """A part of a function map failed and the map was asked to fail with it."""

@@ -29,16 +29,19 @@ def _keepalive_options() -> dict[int, int]:
     return {getattr(socket, name): value for name, value in wanted if hasattr(socket, name)}
 
 
-def monitor_connection(settings: Settings, *, max_retries: int | None = None) -> Connection:
+def monitor_connection(
+    settings: Settings, *, max_retries: int | None = None, patience_s: float | None = None
+) -> Connection:
     """A new, lazy connection to the monitoring Redis. It never inherits what is configured for SQS.
 
-    `max_retries` limits the attempts to connect; None tries for ever, at most two seconds apart.
+    `max_retries` limits the attempts to connect; None tries for ever, at most two seconds apart. `patience_s` is how long
+    connecting, and each answer, may take; None: two seconds and five.
     """
     return Connection(
         settings.monitor_url,
         transport_options={
-            "socket_connect_timeout": CONNECT_TIMEOUT_S,
-            "socket_timeout": ANSWER_TIMEOUT_S,
+            "socket_connect_timeout": patience_s or CONNECT_TIMEOUT_S,
+            "socket_timeout": patience_s or ANSWER_TIMEOUT_S,
             "socket_keepalive": True,
             "socket_keepalive_options": _keepalive_options(),
             "health_check_interval": 10,

@@ -6,12 +6,15 @@ away for that; a request whose result is refused would end without one.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from typing import Any
 
 import redis
 from redis.retry import Retry
+
+log = logging.getLogger(__name__)
 
 PASSING = (
     redis.ReadOnlyError,
@@ -42,10 +45,17 @@ class PatientRetry(Retry):
         self, do: Any, fail: Any, is_retryable: Callable[[Exception], bool] | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Do it until it is done, or refused for good."""
+        told = self._retries >= 0  # who gives up says so; who never does says that it waits
 
         def worth_it(error: Exception) -> bool:
             if isinstance(error, redis.ResponseError) and not passes(error):
                 return False
-            return is_retryable is None or is_retryable(error)
+            if is_retryable is not None and not is_retryable(error):
+                return False
+            nonlocal told
+            if not told:
+                told = True
+                log.warning("Redis does not take a command (%s); it is sent again", error)
+            return True
 
         return super().call_with_retry(do, fail, worth_it, *args, **kwargs)

@@ -36,7 +36,9 @@ READ_BY_RUNS = ("advice", "mode")
 """Fields that a run needs; they come in the round trip of its claim."""
 
 # Sets record and advice if the version is still the one that was read, and lets the key expire unless a mode was set.
+# A version that is the new one already was written by this very command, whose answer was lost.
 SAVE = """
+if redis.call('hget', KEYS[1], 'version') == ARGV[2] then return 1 end
 if (redis.call('hget', KEYS[1], 'version') or '') ~= ARGV[1] then return 0 end
 redis.call('hset', KEYS[1], 'version', ARGV[2], 'record', ARGV[3], 'advice', ARGV[4])
 if redis.call('hexists', KEYS[1], 'mode') == 0 then redis.call('expire', KEYS[1], ARGV[5]) end
@@ -170,7 +172,10 @@ class Tuning:
 
     def reset(self, function_id: str) -> bool:
         """Forget what was learned of a function. False where nothing was. Its mode stays."""
-        return bool(self._forget(keys=[key_of(function_id)]))
+        # Two questions: the second one may be sent again after its answer was lost, and finds nothing then.
+        learned = bool(self._redis.hexists(key_of(function_id), "version"))
+        self._forget(keys=[key_of(function_id)])
+        return learned
 
     def _write(self, known: Known, lesson: Lesson, pipeline: Any) -> None:
         record, runs = known.record, lesson.runs[known.function_id]

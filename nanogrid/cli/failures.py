@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import typer
 
 from nanogrid.cli import console
-from nanogrid.errors import NanoGridError
+from nanogrid.errors import NanoGridError, RedisUnavailableError
 
 
 @contextmanager
@@ -29,20 +29,19 @@ def exits_with(code: int) -> Iterator[None]:
 
 def explain(error: Exception) -> str | None:
     """One sentence about an error of ours, of AWS or of Redis. None for anything else."""
+    if isinstance(error, RedisUnavailableError):
+        return f"{error}; `nanogrid doctor` says more"
     if isinstance(error, NanoGridError):
         return str(error)
     if isinstance(error, typer.Exit):
         return None
     # An error is on its way, so the libraries that raise these are loaded already, or cheap beside it.
     from botocore.exceptions import BotoCoreError, ClientError
-    from celery.backends.redis import E_LOST
     from kombu.exceptions import OperationalError
     from redis.exceptions import RedisError
 
     if isinstance(error, (BotoCoreError, ClientError)):
         return f"AWS: {error}; `nanogrid doctor` says more"
-    if isinstance(error, RuntimeError) and str(error) == E_LOST.strip():
-        return "Redis went away; `nanogrid doctor` says more"
     if isinstance(error, (RedisError, OperationalError)):
         return f"the queue or Redis does not answer: {error}; `nanogrid doctor` says more"
     return None

@@ -19,8 +19,16 @@ PATIENCE_S = 1.0
 def redis_answers(port: int, pid: int) -> bool:
     """Redis has loaded its data, takes commands, and is the process that was started."""
     import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 
-    with redis.Redis(host=LOOPBACK, port=port, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S) as client:
+    with redis.Redis(
+        host=LOOPBACK,
+        port=port,
+        socket_timeout=PATIENCE_S,
+        socket_connect_timeout=PATIENCE_S,
+        retry=Retry(NoBackoff(), 0),  # by itself it tries eleven times
+    ) as client:
         try:
             return bool(client.ping()) and client.info("server")["process_id"] == pid
         except redis.RedisError:  # BusyLoadingError among them
@@ -49,12 +57,17 @@ def worker_answers(monitor_url: str) -> bool:
     from redis.exceptions import RedisError
 
     from nanogrid.celery import make_app
+    from nanogrid.monitoring import monitor_connection
     from nanogrid.settings import Settings
 
     # Validating nothing but the place: what else the person has set is the worker's business.
-    with make_app(Settings.model_construct(monitor_url=monitor_url)) as app:
+    settings = Settings.model_construct(monitor_url=monitor_url)
+    with (
+        make_app(settings) as app,
+        monitor_connection(settings, max_retries=0, patience_s=PATIENCE_S) as connection,
+    ):
         try:
-            return bool(app.control.broadcast("ping", reply=True, timeout=PATIENCE_S, limit=1))
+            return bool(app.control.broadcast("ping", connection=connection, reply=True, timeout=PATIENCE_S, limit=1))
         except (OperationalError, RedisError, OSError):
             return False
 

@@ -133,6 +133,7 @@ class Grouped:
         self._others = "0-0"
         self._next_look = 0.0
         self._lost = False
+        self._is_told_once = False
         self.place = ""
 
     def open(self) -> None:
@@ -148,6 +149,8 @@ class Grouped:
             if "BUSYGROUP" not in str(error):
                 raise
             self.place = self._not_before(self._delivered(self._redis.xinfo_groups(self._stream)))
+        if self._is_told_once:  # what was trimmed in the hands of others, in an answer that was lost
+            self._lost, self._is_told_once = True, False
         self._start = ALL  # a group that is lost from now on has followers that want what they have not seen
         self._own, self._others, self._next_look = "0-0", "0-0", 0.0
         self._acknowledge()
@@ -199,9 +202,11 @@ class Grouped:
 
     def _take_over(self) -> Batch | None:
         """What consumers that are gone have in hand, a batch at a time; None where there is nothing."""
+        self._is_told_once = True
         answer: Any = self._redis.xautoclaim(
             self._stream, self._group, self._consumer, int(self._abandoned_s * 1000), self._others, count=GROUP_BATCH
         )
+        self._is_told_once = False
         self._others, entries = str(answer[0]), [(entry_id, fields) for entry_id, fields in answer[1] if entry_id]
         if self._others == "0-0":
             self._next_look = time.monotonic() + self._abandoned_s / 2
@@ -236,8 +241,7 @@ class Grouped:
     def _without_trimmed(self, entries: Sequence[Entry]) -> Batch:
         """Redis remembers the ids of trimmed entries that were not acknowledged, without what was in them."""
         trimmed = [entry_id for entry_id, fields in entries if not fields]
-        if trimmed:
-            self._redis.xack(self._stream, self._group, *trimmed)
+        self._handled += trimmed  # and not at once: they are counted, whatever becomes of the acknowledgement
         return Batch([entry for entry in entries if entry[1]], len(trimmed))
 
 
@@ -256,7 +260,9 @@ def _read(client: redis.Redis, stream: str, after: str, wait_s: float, count: in
 
 
 def _entries(answer: Any) -> list[Entry]:
-    """The entries in an answer about one stream, in both shapes that redis-py gives it."""
+    """The entries in an answer about one stream, in each shape that redis-py gives it: a pair of name and entries, or a dict
+    of that; where the result URL has `protocol=3`, a dict whose entries stand in one more list."""
     if not answer:
         return []
-    return list(next(iter(answer.values())) if isinstance(answer, dict) else answer[0][1])
+    entries = list(next(iter(answer.values())) if isinstance(answer, dict) else answer[0][1])
+    return list(entries[0]) if entries and isinstance(entries[0], list) else entries

@@ -340,5 +340,6 @@ def test_redis_that_is_away_is_one_sentence(command: CommandLine) -> None:
     }
     done = command.run("result", "x", variables=environment)
     assert done.returncode == 2
-    assert done.stderr.decode().startswith("error: the queue or Redis does not answer")
+    assert done.stderr.decode().startswith("error: Redis at redis://127.0.0.1:9/0 does not answer: ")
+    assert b"`nanogrid doctor` says more" in done.stderr
     assert len(done.stderr.splitlines()) == 1

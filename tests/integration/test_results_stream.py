@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import islice
@@ -21,6 +22,7 @@ from nanogrid.stream.append import counter_key
 from nanogrid.stream.entry import StreamedResult
 from nanogrid.stream.follower import follow as follow_stream
 from nanogrid.submission import EXECUTE
+from tests.support.redis_proxy import RedisProxy
 from tests.support.services import Service, wait_until
 
 
@@ -252,6 +254,27 @@ def test_what_was_trimmed_in_somebodys_hands_is_counted(stream: Stream, heir: st
     assert stream.pending("g") == 0
 
 
+@pytest.mark.parametrize(
+    ("heir", "command", "missed"), [("one", b"XREADGROUP", 3), ("one", b"XACK", 3), ("two", b"XAUTOCLAIM", None)]
+)
+def test_what_was_trimmed_is_counted_though_an_answer_is_lost(
+    heir: str, command: bytes, missed: int | None, stream: Stream, redis_server: Service
+) -> None:
+    """Redis tells it once where it forgets it: if that is lost, nobody can tell how many, and it is not 0."""
+    stream.store("a", "b", "c")
+    gone = stream.follow(group="g", consumer="one")
+    next(gone)
+    gone.close()
+    stream.store(*"defgh")
+    wait_until(lambda: idle_ms(stream, "one") > 1, "the first consumer has been away for long enough")
+    with RedisProxy(redis_server.port) as proxy:
+        proxy.lose(command)
+        settings = stream.settings.model_copy(update={"result_url": proxy.url})
+        found = list(follow_stream(settings, group="g", consumer=heir, idle_s=0.0, abandoned_s=0.001))
+    assert [stream.name_of(each) for each in found] == list("defgh")
+    assert [each.missed for each in found] == [missed, 0, 0, 0, 0]
+
+
 def test_a_group_that_redis_has_lost_is_made_anew(stream: Stream, caplog: pytest.LogCaptureFixture) -> None:
     """A follower that stands at its place when everything is deleted goes on with all that comes after."""
     stream.store("a")
@@ -291,6 +314,29 @@ def test_redis_that_is_away_at_the_beginning_is_an_error(redis_server: Service) 
     """Nobody waits in silence for an address that is wrong."""
     with pytest.raises(redis.ConnectionError):
         next(follow(Settings(result_url="redis://127.0.0.1:9/0")))
+
+
+@pytest.mark.parametrize("options", ["", "?protocol=2", "?protocol=3", "?legacy_responses=False"])
+@pytest.mark.parametrize("group", [None, "g"])
+def test_every_shape_that_an_answer_may_have(options: str, group: str | None, stream: Stream) -> None:
+    """The result URL chooses Redis' protocol, and redis-py how it hands its answers over: they are read all the same."""
+    settings = stream.settings.model_copy(update={"result_url": stream.settings.result_url + options})
+    with closing(Client(settings).app) as app, closing(follow(settings, group=group, start="all", idle_s=5.0)) as found:
+        for name in "ab":
+            app.backend.mark_as_done(stream.id(name), not_run(stream.id(name), "f", name), request=stream.context())
+        assert [stream.name_of(next(found)) for _ in "ab"] == ["a", "b"]
+        threading.Timer(0.2, stream.store, "c").start()  # for which it waits
+        assert stream.name_of(next(found)) == "c"
+        found.close()
+        stream.store(*"defghi")  # what was in hand is trimmed
+        left = list(follow(settings, group=group, consumer=None, start="all", idle_s=0.0))
+        assert [stream.name_of(each) for each in left] == list("efghi")
+        if group:
+            assert [each.missed for each in left] == [2, 0, 0, 0, 0]
+            taken = follow_stream(settings, group=group, consumer="one", idle_s=0.0, abandoned_s=0.001)
+            assert list(taken) == []
+        assert Client(settings).wait(stream.id("a"), 5).stderr == "a\n"
+        app.backend.client.close()
 
 
 def test_results_read_back_as_they_were_told(stream: Stream) -> None:

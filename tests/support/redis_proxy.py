@@ -2,25 +2,40 @@
 
     with RedisProxy(primary.port) as proxy:
         proxy.before(b"STARTED", lambda: client.set(...))   # runs once, before these bytes go on to Redis
+        proxy.lose(b"STARTED")                              # Redis carries the command out, and its answer never comes
+        proxy.at(5, re.compile(b"claim|meta"), act)         # the fifth command from now on that has one of these words
         proxy.lead_to(replica.port)                         # as a DNS name that was changed: new connections go there
 
-The one rule: bytes go through unchanged; only when, and where to, is up to the test.
+The one rule: bytes go through unchanged; only whether, when, and where to, is up to the test.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass
+class Plan:
+    """What happens to the command that is the `left`-th from now on to match."""
+
+    words: re.Pattern[bytes]
+    left: int
+    act: Callable[[], None] | None
+    """Called before the command goes on to Redis; None: it goes on, and its answer is lost."""
 
 
 class RedisProxy:
-    """The proxy. All mutable state: where it leads, what waits for which bytes, and the open sockets, guarded by `_lock`."""
+    """The proxy. All mutable state: where it leads, what is planned, and the open sockets, guarded by `_lock`."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
-        self._waiting: list[tuple[bytes, Callable[[], None]]] = []
+        self._plans: list[Plan] = []
+        self._losing: set[socket.socket] = set()
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -41,8 +56,18 @@ class RedisProxy:
 
     def before(self, words: bytes, act: Callable[[], None]) -> None:
         """Run `act` once, before the next bytes that hold `words` reach Redis."""
+        self.at(1, re.compile(re.escape(words)), act)
+
+    def lose(self, words: bytes) -> None:
+        """Lose the answer to the next command that holds `words`: Redis carries it out, then the connection ends."""
+        self.at(1, re.compile(re.escape(words)), None)
+
+    def at(self, number: int, words: re.Pattern[bytes], act: Callable[[], None] | None) -> Plan:
+        """Run `act` before the `number`-th command from now on that matches reaches Redis; None: lose its answer."""
+        plan = Plan(words, number, act)
         with self._lock:
-            self._waiting.append((words, act))
+            self._plans.append(plan)
+        return plan
 
     def lead_to(self, port: int, *, cut: bool = True) -> None:
         """Connect to this port from now on; `cut` says whether open connections end."""
@@ -77,18 +102,27 @@ class RedisProxy:
     def _pump(self, source: socket.socket, target: socket.socket, acts: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
-                for act in self._due(data) if acts else ():
-                    act()
+                if source in self._losing:
+                    break
+                for plan in self._due(data) if acts else ():
+                    if plan.act is None:
+                        self._losing.add(target)
+                    else:
+                        plan.act()
                 target.sendall(data)
         for each in (source, target):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
         with self._lock:
             self._sockets.discard(source)
+            self._losing.discard(source)
         source.close()
 
-    def _due(self, data: bytes) -> list[Callable[[], None]]:
+    def _due(self, data: bytes) -> list[Plan]:
+        """The plans whose turn it is."""
         with self._lock:
-            due = [act for words, act in self._waiting if words in data]
-            self._waiting = [(words, act) for words, act in self._waiting if words not in data]
+            for plan in self._plans:
+                plan.left -= bool(plan.words.search(data))
+            due = [plan for plan in self._plans if plan.left == 0]
+            self._plans = [plan for plan in self._plans if plan.left > 0]
         return due

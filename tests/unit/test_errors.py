@@ -51,4 +51,5 @@ def test_only_platform_trouble_is_retryable() -> None:
         "LimitLoweredError",
         "ImageUnavailableError",
         "PoolExhaustedError",
+        "RedisUnavailableError",
     }

@@ -1,0 +1,216 @@
+"""A Redis that carries a command out and whose answer never comes: whoever sent it sends it again, and knows its own success."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+import redis
+
+from nanogrid.celery import NanoGrid
+from nanogrid.claims import Claims, connect
+from nanogrid.client import follow
+from nanogrid.observations import RequestEnded
+from nanogrid.result import not_run
+from nanogrid.settings import Settings
+from nanogrid.stream.append import counter_key
+from nanogrid.tuning import Lesson, Tuning
+from tests.integration.test_result_backend import context, worker_app
+from tests.integration.test_tuning import run
+from tests.support.redis_proxy import RedisProxy
+from tests.support.services import Service
+
+
+@pytest.fixture
+def proxy(redis_server: Service) -> Iterator[RedisProxy]:
+    """A proxy in front of the session's Redis."""
+    with RedisProxy(redis_server.port) as running:
+        yield running
+
+
+@pytest.fixture
+def settings(proxy: RedisProxy, redis_url: str, unique: str) -> Iterator[Settings]:
+    """Settings that lead to the proxy, with a stream of this test's own."""
+    name = f"nanogrid:{unique}"
+    yield Settings(result_url=proxy.url, stream_name=name)
+    with closing(redis.Redis.from_url(redis_url)) as client:
+        client.delete(name, counter_key(name))
+
+
+@pytest.fixture
+def claims(settings: Settings) -> Iterator[Claims]:
+    """Claims whose scripts Redis knows, so that the next command is the one that counts."""
+    with closing(connect(settings)) as client:
+        here = Claims(settings, client)
+        take(here, f"{settings.stream_name}-first")
+        yield here
+
+
+def take(claims: Claims, request_id: str, token: str = "token") -> bool:
+    """Whether a claim is free, and taken."""
+    return claims.look_and_take(request_id, token, "nanogrid:none", ("nanogrid:none", ["x"]))[1]
+
+
+class Told:
+    """What is told of a request: to whoever listens on its channel, in the stream, and to the main process."""
+
+    def __init__(self, settings: Settings, redis_url: str, request_id: str) -> None:
+        self._settings = settings.model_copy(update={"result_url": redis_url})
+        self._client = redis.Redis.from_url(redis_url, decode_responses=True)
+        self._heard: Any = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        self._heard.subscribe(f"nanogrid:celery-task-meta-{request_id}")
+        self._heard.get_message(timeout=5)
+
+    def ends(self) -> list[str]:
+        """The ends among the messages."""
+        return [message for message in self.messages() if "SUCCESS" in message]
+
+    def messages(self) -> list[str]:
+        """What was published since the last look."""
+        found = []
+        while message := self._heard.get_message(timeout=0.2):
+            found.append(message["data"])
+        return found
+
+    def entries(self) -> list[str]:
+        """What the stream tells: the reasons in its results."""
+        return [found.result.stderr for found in follow(self._settings, start="all", idle_s=0.0)]
+
+    def close(self) -> None:
+        """Close both connections."""
+        self._heard.close()
+        self._client.close()
+
+
+@pytest.fixture
+def told(settings: Settings, redis_url: str, unique: str) -> Iterator[Told]:
+    with closing(Told(settings, redis_url, unique)) as here:
+        yield here
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[RequestEnded]:
+    """What the backend tells the main process."""
+    events: list[RequestEnded] = []
+    monkeypatch.setattr("nanogrid.backend.tell", events.append)
+    return events
+
+
+def store(app: NanoGrid, request_id: str, reason: str) -> None:
+    """Store an end as a worker's child does."""
+    app.backend.mark_as_done(request_id, not_run(request_id, "f", reason), request=context())
+
+
+def test_a_claim_whose_answer_was_lost_is_ones_own(proxy: RedisProxy, claims: Claims, unique: str) -> None:
+    """Nobody waits for a claim that it holds itself."""
+    proxy.lose(unique.encode())
+    assert take(claims, unique)
+    assert not take(claims, unique, "another")
+    claims.release(unique, "token")
+    assert take(claims, unique, "another")
+
+
+def test_a_claim_that_is_taken_again_lasts_as_long_as_a_new_one(
+    settings: Settings, claims: Claims, unique: str
+) -> None:
+    """The answer may have been lost long ago."""
+    assert take(claims, unique)
+    with closing(connect(settings)) as client:
+        client.pexpire(f"nanogrid:claim:{unique}", 1000)
+        assert take(claims, unique)
+        assert int(client.pttl(f"nanogrid:claim:{unique}")) > 1000
+
+
+@pytest.fixture
+def app(settings: Settings, unique: str, ended: list[RequestEnded]) -> Iterator[NanoGrid]:
+    """A worker's app whose scripts Redis knows, so that the next command is the one that counts."""
+    with worker_app(settings) as here:
+        store(here, f"{unique}-first", "first")
+        store(here, f"{unique}-first", "first")
+        del ended[:]
+        yield here
+
+
+def end_of(request_id: str) -> re.Pattern[bytes]:
+    """A command about a request's end."""
+    return re.compile(rb"task-meta-%s\r\n" % request_id.encode())
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_an_end_whose_answer_was_lost_is_told_once(
+    lost: int, proxy: RedisProxy, app: NanoGrid, told: Told, unique: str, ended: list[RequestEnded]
+) -> None:
+    """Both steps of storing: whichever answer is lost, there is one message, one entry and one count."""
+    proxy.at(lost, end_of(unique), None)
+    store(app, unique, "it is refused")
+    assert len(told.ends()) == 1
+    assert told.entries() == ["first\n", "it is refused\n"]
+    assert len(ended) == 1
+
+
+class KilledError(BaseException):
+    """The child is gone."""
+
+
+@pytest.mark.parametrize("second", ["it is refused", "the soft time limit came in between"])
+def test_an_end_that_was_stored_and_not_told_is_told_by_whoever_finds_it(
+    second: str,
+    app: NanoGrid,
+    told: Told,
+    unique: str,
+    ended: list[RequestEnded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A child that ends between the two steps: its next delivery tells what is stored, once, whatever it has itself."""
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(app.backend, "_complete_end", killed)
+        with pytest.raises(KilledError):
+            store(app, unique, "it is refused")
+    assert (told.ends(), len(ended)) == ([], 0)
+    store(app, unique, second)
+    (message,) = told.ends()
+    assert "it is refused" in message
+    assert '"store": null' not in message
+    assert len(ended) == 1
+    store(app, unique, second)
+    assert (told.ends(), len(ended)) == ([], 1)
+    assert told.entries() == ["first\n", "it is refused\n"]
+
+
+def test_a_state_whose_answer_was_lost_is_told_once(proxy: RedisProxy, app: NanoGrid, told: Told, unique: str) -> None:
+    """STARTED is no end, and is heard once all the same."""
+    app.backend.store_result(f"{unique}-first", {}, "STARTED", request=context())
+    proxy.at(1, end_of(unique), None)
+    app.backend.store_result(unique, {"pid": 1}, "STARTED", request=context())
+    assert len(told.messages()) == 1
+
+
+def test_a_lesson_whose_answer_was_lost_counts_once(proxy: RedisProxy, settings: Settings, unique: str) -> None:
+    """The tuner's record."""
+    with closing(connect(settings)) as client:
+        tuning = Tuning(settings, client)
+        tuning.learn(Lesson.of([run(unique)]))
+        proxy.at(2, re.compile(unique.encode()), None)  # the first one reads
+        tuning.learn(Lesson.of([run(unique)]))
+        (known,) = tuning.load([unique])
+        assert known.record.runs == 2
+
+
+def test_a_reset_whose_answer_was_lost_says_that_something_was_learned(
+    proxy: RedisProxy, settings: Settings, unique: str
+) -> None:
+    """And a second one that nothing was."""
+    with closing(connect(settings)) as client:
+        tuning = Tuning(settings, client)
+        assert not tuning.reset(unique)
+        tuning.learn(Lesson.of([run(unique)]))
+        proxy.at(1, re.compile(rb"EVALSHA.*%s" % unique.encode(), re.DOTALL), None)
+        assert tuning.reset(unique)
+        assert not tuning.reset(unique)
