@@ -21,7 +21,6 @@ from nanogrid.settings import Settings
 from nanogrid.submission import EXECUTE, REDUCE, SENT_AT, parse_named, redacted
 from nanogrid.transport.steering import foreign_id, problem_of_headers, problem_of_parts, problem_of_properties
 
-RECEIVES_HEADER = "nanogrid_receives"
 BARE_ORIGIN = "bare-sqs"
 
 _REQUEST_ID: TypeAdapter[str] = TypeAdapter(RequestId)
