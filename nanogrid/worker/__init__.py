@@ -6,6 +6,7 @@ The rule: the main process owns and keeps account; the children, forked from it,
     metrics      shows it, and its own health, over HTTP
     preparation  checks queues, fetches images, answers for dead letters
     children     what a child does first, and last
+    pools        refuses every pool of Celery's but prefork
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from nanogrid.worker import children
 from nanogrid.worker.accounts import Accounts
 from nanogrid.worker.containers import Containers
 from nanogrid.worker.metrics import Metrics
+from nanogrid.worker.pools import PreforkOnly
 from nanogrid.worker.preparation import Preparation
 
-__all__ = ["Accounts", "Containers", "Metrics", "Preparation", "children"]
+__all__ = ["Accounts", "Containers", "Metrics", "PreforkOnly", "Preparation", "children"]
 
 
 @signals.celeryd_init.connect
@@ -33,6 +35,6 @@ def _begins(instance: Any, **_: Any) -> None:
 
 logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells at INFO, for each client, where it found credentials
 
-app.steps["worker"] |= {Accounts, Containers, Metrics, Preparation}
+app.steps["worker"] |= {Accounts, Containers, Metrics, PreforkOnly, Preparation}
 # Celery orders steps by what they require: the process pool comes after the owner and the HTTP port, and goes before them.
 components.Pool.requires = (*components.Pool.requires, Containers, Metrics)
