@@ -94,5 +94,9 @@ class ResultUnavailableError(NanoGridError):
     """No result is stored for the request id: unknown, expired, or not finished in the time given."""
 
 
+class EarlierPartError(NanoGridError):
+    """What was to run before a request, and to give it its payload, did not succeed."""
+
+
 class MapPartFailedError(NanoGridError):
     """A part of a function map failed and the map was asked to fail with it."""

@@ -9,9 +9,10 @@ import time
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from nanogrid.errors import InvalidRequestError
+from nanogrid.errors import EarlierPartError, InvalidRequestError
 from nanogrid.request import FunctionRequest, TimeLimits, new_request_id, parse_request, time_limits
 from nanogrid.request_ids import refusal
+from nanogrid.result import ExecutionResult
 from nanogrid.settings import Settings
 
 EXECUTE = "nanogrid.execute_function"
@@ -31,6 +32,9 @@ NOT_LOWERED = "nanogrid_not_lowered"
 
 SHOWN_FIELDS = ("requestId", "functionId", "runtime", "s3Bucket", "s3Key", "timeoutMs", "memoryMb", "handler")
 """Request fields that logs, events and Flower may show. Payload and environment may hold secrets."""
+
+NAMED = 3
+"""Of the parts that failed, so many are named."""
 
 SHOWN_LENGTH = 80
 LARGEST_SHOWN = 10**15
@@ -105,13 +109,44 @@ def _own_id(data: object) -> str | None:
 
 
 def merge_fields(args: Any, kwargs: Any) -> dict[str, Any]:
-    """The one request in `delay({...})`, `delay(requestId=..., ...)` or both. Raises InvalidRequestError for other shapes."""
+    """The one request in `delay({...})`, `delay(requestId=..., ...)` or both; before it may stand what ran before, as Celery
+    puts it there, which becomes the payload.
+
+    Raises InvalidRequestError for other shapes, and EarlierPartError where what ran before did not succeed.
+    """
     args, kwargs = tuple(args or ()), dict(kwargs or {})
-    if len(args) > 1 or (args and not isinstance(args[0], dict)):
+    if len(args) > 2 or (args and not isinstance(args[-1], dict)):
         raise InvalidRequestError(
-            "", f"one request object or keyword fields are accepted, got {len(args)} arguments; in chains use .si(...)"
+            "",
+            f"one request object or keyword fields are accepted, after the result of what ran before, got {len(args)} arguments",
         )
-    return {**(args[0] if args else {}), **kwargs}
+    fields = {**(args[-1] if args else {}), **kwargs}
+    return fields if len(args) < 2 else _with_result_before(args[0], fields)
+
+
+def _with_result_before(before: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """The request with what ran before it as its payload: an ExecutionResult's object, a list of them, or what a task of
+    somebody's own returned."""
+    if fields.get("payload") is not None:
+        raise InvalidRequestError(
+            "payload",
+            "it has one of its own, and the result of what ran before it would replace that: in chains use .si(...)",
+        )
+    results = [_as_object(each) for each in (before if isinstance(before, (list, tuple)) else [before])]
+    failed = [each for each in results if _is_result(each) and not each["success"]]
+    if failed:
+        ended = ", ".join(f"{each['requestId']} {each['outcome']}" for each in failed[:NAMED])
+        more = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
+        raise EarlierPartError(f"not run: what was to give it its payload did not succeed: {ended}{more}")
+    return {**fields, "payload": results if isinstance(before, (list, tuple)) else results[0]}
+
+
+def _as_object(before: Any) -> Any:
+    return before.to_wire() if isinstance(before, ExecutionResult) else before
+
+
+def _is_result(before: Any) -> bool:
+    return isinstance(before, dict) and {"requestId", "outcome", "success"} <= before.keys()
 
 
 def refuse_in_one_task(way: str) -> NoReturn:

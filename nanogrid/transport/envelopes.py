@@ -173,7 +173,8 @@ def request_of(envelope: CeleryEnvelope) -> dict[str, Any] | None:
     body = _body_of(envelope)
     if body is None:
         return None
-    request = body[0][0] if body[0] else body[1]
+    objects = [argument for argument in body[0] if isinstance(argument, dict)]  # before it may stand what ran before it
+    request = objects[-1] if objects else None if body[0] else body[1]
     return request if isinstance(request, dict) else None
 
 

@@ -60,7 +60,7 @@ def test_one_request_comes_in_either_form(args: Any, kwargs: Any) -> None:
     assert merge_fields(args, kwargs) == {"a": 1}
 
 
-@pytest.mark.parametrize("args", [("text",), ({}, {}), ([1],)])
+@pytest.mark.parametrize("args", [("text",), ({}, {}, {}), ({}, "text"), ([1],)])
 def test_other_forms_are_refused(args: Any) -> None:
     """What is no request object is refused before anything is sent."""
     with pytest.raises(InvalidRequestError, match="one request object"):
