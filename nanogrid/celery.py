@@ -16,7 +16,17 @@ from nanogrid.canvas import refuse_unusable
 from nanogrid.celery_commands import adapt
 from nanogrid.configuration import celery_configuration
 from nanogrid.settings import Settings, current
-from nanogrid.submission import EXECUTE, IN_ONE_TASK, REDUCE, SENT_AT, Submission, merge_fields, refuse_in_one_task
+from nanogrid.submission import (
+    EAGER,
+    EXECUTE,
+    IN_ONE_TASK,
+    REDUCE,
+    SENT_AT,
+    Submission,
+    merge_fields,
+    refuse_here,
+    refuse_in_one_task,
+)
 
 
 class NanoGrid(Celery):
@@ -37,9 +47,11 @@ class NanoGrid(Celery):
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send a task by name; a request as `execute_function` sends it. Raises InvalidRequestError for one that can never work,
-        and for a task of Celery's that would run many requests in one."""
+        and for a task of Celery's that would run many requests in one; ConfigurationError where tasks are eager."""
         if name in IN_ONE_TASK and isinstance(kwargs, dict) and _names_a_request(kwargs.get("task")):
             refuse_in_one_task(name)
+        if name in (EXECUTE, REDUCE) and self.conf.task_always_eager:
+            refuse_here(EAGER)
         if name == EXECUTE and SENT_AT not in (options.get("headers") or {}):
             refuse_unusable(options, self.settings)
             submission = Submission.of(merge_fields(args, kwargs), self.settings, task_id=options.get("task_id"))

@@ -9,9 +9,10 @@ import time
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from nanogrid.errors import EarlierPartError, InvalidRequestError
+from nanogrid.errors import ConfigurationError, EarlierPartError, InvalidRequestError
 from nanogrid.request import FunctionRequest, TimeLimits, new_request_id, parse_request, time_limits
 from nanogrid.request_ids import refusal
+from nanogrid.result import ExecutionResult
 from nanogrid.result import ExecutionResult
 from nanogrid.settings import Settings
 
@@ -21,6 +22,9 @@ REDUCE = "nanogrid.reduce_function"
 
 IN_ONE_TASK = frozenset({"celery.map", "celery.starmap", "celery.chunks"})
 """Celery's tasks that call another task in their own process, once for each of many items."""
+
+EAGER = "task_always_eager"
+"""Celery's setting by which tasks run in their producer's process."""
 
 FOR_MANY = "use Client.map_reduce, or group(execute_function.si(request) for request in requests)"
 
@@ -160,6 +164,14 @@ def refuse_without_id(name: str) -> NoReturn:
     raise InvalidRequestError(
         "",
         f"{task} was called directly, without a request id: send one request with {task}.delay; for many, {FOR_MANY}",
+    )
+
+
+def refuse_here(way: str) -> NoReturn:
+    """Raise ConfigurationError: `way` would run a function in its producer's process."""
+    raise ConfigurationError(
+        f"{way} would run a function in this process, and it runs in a worker's container alone: in tests put something else in the "
+        "place of execute_function.apply_async, or send to a local stack, `nanogrid up` (docs/celery.md)"
     )
 
 

@@ -39,6 +39,7 @@ from nanogrid.request import FunctionRequest, new_request_id
 from nanogrid.result import ExecutionResult, not_run
 from nanogrid.settings import Settings
 from nanogrid.submission import (
+    EAGER,
     EXECUTE,
     NOT_LOWERED,
     REDUCE,
@@ -46,6 +47,7 @@ from nanogrid.submission import (
     Submission,
     merge_fields,
     parse_named,
+    refuse_here,
     refuse_in_one_task,
     refuse_without_id,
 )
@@ -68,7 +70,9 @@ class FunctionTask(Task):
     Strategy = "nanogrid.logs:strategy"
 
     def apply_async(self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any) -> Any:
-        """Send the request. Raises InvalidRequestError before anything is sent."""
+        """Send the request. Raises InvalidRequestError, and ConfigurationError for eager tasks, before anything is sent."""
+        if self.app.conf.task_always_eager:
+            refuse_here(EAGER)
         tracing.begin(self.app.settings)
         request, rest = self.split(args, kwargs)
         again = bool(options.get("retries"))
@@ -77,6 +81,10 @@ class FunctionTask(Task):
         queue = options.get("queue") if again else None  # an attempt goes back to where the first came from
         submission = Submission.of(request, self.app.settings, task_id=task_id, queue=queue)
         return super().apply_async((submission.wire, *rest), {}, **submission.options(options))
+
+    def apply(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused: it would run the function here. Raises ConfigurationError."""
+        refuse_here(EAGER if self.app.conf.task_always_eager else f"{self.__name__}.apply")
 
     def split(self, args: Any, kwargs: Any) -> tuple[object, tuple[Any, ...]]:
         """The request, and what else the task takes."""
