@@ -9,18 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from nanogrid.errors import InvalidRequestError
 from nanogrid.result import Outcome
 from nanogrid.settings import Settings
-from nanogrid.submission import EXECUTE, REDUCE, Submission
+from nanogrid.submission import EXECUTE, REDUCE, Submission, refuse_own_input
 
 OURS = (EXECUTE, REDUCE)
 STOPPING = frozenset({Outcome.CANCELLED, Outcome.NOT_RUN})
 """Ends after which nothing more of a chain is run: the function was not run, or somebody did not want it any more."""
-
-OWN_PAYLOAD = (
-    "it has one of its own and would get the result of what runs before it: use .si(...), or leave the payload out"
-)
 
 
 def parts_of(signatures: Iterable[Any]) -> Iterator[dict[str, Any]]:
@@ -76,6 +71,6 @@ def refuse_unusable(options: dict[str, Any], settings: Settings) -> None:
         if part.get("task") not in OURS:
             continue
         request, own_options = request_in(part), part.get("options") or {}
-        if part["task"] == EXECUTE and not part.get("immutable") and request.get("payload") is not None:
-            raise InvalidRequestError("payload", OWN_PAYLOAD)
+        if part["task"] == EXECUTE and not part.get("immutable"):
+            refuse_own_input(request)
         Submission.of(request, settings, task_id=own_options.get("task_id"))

@@ -13,7 +13,6 @@ from nanogrid.errors import ConfigurationError, EarlierPartError, InvalidRequest
 from nanogrid.request import FunctionRequest, TimeLimits, new_request_id, parse_request, time_limits
 from nanogrid.request_ids import refusal
 from nanogrid.result import ExecutionResult
-from nanogrid.result import ExecutionResult
 from nanogrid.settings import Settings
 
 EXECUTE = "nanogrid.execute_function"
@@ -36,6 +35,9 @@ NOT_LOWERED = "nanogrid_not_lowered"
 
 SHOWN_FIELDS = ("requestId", "functionId", "runtime", "s3Bucket", "s3Key", "timeoutMs", "memoryMb", "handler")
 """Request fields that logs, events and Flower may show. Payload and environment may hold secrets."""
+
+INPUTS = ("payload", "stdin", "stdinBase64")
+"""Fields that are a function's input: one of them at most."""
 
 NAMED = 3
 """Of the parts that failed, so many are named."""
@@ -131,11 +133,7 @@ def merge_fields(args: Any, kwargs: Any) -> dict[str, Any]:
 def _with_result_before(before: Any, fields: dict[str, Any]) -> dict[str, Any]:
     """The request with what ran before it as its payload: an ExecutionResult's object, a list of them, or what a task of
     somebody's own returned."""
-    if fields.get("payload") is not None:
-        raise InvalidRequestError(
-            "payload",
-            "it has one of its own, and the result of what ran before it would replace that: in chains use .si(...)",
-        )
+    refuse_own_input(fields)
     results = [_as_object(each) for each in (before if isinstance(before, (list, tuple)) else [before])]
     failed = [each for each in results if _is_result(each) and not each["success"]]
     if failed:
@@ -143,6 +141,16 @@ def _with_result_before(before: Any, fields: dict[str, Any]) -> dict[str, Any]:
         more = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
         raise EarlierPartError(f"not run: what was to give it its payload did not succeed: {ended}{more}")
     return {**fields, "payload": results if isinstance(before, (list, tuple)) else results[0]}
+
+
+def refuse_own_input(fields: dict[str, Any]) -> None:
+    """Raise InvalidRequestError where a request that is to get what came before it has an input already."""
+    for name in INPUTS:
+        if fields.get(name) is not None:
+            raise InvalidRequestError(
+                name,
+                "it has an input of its own, and would get the result of what runs before it: use .si(...), or leave this field out",
+            )
 
 
 def _as_object(before: Any) -> Any:

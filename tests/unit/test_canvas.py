@@ -109,6 +109,8 @@ def test_nothing_runs_on_the_result_of_what_did_not_succeed() -> None:
 def test_a_payload_of_its_own_is_not_replaced_in_silence() -> None:
     with pytest.raises(InvalidRequestError, match=r"payload: .* use \.si\(\.\.\.\)"):
         merge_fields((5, {**REQUEST, "payload": 1}), {})
+    with pytest.raises(InvalidRequestError, match=r"stdin: .* use \.si\(\.\.\.\)"):
+        merge_fields((5, {**REQUEST, "stdin": "text"}), {})
 
 
 WITH_PAYLOAD = {**REQUEST, "payload": 1}
@@ -121,6 +123,7 @@ UNUSABLE = {"functionId": "f", "runtime": "ruby"}
         (lambda s: celery.chain(s(WITH_PAYLOAD), s(WITH_PAYLOAD)).apply_async(), "use .si(...)"),
         (lambda s: celery.chain(s(REQUEST), s(**WITH_PAYLOAD)).apply_async(), "use .si(...)"),
         (lambda s: s(REQUEST).apply_async(link=s(WITH_PAYLOAD)), "use .si(...)"),
+        (lambda s: celery.chain(s(REQUEST), s({**REQUEST, "stdinBase64": "YQ=="})).apply_async(), "use .si(...)"),
         (lambda s: execute_function.apply_async((REQUEST,), link=[s(REQUEST), s(WITH_PAYLOAD)]), "use .si(...)"),
         (lambda s: celery.chain(s(REQUEST), s(REQUEST), s(UNUSABLE)).apply_async(), "runtime"),
         (lambda s: s(REQUEST).apply_async(link=celery.chain(s(REQUEST), s(UNUSABLE))), "runtime"),
