@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -17,11 +18,12 @@ from functools import cached_property
 from typing import Any
 
 from billiard.exceptions import TimeLimitExceeded
+from celery.app.task import Context
 from celery.backends.redis import RedisBackend
 from celery.states import FAILURE, SUCCESS
 from celery.utils.log import get_logger
 
-from nanogrid import claims, stages, tracing
+from nanogrid import canvas, claims, stages, tracing
 from nanogrid.counted import NOT_APPENDED
 from nanogrid.errors import NanoGridError, RedisUnavailableError
 from nanogrid.listening import Listener
@@ -32,7 +34,6 @@ from nanogrid.redis_refusals import passes
 from nanogrid.result import ExecutionResult, Outcome, not_run
 from nanogrid.stream.append import APPEND, counter_key
 from nanogrid.stream.entry import fields_of
-from nanogrid.submission import EXECUTE, REDUCE
 
 log = get_logger(__name__)
 
@@ -169,7 +170,7 @@ class ResultBackend(RedisBackend):
         if not _is_ours(request):
             super().mark_as_failure(task_id, exc, *args, request=request, **kwargs)
             return
-        self.mark_as_done(task_id, self._end(task_id, request, Outcome.NOT_RUN, _sentence(exc)), request=request)
+        self._end_here(task_id, request, Outcome.NOT_RUN, _sentence(exc))
 
     def mark_as_revoked(self, task_id: str, reason: str = "", request: Any = None, **kwargs: Any) -> None:
         """Called where a request was cancelled or expired.
@@ -181,7 +182,36 @@ class ResultBackend(RedisBackend):
             super().mark_as_revoked(task_id, reason, request=request, **kwargs)
             return
         outcome, sentence = REASONS.get(reason, REASONS["revoked"])
-        self.mark_as_done(task_id, self._end(task_id, request, outcome, sentence), request=request)
+        self._end_here(task_id, request, outcome, sentence)
+
+    def chord_error_from_stack(self, callback: Any, exc: BaseException | None = None) -> Any:
+        """Called where the body of a chord could not be sent."""
+        if callback.task not in canvas.OURS:
+            return super().chord_error_from_stack(callback, exc)
+        cause = sys.exc_info()[1] or exc
+        self.answer_unsent([callback], _sentence(cause) if cause else "not run: the parts before it failed")
+        return None
+
+    def answer_after(self, context: Any, result: ExecutionResult) -> None:
+        """Answer what was to come after a request that stops its chain."""
+        self.answer_unsent(
+            canvas.after(context), f"not run: the request before it, {result.request_id}, ended {result.outcome.value}"
+        )
+
+    def answer_unsent(self, signatures: list[dict[str, Any]], reason: str) -> None:
+        """Store why parts of a canvas are not run: under each id that somebody may wait for, and for each chord that counts them."""
+        for part in canvas.parts_of(signatures):
+            context = _context_of(part)
+            if not isinstance(context.id, str):
+                continue
+            if context.task in canvas.OURS:
+                fields = canvas.request_in(part)
+                function_id, runtime = (_text_or_none(fields.get(name)) for name in ("functionId", "runtime"))
+                self.mark_as_done(
+                    context.id, not_run(context.id, function_id or "", reason, runtime=runtime), request=context
+                )
+            else:
+                super().mark_as_failure(context.id, NanoGridError(reason), request=context, call_errbacks=False)
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
@@ -370,6 +400,13 @@ class ResultBackend(RedisBackend):
         text: str = self.encode({**meta, "task_id": task_id})
         return text
 
+    def _end_here(self, task_id: str, request: Any, outcome: Outcome, reason: str) -> None:
+        """Store the end of a request that no child could give, and answer what was to come after it."""
+        result = self._end(task_id, request, outcome, reason)
+        self.mark_as_done(task_id, result, request=request)
+        if request is not None:
+            self.answer_after(request, result)
+
     def _end(self, task_id: str, request: Any, outcome: Outcome, reason: str) -> ExecutionResult:
         return not_run(
             task_id,
@@ -383,14 +420,30 @@ class ResultBackend(RedisBackend):
 
 
 def _is_ours(request: Any) -> bool:
-    return getattr(request, "task", None) in (EXECUTE, REDUCE)
+    return getattr(request, "task", None) in canvas.OURS
 
 
 def _field(request: Any, name: str) -> str | None:
     """A field of the request that Celery's context of its task carries, where it is there and a string."""
-    data = next((argument for argument in getattr(request, "args", None) or () if isinstance(argument, dict)), {})
-    value = data.get(name)
+    arguments = getattr(request, "args", None) or ()
+    data = next((argument for argument in reversed(arguments) if isinstance(argument, dict)), {})
+    return _text_or_none(data.get(name))
+
+
+def _text_or_none(value: object) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _context_of(part: dict[str, Any]) -> Context:
+    """What Celery would know of a part of a canvas that is not sent: its id, and its place in a group or chord."""
+    options = part.get("options") or {}
+    return Context(
+        id=options.get("task_id"),
+        task=part.get("task"),
+        group=options.get("group_id"),
+        group_index=options.get("group_index"),
+        chord=options.get("chord"),
+    )
 
 
 def _ended(result: ExecutionResult) -> RequestEnded:

@@ -17,10 +17,22 @@ from typing import Any
 from celery import Celery
 from kombu import pools
 
+from nanogrid.canvas import refuse_unusable
+from nanogrid.celery_commands import adapt
 from nanogrid.configuration import celery_configuration
-from nanogrid.flower_command import use_dashboard
 from nanogrid.settings import Settings, current
-from nanogrid.submission import EXECUTE, IN_ONE_TASK, REDUCE, refuse_in_one_task, refuse_other_serializers
+from nanogrid.submission import (
+    EAGER,
+    EXECUTE,
+    IN_ONE_TASK,
+    REDUCE,
+    SENT_AT,
+    Submission,
+    merge_fields,
+    refuse_here,
+    refuse_in_one_task,
+    refuse_other_serializers,
+)
 
 _apps: weakref.WeakSet[NanoGrid] = weakref.WeakSet()
 
@@ -61,14 +73,21 @@ class NanoGrid(Celery):
         return self.subclass_with_self("nanogrid.worker.controller:Worker")
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
-        """Send a task by name.
+        """Send a task by name; a request as `execute_function` sends it.
 
-        Raises InvalidRequestError for one of Celery's that would run many requests in one, and for a request in another form than JSON.
+        Raises InvalidRequestError for one that can never work or is in another form than JSON, and for a task of Celery's that would
+        run many requests in one; ConfigurationError where tasks are eager.
         """
         if name in IN_ONE_TASK and isinstance(kwargs, dict) and _names_a_request(kwargs.get("task")):
             refuse_in_one_task(name)
         if name in (EXECUTE, REDUCE):
+            if self.conf.task_always_eager:
+                refuse_here(EAGER)
             refuse_other_serializers(options.get("serializer") or self.conf.task_serializer)
+        if name == EXECUTE and SENT_AT not in (options.get("headers") or {}):
+            refuse_unusable(options, self.settings)
+            submission = Submission.of(merge_fields(args, kwargs), self.settings, task_id=options.get("task_id"))
+            args, kwargs, options = (submission.wire,), {}, submission.options(options)
         return super().send_task(name, args, kwargs, *more, **options)
 
 
@@ -90,7 +109,7 @@ def make_app(settings: Settings | None = None) -> NanoGrid:
 
 
 app = make_app()
-use_dashboard()
+adapt()
 
 # A checkout's celeryconfig.py lies beside the package; an installed package has none, and a producer's own is not ours.
 _celeryconfig = Path(__file__).resolve().parent.parent / "celeryconfig.py"

@@ -100,5 +100,9 @@ class RedisUnavailableError(NanoGridError):
     retryable = True
 
 
+class EarlierPartError(NanoGridError):
+    """What was to run before a request, and to give it its payload, did not succeed."""
+
+
 class MapPartFailedError(NanoGridError):
     """A part of a function map failed and the map was asked to fail with it."""

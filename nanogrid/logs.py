@@ -24,7 +24,7 @@ from celery.worker.strategy import default
 from nanogrid import stages
 from nanogrid.masking import Mask, secrets_of
 from nanogrid.submission import EXECUTE, REDUCE, SENT_AT
-from nanogrid.transport.envelopes import RECEIVES_HEADER
+from nanogrid.transport.waiting import RECEIVES_HEADER
 
 OURS = (EXECUTE, REDUCE)
 DISCARDED = "Discarding revoked task: %s[%s]"

@@ -59,6 +59,11 @@ def settings_of(app: Celery) -> Settings:
     return own if isinstance(own, Settings) else current()
 
 
+def is_nanogrid(app: object) -> bool:
+    """Whether a Celery app is one of NanoGrid's, and not a producer's own."""
+    return isinstance(getattr(app, "settings", None), Settings)
+
+
 class Control(control.Control):
     """`app.control`: ping, inspect, revoke and the rest, over Redis.
 

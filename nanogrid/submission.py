@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from nanogrid import plain_json
-from nanogrid.errors import InvalidRequestError
+from nanogrid.errors import ConfigurationError, EarlierPartError, InvalidRequestError
 from nanogrid.request import FunctionRequest, TimeLimits, new_request_id, parse_request, time_limits
 from nanogrid.request_ids import refusal
+from nanogrid.result import ExecutionResult
 from nanogrid.settings import Settings
 
 EXECUTE = "nanogrid.execute_function"
@@ -25,6 +26,9 @@ SERIALIZERS = ("json", plain_json.NAME)
 IN_ONE_TASK = frozenset({"celery.map", "celery.starmap", "celery.chunks"})
 """Celery's tasks that call another task in their own process, once for each of many items."""
 
+EAGER = "task_always_eager"
+"""Celery's setting by which tasks run in their producer's process."""
+
 FOR_MANY = "use Client.map_reduce, or group(execute_function.si(request) for request in requests)"
 
 SENT_AT = "nanogrid_sent_at_ms"
@@ -35,6 +39,12 @@ NOT_LOWERED = "nanogrid_not_lowered"
 
 SHOWN_FIELDS = ("requestId", "functionId", "runtime", "s3Bucket", "s3Key", "timeoutMs", "memoryMb", "handler")
 """Request fields that logs, events and Flower may show. Payload and environment may hold secrets."""
+
+INPUTS = ("payload", "stdin", "stdinBase64")
+"""Fields that are a function's input: one of them at most."""
+
+NAMED = 3
+"""Of the parts that failed, so many are named."""
 
 SHOWN_LENGTH = 80
 LARGEST_SHOWN = 10**15
@@ -109,13 +119,50 @@ def _own_id(data: object) -> str | None:
 
 
 def merge_fields(args: Any, kwargs: Any) -> dict[str, Any]:
-    """The one request in `delay({...})`, `delay(requestId=..., ...)` or both. Raises InvalidRequestError for other shapes."""
+    """The one request in `delay({...})`, `delay(requestId=..., ...)` or both; before it may stand what ran before, as Celery
+    puts it there, which becomes the payload.
+
+    Raises InvalidRequestError for other shapes, and EarlierPartError where what ran before did not succeed.
+    """
     args, kwargs = tuple(args or ()), dict(kwargs or {})
-    if len(args) > 1 or (args and not isinstance(args[0], dict)):
+    if len(args) > 2 or (args and not isinstance(args[-1], dict)):
         raise InvalidRequestError(
-            "", f"one request object or keyword fields are accepted, got {len(args)} arguments; in chains use .si(...)"
+            "",
+            f"one request object or keyword fields are accepted, after the result of what ran before, got {len(args)} arguments",
         )
-    return {**(args[0] if args else {}), **kwargs}
+    fields = {**(args[-1] if args else {}), **kwargs}
+    return fields if len(args) < 2 else _with_result_before(args[0], fields)
+
+
+def _with_result_before(before: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """The request with what ran before it as its payload: an ExecutionResult's object, a list of them, or what a task of
+    somebody's own returned."""
+    refuse_own_input(fields)
+    results = [_as_object(each) for each in (before if isinstance(before, (list, tuple)) else [before])]
+    failed = [each for each in results if _is_result(each) and not each["success"]]
+    if failed:
+        ended = ", ".join(f"{each['requestId']} {each['outcome']}" for each in failed[:NAMED])
+        more = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
+        raise EarlierPartError(f"not run: what was to give it its payload did not succeed: {ended}{more}")
+    return {**fields, "payload": results if isinstance(before, (list, tuple)) else results[0]}
+
+
+def refuse_own_input(fields: dict[str, Any]) -> None:
+    """Raise InvalidRequestError where a request that is to get what came before it has an input already."""
+    for name in INPUTS:
+        if fields.get(name) is not None:
+            raise InvalidRequestError(
+                name,
+                "it has an input of its own, and would get the result of what runs before it: use .si(...), or leave this field out",
+            )
+
+
+def _as_object(before: Any) -> Any:
+    return before.to_wire() if isinstance(before, ExecutionResult) else before
+
+
+def _is_result(before: Any) -> bool:
+    return isinstance(before, dict) and {"requestId", "outcome", "success"} <= before.keys()
 
 
 def refuse_in_one_task(way: str) -> NoReturn:
@@ -137,6 +184,14 @@ def refuse_without_id(name: str) -> NoReturn:
     raise InvalidRequestError(
         "",
         f"{task} was called directly, without a request id: send one request with {task}.delay; for many, {FOR_MANY}",
+    )
+
+
+def refuse_here(way: str) -> NoReturn:
+    """Raise ConfigurationError: `way` would run a function in its producer's process."""
+    raise ConfigurationError(
+        f"{way} would run a function in this process, and it runs in a worker's container alone: in tests put something else in the "
+        "place of execute_function.apply_async, or send to a local stack, `nanogrid up` (docs/celery.md)"
     )
 
 

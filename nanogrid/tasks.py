@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import redis
 from celery import Task
+from celery.canvas import maybe_signature
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
-from nanogrid import counted, stages, tracing
+from nanogrid import canvas, counted, stages, tracing
 from nanogrid.celery import app
 from nanogrid.claims import Claims
 from nanogrid.errors import (
@@ -38,6 +39,7 @@ from nanogrid.request import FunctionRequest, new_request_id
 from nanogrid.result import ExecutionResult, not_run
 from nanogrid.settings import Settings
 from nanogrid.submission import (
+    EAGER,
     EXECUTE,
     NOT_LOWERED,
     REDUCE,
@@ -45,6 +47,7 @@ from nanogrid.submission import (
     Submission,
     merge_fields,
     parse_named,
+    refuse_here,
     refuse_in_one_task,
     refuse_without_id,
 )
@@ -67,14 +70,21 @@ class FunctionTask(Task):
     Strategy = "nanogrid.logs:strategy"
 
     def apply_async(self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any) -> Any:
-        """Send the request. Raises InvalidRequestError before anything is sent."""
+        """Send the request. Raises InvalidRequestError, and ConfigurationError for eager tasks, before anything is sent."""
+        if self.app.conf.task_always_eager:
+            refuse_here(EAGER)
         tracing.begin(self.app.settings)
         request, rest = self.split(args, kwargs)
-        queue = (
-            options.get("queue") if options.get("retries") else None
-        )  # an attempt goes back to where the first came from
+        again = bool(options.get("retries"))
+        if not again:
+            canvas.refuse_unusable(options, self.app.settings)
+        queue = options.get("queue") if again else None  # an attempt goes back to where the first came from
         submission = Submission.of(request, self.app.settings, task_id=task_id, queue=queue)
         return super().apply_async((submission.wire, *rest), {}, **submission.options(options))
+
+    def apply(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused: it would run the function here. Raises ConfigurationError."""
+        refuse_here(EAGER if self.app.conf.task_always_eager else f"{self.__name__}.apply")
 
     def split(self, args: Any, kwargs: Any) -> tuple[object, tuple[Any, ...]]:
         """The request, and what else the task takes."""
@@ -86,6 +96,9 @@ class FunctionTask(Task):
         Where request ids have a prefix Celery cannot make one: it is made here.
         """
         signature = super().signature(args, *more, **options)
+        if self.name == EXECUTE and signature.kwargs and not signature.args:
+            # A result that Celery puts first would be taken for the request.
+            signature.args, signature.kwargs = (signature.kwargs,), {}
         request = signature.args[-1] if signature.args else signature.kwargs
         if isinstance(request, dict) and request.get("requestId"):
             signature.options.setdefault("task_id", request["requestId"])
@@ -121,7 +134,7 @@ def execute_function(task: FunctionTask, *args: Any, **kwargs: Any) -> Execution
     """Run one function once. Stored, and seen by whoever asks for it, is the ExecutionResult's JSON object."""
     if not task.request.id:
         refuse_without_id(task.name)
-    return answer(task, merge_fields(args, kwargs))
+    return _go_on(task, answer(task, merge_fields(args, kwargs)))
 
 
 @app.task(base=ReduceTask, bind=True, name=REDUCE, shared=False)
@@ -134,7 +147,7 @@ def reduce_function(task: ReduceTask, request: dict[str, Any], parts: list[str],
         results = [load_result(task, part) or not_run(part, "", "its result is not stored any more") for part in parts]
         return parsed.with_payload([*reducer_input(results, on_failure)])
 
-    return answer(task, request, with_payload)
+    return _go_on(task, answer(task, request, with_payload))
 
 
 def answer(task: FunctionTask, data: object, prepare: Prepare = lambda request: request) -> ExecutionResult:
@@ -150,6 +163,37 @@ def answer(task: FunctionTask, data: object, prepare: Prepare = lambda request: 
     except redis.RedisError as error:
         happened(counted.ATTEMPT_FAILED, "redis")
         return _again_or_give_up(task, request, f"Redis does not answer: {error}")
+
+
+def _go_on(task: FunctionTask, result: ExecutionResult) -> ExecutionResult:
+    """Send what is to come after a request. Whatever becomes of that, the request has its result, and what is not sent too.
+
+    In the place of Celery, which does it when this has returned, and for which a callback that cannot be sent is a task that failed.
+    """
+    context = task.request
+    chain = list(context.chain or ())
+    if result.outcome in canvas.STOPPING:
+        task.backend.answer_after(context, result)
+    else:
+        for callback in context.callbacks or ():
+            _send_on(task, result, callback, [])
+        if chain:
+            _send_on(task, result, chain[-1], chain[:-1])
+    context.callbacks = context.chain = None
+    return result
+
+
+def _send_on(task: FunctionTask, result: ExecutionResult, callback: dict[str, Any], rest: list[dict[str, Any]]) -> None:
+    """Send one callback, or the next part of a chain with the `rest` of it (the last one first)."""
+    options = {"chain": rest} if rest else {}
+    context = task.request
+    try:
+        following = maybe_signature(callback, app=task.app)
+        following.apply_async((result,), parent_id=context.id, root_id=context.root_id or context.id, **options)
+    except Exception as error:  # noqa: BLE001  # it is the callback's, and whoever waits for it is told
+        log.warning("request %s: what was to come after it is not sent: %s", result.request_id, error)
+        reason = str(error) if isinstance(error, NanoGridError) else f"not run: it could not be sent: {error}"
+        task.backend.answer_unsent([callback, *rest[::-1]], reason)
 
 
 def _effectively_once(task: FunctionTask, request: FunctionRequest, prepare: Prepare) -> ExecutionResult:

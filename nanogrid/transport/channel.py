@@ -10,6 +10,7 @@ Differences to kombu 5.7, each with a test in `tests/integration/test_transport_
 - bare JSON objects become tasks (`envelopes`); garbage is given back, never deleted, and so is what would steer Celery in ways
   that no message may (`steering`);
 - rejected and requeued messages are visible at once;
+- what waits for its time waits in SQS, and what a worker never began costs no delivery when it ends (`waiting`);
 - a queue is looked up, or created with a dead-letter queue, by `nanogrid.queues`; nothing is listed.
 """
 
@@ -33,7 +34,7 @@ from nanogrid.errors import ConfigurationError
 from nanogrid.settings import Settings
 from nanogrid.submission import SENT_AT
 from nanogrid.tracing import CARRIED
-from nanogrid.transport import envelopes, size, steering
+from nanogrid.transport import envelopes, size, steering, waiting
 from nanogrid.transport.http import client_of
 from nanogrid.transport.options import QUEUES_MAY_BE_MISSING, SETTINGS_OPTION
 from nanogrid.transport.polling import MOST_POLLS, Backoff, PollFailure, PollingConnection
@@ -160,11 +161,20 @@ class Channel(_SQSChannel):
         return super().encode_body(body, "base64" if isinstance(body, bytes) else encoding)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        """Send. What is for later SQS keeps back; raises InvalidRequestError for a time too far ahead."""
+        if delay_s := waiting.delay_s(message.get("headers") or {}):
+            message = {**message, "properties": {"DelaySeconds": delay_s, **message["properties"]}}
         try:
             super()._put(queue, message, **kwargs)
         except ClientError as error:
             self._forget_if_gone(queue, PollFailure(str(error), error.response.get("Error", {}).get("Code", "")))
             raise
+
+    def _purge(self, queue: str) -> int:
+        """Empty a queue: about how many messages that were. kombu looks up to ten times, and adds up."""
+        size = int(self._size(queue))
+        self.sqs().purge_queue(QueueUrl=self._new_queue(queue))
+        return size
 
     def _forget_if_gone(self, queue: str, failure: PollFailure) -> None:
         """A queue that was deleted is looked up, or created, anew at the next attempt."""
@@ -290,11 +300,12 @@ class Channel(_SQSChannel):
         if tag in self.held:
             self.basic_reject(tag)
         elif tag not in self.qos._delivered:  # it could not even be made a message
-            delay_s = return_delay_s(payload["headers"][envelopes.RECEIVES_HEADER])
+            delay_s = return_delay_s(payload["headers"][waiting.RECEIVES_HEADER])
             self._make_visible(delivery_info["sqs_queue"], tag, delay_s)
 
     def _payload(self, message: dict[str, Any], url: str, queue: str) -> dict[str, Any] | None:
-        """kombu's payload for a received message, or None for garbage, which is given back here."""
+        """kombu's payload for a received message, or None for what has come to its end here: garbage is given back, and what
+        came before its time is put off."""
         attributes = message.get("Attributes") or {}
         sent_at_ms = _number(attributes.get("SentTimestamp"))
         reading(queue).message(sent_at_ms)
@@ -311,7 +322,11 @@ class Channel(_SQSChannel):
             payload = body.payload
             if sent_at_ms is not None:
                 payload["headers"].setdefault(SENT_AT, sent_at_ms)
-        payload["headers"][envelopes.RECEIVES_HEADER] = _receives(attributes)
+        waiting.keep_as_sent(payload)
+        if waiting.wait_s(payload["headers"]) >= 1:
+            waiting.put_off(self.sqs(), url, message["ReceiptHandle"], payload)
+            return None
+        payload["headers"][waiting.RECEIVES_HEADER] = _receives(attributes)
         return _addressed(payload, message, url, queue)
 
     def _messages_to_python(self, messages: list[dict[str, Any]], queue: str) -> list[dict[str, Any]]:
@@ -360,7 +375,7 @@ class Channel(_SQSChannel):
     def give_back(self, message: Any) -> None:
         """Make a held message visible again, at once unless it came very often already. Does not raise."""
         self.held.discard(message.delivery_tag)
-        delay_s = return_delay_s(int(message.headers.get(envelopes.RECEIVES_HEADER, 1)))
+        delay_s = return_delay_s(int(message.headers.get(waiting.RECEIVES_HEADER, 1)))
         self._make_visible(message.delivery_info["sqs_queue"], message.delivery_tag, delay_s)
 
     _restore = give_back
@@ -375,11 +390,15 @@ class Channel(_SQSChannel):
         return True
 
     def _release(self, url: str, queue: str, messages: list[dict[str, Any]]) -> None:
-        """Give back messages that no consumer took. Ends at the first failure: the worker may be shutting down."""
+        """Give back messages that no consumer took, as if they had not been delivered. Ends at the first failure: the worker
+        may be shutting down."""
         if messages:
             logger.info("%d message(s) of %s are given back: no consumer", len(messages), queue)
         for message in messages:
-            if not self._make_visible(url, message["ReceiptHandle"]):
+            handle, payload = message["ReceiptHandle"], self._payload(message, url, queue)
+            if payload is None or waiting.send_anew(self.sqs(), url, handle, payload):
+                continue
+            if not self._make_visible(url, handle):
                 return
 
     # -- closing -----------------------------------------------------------------------------------------------------
@@ -392,6 +411,8 @@ class Channel(_SQSChannel):
         running = {tag: message for tag, message in unacknowledged.items() if tag in running_tags}
         for tag in running:
             self.qos._delivered.pop(tag)
+        if _is_draining():
+            self._send_anew(unacknowledged)
         super().close()
         for entry in self._resting.values():
             entry.cancel()
@@ -400,6 +421,15 @@ class Channel(_SQSChannel):
             self.qos._delivered.update(running)
         else:
             self._heartbeat.stop()
+
+    def _send_anew(self, never_begun: dict[str, Any]) -> None:
+        """What is still held when a drain is over has never been begun: its delivery was no attempt, and is not to count."""
+        for tag, message in never_begun.items():
+            url = message.delivery_info["sqs_queue"]
+            if not waiting.send_anew(self.sqs(), url, tag, message._raw):
+                return  # SQS may be away, and the worker is to end: the rest is given back
+            self.held.discard(tag)
+            self.qos._delivered.pop(tag, None)
 
     def _unacknowledged(self) -> dict[str, Any]:
         if self._qos is None:
@@ -460,11 +490,20 @@ def _trace_context(message: dict[str, Any]) -> dict[str, str]:
 def _running_tags() -> set[str]:
     """Delivery tags of the tasks that children of this worker are running. Empty in a producer, and while shutting down."""
     state = sys.modules.get("celery.worker.state")
-    if state is None or any(
-        stop is not None and stop is not False for stop in (state.should_stop, state.should_terminate)
-    ):
+    if state is None or _is_set(state.should_stop) or _is_set(state.should_terminate):
         return set()
     return {request.message.delivery_tag for request in list(state.active_requests)}
+
+
+def _is_draining() -> bool:
+    """Whether this is a worker that was asked to end when its runs have."""
+    state = sys.modules.get("celery.worker.state")
+    return state is not None and _is_set(state.should_stop) and not _is_set(state.should_terminate)
+
+
+def _is_set(stop: Any) -> bool:
+    """Celery keeps an exit code there, of which 0 is one."""
+    return stop is not None and stop is not False
 
 
 def _receives(attributes: dict[str, Any]) -> int:

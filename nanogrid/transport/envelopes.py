@@ -23,7 +23,6 @@ from nanogrid.settings import Settings
 from nanogrid.submission import EXECUTE, REDUCE, SENT_AT, parse_named, redacted
 from nanogrid.transport.steering import foreign_id, problem_of_headers, problem_of_parts, problem_of_properties
 
-RECEIVES_HEADER = "nanogrid_receives"
 BARE_ORIGIN = "bare-sqs"
 JSON = ("application/json", plain_json.CONTENT_TYPE)
 """Content types of bodies that are read."""
@@ -248,7 +247,8 @@ def request_of(envelope: CeleryEnvelope) -> dict[str, Any] | None:
     body = _body_of(envelope)
     if body is None:
         return None
-    request = body[0][0] if body[0] else body[1]
+    objects = [argument for argument in body[0] if isinstance(argument, dict)]  # before it may stand what ran before it
+    request = objects[-1] if objects else None if body[0] else body[1]
     return request if isinstance(request, dict) else None
 
 

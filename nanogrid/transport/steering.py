@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from typing import Any
 
 from celery.app.task import Context
-from celery.utils.time import maybe_iso8601
 
 from nanogrid.request_ids import refusal
-from nanogrid.settings import SQS_LONGEST_VISIBILITY_S, Settings
+from nanogrid.settings import Settings
 from nanogrid.submission import EXECUTE, NOT_LOWERED, REDUCE, SENT_AT
 from nanogrid.tracing import CARRIED
+from nanogrid.transport.waiting import LONGEST_WAIT_S, moment
 
 MOST_RETRIES = 1_000_000
 LARGEST_NUMBER = 10**15
@@ -132,24 +131,22 @@ def _problem(name: str, value: object) -> str | None:
         case "timelimit":
             return None if _are_limits(value) else "is no pair of seconds"
         case "eta" | "expires":
-            return _problem_of_time(value, latest_s=SQS_LONGEST_VISIBILITY_S if name == "eta" else None)
+            return _problem_of_time(value, latest_s=LONGEST_WAIT_S if name == "eta" else None)
         case _ if name == SENT_AT:
             return None if _is_number(value, 0) else "is no time in milliseconds"
     return None
 
 
 def _problem_of_time(value: object, *, latest_s: float | None) -> str | None:
-    """`latest_s`: a worker holds a message until its time has come, and SQS lets it do so for that long at most."""
+    """`latest_s`: how far ahead it may be, in seconds."""
+    if not isinstance(value, str):
+        return "is no time"
     try:
-        moment = maybe_iso8601(value) if isinstance(value, str) else None
-        if moment is None:
-            return "is no time"
-        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
-        datetime.fromtimestamp(seconds, timezone.utc)  # Celery converts it too
+        seconds = moment(value)
     except (ValueError, OverflowError, OSError, TypeError, AttributeError):
         return "is no time"
     if latest_s is not None and seconds > time.time() + latest_s:
-        return f"is more than the {latest_s / 3600:g} hours ahead for which SQS keeps a message"
+        return f"is more than the {latest_s / 3600:g} hours ahead for which a request may wait"
     return None
 
 

@@ -8,6 +8,7 @@ The rule: the main process owns and keeps account; the children, forked from it,
     controller   hands requests to children
     preparation  checks queues, fetches images, answers for dead letters
     children     what a child does first, and last
+    pools        refuses every pool of Celery's but prefork
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from nanogrid.worker import children
 from nanogrid.worker.accounts import Accounts
 from nanogrid.worker.containers import Containers
 from nanogrid.worker.metrics import Metrics
+from nanogrid.worker.pools import PreforkOnly
 from nanogrid.worker.preparation import Preparation
 from nanogrid.worker.stalls import Stalls
 
-__all__ = ["Accounts", "Containers", "Metrics", "Preparation", "Stalls", "children"]
+__all__ = ["Accounts", "Containers", "Metrics", "PreforkOnly", "Preparation", "Stalls", "children"]
 
 
 @signals.celeryd_init.connect
@@ -36,6 +38,6 @@ def _begins(instance: Any, **_: Any) -> None:
 
 logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells at INFO, for each client, where it found credentials
 
-app.steps["worker"] |= {Accounts, Containers, Metrics, Preparation, Stalls}
+app.steps["worker"] |= {Accounts, Containers, Metrics, PreforkOnly, Preparation, Stalls}
 # Celery orders steps by what they require: the process pool comes after the owner and the HTTP port, and goes before them.
 components.Pool.requires = (*components.Pool.requires, Containers, Metrics)

@@ -90,6 +90,8 @@ class Preparation(bootsteps.StartStopStep):
         if load_result(task, dead.request_id) is not None:
             return False
         result = not_run(dead.request_id, dead.function_id, dead.reason)
-        task.backend.mark_as_done(dead.request_id, result, request=Context(dead.context))
+        context = Context(dead.context)
+        task.backend.mark_as_done(dead.request_id, result, request=context)
+        task.backend.answer_after(context, result)
         happened(counted.DEAD_LETTER)
         return True

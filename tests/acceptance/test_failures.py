@@ -258,6 +258,27 @@ def test_an_engine_that_stays_away(make_grid: OpenGrid, functions: Functions, tm
         proxy.mend()
 
 
+def test_another_attempt_waits_in_sqs_and_can_be_cancelled(
+    make_grid: OpenGrid, functions: Functions, tmp_path: Path
+) -> None:
+    """The worker that failed holds nothing of it during the backoff: whoever restarts meanwhile costs it nothing."""
+    with (
+        EngineProxy(tmp_path / "docker.sock") as proxy,
+        make_grid(docker_url=proxy.url, retry_backoff_s=600, retry_backoff_max_s=600, prewarmed={"python": 0}) as grid,
+        grid.worker(app="nanogrid") as worker,
+    ):
+        client = Client(grid.settings)
+        proxy.cut()
+        request_id = client.submit(functions.request(programs.HELLO))
+        wait_until(lambda: worker.said("attempt 1 failed"), "the first attempt has failed")
+        proxy.mend()
+        wait_until(lambda: depths(["python"], grid.settings)[0].delayed == 1, "the second waits in SQS")
+        wait_until(lambda: depths(["python"], grid.settings)[0].in_flight == 0, "the first message is gone")
+        assert client.state(request_id) == "RETRY"
+        assert client.cancel(request_id)
+        assert client.wait(request_id, WAIT_S).outcome is Outcome.CANCELLED
+
+
 def test_redis_restarts_during_a_run(
     make_grid: OpenGrid, functions: Functions, own_redis: Service, engine: Engine
 ) -> None:

@@ -12,6 +12,8 @@ from tests.support.rig import PYTHON_IMAGE
 from tests.support.services import aws_client, wait_until
 from tests.support.worker import Grid
 
+POOL_OF_ITS_OWN = "celery.concurrency.base:BasePool"
+
 
 @pytest.fixture
 def grid(tmp_path: Path, aws_url: str, redis_url: str, unique: str) -> Iterator[Grid]:
@@ -73,3 +75,21 @@ def test_a_data_folder_that_cannot_be_used(grid: Grid, tmp_path: Path) -> None:
     (line,) = [line for line in ended.stderr.splitlines() if "the worker cannot start: " in line]
     assert "NANOGRID_DATA_DIR" in line
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "named"),
+    [
+        (["-P", "solo"], {}, "solo"),
+        (["--pool", "threads"], {}, "threads"),
+        (["-P", "custom"], {"CELERY_CUSTOM_WORKER_POOL": POOL_OF_ITS_OWN}, POOL_OF_ITS_OWN),
+    ],
+)
+def test_every_pool_but_prefork_is_refused(grid: Grid, options: list[str], env: dict[str, str], named: str) -> None:
+    """One sentence before anything is started: no container owner, no HTTP port, no queue that is looked at."""
+    ended = grid.celery("worker", "-Q", "python", "-l", "info", *options, env=env)
+    assert ended.returncode == 1
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("[")]
+    assert f"the worker cannot start: its pool is {named}, where a running function cannot be ended" in line
+    assert "Traceback" not in ended.stderr
+    assert not (grid.folder / "data" / "owners").exists()

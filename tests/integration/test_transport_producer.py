@@ -70,6 +70,22 @@ def test_a_message_over_the_limit_is_refused_before_anything_is_sent(app: Celery
     assert proxy.count("SendMessage") == 0
 
 
+@pytest.mark.parametrize(("countdown", "delay_s"), [(0.5, 0), (30, 30), (900, 900), (7200, 900)])
+def test_what_is_sent_for_later_is_kept_back_by_sqs(
+    app: Celery, proxy: FaultyProxy, countdown: float, delay_s: int
+) -> None:
+    """Whole seconds, as many as SQS takes: own attempts with their backoff are sent in the same way."""
+    app.send_task(TASK, [{}], queue="python", countdown=countdown)
+    (sent,) = proxy.requests("SendMessage")
+    assert max(0, delay_s - 2) <= sent.body.get("DelaySeconds", 0) <= delay_s
+
+
+def test_what_is_sent_for_too_late_a_time_is_refused(app: Celery, proxy: FaultyProxy) -> None:
+    with pytest.raises(InvalidRequestError, match=r"eta: 13\.0 hours ahead are more than the 12 for which"):
+        app.send_task(TASK, [{}], queue="python", countdown=13 * 3600)
+    assert proxy.count("SendMessage") == 0
+
+
 def test_message_attributes_count_towards_the_limit(app: Celery, proxy: FaultyProxy) -> None:
     """SQS counts attributes, so they are counted."""
     attributes = {"trace": {"DataType": "String", "StringValue": "é" * 10_000}}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,9 +212,9 @@ def test_a_restarted_consumer_polls_again_and_runs_nothing_twice(
 
 
 def test_every_held_message_stays_invisible(
-    tmp_path: Path, settings: Settings, records: Records, app: Celery, queue: Queue, aws_url: str
+    tmp_path: Path, settings: Settings, records: Records, queue: Queue, aws_url: str
 ) -> None:
-    """Running, waiting behind a run, or scheduled for later: held longer than the visibility timeout, none shows again."""
+    """Running, or waiting behind a run: held longer than the visibility timeout, neither shows again."""
     second = Queue(settings, aws_url, "cpp")
 
     def none_shows() -> bool:
@@ -224,14 +225,89 @@ def test_every_held_message_stays_invisible(
         queue.send(request("running", sleep_s=8))
         wait_until(lambda: records.started("running"), "the long run has begun")
         second.send(request("waiting"))
-        app.send_task(TASK, [request("scheduled")], task_id="scheduled", queue="python", countdown=9)
-        wait_until(lambda: (queue.depth().in_flight, second.depth().in_flight) == (2, 1), "all three are held")
+        wait_until(lambda: (queue.depth().in_flight, second.depth().in_flight) == (1, 1), "both are held")
         wait_until(none_shows, "the long run has ended")
-        for request_id in ("waiting", "scheduled"):
-            records.wait_for_end(request_id)
+        records.wait_for_end("waiting")
         queue.wait_until_empty()
         second.wait_until_empty()
-    assert sorted(start["id"] for start in records.started()) == ["running", "scheduled", "waiting"]
+    assert sorted(start["id"] for start in records.started()) == ["running", "waiting"]
+
+
+def early(request_id: str, eta: float) -> str:
+    """A Celery message with a time of its own, as anyone may send it: SQS gives it out at once."""
+    headers = {"task": TASK, "id": request_id, "eta": datetime.fromtimestamp(eta, timezone.utc).isoformat()}
+    return envelope(body=json.dumps([[request(request_id)], {}, {}]), headers=headers)
+
+
+def ran_or_died(records: Records, queue: Queue, request_id: str) -> bool:
+    """Whether a request has come to an end, good or bad."""
+    assert queue.depth().dead_letters == 0, "it went to the dead-letter queue, and nobody had tried it"
+    return request_id in records.ended()
+
+
+def test_what_waits_for_its_time_outlives_orderly_restarts(
+    tmp_path: Path, settings: Settings, records: Records, queue: Queue
+) -> None:
+    """It waits in SQS: a worker that ends has nothing of it to give back, and its first attempt is its first delivery."""
+    strict = settings.model_copy(update={"max_receives": 1})
+    queues.resolve("python", queue.settings.model_copy(update={"max_receives": 1}), queue.client)
+    with running_worker(tmp_path, strict, records):
+        sent_at = time.time()
+        due_at = sent_at + 6
+        queue.send(early("later", due_at))
+        wait_until(lambda: queue.depth().delayed == 1, "the worker has received it and let it wait")
+    with running_worker(tmp_path, strict, records):
+        wait_until(lambda: ran_or_died(records, queue, "later"), "it has run")
+        queue.wait_until_empty()
+    (start,) = records.started("later")
+    assert start["receives"] == 1
+    assert start["at"] >= due_at
+    assert abs(start["sent_at_ms"] / 1000 - sent_at) < 1, "its age is that of the first message"
+
+
+@pytest.mark.parametrize("step", ["ChangeMessageVisibility", "SendMessage", "DeleteMessage"])
+def test_no_step_that_fails_loses_what_waits_or_runs_it_early(
+    step: str, tmp_path: Path, settings: Settings, records: Records, queue: Queue, proxy: FaultyProxy
+) -> None:
+    """To let it wait takes three calls; whichever SQS refuses, it runs at its time. One copy more, if any, comes then too."""
+    with running_worker(tmp_path, settings, records) as worker:
+        proxy.fail(step, status=503, times=queues.ATTEMPTS)
+        due_at = time.time() + 6
+        queue.send(early("later", due_at))
+        records.wait_for_end("later")
+        queue.wait_until_empty()
+        assert worker.alive
+    starts = records.started("later")
+    assert all(start["at"] >= due_at for start in starts)
+    assert len(starts) == (2 if step == "DeleteMessage" else 1), "without claims each message that is there runs"
+    assert proxy.count("SendMessage") <= 1 + queues.ATTEMPTS
+
+
+def test_what_a_worker_never_began_costs_no_delivery_when_it_ends(
+    tmp_path: Path, settings: Settings, records: Records, queue: Queue
+) -> None:
+    """A message that waited behind a run is there for the next worker at once, as new: its id, its age, no delivery counted."""
+    strict = settings.model_copy(update={"max_receives": 1, "visibility_timeout_s": 60, "visibility_heartbeat_s": 20.0})
+    queues.resolve("python", queue.settings.model_copy(update={"max_receives": 1}), queue.client)
+    with running_worker(tmp_path, strict, records, concurrency=1, arguments=["--prefetch-multiplier", "3"]) as first:
+        queue.send(request("running", sleep_s=3))
+        wait_until(lambda: records.started("running"), "the run has begun")
+        sent_at = time.time()
+        unnamed = queue.send({"runtime": "python"})
+        queue.send(early("celery", sent_at))
+        wait_until(lambda: queue.depth().in_flight == 3, "all are held")
+        first.terminate()
+        first.process.wait(20)
+    assert (queue.depth().visible, queue.depth().in_flight) == (2, 0)
+    with running_worker(tmp_path, strict, records):
+        for request_id in (unnamed, "celery"):
+            wait_until(partial(ran_or_died, records, queue, request_id), f"{request_id} has run")
+        queue.wait_until_empty()
+    assert len(records.started("running")) == 1
+    for request_id in (unnamed, "celery"):
+        (start,) = records.started(request_id)
+        assert start["receives"] == 1
+        assert abs(start["sent_at_ms"] / 1000 - sent_at) < 2
 
 
 def test_a_run_outlasts_the_visibility_timeout_during_a_warm_shutdown(
@@ -443,16 +519,3 @@ def test_a_burst_of_server_errors_loses_nothing(
         queue.wait_until_empty()
         assert worker.alive
     assert queue.depth().dead_letters == 0
-
-
-def test_sigterm_gives_unstarted_messages_back_at_once(
-    tmp_path: Path, settings: Settings, records: Records, app: Celery, queue: Queue
-) -> None:
-    """A scheduled message that a worker holds when it ends is there for the next worker right away."""
-    patient = settings.model_copy(update={"visibility_timeout_s": 60, "visibility_heartbeat_s": 20.0})
-    with running_worker(tmp_path, patient, records, queues=["python"]) as worker:
-        app.send_task(TASK, [request("planned")], task_id="planned", queue="python", countdown=300)
-        wait_until(lambda: queue.depth().in_flight == 1, "the worker holds it")
-        worker.process.send_signal(signal.SIGTERM)
-        worker.process.wait(20)
-        wait_until(lambda: queue.depth().visible == 1, "it is visible", 5)

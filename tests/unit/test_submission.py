@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogrid.errors import InvalidRequestError
+from nanogrid.celery import app
+from nanogrid.client import Client
+from nanogrid.errors import ConfigurationError, InvalidRequestError
 from nanogrid.settings import Settings
-from nanogrid.submission import SENT_AT, Submission, merge_fields, redacted
+from nanogrid.submission import EXECUTE, SENT_AT, Submission, merge_fields, redacted
+from nanogrid.tasks import execute_function
 
 REQUEST: dict[str, Any] = {
     "requestId": "r-1",
@@ -60,7 +66,7 @@ def test_one_request_comes_in_either_form(args: Any, kwargs: Any) -> None:
     assert merge_fields(args, kwargs) == {"a": 1}
 
 
-@pytest.mark.parametrize("args", [("text",), ({}, {}), ([1],)])
+@pytest.mark.parametrize("args", [("text",), ({}, {}, {}), ({}, "text"), ([1],)])
 def test_other_forms_are_refused(args: Any) -> None:
     """What is no request object is refused before anything is sent."""
     with pytest.raises(InvalidRequestError, match="one request object"):
@@ -79,3 +85,40 @@ def test_what_is_shown_of_a_request_is_short_and_holds_no_secret(wire: dict[str,
     shown = redacted({**wire, "payload": secret, "env": {"TOKEN": secret}})
     assert secret not in shown
     assert len(shown) < 4000
+
+
+EAGER = [
+    pytest.param(lambda: execute_function.delay(REQUEST), id="delay"),
+    pytest.param(lambda: execute_function.apply_async((REQUEST,)), id="apply_async"),
+    pytest.param(lambda: execute_function.s(REQUEST).delay(), id="signature"),
+    pytest.param(
+        lambda: celery.chain(execute_function.s(REQUEST), execute_function.s(REQUEST)).apply_async(), id="chain"
+    ),
+    pytest.param(lambda: app.send_task(EXECUTE, (REQUEST,)), id="send_task"),
+    pytest.param(lambda: Client().submit(REQUEST), id="client"),
+    pytest.param(lambda: Client().map_reduce(REQUEST, [1, 2], REQUEST), id="map_reduce"),
+]
+
+
+@pytest.mark.parametrize("call", EAGER)
+def test_eager_tasks_are_refused(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function runs in a container, never in its producer's process; and nothing is sent by somebody's tests either."""
+    monkeypatch.setitem(app.conf, "task_always_eager", True)
+    with pytest.raises(ConfigurationError, match="task_always_eager would run a function in this process"):
+        call()
+
+
+def test_running_a_task_here_is_refused() -> None:
+    """Likewise where it is asked for by name."""
+    for call in (execute_function.apply, execute_function.s(REQUEST).apply):
+        with pytest.raises(ConfigurationError, match="apply would run a function in this process"):
+            call((REQUEST,))
+
+
+def test_what_the_documents_say_about_tests_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example, as it stands there."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "celery.md").read_text()
+    (example,) = re.findall(r"```python\n(def test_.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {"execute_function": execute_function, "my_code": lambda: execute_function.delay(**REQUEST)}
+    exec(example, names)  # our own document
+    names["test_my_code"](monkeypatch)
