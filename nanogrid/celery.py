@@ -31,7 +31,7 @@ from nanogrid.submission import (
     merge_fields,
     refuse_here,
     refuse_in_one_task,
-    refuse_other_serializers,
+    refuse_other_forms,
 )
 
 _apps: weakref.WeakSet[NanoGrid] = weakref.WeakSet()
@@ -83,7 +83,10 @@ class NanoGrid(Celery):
         if name in (EXECUTE, REDUCE):
             if self.conf.task_always_eager:
                 refuse_here(EAGER)
-            refuse_other_serializers(options.get("serializer") or self.conf.task_serializer)
+            refuse_other_forms(
+                options.get("serializer") or self.conf.task_serializer,
+                options.get("compression") or self.conf.task_compression,
+            )
         if name == EXECUTE and SENT_AT not in (options.get("headers") or {}):
             refuse_unusable(options, self.settings)
             submission = Submission.of(merge_fields(args, kwargs), self.settings, task_id=options.get("task_id"))

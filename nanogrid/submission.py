@@ -170,11 +170,15 @@ def refuse_in_one_task(way: str) -> NoReturn:
     raise InvalidRequestError("", f"{way} would run many requests in one task and under one id: {FOR_MANY}")
 
 
-def refuse_other_serializers(name: str) -> None:
-    """Raise InvalidRequestError for a serializer of Celery's whose messages workers do not read."""
-    if name not in SERIALIZERS:
+def refuse_other_forms(serializer: str, compression: str | None) -> None:
+    """Raise InvalidRequestError for a form of Celery's messages that workers do not read."""
+    if serializer not in SERIALIZERS:
         raise InvalidRequestError(
-            "serializer", f"{name!r} is not accepted: requests travel as JSON, so leave it out, or name 'json'"
+            "serializer", f"{serializer!r} is not accepted: requests travel as JSON, so leave it out, or name 'json'"
+        )
+    if compression:
+        raise InvalidRequestError(
+            "compression", f"{compression!r} is not accepted: requests travel as plain JSON, so leave it out"
         )
 
 

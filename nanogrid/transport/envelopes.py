@@ -130,8 +130,8 @@ def _make_body_readable(data: dict[str, Any]) -> str | None:
     headers, properties = data["headers"], data["properties"]
     if data.get("content-type") not in JSON:
         return f"its body is {data.get('content-type')!r:.80}, and only JSON is read"
-    if headers.get("compression") is not None:
-        return None
+    if headers.get("compression") is not None:  # kombu would unpack it, however much it becomes
+        return "its body is compressed, and only plain JSON is read"
     try:
         text = _text_of(data)
     except ValueError:

@@ -111,6 +111,7 @@ UNREADABLE: list[tuple[dict[str, Any], str]] = [
     ({"body": "", "content-type": None}, "its body is None, and only JSON is read"),
     ({"body": "gARdlC4=", "content-type": "application/x-python-serialize"}, "'application/x-python-serialize', and"),
     ({"body": "- - 1", "content-type": "application/x-yaml"}, "'application/x-yaml', and only JSON is read"),
+    ({"body": "eJyLjq6OjQUABKcBqA==", "headers": {"compression": "application/x-gzip"}}, "its body is compressed, and"),
     ({"body": "%%%", "properties": {"body_encoding": "base64"}}, "its body is no text in base64"),
     ({"body": "/////w==", "properties": {"body_encoding": "base64"}}, "its body is no text in base64"),
     ({"body": f"[[{'9' * 5000}], {{}}, null]"}, "its body cannot be read"),
@@ -121,7 +122,8 @@ UNREADABLE: list[tuple[dict[str, Any], str]] = [
 def test_requests_that_cannot_be_read_are_answered(settings: Settings, dead_letters: DeadLetters) -> None:
     """Their headers name our task and an id, by which somebody waits: they get NOT_RUN and what is wrong with the message."""
     for number, (changes, _) in enumerate(UNREADABLE):
-        dead_letters.add(adopt({**REQUEST, "requestId": f"r-{number}"}, "m", 1, settings) | changes)
+        message = adopt({**REQUEST, "requestId": f"r-{number}"}, "m", 1, settings)
+        dead_letters.add({**message, **changes, "headers": {**message["headers"], **changes.get("headers", {})}})
     answers, count = Answers(), len(UNREADABLE)
     assert DeadLetterReader(settings, answers).scan() == Scan(read=count, answered=count, garbage=0)
     reasons = {request_id: reason for request_id, _, reason in answers.given}

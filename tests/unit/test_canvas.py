@@ -68,6 +68,17 @@ def test_a_request_that_no_worker_would_read_is_refused(send: Any, name: str) ->
         send(serializer=name)
 
 
+@pytest.mark.parametrize("task", [execute_function.name, reduce_function.name])
+def test_a_compressed_request_is_refused(task: str) -> None:
+    """A small message could become a large one in the worker's main process: workers unpack none."""
+    with pytest.raises(InvalidRequestError, match="compression: 'zlib' is not accepted"):
+        app.send_task(task, (REQUEST,), compression="zlib")
+    own = make_app()
+    own.conf.task_compression = "gzip"
+    with pytest.raises(InvalidRequestError, match="compression: 'gzip' is not accepted"):
+        own.send_task(task, (REQUEST,))
+
+
 def test_another_serializer_of_the_whole_app_is_refused() -> None:
     """Likewise where a deployment's configuration names it."""
     own = make_app()
