@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,9 @@ def test_no_program_imports_nanogrid(path: Path) -> None:
         ("open('/proc/self/status')", True, False),
         ("class A:\n    def __del__(self): pass", True, False),
         ("import resource; resource.getrusage(0)", True, False),
+        ("print(ArithmeticError.__subclasses__())", True, False),
+        ("from concurrent import interpreters", True, False),
+        ("import subclasses, interpreter", False, False),
         ("import ctypes", False, True),
     ],
 )
@@ -296,3 +300,29 @@ def test_the_corpus_holds_hundreds_of_programs_with_names_of_their_own() -> None
     names = [(subject, program.name) for subject in SUBJECTS for program in read(subject)]
     assert len(names) == len(set(names))
     assert len(names) > 400
+
+
+@pytest.mark.parametrize("state", ["nonsense", "1000000"])
+def test_an_interpreter_that_cannot_be_held_says_why(state: str) -> None:
+    """It ends, because it is root and would run the function's script; and no end of ours is silent."""
+    environment = {"PYTHONPATH": str(INSIDE / "boot"), "NANOGRID_RUNNER": state}
+    ended = subprocess.run([sys.executable, "-c", "print('ran')"], env=environment, capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout) == (70, b"")
+    assert ended.stderr.startswith(b"nanogrid: the interpreter could not be held for its run: ")
+
+
+def test_a_run_whose_process_fails_says_why(inside: None) -> None:
+    """Whatever goes wrong between the request and the function's first line is in the run's stderr."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from nanogrid_warm import serve, spare\n"
+        "def fail(*_): raise ValueError('no such luck')\n"
+        "spare.live = fail\n"
+        "class Meeting:\n    class there:\n        fileno = staticmethod(lambda: -1)\n"
+        "server = serve.Server.__new__(serve.Server)\n"
+        "server.rehearsed, server.held = True, None\n"
+        "server._be_child(Meeting)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(INSIDE)], capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout) == (70, b"")
+    assert ended.stderr == b"nanogrid: the run's process failed before the function's code: no such luck\n"

@@ -112,7 +112,7 @@ class Server:
         except BaseException as error:  # noqa: BLE001
             if meeting.there.fileno() >= 0:
                 channel.send(meeting.there, spare.words(b"broken", error))
-            os._exit(FAILED)
+            _fail(error)
 
     def _learn_memory(self, pair: _socket.socket) -> None:
         """Read what the rehearsal tells: lines of address, size and advice."""
@@ -143,6 +143,8 @@ class Server:
             self.connection.close()
             try:
                 live(there, self.held)
+            except BaseException as error:  # noqa: BLE001
+                _fail(error)
             finally:
                 os._exit(FAILED)
         there.close()
@@ -416,6 +418,12 @@ def _end_all() -> int:
         except ChildProcessError:
             return killed
         killed += os.WIFSIGNALED(status) and os.WTERMSIG(status) == _signal.SIGKILL
+
+
+def _fail(error: BaseException) -> NoReturn:
+    """End a child that cannot do what it is for, and say why where it is heard: in the run's stderr, if there is a run."""
+    os.write(2, spare.words(b"nanogrid: the run's process failed before the function's code:", error) + b"\n")
+    os._exit(FAILED)
 
 
 def _leave(_number: int, _frame: object) -> NoReturn:
