@@ -221,17 +221,48 @@ def test_a_lesson_names_what_is_really_there(inside: None, tmp_path: Path, monke
         (tmp_path / folder / "round").symlink_to(".")
     monkeypatch.setattr(places, "CODE", str(tmp_path / "code"))
     monkeypatch.setattr(lesson, "PACKAGES", f"{tmp_path}/packages/")
-    known = ["o /workspace/own.py", "s json.decoder", "s _socket", "p layer", "p layer.part", "p fast", "p space.deep"]
+    known = [
+        "o /workspace/own.py",
+        "s json.decoder",
+        "s _socket",
+        "b layer",
+        "b layer.part",
+        "b fast",
+        "b space.deep",
+        "b json",
+        "h own",
+    ]
     made_up = [
         "o /workspace/secret.py",
         "o /workspace/../x.py",
         "s json.secret",
         "s secret",
-        "p secret",
-        "p layer.secret",
+        "b secret",
+        "b layer.secret",
+        "h secret",
+        "h json",
     ]
-    made_up += ["o /workspace/round/own.py", "o /workspace/./own.py", "p round.layer", "p round.round.fast"]
-    made_up += ["x y", "", "s", "s a b", "s json\0", "p ..", "o /etc/passwd", "s site", "secret"]
+    made_up += [
+        "o /workspace/round/own.py",
+        "o /workspace/./own.py",
+        "b round.layer",
+        "b round.round.fast",
+        "h round.own",
+    ]
+    made_up += [
+        "x y",
+        "",
+        "s",
+        "s a b",
+        "s json\0",
+        "b ..",
+        "h ..",
+        "h /workspace/own",
+        "p layer",
+        "o /etc/passwd",
+        "s site",
+        "secret",
+    ]
     assert [line for line in known if not lesson._is_known(*line.partition(" ")[::2])] == []
     assert [line for line in made_up if lesson._is_known(*line.partition(" ")[::2])] == []
 
@@ -326,3 +357,52 @@ def test_a_run_whose_process_fails_says_why(inside: None) -> None:
     ended = subprocess.run([sys.executable, "-c", program, str(INSIDE)], capture_output=True, check=False)
     assert (ended.returncode, ended.stdout) == (70, b"")
     assert ended.stderr == b"nanogrid: the run's process failed before the function's code: no such luck\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "quiet"),
+    [
+        ("import os, sys as s\nfrom json import *\nfrom csv import reader as r", True),
+        ("A = -1\nB = {'a': [1, (2, A)], **{}}\nC = A * 60 + 1\nD = 'x' + 'y'", True),
+        ("A: int = 5\nB: dict[str, int] = {}", True),
+        ("def f(a: 'x' = 3, *b, c=None) -> list[int]: return g()\nh = lambda: f()\nasync def i(): await f()", True),
+        ("class A:\n    x: int = 1\n    def __init__(self): f()\nclass B(ValueError): pass", True),
+        ("from enum import Enum\nclass A(Enum):\n    X = 1\n    Y = 2", True),
+        ("try:\n    import a\nexcept (ImportError, OSError) as error:\n    a = None", True),
+        ("import sys\nif sys.version_info >= (3, 9):\n    import a\nelse:\n    import b", True),
+        ("def main(): pass\nif __name__ == '__main__':\n    main()\nimport a", True),
+        ("import pack\ndef f(a: pack.A, b: pack.B['x']) -> 'pack.C': pass", True),
+        ("f()", False),
+        ("import os\nos.environ['A'] = 'b'", False),
+        ("import os\nos.a = 1", False),
+        ("import os\ndel os.a", False),
+        ("import sys\na = sys.path\na += ['b']", False),
+        ("for a in b: pass", False),
+        ("while a: pass", False),
+        ("with a: pass", False),
+        ("[a for a in b]", False),
+        ("a = f'{b}'", False),
+        ("assert a", False),
+        ("class A(B): pass", False),
+        ("class A(metaclass=B): pass", False),
+        ("@a\nclass A: pass", False),
+        ("@a\ndef f(): pass", False),
+        ("class A:\n    f()", False),
+        ("class A:\n    def __class_getitem__(cls, key): f()", False),
+        ("def __getattr__(name): f()", False),
+        ("def f(a=g()): pass", False),
+        ("ValueError = B\nclass A(ValueError): pass", False),
+        ("try:\n    import a\nexcept ImportError:\n    f()\nimport b", False),
+        ("import os\nif os.environ['A'] == 'b':\n    import c", False),
+        ("import pack\na = pack.b == []", False),
+        ("import pack\na = [*pack.b]", False),
+        ("import pack\na = pack.b[0]", False),
+        ("if __name__ != '__main__':\n    f()", False),
+        ("if __name__ == 'other':\n    f()", False),
+        ("__name__ = 'other'", False),
+        ("__path__ = ['other']", False),
+    ],
+)
+def test_a_beginning_is_nothing_but_imports_and_definitions(source: str, quiet: bool, inside: None) -> None:
+    """Whatever could change what a package finds, or tell what it has done, ends it."""
+    assert module("beginning").is_quiet(compile(source, "x", "exec")) is quiet

@@ -305,15 +305,16 @@ class Server:
 
     def _learn_imports(self) -> None:
         """Import beforehand what the run has imported, as far as it is the standard library's."""
-        standard, packages, own = lesson.take(self._ask(spare.read_lesson))
-        if self.held.bytecode.learn(own):
+        learned = lesson.Lesson(self._ask(spare.read_lesson))
+        new = self.held.packages.learn(learned)
+        self.held.imports.beginning = frozenset(self.held.packages.beginning)
+        if self.held.bytecode.learn(learned.own):
             self._compile()
         self.lessons += 1
-        if not (standard or packages or own) or self.lessons >= lesson.LESSONS_LIMIT:
+        if not (learned.standard or new or learned.own) or self.lessons >= lesson.LESSONS_LIMIT:
             self.held.learn = False
-        self.held.packages.learn(packages)
-        if standard:
-            self._import_beforehand(standard)
+        if learned.standard:
+            self._import_beforehand(learned.standard)
             spare.warm_up()
             self.rehearsed = False
 
@@ -333,8 +334,9 @@ class Server:
             done = []
             for name in standard:
                 if lesson.is_standard(name) and name not in sys.modules:
-                    hidden.load(name)
+                    hidden.load(name, {})
                     done.append(name)
+            spare.put_beginnings(self.held)
             hidden.hide(self.held.known, done)
         except BaseException:  # noqa: BLE001  # whatever a module does when it is imported
             hidden.hide(self.held.known)
@@ -361,6 +363,10 @@ class Server:
             packages.forget_words()
             packages.file = os.memfd_create("words", os.MFD_CLOEXEC)
             self._ask(spare.collect_words)
+        elif wish == spare.ANEW:
+            self.held.packages.forget()
+            self.held.imports.beginning = frozenset()
+            self.held.learn = self.state["learn"] and self.lessons < lesson.LESSONS_LIMIT
         elif wish == spare.HELD and self.state["changes"] < CHANGES_LIMIT:
             held = self.held
             wanted = held.wanted(self._ask(lambda answer, held: spare.read_wish(answer, held, pair)))
@@ -372,7 +378,6 @@ class Server:
                         "changes": self.state["changes"] + 1,
                         "rehearsed": False,
                         "standard": list(held.imports.roots),
-                        "packages": held.packages.names,
                         "own": held.bytecode.paths,
                         "scan": held.scan and (held.scan.curious, held.scan.ctypes),
                     }
