@@ -7,7 +7,7 @@ change nothing; so does an assignment to anything but a name, a loop, and a choi
 """
 
 # Lists of words are easier to read as words.
-# ruff: noqa: SIM905
+# ruff: noqa: PTH110, SIM905
 # The programs find each other, and private parts of Python, where mypy does not look.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import builtins
 import opcode
+import os
 import sys
 
 from nanogrid_warm.places import WORKSPACE
@@ -114,9 +115,14 @@ class Beginning:
         return inside is not None and all(spec.origin in on_stack or self._is_quiet(spec) for spec in self.specs)
 
     def _is_quiet(self, spec: Any) -> bool:
-        """Whether all of a module that has been made is quiet."""
+        """Whether all of a module that has been made is quiet.
+
+        Its code is read where Python has left it, never compiled here: that can warn. One that is about to be made has none yet.
+        """
         known = self._quiet.get(spec.origin)
         if known is None:
+            if not os.path.exists(spec.cached or ""):
+                return False
             try:
                 code = spec.loader.get_code(spec.name)
             except Exception:  # noqa: BLE001  # whatever a loader does
