@@ -15,6 +15,7 @@ ADDRESS = re.compile("0x[0-9a-f]{6,}")
 PAYLOAD = {"name": "grüße"}
 RUNS_IN_PROCESS = 2
 """The first finds nothing imported beforehand; the second finds what the first has taught."""
+RUNS_WITH_PACKAGES = 5
 
 
 @contextmanager
@@ -29,8 +30,9 @@ def differences(here: Box, programs: Iterable[Program]) -> list[str]:
     found = []
     for program in programs:
         with TemporaryDirectory() as folder:
-            here.replace(program.write(Path(folder) / "code"))
-        runs = [here.run(env=program.env, payload=PAYLOAD) for _ in range(RUNS_IN_PROCESS)]
+            here.replace(*program.write(Path(folder)))
+        number = RUNS_WITH_PACKAGES if program.packages else RUNS_IN_PROCESS
+        runs = [here.run(env=program.env, payload=PAYLOAD) for _ in range(number)]
         bare = here.run(env=program.env, payload=PAYLOAD, in_process=False)
         hows = [run.how for run in runs]
         if program.how not in hows[-1:]:

@@ -2,6 +2,7 @@
 
 === NAME [exec]        begins a program; `exec`: the runner is expected to start a new interpreter for it
 --- FILE               begins a file of it; what comes before the first one is main.py
+*** FILE               begins a file of the packages that all programs which follow can import
 +++ NAME=VALUE         sets a variable of its environment
 """
 
@@ -24,17 +25,23 @@ class Program:
     how: str
     files: dict[str, str] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
+    packages: dict[str, str] = field(default_factory=dict)
 
-    def write(self, folder: Path) -> Path:
-        """Write the files as the cache holds them: read-only, with fixed times."""
-        folder.mkdir()
-        for name, text in self.files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, errors="surrogateescape")
-        for path in (folder, *folder.rglob("*")):
-            path.chmod(0o555 if path.is_dir() else 0o444)
-        return folder
+    def write(self, folder: Path) -> tuple[Path, Path | None]:
+        """Write code and packages as the cache holds them: read-only. Their folders; None where there are no packages."""
+        code = _write(folder / "code", self.files)
+        return code, _write(folder / "packages", self.packages) if self.packages else None
+
+
+def _write(folder: Path, files: dict[str, str]) -> Path:
+    folder.mkdir()
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, errors="surrogateescape")
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    return folder
 
 
 def read(subject: str) -> Iterator[Program]:
@@ -42,21 +49,25 @@ def read(subject: str) -> Iterator[Program]:
     if subject == IMPORTS:
         yield from imports()
         return
-    program, file = Program("", ""), "main.py"
+    program, files, file = Program("", ""), {}, "main.py"
     for line in (FOLDER / f"{subject}.txt").read_text().splitlines(keepends=True):
         if line.startswith("=== "):
             if program.name:
                 yield program
             name, *how = line[4:].split()
-            program, file = Program(name, how[0] if how else "python"), "main.py"
-        elif line.startswith("--- "):
+            program = Program(name, how[0] if how else "python", packages=program.packages)
+            if program.packages:
+                program.env["PYTHONPATH"] = "/nanogrid/packages"
+            files, file = program.files, "main.py"
+        elif line.startswith(("--- ", "*** ")):
             file = line[4:].strip()
-            program.files[file] = ""
+            files = program.files if line[0] == "-" else program.packages
+            files[file] = ""
         elif line.startswith("+++ "):
             name, _, value = line[4:].strip().partition("=")
             program.env[name] = value
         else:
-            program.files[file] = program.files.get(file, "") + line
+            files[file] = files.get(file, "") + line
     yield program
 
 

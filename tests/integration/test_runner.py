@@ -337,6 +337,24 @@ def test_modules_are_imported_beforehand_and_hidden(here: Box, tmp_path: Path) -
     assert here.run().out == b"True False False\n0.125\n"
 
 
+def test_modules_are_brought_out_long_after_the_beginning(here: Box, tmp_path: Path) -> None:
+    """Whatever a program has done: where that makes no difference to a module of the standard library, it is not made again."""
+    place(
+        here,
+        tmp_path,
+        "import sys, os, logging, multiprocessing.process\n"
+        "made = []\n"
+        "getattr(sys, 'addaudit' + 'hook')(lambda event, args: event == 'exec' and made.append(args[0].co_filename))\n"
+        "os.environ['MODE'] = 'mine'; open('/tmp/a', 'w').close(); logging.basicConfig(); print('begins')\n"
+        "import csv\ndef later(): import decimal, tempfile; return tempfile.gettempdir(), str(decimal.Decimal(1))\n"
+        "print(later(), len(made))\n"
+        "import json\nprint(json.loads('1'), len(made))\n",
+    )
+    assert b" 0\n" not in here.run().out
+    for _ in range(2):
+        assert here.run().out == b"begins\n('/tmp', '1') 0\n1 0\n"
+
+
 def test_own_modules_are_compiled_once(here: Box, tmp_path: Path) -> None:
     """From the second run on Python compiles no module of the function, and its cache files are there as ever."""
     place(
@@ -362,13 +380,14 @@ def test_nothing_is_learned_where_the_deployment_wants_that(tmp_path: Path) -> N
     """Then no run decides what the next one finds imported: standard library, packages and own modules are as in the first."""
     packages = write_code(tmp_path / "packages", {"pack.py": "import time; made = time.monotonic()"})
     source = (
-        "import time\nbegan = time.monotonic()\nimport sys, pack, decimal\n"
-        "maps = '/pr' + 'oc/self/maps'\nprint(pack.made > began, '_json' in open(maps).read())\nimport json\n"
+        "import sys, pack, decimal\n"
+        "maps = '/pr' + 'oc/self/maps'\nprint(pack.made > float(sys.argv[1]), '_json' in open(maps).read())\nimport json\n"
     )
     with box(tmp_path, PYTHON_IMAGE, learn_imports=False) as here:
         here.place(write_code(tmp_path / "code", {"main.py": source}), packages)
         for _ in range(3):
-            run = here.run(env={"PYTHONPATH": "/nanogrid/packages"})
+            here.await_ready()
+            run = here.run((*PYTHON, str(time.monotonic())), {"PYTHONPATH": "/nanogrid/packages"})
             assert (run.out, run.err, run.how) == (b"True False\n", b"", "python")
 
 
@@ -381,15 +400,106 @@ def test_packages_are_imported_beforehand_in_the_spare_alone(here: Box, tmp_path
     code = write_code(
         tmp_path / "code",
         {
-            "main.py": "import sys, os, time\nbegan = time.monotonic()\nseen = 'pack' in sys.modules\nimport pack\n"
-            "print(seen, pack.made < began, pack.user, pack.process == os.getpid(), sys.path[:2])\n"
+            "main.py": "import sys, os, time\nimport pack\n"
+            "print(pack.made < float(sys.argv[1]), pack.user, pack.process == os.getpid(), sys.path[:2])\n"
         },
     )
     here.place(code, packages)
     env = {"PYTHONPATH": "/nanogrid/packages"}
-    assert here.run(env=env).out == b"False False 65534 True ['/workspace', '/nanogrid/packages']\n"
-    for _ in range(2):
-        assert here.run(env=env).out == b"False True 65534 True ['/workspace', '/nanogrid/packages']\n"
+    for had in (b"False", b"True", b"True"):
+        here.await_ready()
+        run = here.run((*PYTHON, str(time.monotonic())), env)
+        assert run.out == had + b" 65534 True ['/workspace', '/nanogrid/packages']\n"
+
+
+ORDINARY = {
+    "first thing": "import pack\n",
+    "from": "from pack import made as _\nimport pack\n",
+    "after other imports": '"""Doc."""\nfrom __future__ import annotations\nimport json, csv\nfrom os import *\nimport pack\n',
+    "after another package": "import other.inner as inner\nfrom other import X\nimport pack\n",
+    "after constants": "import os\nA = 60 * 60\nB = {'a': [1, 2, 3], 'b': (A, None)}\nC: int = -A\nimport pack\n",
+    "after definitions": "import other\nclass Mine(ValueError):\n    x: int = 1\n    def __init__(self): pass\n"
+    "class Colour(int): pass\ndef f(a: other.X, *, b: dict[str, int] = None) -> list[other.X]: return print(a)\n"
+    "async def g(): await f()\nh = lambda x: x\nimport pack\n",
+    "with another choice": "try:\n    import quick\nexcept ImportError:\n    quick = None\nexcept (ValueError, OSError) as error:\n    raise\n"
+    "import pack\n",
+    "instead of another": "try:\n    import quick as pack\nexcept ImportError:\n    import pack\n",
+    "by version": "import sys\nif sys.version_info >= (3, 8):\n    import pack\nelse:\n    import other as pack\n",
+    "typing alone": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import other\nimport pack\n",
+    "in a function": "def main(arguments):\n    import pack\n    return pack\nimport sys\nif __name__ == '__main__':\n"
+    "    pack = main(sys.argv[1:])\n",
+    "by another module": "from helper import VALUE, pack\n",
+    "after another module": "from helper import VALUE\nimport tool\nimport pack\n",
+}
+"""Programs that begin with imports, as most do, by what else is in their beginning."""
+HELPERS = {
+    "helper.py": "import pack\nVALUE = 3\ndef main(): print(VALUE)\nif __name__ == '__main__':\n    main()\n",
+    "tool.py": "class Tool:\n    def run(self): return [x for x in range(3)]\n",
+}
+
+
+@pytest.mark.parametrize("image", [PYTHON_IMAGE, CPP_IMAGE, NEWEST_PYTHON_IMAGE])
+def test_programs_that_begin_with_imports_have_their_packages_beforehand(image: str, tmp_path: Path) -> None:
+    """Nothing that a program imports before it does anything else is imported in its own time, from its second run on."""
+    packages = write_code(
+        tmp_path / "packages",
+        {"pack.py": "import time; made = time.monotonic()", "other/__init__.py": "X = 1", "other/inner.py": ""},
+    )
+    had = {}
+    with box(tmp_path, image) as here:
+        for name, beginning in ORDINARY.items():
+            source = f"{beginning}import sys\nprint(pack.made < float(sys.argv[1]))\n"
+            here.replace(write_code(tmp_path / name.replace(" ", "-"), {"main.py": source, **HELPERS}), packages)
+            here.run((*PYTHON, "0"), {"PYTHONPATH": "/nanogrid/packages"})
+            here.await_ready()
+            run = here.run((*PYTHON, str(time.monotonic())), {"PYTHONPATH": "/nanogrid/packages"})
+            had[name] = run.out, run.err, run.how
+    assert had == dict.fromkeys(ORDINARY, (b"True\n", b"", "python"))
+
+
+def test_packages_of_several_parts_are_there_beforehand(here: Box, tmp_path: Path) -> None:
+    """That a part hangs on its package by name is no change of the package."""
+    packages = write_code(
+        tmp_path / "packages",
+        {
+            "pack/__init__.py": "import time, pack.part\nmade = time.monotonic()\n",
+            "pack/part.py": "x = 1",
+            "pack/late.py": "",
+        },
+    )
+    source = "import pack\nimport pack.late\nimport sys\nprint(pack.made < float(sys.argv[1]), pack.part.x, pack.late.__name__)\n"
+    here.place(write_code(tmp_path / "code", {"main.py": source}), packages)
+    for had in (b"False", b"True", b"True"):
+        here.await_ready()
+        run = here.run((*PYTHON, str(time.monotonic())), {"PYTHONPATH": "/nanogrid/packages"})
+        assert (run.out, run.err) == (had + b" 1 pack.late\n", b"")
+
+
+def test_a_handlers_beginning_is_its_own(here: Box, tmp_path: Path) -> None:
+    """Packages that a handler's module begins with are there beforehand, for this handler's module alone."""
+    packages = write_code(tmp_path / "packages", {"pack.py": "import time; made = time.monotonic()"})
+    texts = "import pack\ndef run(payload, context): return pack.made < payload\n"
+    other = "import sys\nhad = 'pack' in sys.modules\nsys.mine = 1\n" + texts.replace("return", "return had,")
+    here.place(write_code(tmp_path / "code", {"texts.py": texts, "other.py": other}), packages)
+    found = []
+    for handler in ("texts.run",) * 4 + ("other.run",) * 2 + ("texts.run",) * 3:
+        here.await_ready()
+        command = ("python", "/nanogrid/runner/call_handler.py", handler)
+        run = here.run(command, {"PYTHONPATH": "/nanogrid/packages"}, payload=time.monotonic())
+        found.append((run.result, run.how, run.err))
+    had = [result for result, _, _ in found]
+    assert had[3:6] == [b"true", b"[false, false]", b"[false, false]"]
+    assert (had[6], had[-1]) == (b"false", b"true")
+    assert [error for _, _, error in found] == [b""] * len(found)
+
+
+def test_packages_that_look_at_the_command_line(here: Box, tmp_path: Path) -> None:
+    """They find the run's own."""
+    packages = write_code(tmp_path / "packages", {"pack.py": "import sys\nseen = [*sys.argv]\nlast = sys.argv[-1]\n"})
+    here.place(write_code(tmp_path / "code", {"main.py": "import pack\nprint(pack.seen, pack.last)\n"}), packages)
+    for argument in ("a", "b", "b", "c"):
+        run = here.run((*PYTHON, argument), {"PYTHONPATH": "/nanogrid/packages"})
+        assert (run.out, run.err) == (f"['main.py', '{argument}'] {argument}\n".encode(), b"")
 
 
 def test_packages_are_there_for_who_differs_in_nothing_they_have_read(here: Box, tmp_path: Path) -> None:
@@ -401,7 +511,7 @@ def test_packages_are_there_for_who_differs_in_nothing_they_have_read(here: Box,
             "pack/compiled.so": "\0OMP_THREADS\0text of MY_OTHER_NAME\0",
         },
     )
-    source = "import sys\nseen = 'pack' in sys.modules\nimport pack\nprint(pack.mode)\n"
+    source = "import pack\nprint(pack.mode)\n"
     here.place(write_code(tmp_path / "code", {"main.py": source}), packages)
     env = {"PYTHONPATH": "/nanogrid/packages"}
     assert [here.run(env=env).how for _ in range(2)] == ["python", "python"]
@@ -472,7 +582,7 @@ def test_packages_find_the_functions_own_files(here: Box, tmp_path: Path) -> Non
         tmp_path / "code",
         {
             "main.py": "import pack\nprint(pack.found)\n",
-            "second.py": "import sys\nhad = 'mine' in sys.modules\nimport other\nprint(had, other.mine.__file__)\n",
+            "second.py": "import other, sys\nprint(other.mine.__file__, sys.modules['mine'] is other.mine)\n",
             "mine.py": "",
             "pack.ini": "text",
         },
@@ -481,7 +591,7 @@ def test_packages_find_the_functions_own_files(here: Box, tmp_path: Path) -> Non
     for script in ("main.py", "second.py"):
         runs = [here.run(("python", script), {"PYTHONPATH": "/nanogrid/packages"}) for _ in range(4)]
         assert {(run.out, run.err) for run in runs} == {(runs[0].out, b"")}
-    assert runs[0].out == b"False /workspace/mine.py\n"
+    assert runs[0].out == b"/workspace/mine.py True\n"
 
 
 def test_a_package_that_is_imported_beforehand_sees_no_request(here: Box, tmp_path: Path) -> None:
@@ -538,26 +648,27 @@ def test_packages_that_do_more_than_define_are_left_alone(source: str, here: Box
         "print(socket.getdefaulttimeout(), logging.root.level, len(logging.root.handlers), warnings.filters)\n"
     )
     look = look.replace("JSONEncoder.encode", "JSONEncoder.encode.__name__").replace("__init__", "__init__.__name__")
-    code = write_code(tmp_path / "code", {"main.py": "import sys\nif sys.argv[1:]: import pack\n" + look})
+    code = write_code(tmp_path / "code", {"main.py": "import pack\n" + look, "without.py": look})
     here.place(code, packages)
     env = {"PYTHONPATH": "/nanogrid/packages"}
-    without = here.run(env=env)
-    runs = [here.run((*PYTHON, "with"), env) for _ in range(3)]
+    without = here.run(("python", "without.py"), env)
+    runs = [here.run(env=env) for _ in range(4)]
     assert len({(run.out, run.err, run.exit_code) for run in runs}) == 1
     assert runs[0].exit_code == 0
-    after = here.run(env=env)
+    after = here.run(("python", "without.py"), env)
     assert (after.out, after.err) == (without.out, without.err)
 
 
 def test_packages_that_have_started_threads_are_imported_beforehand(tmp_path: Path) -> None:
     """The C library catches a signal of its own from its first thread on; that is no change that anybody made."""
-    source = "import threading, time\none = threading.Thread(target=time.sleep, args=(0.5,))\none.start()\none.join()\n"
+    source = "import threading, time\none = threading.Thread(target=time.sleep, args=(0.1,))\none.start()\none.join()\nmade = time.monotonic()\n"
     packages = write_code(tmp_path / "packages", {"pack.py": source})
-    look = "import time\nbegan = time.monotonic()\nimport pack\nprint(time.monotonic() - began < 0.5)\n"
+    look = "import pack, sys\nprint(pack.made < float(sys.argv[1]))\n"
     with box(tmp_path, NEWEST_PYTHON_IMAGE) as here:
         here.place(write_code(tmp_path / "code", {"main.py": look}), packages)
-        runs = [here.run(env={"PYTHONPATH": "/nanogrid/packages"}) for _ in range(5)]
-    assert [run.out for run in runs[-2:]] == [b"True\n"] * 2
+        for had in (b"False\n", b"True\n", b"True\n"):
+            here.await_ready()
+            assert here.run((*PYTHON, str(time.monotonic())), {"PYTHONPATH": "/nanogrid/packages"}).out == had
 
 
 def test_a_port_can_be_bound_again_by_the_next_run(here: Box, tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_a_large_request_does_not_reach_the_next(rig: Rig, size: int) -> None:
 
 LESSONS = {
     "modules": "s {0}standard\ns json.{0}inner\ns colorsys\n",
-    "packages": "p {0}package\np {0}package.{0}inner\n",
+    "packages": "b {0}package\nb {0}package.{0}inner\n",
     "own": "o /workspace/{0}own.py\no /workspace/{0}folder/{0}own.py\n",
     "all": "s json.{0}inner\np {0}package\no /workspace/{0}own.py\n{0}nonsense\n",
     "nonsense": "{0}nonsense\n" * 3000,

@@ -16,7 +16,7 @@ from nanogrid.container import users
 from nanogrid.container.engine import Engine
 from nanogrid.container.hardening import WORKSPACE, Confinement, runner_options
 from nanogrid.container.link import Link, Listener, Message, Ready, RunEnded, Unfit
-from nanogrid.container.slot import CODE, Slot, in_memory
+from nanogrid.container.slot import CODE, PACKAGES, Slot, in_memory
 from nanogrid.runner.programs import lay_out_programs
 from nanogrid.settings import Settings
 
@@ -66,13 +66,14 @@ class Box:
         """Give the container its function."""
         self.slot.place(code, packages)
 
-    def replace(self, code: Path) -> None:
+    def replace(self, code: Path, packages: Path | None = None) -> None:
         """Give the container another function in place of the one it has: for tests alone, no container is used so."""
         self.await_ready()
-        old = self.slot.path / CODE
-        if old.exists():
-            old.rename(self.slot.path / f"old-{uuid.uuid4().hex[:8]}")
-        self.slot.place(code, None)
+        for name in (CODE, PACKAGES):
+            old = self.slot.path / name
+            if old.exists():
+                old.rename(self.slot.path / f"old-{uuid.uuid4().hex[:8]}")
+        self.slot.place(code, packages)
         self.run(("true",), in_process=False)
 
     def await_ready(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,9 @@ def test_no_program_imports_nanogrid(path: Path) -> None:
         ("open('/proc/self/status')", True, False),
         ("class A:\n    def __del__(self): pass", True, False),
         ("import resource; resource.getrusage(0)", True, False),
+        ("print(ArithmeticError.__subclasses__())", True, False),
+        ("from concurrent import interpreters", True, False),
+        ("import subclasses, interpreter", False, False),
         ("import ctypes", False, True),
     ],
 )
@@ -217,17 +221,48 @@ def test_a_lesson_names_what_is_really_there(inside: None, tmp_path: Path, monke
         (tmp_path / folder / "round").symlink_to(".")
     monkeypatch.setattr(places, "CODE", str(tmp_path / "code"))
     monkeypatch.setattr(lesson, "PACKAGES", f"{tmp_path}/packages/")
-    known = ["o /workspace/own.py", "s json.decoder", "s _socket", "p layer", "p layer.part", "p fast", "p space.deep"]
+    known = [
+        "o /workspace/own.py",
+        "s json.decoder",
+        "s _socket",
+        "b layer",
+        "b layer.part",
+        "b fast",
+        "b space.deep",
+        "b json",
+        "h own",
+    ]
     made_up = [
         "o /workspace/secret.py",
         "o /workspace/../x.py",
         "s json.secret",
         "s secret",
-        "p secret",
-        "p layer.secret",
+        "b secret",
+        "b layer.secret",
+        "h secret",
+        "h json",
     ]
-    made_up += ["o /workspace/round/own.py", "o /workspace/./own.py", "p round.layer", "p round.round.fast"]
-    made_up += ["x y", "", "s", "s a b", "s json\0", "p ..", "o /etc/passwd", "s site", "secret"]
+    made_up += [
+        "o /workspace/round/own.py",
+        "o /workspace/./own.py",
+        "b round.layer",
+        "b round.round.fast",
+        "h round.own",
+    ]
+    made_up += [
+        "x y",
+        "",
+        "s",
+        "s a b",
+        "s json\0",
+        "b ..",
+        "h ..",
+        "h /workspace/own",
+        "p layer",
+        "o /etc/passwd",
+        "s site",
+        "secret",
+    ]
     assert [line for line in known if not lesson._is_known(*line.partition(" ")[::2])] == []
     assert [line for line in made_up if lesson._is_known(*line.partition(" ")[::2])] == []
 
@@ -296,3 +331,78 @@ def test_the_corpus_holds_hundreds_of_programs_with_names_of_their_own() -> None
     names = [(subject, program.name) for subject in SUBJECTS for program in read(subject)]
     assert len(names) == len(set(names))
     assert len(names) > 400
+
+
+@pytest.mark.parametrize("state", ["nonsense", "1000000"])
+def test_an_interpreter_that_cannot_be_held_says_why(state: str) -> None:
+    """It ends, because it is root and would run the function's script; and no end of ours is silent."""
+    environment = {"PYTHONPATH": str(INSIDE / "boot"), "NANOGRID_RUNNER": state}
+    ended = subprocess.run([sys.executable, "-c", "print('ran')"], env=environment, capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout) == (70, b"")
+    assert ended.stderr.startswith(b"nanogrid: the interpreter could not be held for its run: ")
+
+
+def test_a_run_whose_process_fails_says_why(inside: None) -> None:
+    """Whatever goes wrong between the request and the function's first line is in the run's stderr."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from nanogrid_warm import serve, spare\n"
+        "def fail(*_): raise ValueError('no such luck')\n"
+        "spare.live = fail\n"
+        "class Meeting:\n    class there:\n        fileno = staticmethod(lambda: -1)\n"
+        "server = serve.Server.__new__(serve.Server)\n"
+        "server.rehearsed, server.held = True, None\n"
+        "server._be_child(Meeting)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(INSIDE)], capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout) == (70, b"")
+    assert ended.stderr == b"nanogrid: the run's process failed before the function's code: no such luck\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "quiet"),
+    [
+        ("import os, sys as s\nfrom json import *\nfrom csv import reader as r", True),
+        ("A = -1\nB = {'a': [1, (2, A)], **{}}\nC = A * 60 + 1\nD = 'x' + 'y'", True),
+        ("A: int = 5\nB: dict[str, int] = {}", True),
+        ("def f(a: 'x' = 3, *b, c=None) -> list[int]: return g()\nh = lambda: f()\nasync def i(): await f()", True),
+        ("class A:\n    x: int = 1\n    def __init__(self): f()\nclass B(ValueError): pass", True),
+        ("from enum import Enum\nclass A(Enum):\n    X = 1\n    Y = 2", True),
+        ("try:\n    import a\nexcept (ImportError, OSError) as error:\n    a = None", True),
+        ("import sys\nif sys.version_info >= (3, 9):\n    import a\nelse:\n    import b", True),
+        ("def main(): pass\nif __name__ == '__main__':\n    main()\nimport a", True),
+        ("import pack\ndef f(a: pack.A, b: pack.B['x']) -> 'pack.C': pass", True),
+        ("f()", False),
+        ("import os\nos.environ['A'] = 'b'", False),
+        ("import os\nos.a = 1", False),
+        ("import os\ndel os.a", False),
+        ("import sys\na = sys.path\na += ['b']", False),
+        ("for a in b: pass", False),
+        ("while a: pass", False),
+        ("with a: pass", False),
+        ("[a for a in b]", False),
+        ("a = f'{b}'", False),
+        ("assert a", False),
+        ("class A(B): pass", False),
+        ("class A(metaclass=B): pass", False),
+        ("@a\nclass A: pass", False),
+        ("@a\ndef f(): pass", False),
+        ("class A:\n    f()", False),
+        ("class A:\n    def __class_getitem__(cls, key): f()", False),
+        ("def __getattr__(name): f()", False),
+        ("def f(a=g()): pass", False),
+        ("ValueError = B\nclass A(ValueError): pass", False),
+        ("try:\n    import a\nexcept ImportError:\n    f()\nimport b", False),
+        ("import os\nif os.environ['A'] == 'b':\n    import c", False),
+        ("import pack\na = pack.b == []", False),
+        ("import pack\na = [*pack.b]", False),
+        ("import pack\na = pack.b[0]", False),
+        ("if __name__ != '__main__':\n    f()", False),
+        ("if __name__ == 'other':\n    f()", False),
+        ("__name__ = 'other'", False),
+        ("__path__ = ['other']", False),
+    ],
+)
+def test_a_beginning_is_nothing_but_imports_and_definitions(source: str, quiet: bool, inside: None) -> None:
+    """Whatever could change what a package finds, or tell what it has done, ends it."""
+    assert module("beginning").is_quiet(compile(source, "x", "exec")) is quiet

@@ -38,7 +38,6 @@ def main(arguments: list[str]) -> None:
         "special": begin.safe_special(own),
         "kinds": begin.STREAMS,
         "standard": [],
-        "packages": [],
         "own": [],
         "scan": None,
     }

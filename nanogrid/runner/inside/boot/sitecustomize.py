@@ -2,6 +2,9 @@
 
 The rule: whatever brought this module here is undone before the first fork. Python finds it through PYTHONPATH, as the last
 thing that it imports by itself. The image's own `sitecustomize` and `usercustomize` are run in its place.
+
+A further interpreter in a run's process (a sub-interpreter) starts with the paths of the first one, and so comes by here too: it is
+given what it would have found without us.
 """
 
 # What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
@@ -19,16 +22,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not to be loaded where the function runs
     from collections.abc import Callable, Sequence
     from types import CodeType, ModuleType
-    from typing import Any
+    from typing import Any, NoReturn
 
 FAILED = 70
+STATE = "NANOGRID_RUNNER"
+HERE = os.path.dirname(os.path.abspath(__file__))
+PACKAGES = "/nanogrid/packages"
+"""Of the run: where its own packages are, the held interpreter was started without them."""
 
 
 def _take_back_path() -> None:
     """Remove our folder from where Python would look for modules."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    sys.path.remove(here)
-    sys.path_importer_cache.pop(here, None)
+    sys.path.remove(HERE)
+    sys.path_importer_cache.pop(HERE, None)
     _, _, before = os.environ["PYTHONPATH"].partition(os.pathsep)
     if before:
         os.environ["PYTHONPATH"] = before
@@ -92,14 +98,30 @@ def _serve(memory: int, *, faithful: bool) -> None:
     """Hold this interpreter. Only a child of it returns: this process must never go on to open a script, as root."""
     try:
         _load(memory, faithful)()
-    except BaseException:
-        os._exit(FAILED)
+    except BaseException as error:
+        _fail(error)
+
+
+def _fail(error: BaseException) -> "NoReturn":
+    """End this process, and say why: what goes on without being held would run a function as root."""
+    reason = (str(error) or type(error).__name__).encode("ascii", "backslashreplace")
+    os.write(2, b"nanogrid: the interpreter could not be held for its run: " + reason + b"\n")
+    os._exit(FAILED)
+
+
+def _step_aside() -> None:
+    """Let a further interpreter of a run be as it would be without us."""
+    place = sys.path.index(HERE)
+    sys.path[place : place + 1] = [PACKAGES] if os.environ.get("PYTHONPATH") == PACKAGES else []
+    sys.path_importer_cache.pop(HERE, None)
+    del sys.modules["sitecustomize"]
+    import sitecustomize  # noqa: F401
 
 
 def _hold() -> None:
     """Let `site` call us in place of its own last step."""
     _take_back_path()
-    memory = int(os.environ.pop("NANOGRID_RUNNER"))
+    memory = int(os.environ.pop(STATE))
     del sys.modules["sitecustomize"]
     faithful = _image_has_its_way()
     own = site.execusercustomize
@@ -115,9 +137,12 @@ def _hold() -> None:
     site.execusercustomize = held
 
 
-try:
-    _hold()
-except BaseException:
-    os._exit(FAILED)
+if STATE in os.environ:
+    try:
+        _hold()
+    except BaseException as error:
+        _fail(error)
+else:
+    _step_aside()
 if "sitecustomize" not in sys.modules:
     raise ImportError("No module named 'sitecustomize'", name="sitecustomize")

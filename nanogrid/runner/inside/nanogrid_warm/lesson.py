@@ -1,4 +1,4 @@
-"""What one run teaches about the next ones of the same code: which modules it imports.
+"""What one run teaches about the next ones of the same code: which modules it imports, and which of them in its beginning.
 
 The rule: a lesson comes from the function's side. It is a short text of module names, which a child reads that is the
 function's user; what it hands on are names of modules that the image, the layer or the code really has, each in the one way to
@@ -62,6 +62,9 @@ NEVER = [
     "smtpd",
     "sndhdr",
     "spwd",
+    "sre_compile",
+    "sre_constants",
+    "sre_parse",
     "sunau",
     "symbol",
     "telnetlib",
@@ -80,21 +83,23 @@ NEVER = [
 """Of the standard library: what speaks, warns, or changes the process when it is imported."""
 
 
-def write(log: list[tuple[int, str, bool]]) -> None:
-    """Leave the lesson of a run, from the log of its imports: how deep, which module, and whether found as ever.
+def write(log: list[tuple[int, str, bool, bool, bool]], handler: str) -> None:
+    """Leave the lesson of a run, from the log of its imports (see `imports.py`), and the module that its handler is in.
 
     Called at the very end of a run, in the function's process.
     """
-    lines: list[str] = []
+    lines: list[str] = ["h " + handler] if handler else []
     above: dict[int, str] = {}
-    for depth, name, as_before in log:
+    for depth, name, as_before, new, begins in log:
         kind = _kind(name, sys.modules.get(name)) if as_before else ""
         above[depth] = kind
         source = _source(sys.modules.get(name))
         if source:
             lines.append("o " + source)
-        if kind and kind not in [above.get(outer) for outer in range(depth)]:
-            lines.append(kind + " " + name)
+        if kind and begins:
+            lines.append("b " + name)
+        if new and kind == "s" and kind not in [above.get(outer) for outer in range(depth)]:
+            lines.append("s " + name)
     if not lines:
         return
     try:
@@ -149,14 +154,23 @@ def _text() -> str:
     return os.read(file, LIMIT_BYTES).decode("ascii", "replace")
 
 
-def take(packet: bytes) -> tuple[list[str], list[str], list[str]]:
-    """What a child has handed on: names of the standard library, of packages, and paths of own modules."""
-    found: dict[str, list[str]] = {"s": [], "p": [], "o": []}
-    for line in packet.decode("ascii", "replace").split("\n"):
-        kind, _, name = line.partition(" ")
-        if kind in found:
-            found[kind].append(name)
-    return found["s"], found["p"], found["o"]
+class Lesson:
+    """What a child has handed on."""
+
+    def __init__(self, packet: bytes) -> None:
+        found: dict[str, list[str]] = {"s": [], "b": [], "o": [], "h": [""]}
+        for line in packet.decode("ascii", "replace").split("\n"):
+            kind, _, name = line.partition(" ")
+            if kind in found:
+                found[kind].append(name)
+        self.standard = found["s"]
+        """Modules of the standard library."""
+        self.beginning = found["b"]
+        """What was imported in the program's beginning, in this order: of the standard library and of packages."""
+        self.own = found["o"]
+        """Paths of own modules."""
+        self.handler = found["h"][-1]
+        """The own module that the run's handler is in; "" for a script."""
 
 
 def _is_known(kind: str, name: str) -> bool:
@@ -166,9 +180,11 @@ def _is_known(kind: str, name: str) -> bool:
         return is_own(name) and os.path.isfile(path) and is_straight(places.CODE, os.path.dirname(path))
     if not _is_name(name):
         return False
-    if kind == "p":
-        return _has_module(PACKAGES, name)
-    return kind == "s" and name.partition(".")[0] not in NEVER and is_standard(name)
+    if kind == "h":
+        return _has_module(places.CODE + "/", name)
+    if kind == "b" and is_package(name):
+        return True
+    return kind in ("s", "b") and name.partition(".")[0] not in NEVER and is_standard(name)
 
 
 def is_own(path: str) -> bool:
@@ -199,6 +215,11 @@ def is_standard(name: str) -> bool:
         or _has_module(STANDARD, top)
         or any(entry.partition(".")[0] == top for entry in os.listdir(STANDARD + "lib-dynload"))
     )
+
+
+def is_package(name: str) -> bool:
+    """Whether the layer of the function's packages has a module of this name."""
+    return _has_module(PACKAGES, name)
 
 
 def _has_module(folder: str, name: str) -> bool:

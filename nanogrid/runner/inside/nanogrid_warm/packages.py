@@ -19,12 +19,14 @@ import builtins
 import gc
 import os
 import sys
+import time
 
-from nanogrid_warm import begin, places
+from nanogrid_warm import begin, lesson, places
+from nanogrid_warm.imports import is_changed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not to be loaded where the function runs
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     from nanogrid_warm.imports import Imports
@@ -41,15 +43,25 @@ OF_HANDLERS = frozenset(
 
 START_MODULES = ("sitecustomize", "usercustomize")
 LIMIT_BYTES = 16 << 20
+HANDLERS = "/nanogrid/runner/call_handler.py"
+HANDLER = 2
+"""The word of a command that names a handler."""
 
 
 class Packages:
     """Which packages to import beforehand, and what they could have read of the environment."""
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        self.names = tuple(names)
+    def __init__(self) -> None:
+        self.beginning: tuple[str, ...] = ()
+        """What the program imports in its beginning."""
+        self.names: tuple[str, ...] = ()
+        """The same, where packages are among it: then it is imported beforehand."""
+        self.handler = ""
+        """The module of the handler whose beginning it is; "" for a script."""
         self.known = ()
         self.loaded = False
+        self.arguments: list[str] | None = None
+        """The command line, where they have looked at it."""
         self.checked = False
         """Whether a spare has imported them, and found that nothing else was changed by that: then the next ones need not look."""
         self.reads = Reads()
@@ -60,18 +72,25 @@ class Packages:
         self.words: bytes | None = None
         """The same in a spare, which has no such file open: it would be one of all spares, and a run could write to it."""
 
-    def learn(self, names: Iterable[str]) -> None:
-        """Remember for the next spares."""
-        new = [name for name in dict.fromkeys(names) if name not in self.names]
-        if new:
-            self.names = (*self.names, *new)
-            self.checked = False
-            self.forget_words()
+    def learn(self, learned: lesson.Lesson) -> bool:
+        """Remember the beginning for the next spares, which is the same in each run. Whether it was not known."""
+        if not learned.beginning or (self.beginning and self.handler == learned.handler):
+            return False
+        self.beginning = tuple(dict.fromkeys(learned.beginning))
+        self.handler = learned.handler
+        self.names = self.beginning if any(map(lesson.is_package, self.beginning)) else ()
+        self.checked = False
+        self.forget_words()
+        return True
 
     def forget(self) -> None:
         """Import none beforehand."""
-        self.names = ()
+        self.beginning = self.names = ()
         self.forget_words()
+
+    def suits(self, argv: list[str]) -> bool:
+        """Whether a run with this command has the beginning that is known, and its packages could not tell its command line."""
+        return not self.loaded or (self.handler == handler_of(argv) and self.arguments in (None, argv[1:]))
 
     def forget_words(self) -> None:
         """What compiled modules hold is to be read again."""
@@ -123,23 +142,22 @@ class Packages:
         if env.get("PYTHONPATH") == places.PACKAGES and places.PACKAGES not in sys.path:
             sys.path.insert(0, places.PACKAGES)
 
-    def load(self, imports: Imports, own: dict[str, str]) -> bool:
+    def load(self, imports: Imports, own: dict[str, str], script: str) -> bool:
         """Import them in this process. Whether it is now as a new interpreter would be but for what is hidden in it.
 
         `own` is the environment that is in place.
         """
+        if imports.shadowed(os.listdir(places.WORKSPACE)):
+            return True  # what Python would find is not what is hidden
         sys.path.insert(0, places.PACKAGES)
         _silence()
         before, children, libraries = _state_of_process(), _children(), _libraries()
         others = None if self.checked else _Others({**sys.modules, **imports.hidden})
+        arguments = Arguments(sys.argv)
         self.reads.begin()
         sys.path.insert(0, places.WORKSPACE)  # as the script's folder would be
         try:
-            imports.show_all()
-            for name in self.names:
-                if name not in sys.modules:
-                    imports.load(name)
-            imports.hide(self.known, self.names)
+            apart = self._import(imports, script, arguments)
             sys.path.remove(places.WORKSPACE)
             sys.path_importer_cache.pop(places.WORKSPACE, None)
             sys.stdout.flush()
@@ -149,6 +167,8 @@ class Packages:
         finally:
             self.reads.end()
         self.loaded = True
+        if arguments.read:
+            self.arguments = list(sys.argv)
         if _children() != children:  # whom the environment was given to
             self.reads.all = True
         self.libraries = [
@@ -156,12 +176,34 @@ class Packages:
         ]
         gc.freeze()
         return (
-            not os.fstat(1).st_size
+            apart
+            and not os.fstat(1).st_size
+            and sys.getrefcount(arguments) <= UNKEPT
             and (others is None or others.are_as_before())
-            and _thread._count() == 0
+            and _has_no_threads()
             and _state_of_process() == before
             and os.environ._data == {begin.as_bytes(name): begin.as_bytes(value) for name, value in own.items()}
         )
+
+    def _import(self, imports: Imports, script: str, arguments: Arguments) -> bool:
+        """Import them as the program is going to, in its own beginning. Raises what they raise.
+
+        Whether none has bound a name anew in one that the program has imported before, and could have read it from.
+        """
+        main = vars(sys.modules["__main__"])
+        main["__file__"] = script
+        own, sys.argv = sys.argv, arguments
+        seen: dict[str, tuple[Any, dict[str, Any]]] = {}
+        try:
+            for _ in imports.replay(self.names, {"__name__": self.handler} if self.handler else main):
+                if not self.checked:
+                    seen.update(_packages(seen))
+        finally:
+            sys.argv = own
+            del main["__file__"]
+        apart = not any(is_changed(*kept) for kept in seen.values())
+        imports.hide_beginning(self.known, self.names)
+        return apart
 
     def write_words(self) -> None:
         """Write the words of all compiled modules into the memory file: what they could ask the environment for.
@@ -184,6 +226,50 @@ class Packages:
         text = b"\n" + b"\n".join(words) + b"\n"
         if len(text) <= LIMIT_BYTES:
             os.pwrite(self.file, text, 0)
+
+
+class Arguments(list):  # type: ignore[type-arg]
+    """A command line that knows whether anybody has looked at it."""
+
+    read = False
+
+
+def _reading(name: str) -> Any:
+    own = getattr(list, name)
+
+    def read(self: Arguments, *arguments: Any) -> Any:
+        self.read = True
+        return own(self, *arguments)
+
+    return read
+
+
+for _name in (
+    "__add__",
+    "__contains__",
+    "__eq__",
+    "__getitem__",
+    "__iter__",
+    "__len__",
+    "__mul__",
+    "__ne__",
+    "__repr__",
+    "__reversed__",
+    "copy",
+    "count",
+    "index",
+    "pop",
+):
+    setattr(Arguments, _name, _reading(_name))
+UNKEPT = 2
+"""References to what only one variable refers to, while they are counted."""
+
+
+def handler_of(argv: list[str]) -> str:
+    """The module of the handler that a command calls; "" for a script."""
+    if argv[1:2] != [HANDLERS] or len(argv) == HANDLER:
+        return ""
+    return argv[HANDLER].replace("/", ".").rpartition(".")[0]
 
 
 class Reads:
@@ -235,6 +321,13 @@ def _is_plain(name: str) -> bool:
         and name.replace("_", "A").isalnum()
         and not name[0].isdigit()
     )
+
+
+def _packages(known: Iterable[str]) -> Iterator[tuple[str, tuple[Any, dict[str, Any]]]]:
+    """The modules of packages that are new, and what their names mean now."""
+    for name, module in list(sys.modules.items()):
+        if name not in known and str(getattr(module, "__file__", "")).startswith(places.PACKAGES + "/"):
+            yield name, (module, dict(vars(module)))
 
 
 def _silence() -> None:
@@ -293,10 +386,11 @@ HEAP_TYPE = 1 << 9
 """Of a class that can be changed."""
 MISSING = object()
 PLAIN = (int, float, str, bytes, tuple)
-FIELDS = (b"Name:", b"Umask:", b"Sig", b"Shd", b"Cap", b"NoNewPrivs:", b"Seccomp:")
+FIELDS = (b"Name:", b"Umask:", b"SigBlk:", b"SigIgn:", b"SigCgt:", b"ShdPnd:", b"Cap", b"NoNewPrivs:", b"Seccomp:")
 LIBRARYS_SIGNALS = 0b11 << 31
 """Of glibc and musl alike: 32 and 33, as bits from 1. Many compiled packages start threads when they are imported."""
 TIMERS = range(3)
+THREAD_ENDS_MS = 20
 
 
 def _state_of_process() -> list[object]:
@@ -326,6 +420,15 @@ def _without_library(line: bytes) -> bytes:
     """A line of the process's status; which signals are caught without those that the C library takes with its first thread."""
     name, _, mask = line.partition(b":")
     return line if name != b"SigCgt" else b"%x" % (int(mask, 16) & ~LIBRARYS_SIGNALS)
+
+
+def _has_no_threads() -> bool:
+    """Whether all have ended. One that was waited for may still be about to."""
+    for _ in range(THREAD_ENDS_MS):
+        if not _thread._count():
+            return True
+        time.sleep(0.001)
+    return False
 
 
 def _children() -> list[bytes]:

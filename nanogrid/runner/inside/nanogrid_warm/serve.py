@@ -112,7 +112,7 @@ class Server:
         except BaseException as error:  # noqa: BLE001
             if meeting.there.fileno() >= 0:
                 channel.send(meeting.there, spare.words(b"broken", error))
-            os._exit(FAILED)
+            _fail(error)
 
     def _learn_memory(self, pair: _socket.socket) -> None:
         """Read what the rehearsal tells: lines of address, size and advice."""
@@ -143,6 +143,8 @@ class Server:
             self.connection.close()
             try:
                 live(there, self.held)
+            except BaseException as error:  # noqa: BLE001
+                _fail(error)
             finally:
                 os._exit(FAILED)
         there.close()
@@ -303,15 +305,16 @@ class Server:
 
     def _learn_imports(self) -> None:
         """Import beforehand what the run has imported, as far as it is the standard library's."""
-        standard, packages, own = lesson.take(self._ask(spare.read_lesson))
-        if self.held.bytecode.learn(own):
+        learned = lesson.Lesson(self._ask(spare.read_lesson))
+        new = self.held.packages.learn(learned)
+        self.held.imports.beginning = frozenset(self.held.packages.beginning)
+        if self.held.bytecode.learn(learned.own):
             self._compile()
         self.lessons += 1
-        if not (standard or packages or own) or self.lessons >= lesson.LESSONS_LIMIT:
+        if not (learned.standard or new or learned.own) or self.lessons >= lesson.LESSONS_LIMIT:
             self.held.learn = False
-        self.held.packages.learn(packages)
-        if standard:
-            self._import_beforehand(standard)
+        if learned.standard:
+            self._import_beforehand(learned.standard)
             spare.warm_up()
             self.rehearsed = False
 
@@ -331,8 +334,9 @@ class Server:
             done = []
             for name in standard:
                 if lesson.is_standard(name) and name not in sys.modules:
-                    hidden.load(name)
+                    hidden.load(name, {})
                     done.append(name)
+            spare.put_beginnings(self.held)
             hidden.hide(self.held.known, done)
         except BaseException:  # noqa: BLE001  # whatever a module does when it is imported
             hidden.hide(self.held.known)
@@ -359,6 +363,10 @@ class Server:
             packages.forget_words()
             packages.file = os.memfd_create("words", os.MFD_CLOEXEC)
             self._ask(spare.collect_words)
+        elif wish == spare.ANEW:
+            self.held.packages.forget()
+            self.held.imports.beginning = frozenset()
+            self.held.learn = self.state["learn"] and self.lessons < lesson.LESSONS_LIMIT
         elif wish == spare.HELD and self.state["changes"] < CHANGES_LIMIT:
             held = self.held
             wanted = held.wanted(self._ask(lambda answer, held: spare.read_wish(answer, held, pair)))
@@ -370,7 +378,6 @@ class Server:
                         "changes": self.state["changes"] + 1,
                         "rehearsed": False,
                         "standard": list(held.imports.roots),
-                        "packages": held.packages.names,
                         "own": held.bytecode.paths,
                         "scan": held.scan and (held.scan.curious, held.scan.ctypes),
                     }
@@ -416,6 +423,12 @@ def _end_all() -> int:
         except ChildProcessError:
             return killed
         killed += os.WIFSIGNALED(status) and os.WTERMSIG(status) == _signal.SIGKILL
+
+
+def _fail(error: BaseException) -> NoReturn:
+    """End a child that cannot do what it is for, and say why where it is heard: in the run's stderr, if there is a run."""
+    os.write(2, spare.words(b"nanogrid: the run's process failed before the function's code:", error) + b"\n")
+    os._exit(FAILED)
 
 
 def _leave(_number: int, _frame: object) -> NoReturn:

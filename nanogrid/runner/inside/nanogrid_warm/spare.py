@@ -44,14 +44,13 @@ if TYPE_CHECKING:  # typing is not to be loaded where the function runs
 OOM_FIRST = b"1000"
 SHELL = "/bin/sh"
 COMPILERS = "/nanogrid/runner/bin"
-HANDLERS = "/nanogrid/runner/call_handler.py"
 REHEARSALS = 3
 SCRIPT = 2
 """So many words of a command say which program is run; what follows are its arguments."""
 
-TOOK, PYTHON, WORDS, HELD = b"T", b"P", b"W", b"H"
+TOOK, PYTHON, WORDS, HELD, ANEW = b"T", b"P", b"W", b"H", b"A"
 """What a spare says once it has its request: that it has (with the time), that it goes on in the held interpreter, and for
-the next run wishes that the packages' words were known, or another interpreter were held."""
+the next run wishes that the packages' words were known, another interpreter were held, or the beginning were learned anew."""
 TIME_BYTES = 8
 
 KEY_BYTES = 32
@@ -84,7 +83,7 @@ class Held:
         self.leave = leave.Leave()
         self.learn = state["learn"]
         self.bytecode = bytecode.Bytecode(state["own"])
-        self.packages = packages.Packages(state["packages"])
+        self.packages = packages.Packages()
         self.hot = ()
         self.touches = True
         """Whether the next run is likely to use this interpreter, and so the pages that it has."""
@@ -101,6 +100,7 @@ class Held:
             and kinds() == self.kinds
             and not self.scan.curious
             and not has_user_site(env)
+            and self.packages.suits(request["argv"])
             and self.packages.allow(env, self.env)
         )
 
@@ -114,6 +114,8 @@ class Held:
         """What the first process could do for the next run like this; b"" for nothing."""
         if not request["in_process"] or self.program is None:
             return b""
+        if request["argv"][:SCRIPT] == self.command and not self.packages.suits(request["argv"]):
+            return ANEW
         if self.packages.wants_words(env, self.env):
             return WORDS
         special = begin.held_as(env, self.env)
@@ -155,7 +157,7 @@ class Held:
 def _is_script(name: str) -> bool:
     """Whether it is our own program for handlers, or a file of the code, in the one way to write it."""
     path = places.CODE + "/" + name
-    return name == HANDLERS or (
+    return name == packages.HANDLERS or (
         not name.startswith("-")
         and places.is_plain(path)
         and os.path.exists(path)
@@ -198,7 +200,7 @@ def live(meeting: channel.Meeting, held: Held) -> None:
         _give_up(pair, words(b"broken the code could not be laid out:", error))
     connect_streams(descriptors)
     env = {**held.env, **request["env"]}
-    if request["argv"][1:SCRIPT] == [HANDLERS]:
+    if request["argv"][1:SCRIPT] == [packages.HANDLERS]:
         env.setdefault("AWS_EXECUTION_ENV", "AWS_Lambda_python{}.{}".format(*sys.version_info))
     if request["compiler_cache"]:
         env["PATH"] = COMPILERS + os.pathsep + env.get("PATH", os.defpath)
@@ -251,7 +253,10 @@ def _import_packages(held: Held) -> None:
     put_environment(held.env)
     put_user_site()
     put_time_zone(held)
-    if not held.packages.load(held.imports, held.env):
+    script = held.command[1]
+    if not held.packages.load(
+        held.imports, held.env, script if script.startswith("/") else f"{places.WORKSPACE}/{script}"
+    ):
         os._exit(AGAIN)
 
 
@@ -273,9 +278,12 @@ def go_on(held: Held, argv: list[str], env: dict[str, str]) -> None:
     put_beginnings(held)
     held.packages.put_path(env)
     held.bytecode.arm()
+    handler = packages.handler_of(argv)
+    if handler != held.packages.handler:
+        held.imports.beginning = frozenset()
     held.imports.arm(learn=held.learn)
     log = held.imports.log
-    held.leave.arm(held.scan.ctypes, None if log is None else lambda: lesson.write(log))
+    held.leave.arm(held.scan.ctypes, None if log is None else lambda: lesson.write(log, handler))
 
 
 def put_arguments(argv: list[str]) -> None:
