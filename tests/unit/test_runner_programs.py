@@ -203,11 +203,7 @@ def test_pages_are_told_that_a_process_has_for_itself(inside: None) -> None:
     assert all(size > 0 and address % memory.PAGE == 0 for address, size in runs)
     assert all(any(start <= address < end for start, end in regions) for address, _ in runs)
     assert all(sum(one) < other[0] for one, other in itertools.pairwise(runs))
-    read = memory.read(memory.regions(writable=False))
-    assert read
-    assert all(size >= memory.LARGE for _, size in read)
-    kernel.populate([kernel.populating(*run, kernel.MADV_POPULATE_WRITE) for run in runs[:10]])
-    kernel.populate([kernel.populating(*run, kernel.MADV_POPULATE_READ) for run in read])
+    kernel.populate([kernel.populating(*run) for run in runs[:10]])
 
 
 def test_a_lesson_names_what_is_really_there(inside: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

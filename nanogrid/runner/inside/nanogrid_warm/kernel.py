@@ -73,18 +73,17 @@ if AVAILABLE:
         _type_ = "L"
 
 
-MADV_POPULATE_READ = 22
 MADV_POPULATE_WRITE = 23
 _MADVISE = _function("madvise")
 
 
-def populating(address: int, size: int, advice: int) -> Any:
+def populating(address: int, size: int) -> Any:
     """What `populate` wants for these pages: made once, where it is done for every run."""
-    return (_Pointer(address), _Size(size), advice) if AVAILABLE else None
+    return (_Pointer(address), _Size(size), MADV_POPULATE_WRITE) if AVAILABLE else None
 
 
 def populate(calls: Iterable[Any]) -> None:
-    """Let the kernel map these pages now. What it cannot (before Linux 5.14) is left out."""
+    """Let the kernel map these pages now, for writing. What it cannot (before Linux 5.14) is left out."""
     if not (AVAILABLE and _MADVISE):
         return
     for call in calls:

@@ -115,7 +115,7 @@ class Server:
             _fail(error)
 
     def _learn_memory(self, pair: _socket.socket) -> None:
-        """Read what the rehearsal tells: lines of address, size and advice."""
+        """Read what the rehearsal tells: lines of address and size."""
         text = channel.hear(pair)
         _end_all()
         self.rehearsed = True

@@ -423,7 +423,7 @@ def execute(argv: list[str], env: dict[str, str]) -> NoReturn:
 
 def rehearse(pair: _socket.socket, held: Held) -> None:
     """Run an empty function as if it were a real one, and tell which memory that has written to. Returns like `live`."""
-    spans, files = memory.regions(), memory.regions(writable=False)
+    spans = memory.regions()
     drop(held)
     if held.network is not None:
         held.network.close()
@@ -440,9 +440,8 @@ def rehearse(pair: _socket.socket, held: Held) -> None:
     answer = pair.detach()  # a socket that is still there would be a reason for Python's own end
 
     def tell() -> None:
-        lines = [b"%x %x %x\n" % (*run, kernel.MADV_POPULATE_READ) for run in memory.read(files)]
-        lines += [b"%x %x %x\n" % (*run, kernel.MADV_POPULATE_WRITE) for run in memory.written(spans)]
-        os.write(answer, b"".join(lines)[: channel.PACKET_BYTES])
+        runs = memory.written(spans)
+        os.write(answer, b"".join(b"%x %x\n" % tuple(run) for run in runs)[: channel.PACKET_BYTES])
 
     held.leave.after = tell
 
