@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import shutil
 import tempfile
 import threading
 import time
@@ -141,10 +142,22 @@ class Starter:
         with self._users_lock:
             if image_id not in self._users:
                 files = self._engine.files_of(image_id, users.FILES, self.labels(pooled))
-                folder = Path(tempfile.mkdtemp(prefix="users-", dir=self._owner.runs))
-                users.lay_out(folder, files, self.settings.container_uid, WORKSPACE)
-                self._users[image_id] = folder
+                self._users[image_id] = self._lay_out_users(files)
             return self._users[image_id]
+
+    def _lay_out_users(self, files: dict[str, str]) -> Path:
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="users-", dir=self._owner.runs))
+            try:
+                users.lay_out(folder, files, self.settings.container_uid, WORKSPACE)
+            except OSError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+        except OSError as error:
+            raise ContainerStartError(
+                f"the files that name the image's users could not be written to {self._owner.runs}: {error}"
+            ) from error
+        return folder
 
     def _await_ready(self, link: Link) -> None:
         deadline = time.monotonic() + START_S

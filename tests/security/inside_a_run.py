@@ -469,7 +469,7 @@ def state() -> dict[str, Any]:
         "descriptors": descriptors(),
         "locks": table("locks"),
         "interpreter": [sys.path, sys.flags, sys.argv, sys.getswitchinterval(), sys.getrecursionlimit(), sys.prefix],
-        "streams": [str(stream) for stream in (sys.stdin, sys.stdout, sys.stderr)],
+        "streams": [str(stream).partition(" at 0x")[0] for stream in (sys.stdin, sys.stdout, sys.stderr)],
         "time": [time.tzname, time.timezone],
         "spaces": [os.readlink(f"/proc/self/ns/{name}") for name in sorted(os.listdir("/proc/self/ns"))],
         "threads": len(os.listdir("/proc/self/task")),
