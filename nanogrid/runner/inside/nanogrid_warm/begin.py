@@ -71,9 +71,14 @@ def as_bytes(text: str) -> bytes:
 
 def environment() -> dict[str, str]:
     """This process's environment, as the host would have written it."""
+    return as_texts(os.environ._data)
+
+
+def as_texts(variables: Mapping[bytes, bytes]) -> dict[str, str]:
+    """Variables as the host would have written them."""
     return {
         name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
-        for name, value in os.environ._data.items()
+        for name, value in variables.items()
     }
 
 

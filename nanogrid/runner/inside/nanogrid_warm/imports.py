@@ -63,7 +63,7 @@ class Imports:
         """What the program is known to import in its beginning."""
         self._watch = beginning.Beginning()
         self._before: list[tuple[str, Any, dict[str, Any]]] = []
-        self._surroundings: list[object] = []
+        self._surroundings: list[Any] = []
         self._replays = False
         self.path: list[str] = []
         self.finders: tuple[object, ...] = ()
@@ -218,18 +218,18 @@ class Imports:
     def _is_untouched(self) -> bool:
         """Whether a module of the standard library would find the same when it is imported now: other modules, and around them."""
         modules, hidden = sys.modules, self.hidden
-        return self._around() == self._surroundings and all(
+        return _told(self._around()) == _told(self._surroundings) and all(
             modules.get(name, hidden) is (hidden if name in hidden else module) and not is_changed(module, before)
             for name, module, before in self._before
         )
 
-    def _around(self) -> list[object]:
+    def _around(self) -> list[Any]:
         """What modules of the standard library look at when they are imported, beside other modules."""
         try:
             folder = os.getcwd()
         except OSError:
             folder = ""
-        return [folder, sys.getrecursionlimit(), _locale.setlocale(_locale.LC_ALL), begin.special(begin.environment())]
+        return [folder, sys.getrecursionlimit(), _locale.setlocale(_locale.LC_ALL), os.environ._data.copy()]
 
     def note(self, frame: FrameType, name: str, *, new: bool) -> None:
         """Log an import."""
@@ -300,6 +300,11 @@ Imports._recorded.__code__ = Imports._recorded.__code__.replace(co_filename=FROZ
 def _is_standard(module: Any) -> bool:
     """Whether it is no module of the function's packages."""
     return hasattr(module, "__dict__") and not str(getattr(module, "__file__", "")).startswith(PACKAGES + "/")
+
+
+def _told(around: list[Any]) -> list[object]:
+    """The same with those variables alone that Python looks at. They are told apart where somebody asks, not in each run."""
+    return [*around[:-1], begin.special(begin.as_texts(around[-1]))]
 
 
 def is_changed(module: Any, before: dict[str, Any]) -> bool:
