@@ -20,6 +20,7 @@ from nanogrid.container.engine import Engine
 from nanogrid.container.hardening import MOUNT, Confinement, environment
 from nanogrid.container.report import Ended, Result, RunReport
 from nanogrid.errors import ContainerLostError, ContainerStartError, LimitLoweredError
+from nanogrid.json_bounds import problem_of_value
 from nanogrid.layers import LayerStore
 from nanogrid.pool.lease import Container, Pool
 from nanogrid.pool.wire import LeaseRequest
@@ -296,6 +297,8 @@ def value_of(data: bytes) -> tuple[JsonValue, str]:
         value = json.loads(data, parse_float=number, parse_constant=lambda text: left_out.setdefault(text))
     except (ValueError, RecursionError) as error:
         return None, f"nanogrid: the value in NANOGRID_RESULT is no JSON: {error}\n"
+    if (problem := problem_of_value(value)) is not None:  # whoever reads the result could not read that
+        return None, f"nanogrid: the value in NANOGRID_RESULT is left out, for it is {problem}\n"
     if not left_out:
         return value, ""
     return (

@@ -13,7 +13,7 @@ from nanogrid.container.engine import End
 from nanogrid.container.report import Ended, RunReport, Stream
 from nanogrid.errors import ContainerLostError
 from nanogrid.executor import classify, handler_command, value_of
-from nanogrid.result import Outcome
+from nanogrid.result import ExecutionResult, Outcome, not_run
 
 
 def report(ended: Ended, exit_code: int | None = None, oom_kills: int | None = 0) -> RunReport:
@@ -90,3 +90,17 @@ def test_what_is_no_json_is_no_value(written: bytes) -> None:
     found, told = value_of(written)
     assert found is None
     assert told.startswith("nanogrid: the value in NANOGRID_RESULT is no JSON: ")
+
+
+def test_a_value_is_nested_as_deep_as_its_readers_follow() -> None:
+    """A deeper one is left out and told: the run's result must not fail by it, neither here nor where it is read."""
+    found, told = value_of(b"[" * 200 + b"]" * 200)
+    assert told == ""
+    result = not_run("id", "function", "reason").model_copy(update={"value": found})
+    assert ExecutionResult.model_validate_json(result.model_dump_json(by_alias=True)) == result
+    for deep in (201, 300, 900):
+        found, told = value_of(b"[" * deep + b"]" * deep)
+        assert found is None
+        assert told.startswith(
+            "nanogrid: the value in NANOGRID_RESULT is left out, for it is nested more than 200 levels deep"
+        )
