@@ -52,7 +52,7 @@ def prewarming(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 WITNESS = """
-import os, sys
+import os, sys, time
 
 def read(file):
     try:
@@ -89,8 +89,9 @@ SEEN = {
     'payload': read_path(os.environ.get('NANOGRID_PAYLOAD', '')),
     'first': [read_path('/proc/1/' + name) for name in ('cmdline', 'comm', 'environ')],
 }
+NAME = 'witness-%d' % time.monotonic_ns()
 for folder in FOLDERS:
-    with open('%s/witness-%d' % (folder, os.getpid()), 'w') as file:
+    with open(os.path.join(folder, NAME), 'w') as file:
         file.write(repr(SEEN))
 """
 """A package that notes, when it is imported, all that it can see, and leaves it in every folder that it may write to."""
@@ -194,7 +195,7 @@ def test_what_a_run_has_is_nowhere_in_the_next(
 ) -> None:
     """Of a run's payload, environment, id, output, value, files, modules and errors the next runs find nothing, anywhere."""
     token = Token()
-    function = Traced(rig, kind, packages=layer if packages else None)
+    function = Traced(rig, kind, packages=layer, begins_with="witness") if packages else Traced(rig, kind)
     if start is StartKind.WARM:
         for _ in range(WARM_UPS):
             function.run("pass")
@@ -339,7 +340,10 @@ def test_a_start_up_file_that_is_run_would_be_seen(rig: Rig) -> None:
 # -- packages
 
 CONSTANT = {"SHARED": "the same in every request"}
-LEFT = "[name for folder in ('/workspace', '/tmp', '/dev/shm') for name in os.listdir(folder) if name.startswith('witness')]"
+LEFT = (
+    "[name for folder in ('/workspace', '/tmp', '/dev/shm') for name in os.listdir(folder) "
+    "if name.startswith('witness') and name != witness.NAME]"
+)
 SEEN = (
     "seen = witness.SEEN\n"
     "say(left=left, labels=token.labels(repr(seen).encode()), memory=in_memory(token, kept), "
@@ -350,9 +354,9 @@ SEEN = (
 
 def learned(rig: Rig, kind: str, env: dict[str, str], layer: Path, token: Token) -> Traced:
     """A function whose runs have imported a package, with tokens in payload and id, and in what they do not share."""
-    function = Traced(rig, kind, packages=layer)
+    function = Traced(rig, kind, packages=layer, begins_with="witness")
     request = {**request_with(token), "env": env} if env else request_with(token)
-    source = f"left = {LEFT}\nimport witness\ntoken = {token.halves}\n{SEEN}\n{token('payload')!r}"
+    source = f"import witness\nleft = {LEFT}\ntoken = {token.halves}\n{SEEN}\n{token('payload')!r}"
     own = function.ask(source, **request)
     assert set(own["labels"]) >= {"payload", "request"}  # whoever imports it sees these
     function.run(source, **request)
@@ -369,7 +373,7 @@ def test_a_package_imported_beforehand_sees_nothing_of_the_request_before(
     token = Token()
     function = learned(rig, kind, env, layer, token)
     for _ in range(LOOKS):
-        found = function.ask(f"left = {LEFT}\nimport witness\ntoken = {token.halves}\n{SEEN}", env=env)
+        found = function.ask(f"import witness\nleft = {LEFT}\ntoken = {token.halves}\n{SEEN}", env=env)
         assert found["rights"] == [65534, 65534, ["0" * 16] * 2]
         assert (found["labels"], found["sockets"], found["memory"], found["left"]) == ([], [], {}, [])
 
@@ -380,11 +384,11 @@ def test_a_package_imported_beforehand_sees_nothing_of_the_request_before(
 def test_what_a_package_does_beforehand_is_not_there_in_a_run(
     rig: Rig, kind: str, env: dict[str, str], layer: Path
 ) -> None:
-    """A run that does not import a package finds nothing of what it wrote when it was imported for this run."""
+    """A run finds nothing of what a package wrote when it was imported for this run."""
     token = Token()
     function = learned(rig, kind, env, layer, token)
     for _ in range(LOOKS):
-        found = function.ask(f"token = {token.halves}\nsay(left={LEFT}, {EVERYWHERE})", env=env)
+        found = function.ask(f"import witness\ntoken = {token.halves}\nsay(left={LEFT}, {EVERYWHERE})", env=env)
         assert found == {**NOTHING, "left": []}
 
 

@@ -101,7 +101,7 @@ for number in os.listdir("/proc/self/fd"):
 def test_a_run_has_no_memory_file_of_the_first_process(rig: Rig, tmp_path: Path) -> None:
     """What the first process keeps for all runs in memory files is open in none of them: to write there is to tell the next run."""
     layer = write_code(tmp_path / "packages", {"pack.py": PACKAGE, "compiled.so": "WORDS"})
-    function = Traced(rig, FORK, packages=layer)
+    function = Traced(rig, FORK, packages=layer, begins_with="pack")
     for number in range(5):
         assert function.ask("import pack\n" + OPEN, env={"PLAIN": str(number)})["memory"] == []
 
@@ -109,7 +109,7 @@ def test_a_run_has_no_memory_file_of_the_first_process(rig: Rig, tmp_path: Path)
 def test_a_package_imported_beforehand_has_no_descriptor_of_the_first_process(rig: Rig, tmp_path: Path) -> None:
     """Its standard streams, and all else that is open, are the spare's own: nothing that is said there is there for the next."""
     layer = write_code(tmp_path / "packages", {"pack.py": PACKAGE, "compiled.so": "WORDS"})
-    function = Traced(rig, FORK, packages=layer)
+    function = Traced(rig, FORK, packages=layer, begins_with="pack")
     seen = [function.ask("import pack\n" + OPEN, env={"PLAIN": str(number)})["seen"] for number in range(5)]
     assert [links for links in seen[3:] if set(links) != {"/memfd:silent (deleted)"}] == []
 
@@ -141,7 +141,10 @@ def once_it_is_in(act):
     live, load = frame("live", "spare.py"), frame("load", "packages.py")
     if live is None:
         return
-    before = load.f_locals["before"]
+    names = load.f_locals
+    before = names["before"]
+    if isinstance(names, dict):  # before Python 3.13 a copy, which keeps what it names
+        names.clear()
     load.f_globals["_state_of_process"] = lambda: before
     meeting = live.f_locals["meeting"]
     join = meeting.join
@@ -194,7 +197,7 @@ once_it_is_in(act)
 def test_a_package_that_tells_the_host_of_an_end(rig: Rig, tmp_path: Path) -> None:
     """One process never has two requests: what it says where it is asked is not heard, and it is asked once."""
     layer = write_code(tmp_path / "packages", {"pack.py": STAY + TWICE})
-    function = Traced(rig, FORK, packages=layer)
+    function = Traced(rig, FORK, packages=layer, begins_with="pack")
     for number in range(4):
         run = function.attempt(f"import pack\nprint({number})")
         assert (run.report.exit_code, "both" in run.out) == (0, False), (run.out, run.err)
@@ -203,7 +206,7 @@ def test_a_package_that_tells_the_host_of_an_end(rig: Rig, tmp_path: Path) -> No
 def test_a_package_that_says_when_its_run_began(rig: Rig, tmp_path: Path) -> None:
     """A run is not longer than what lies between its request and its end."""
     layer = write_code(tmp_path / "packages", {"pack.py": STAY + EARLIER})
-    function = Traced(rig, FORK, packages=layer)
+    function = Traced(rig, FORK, packages=layer, begins_with="pack")
     runs = [function.run("import pack\nprint(pack.BEFOREHAND)") for _ in range(3)]
     assert [run.out for run in runs] == ["False\n", "True\n", "True\n"]
     assert max(run.report.duration_ms for run in runs) < 10_000
@@ -212,7 +215,7 @@ def test_a_package_that_says_when_its_run_began(rig: Rig, tmp_path: Path) -> Non
 def test_a_package_that_gives_the_first_process_a_descriptor(rig: Rig, tmp_path: Path) -> None:
     """What comes beside the word of a spare is nowhere: neither in the first process nor in the next spare and run."""
     layer = write_code(tmp_path / "packages", {"pack.py": STAY + BESIDE})
-    function = Traced(rig, FORK, packages=layer)
+    function = Traced(rig, FORK, packages=layer, begins_with="pack")
     look = "import pack\nlinks = [attempt(os.readlink, '/proc/self/fd/' + number) for number in os.listdir('/proc/self/fd')]"
     for _ in range(5):
         found = function.ask(f"{look}\nsay(seen=pack.SEEN, open=sum('mine' in link for link in links))")

@@ -59,8 +59,11 @@ class Token:
 class Traced:
     """One function of one kind, and the container that all its runs share."""
 
-    def __init__(self, rig: Rig, kind: str = FORK, *, packages: Path | None = None) -> None:
-        self._function = Repeated(rig, FILES[kind], memoryMb=256)
+    def __init__(self, rig: Rig, kind: str = FORK, *, packages: Path | None = None, begins_with: str = "") -> None:
+        """`begins_with`: the package that its program imports first of all, and that so is imported beforehand."""
+        first = f"import {begins_with}\n" if begins_with else ""
+        files = {name: first + text if name.endswith(".py") else text for name, text in FILES[kind].items()}
+        self._function = Repeated(rig, files, memoryMb=256)
         self._wanted = replace(
             self._function.wanted, packages_dir=None if packages is None else str(packages), function_id=kind
         )
