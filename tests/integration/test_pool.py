@@ -91,8 +91,8 @@ def test_a_container_whose_folder_has_changed_is_not_used_again(
     """Whoever could write there: the next run has another container, and the log says why."""
     with open_rig(tmp_path, pause_after_s=0.0) as here:
         function = Repeated(here, "print('ran')")
-        first = function.run()
-        (first.container.folder.path / "new").touch()
+        # While the child has it: it is looked at when it is given back, which may be right after the run.
+        first = function.run(during=lambda container: (container.folder.path / "new").touch())
         wait_until(lambda: first.container.name not in here.containers(), "the container is gone")
         assert function.run().container.id != first.container.id
         assert "'new' has come into its folder" in caplog.text
