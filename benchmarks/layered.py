@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.programs import Program
-from nanogrid.code import Code
-from nanogrid.container.engine import Engine
-from nanogrid.layers import LayerStore, Prepared
+from nanogrid.execution.code import Code
+from nanogrid.execution.container.engine import Engine
+from nanogrid.execution.layers import LayerStore, Prepared
 from nanogrid.settings import Settings
 
 

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nanogrid.container.cgroup import detect
-from nanogrid.container.engine import Engine
+from nanogrid.execution.container.cgroup import detect
+from nanogrid.execution.container.engine import Engine
 from nanogrid.settings import Settings
 
 

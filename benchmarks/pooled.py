@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 
 from benchmarks.children import in_children
 from benchmarks.programs import Program
-from nanogrid.container.hardening import Confinement, environment
-from nanogrid.pool.lease import Pool
-from nanogrid.pool.owner import Owner
-from nanogrid.pool.snapshot import Shown, snapshot
-from nanogrid.pool.wire import LeaseRequest
+from nanogrid.execution.container.hardening import Confinement, environment
+from nanogrid.execution.pool.child.lease import Pool
+from nanogrid.execution.pool.owner.owner import Owner
+from nanogrid.execution.pool.protocol import LeaseRequest
+from nanogrid.execution.pool.snapshot import Shown, snapshot
 from nanogrid.request import parse_request
 from nanogrid.settings import Settings
 

@@ -51,8 +51,8 @@ def main() -> int:
     """Send everything, show everything."""
     use_the_local_stack()
     from nanogrid import Client, execute_function  # after the environment is set, as in a producer of one's own
-    from nanogrid.packing import pack_folder
-    from nanogrid.queues import resolve
+    from nanogrid.execution.code.packing import pack_folder
+    from nanogrid.sqs.queues import resolve
 
     client, s3, sqs = Client(), boto3.client("s3"), boto3.client("sqs")
     s3.create_bucket(Bucket=BUCKET)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nanogrid.client import Client
     from nanogrid.errors import InvalidRequestError, NanoGridError
-    from nanogrid.mapping import PartFailure
     from nanogrid.request import FunctionRequest
     from nanogrid.result import ExecutionResult, Outcome
+    from nanogrid.results.mapping import PartFailure
     from nanogrid.settings import Settings, configure
     from nanogrid.tasks import execute_function
 
@@ -29,7 +29,7 @@ _HOMES = {
     "InvalidRequestError": "nanogrid.errors",
     "NanoGridError": "nanogrid.errors",
     "Outcome": "nanogrid.result",
-    "PartFailure": "nanogrid.mapping",
+    "PartFailure": "nanogrid.results.mapping",
     "Settings": "nanogrid.settings",
     "configure": "nanogrid.settings",
     "execute_function": "nanogrid.tasks",

@@ -17,22 +17,20 @@ from typing import Any
 from celery import Celery
 from kombu import pools
 
-from nanogrid.canvas import refuse_unusable
-from nanogrid.celery_commands import adapt
 from nanogrid.configuration import celery_configuration
+from nanogrid.monitoring.celery_commands import adapt
 from nanogrid.settings import Settings, current
-from nanogrid.submission import (
+from nanogrid.sqs.canvas import refuse_unusable
+from nanogrid.sqs.submission import (
     EAGER,
-    EXECUTE,
     IN_ONE_TASK,
-    REDUCE,
-    SENT_AT,
     Submission,
     merge_fields,
     refuse_here,
     refuse_in_one_task,
     refuse_other_forms,
 )
+from nanogrid.wire.names import EXECUTE, REDUCE, SENT_AT
 
 _apps: weakref.WeakSet[NanoGrid] = weakref.WeakSet()
 
@@ -40,8 +38,8 @@ _apps: weakref.WeakSet[NanoGrid] = weakref.WeakSet()
 class NanoGrid(Celery):
     """A Celery app with SQS as broker and Redis beside it for events and remote control."""
 
-    control_cls = "nanogrid.monitoring:Control"
-    log_cls = "nanogrid.logs:Logging"
+    control_cls = "nanogrid.monitoring.connections:Control"
+    log_cls = "nanogrid.telemetry.logs:Logging"
 
     def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -17,17 +17,18 @@ from celery import chord
 from celery.result import AsyncResult
 from pydantic import JsonValue
 
-from nanogrid import tracing
 from nanogrid.celery import NanoGrid, make_app
 from nanogrid.celery import app as default_app
 from nanogrid.errors import InvalidRequestError, RedisUnavailableError, ResultUnavailableError
-from nanogrid.mapping import PartFailure
 from nanogrid.request import FunctionRequest, new_request_id
 from nanogrid.result import ExecutionResult, not_run
+from nanogrid.results.mapping import PartFailure
+from nanogrid.results.stream.entry import StreamedResult
+from nanogrid.results.stream.follower import follow as follow_stream
 from nanogrid.settings import Settings, current
-from nanogrid.stream.entry import StreamedResult
-from nanogrid.stream.follower import follow as follow_stream
-from nanogrid.submission import EXECUTE, REDUCE, Submission
+from nanogrid.sqs.submission import Submission
+from nanogrid.telemetry import tracing
+from nanogrid.wire.names import EXECUTE, REDUCE
 
 MAP_LIMIT = 10_000
 INPUTS = ("payload", "stdin", "stdinBase64")
@@ -121,7 +122,7 @@ class Client:
 
     def upload(self, archive: bytes, bucket: str, key: str | None = None) -> tuple[str, str]:
         """Put an archive into S3 and return its key and SHA-256. The key defaults to the digest: same code, same key."""
-        from nanogrid.code.source import s3_client
+        from nanogrid.connections.s3 import s3_client
 
         digest = hashlib.sha256(archive).hexdigest()
         key = key or f"{digest}.zip"

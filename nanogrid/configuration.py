@@ -10,9 +10,10 @@ from typing import Any
 
 from kombu import Queue
 
-from nanogrid import claims, plain_json
+from nanogrid.connections import result_redis
 from nanogrid.settings import Settings
-from nanogrid.transport import transport_options
+from nanogrid.sqs import plain_json
+from nanogrid.sqs.transport import transport_options
 
 RESULT_KEY_PREFIX = "nanogrid:"
 """Before every key in the result Redis: a request id that a sender chose cannot name another application's key."""
@@ -23,19 +24,19 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
     return {
         # Broker: SQS by our transport, without touching kombu's own for other applications in the process.
         "broker_url": settings.broker_url,
-        "broker_transport": "nanogrid.transport:Transport",
+        "broker_transport": "nanogrid.sqs.transport:Transport",
         "broker_transport_options": transport_options(settings),
         "broker_connection_retry_on_startup": True,
         "task_queues": [Queue(name, routing_key=name) for name in settings.runtime_table.queues()],
         "task_default_queue": settings.runtime_table.queues()[0],
         # Results: JSON only, in Redis, for a bounded time. Storing is repeated while Redis is away.
-        "result_backend": f"nanogrid.backend:ResultBackend+{settings.result_url}",
+        "result_backend": f"nanogrid.results.backend:ResultBackend+{settings.result_url}",
         "result_backend_transport_options": {"global_keyprefix": RESULT_KEY_PREFIX},
         "result_backend_always_retry": True,
         "result_backend_max_sleep_between_retries_ms": 1000,
         "result_expires": settings.result_expires_s,
-        "redis_socket_timeout": claims.ANSWER_TIMEOUT_S,
-        "redis_socket_connect_timeout": claims.CONNECT_TIMEOUT_S,
+        "redis_socket_timeout": result_redis.ANSWER_TIMEOUT_S,
+        "redis_socket_connect_timeout": result_redis.CONNECT_TIMEOUT_S,
         "redis_socket_keepalive": True,
         "redis_backend_health_check_interval": 15,
         "task_serializer": plain_json.NAME,
@@ -51,7 +52,7 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,
         "worker_concurrency": settings.concurrency or None,
         "worker_pool": "prefork",
-        "worker_consumer": "nanogrid.side_channel:Consumer",
+        "worker_consumer": "nanogrid.monitoring.side_channel:Consumer",
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_send_task_events": True,
         "worker_hijack_root_logger": True,

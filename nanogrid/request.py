@@ -16,12 +16,11 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, JsonValue, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from nanogrid.aws_events import event_in_place_of_a_request
 from nanogrid.errors import InvalidRequestError
-from nanogrid.json_bounds import problem_of_value
-from nanogrid.request_ids import prefix_of
 from nanogrid.settings import Settings, current
-from nanogrid.wire import Wire
+from nanogrid.wire.aws_events import event_in_place_of_a_request
+from nanogrid.wire.json_bounds import problem_of_value
+from nanogrid.wire.model import Wire
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+=~-]*$"
 RequestId = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=ID_PATTERN)]
@@ -316,3 +315,21 @@ def _kind(value: object) -> str:
         dict: "an object",
     }
     return names.get(type(value), type(value).__name__)
+
+
+def prefix_of(queue: str, settings: Settings) -> str:
+    """What every request id in a queue begins with. Empty: the deployment requires nothing."""
+    return settings.request_id_prefixes.get(queue, "")
+
+
+def refusal(request_id: str, queue: str, settings: Settings) -> str | None:
+    """Why a message of this queue may not name this id, or None where it may."""
+    required = prefix_of(queue, settings)
+    if required:
+        if request_id.startswith(required):
+            return None
+        return f"{request_id!r} does not begin with {required!r}, which the queue {queue} requires"
+    owned = next((prefix for prefix in settings.request_id_prefixes.values() if request_id.startswith(prefix)), None)
+    if owned is None:
+        return None
+    return f"{request_id!r} begins with {owned!r}, and such ids are those of another queue than {queue}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
-from nanogrid.wire import Wire
+from nanogrid.wire.model import Wire
 
 
 class Outcome(str, Enum):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from nanogrid.wire import Wire
+from nanogrid.wire.model import Wire
 
 
 class Runtime(Wire):

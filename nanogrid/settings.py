@@ -19,9 +19,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
 from nanogrid.errors import ConfigurationError
-from nanogrid.modes import Mode
 from nanogrid.runtimes import BUILT_IN, Runtime, RuntimeTable
-from nanogrid.wire import WholeNumber, check_number
+from nanogrid.wire.model import WholeNumber, check_number
+from nanogrid.wire.tuner_mode import Mode
 
 SQS_MESSAGE_LIMIT_BYTES = 1024 * 1024
 """Largest SQS message, body and attributes together (AWS quota since August 2025)."""

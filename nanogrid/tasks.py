@@ -21,9 +21,7 @@ from celery.canvas import maybe_signature
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
-from nanogrid import canvas, counted, stages, tracing
 from nanogrid.celery import app
-from nanogrid.claims import Claims
 from nanogrid.errors import (
     ClaimBusyError,
     CodeError,
@@ -33,17 +31,14 @@ from nanogrid.errors import (
     NanoGridError,
     PoolExhaustedError,
 )
-from nanogrid.mapping import reducer_input
-from nanogrid.observations import happened
 from nanogrid.request import FunctionRequest, new_request_id
 from nanogrid.result import ExecutionResult, not_run
+from nanogrid.results.claims import Claims
+from nanogrid.results.mapping import reducer_input
 from nanogrid.settings import Settings
-from nanogrid.submission import (
+from nanogrid.sqs import canvas
+from nanogrid.sqs.submission import (
     EAGER,
-    EXECUTE,
-    NOT_LOWERED,
-    REDUCE,
-    SENT_AT,
     Submission,
     merge_fields,
     parse_named,
@@ -51,11 +46,14 @@ from nanogrid.submission import (
     refuse_in_one_task,
     refuse_without_id,
 )
+from nanogrid.telemetry import counters, stages, tracing
+from nanogrid.telemetry.events import happened
 from nanogrid.tuner.advised import Advised
-from nanogrid.tuning import READ_BY_RUNS, advised, key_of
+from nanogrid.tuner.store import READ_BY_RUNS, advised, key_of
+from nanogrid.wire.names import EXECUTE, NOT_LOWERED, REDUCE, SENT_AT
 
 if TYPE_CHECKING:
-    from nanogrid.executor import Executor
+    from nanogrid.execution.executor import Executor
 
 log = get_task_logger(__name__)
 
@@ -67,7 +65,7 @@ class FunctionTask(Task):
 
     ignore_result = False
     max_retries = None  # our own limit counts, see `attempt`
-    Strategy = "nanogrid.logs:strategy"
+    Strategy = "nanogrid.telemetry.logs:strategy"
 
     def apply_async(self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any) -> Any:
         """Send the request. Raises InvalidRequestError, and ConfigurationError for eager tasks, before anything is sent."""
@@ -161,7 +159,7 @@ def answer(task: FunctionTask, data: object, prepare: Prepare = lambda request: 
     try:
         return _effectively_once(task, request, prepare)
     except redis.RedisError as error:
-        happened(counted.ATTEMPT_FAILED, "redis")
+        happened(counters.ATTEMPT_FAILED, "redis")
         return _again_or_give_up(task, request, f"Redis does not answer: {error}")
 
 
@@ -205,12 +203,12 @@ def _effectively_once(task: FunctionTask, request: FunctionRequest, prepare: Pre
         if (final := final_result(stored)) is not None:
             if taken:
                 claims.release(key, token)
-            happened(counted.DUPLICATE, counted.ANSWERED)
+            happened(counters.DUPLICATE, counters.ANSWERED)
             return final
         if taken:
             break
         log.info("request %s is running elsewhere; waiting for it", key)
-        happened(counted.DUPLICATE, counted.WAITED)
+        happened(counters.DUPLICATE, counters.WAITED)
         try:
             claims.wait(key, task.app.settings.longest_run_s)
         except (ClaimBusyError, SoftTimeLimitExceeded):
@@ -236,15 +234,15 @@ def _attempt(
         return executor.execute(prepare(request), attempt=task.request.retries + 1, queue_ms=_age_ms(task), tuned=tuned)
     except NanoGridError as error:
         if error.retryable:
-            happened(counted.ATTEMPT_FAILED, _cause(error))
+            happened(counters.ATTEMPT_FAILED, _cause(error))
             return error
         return _not_run(task, request.request_id, request.function_id, str(error), request.runtime)
     except SoftTimeLimitExceeded:
-        happened(counted.ATTEMPT_FAILED, "time")
+        happened(counters.ATTEMPT_FAILED, "time")
         return f"it took longer than timeoutMs and {settings.overhead_s:g} s of overhead"
     except Exception as error:  # a bug of ours must not lose the request
         log.exception("request %s: unexpected error", request.request_id)
-        happened(counted.ATTEMPT_FAILED, "unexpected")
+        happened(counters.ATTEMPT_FAILED, "unexpected")
         return f"unexpected {type(error).__name__}: {error}"
 
 
@@ -266,12 +264,12 @@ def _again_or_give_up(task: FunctionTask, request: FunctionRequest, trouble: Nan
     if attempt < settings.max_attempts:
         wait_s = backoff_s(attempt, settings)
         stages.retrying(request.request_id, request.function_id, attempt, str(trouble), wait_s)
-        happened(counted.RETRY)
+        happened(counters.RETRY)
         headers = {SENT_AT: task.request.get(SENT_AT)}
         if isinstance(trouble, LimitLoweredError) or task.request.get(NOT_LOWERED):
             headers[NOT_LOWERED] = True
         raise task.retry(countdown=wait_s, headers=headers, throw=False)
-    happened(counted.GAVE_UP)
+    happened(counters.GAVE_UP)
     reason = f"NanoGrid gave up after {attempt} attempts; the last one failed: {trouble}"
     return _not_run(task, request.request_id, request.function_id, reason, request.runtime)
 
@@ -342,8 +340,8 @@ def _claims(settings: Settings) -> Claims:
 
 
 def _executor(settings: Settings, worker: str) -> Executor:
-    from nanogrid.executor import Executor
-    from nanogrid.pool.lease import own_pool
+    from nanogrid.execution.executor import Executor
+    from nanogrid.execution.pool.child.lease import own_pool
 
     key = (os.getpid(), "executor")
     if key not in _per_process:

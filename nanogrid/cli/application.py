@@ -12,7 +12,7 @@ import typer
 
 from nanogrid.cli import console
 from nanogrid.cli.doctor import doctor
-from nanogrid.cli.failures import explain
+from nanogrid.cli.exit_codes import explain
 from nanogrid.cli.invoke import invoke
 from nanogrid.cli.pool import pool
 from nanogrid.cli.results import cancel, result, results

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanogrid.cli.measured import words
+from nanogrid.cli.size_table import words
 from nanogrid.errors import ConfigurationError
 from nanogrid.tuner.sizes import Measured, Size, Strategy
 

@@ -111,7 +111,7 @@ def _broken(name: str, found: str, remedy: str) -> Check:
 
 
 def _check_docker(settings: Settings) -> Iterator[Check]:
-    from nanogrid.container.engine import Engine
+    from nanogrid.execution.container.engine import Engine
 
     try:
         version = Engine(settings).version()
@@ -126,7 +126,7 @@ def _check_docker(settings: Settings) -> Iterator[Check]:
 
 
 def _check_images(settings: Settings) -> Iterator[Check]:
-    from nanogrid.container.engine import Engine
+    from nanogrid.execution.container.engine import Engine
 
     engine = Engine(settings)
     for name, runtime in settings.runtime_table.items():
@@ -150,8 +150,8 @@ def _image_remedy(runtime: str) -> str:
 
 def check_build_network(settings: Settings, *, is_local: bool) -> Iterator[Check]:
     """What builds reach: they run what packages and build.sh bring."""
-    from nanogrid.container.engine import Engine
-    from nanogrid.container.hardening import NO_NETWORK
+    from nanogrid.execution.container.engine import Engine
+    from nanogrid.execution.container.hardening import NO_NETWORK
 
     label, name = "build network", settings.build_network
     if name == NO_NETWORK and settings.build_index_url:
@@ -233,7 +233,7 @@ def _check_clock(name: str, other: str, their_time: float | None) -> Iterator[Ch
 def _check_queues(settings: Settings) -> Iterator[Check]:
     from botocore.exceptions import BotoCoreError, ClientError
 
-    from nanogrid.queues import check_queues, depths
+    from nanogrid.sqs.queues import check_queues, depths
 
     # A check creates nothing, whatever the settings allow a worker.
     looking = settings.model_copy(update={"create_queues": False})
@@ -422,7 +422,7 @@ def _used_mb(settings: Settings) -> int:
 
 
 def _check_cgroups(settings: Settings) -> Iterator[Check]:
-    from nanogrid.container.cgroup import detect
+    from nanogrid.execution.container.cgroup import detect
 
     hierarchy = detect(settings)
     if hierarchy.version is None or not hierarchy.readable:

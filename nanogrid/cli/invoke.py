@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from nanogrid.cli import console
-from nanogrid.cli.failures import exits_with
-from nanogrid.cli.given import given
-from nanogrid.cli.placing import LOCAL_BUCKET, with_code
+from nanogrid.cli.exit_codes import exits_with
+from nanogrid.cli.inputs import given
+from nanogrid.cli.upload import LOCAL_BUCKET, with_code
 
 
 def invoke(
@@ -60,8 +60,8 @@ def invoke(
     Exit code: the function's own; 124 it timed out; 137 it ran out of memory; 130 cancelled or interrupted;
     125 it was not run.
     """
+    from nanogrid.cli.progress import wait_for
     from nanogrid.cli.target import connect, find_target
-    from nanogrid.cli.waiting import wait_for
 
     wanted = {
         "runtime": runtime,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-    from nanogrid.pool.snapshot import Shown
+    from nanogrid.execution.pool.snapshot import Shown
 
 NOTHING_RUNS = 3
 """Exit code when there is no worker, as with `status`."""
@@ -92,8 +92,8 @@ def pool(
 def look(data_dir: Path) -> Look:
     """Ask every living worker of this data folder. Raises ConfigurationError where this user may not."""
     from nanogrid.errors import ConfigurationError
-    from nanogrid.pool.identity import is_dead, known_owners
-    from nanogrid.pool.snapshot import snapshot
+    from nanogrid.execution.pool.identity import is_dead, known_owners
+    from nanogrid.execution.pool.snapshot import snapshot
 
     try:
         workers = [owner for owner in known_owners(data_dir) if not is_dead(data_dir, owner)]
@@ -110,7 +110,7 @@ def to_wire(shown: Shown) -> dict[str, Any]:
     """One container as a camelCase JSON object; ages are `...Seconds`, as the uptime of `status` is."""
     from pydantic.alias_generators import to_camel
 
-    from nanogrid.pool.snapshot import as_json
+    from nanogrid.execution.pool.snapshot import as_json
 
     return {to_camel(re.sub("_s$", "_seconds", name)): value for name, value in as_json(shown).items()}
 

@@ -30,9 +30,9 @@ def result(
 
     Exit code: the function's own, as with `invoke`; 2 there is no result (yet).
     """
-    from nanogrid.cli.printing import print_result
+    from nanogrid.cli.output import print_result
+    from nanogrid.cli.progress import wait_for
     from nanogrid.cli.target import connect, find_target
-    from nanogrid.cli.waiting import wait_for
 
     client = connect(find_target())
     if wait_s:
@@ -72,7 +72,7 @@ def results(
 
     Exit code: 0 done; 130 interrupted.
     """
-    from nanogrid.cli.printing import print_line
+    from nanogrid.cli.output import print_line
     from nanogrid.cli.target import connect, find_target
 
     if consumer is not None and group is None:

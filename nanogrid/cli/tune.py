@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from nanogrid.cli import console
-from nanogrid.cli.given import given
-from nanogrid.cli.placing import LOCAL_BUCKET, with_code
+from nanogrid.cli.inputs import given
+from nanogrid.cli.upload import LOCAL_BUCKET, with_code
 
 if TYPE_CHECKING:
     from nanogrid.tuner.sizes import Size
@@ -84,8 +84,8 @@ def tune(
     Exit code: 0 there is a choice; 1 the function succeeded at no size; 130 interrupted.
     """
     from nanogrid.cli.chart import check_chart, draw
-    from nanogrid.cli.measured import print_measured, to_wire
-    from nanogrid.cli.measuring import Measuring, measured_id, run_at, with_size
+    from nanogrid.cli.size_runs import Measuring, measured_id, run_at, with_size
+    from nanogrid.cli.size_table import print_measured, to_wire
     from nanogrid.cli.target import connect, find_target
     from nanogrid.request import parse_request
     from nanogrid.tuner.sizes import Strategy, choose

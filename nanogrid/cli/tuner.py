@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nanogrid.cli import console
-from nanogrid.modes import Mode
+from nanogrid.wire.tuner_mode import Mode
 
 if TYPE_CHECKING:
     from nanogrid.tuner.histogram import Bucket
-    from nanogrid.tuning import Known, Tuning
+    from nanogrid.tuner.store import Known, Tuning
 
 UNKNOWN = 1
 """Exit code when nothing is known of a function."""
@@ -105,9 +105,9 @@ def _tuning() -> Iterator[tuple[Tuning, Mode]]:
     """The deployment's records, and its mode. Redis is asked once: a person is waiting."""
     from contextlib import closing
 
-    from nanogrid.claims import connect
     from nanogrid.cli.target import find_target
-    from nanogrid.tuning import Tuning
+    from nanogrid.connections.result_redis import connect
+    from nanogrid.tuner.store import Tuning
 
     settings = find_target().settings
     with closing(connect(settings, retries=0)) as client:

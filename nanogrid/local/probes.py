@@ -57,7 +57,7 @@ def worker_answers(monitor_url: str) -> bool:
     from redis.exceptions import RedisError
 
     from nanogrid.celery import make_app
-    from nanogrid.monitoring import monitor_connection
+    from nanogrid.monitoring.connections import monitor_connection
     from nanogrid.settings import Settings
 
     # Validating nothing but the place: what else the person has set is the worker's business.

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
-from nanogrid import counted
-from nanogrid.observations import LOST, Event, Happened, RequestEnded, RunObserved
 from nanogrid.result import Outcome, Phases
 from nanogrid.settings import Settings
+from nanogrid.telemetry import counters
+from nanogrid.telemetry.events import LOST, Event, Happened, RequestEnded, RunObserved
 
 log = logging.getLogger(__name__)
 
@@ -121,34 +121,34 @@ def _counts(registry: CollectorRegistry) -> dict[str, Count]:
     """How each event that is known by its name is counted."""
     lookups = _counter(
         registry, "cache_lookups", "Times that code or a layer was looked for in its cache.",
-        cache=["code", "layers"], result=[counted.HIT, counted.MISS],
+        cache=["code", "layers"], result=[counters.HIT, counters.MISS],
     )  # fmt: skip
     builds = _histogram(
         registry, "layer_build_seconds", "Time that builds of layers took.", DURATION_BUCKETS_S,
-        result=[counted.BUILT, counted.FAILED],
+        result=[counters.BUILT, counters.FAILED],
     )  # fmt: skip
     return {
-        counted.CODE_LOOKUP: lambda event: lookups["code", event.label].inc(event.amount),
-        counted.LAYER_LOOKUP: lambda event: lookups["layers", event.label].inc(event.amount),
-        counted.LAYER_BUILD: lambda event: builds[event.label,].observe(event.amount),
-        counted.S3_BYTES: _plain(registry, "s3_downloaded_bytes", "Bytes of archives that were downloaded from S3."),
-        counted.ATTEMPT_FAILED: _labelled(
+        counters.CODE_LOOKUP: lambda event: lookups["code", event.label].inc(event.amount),
+        counters.LAYER_LOOKUP: lambda event: lookups["layers", event.label].inc(event.amount),
+        counters.LAYER_BUILD: lambda event: builds[event.label,].observe(event.amount),
+        counters.S3_BYTES: _plain(registry, "s3_downloaded_bytes", "Bytes of archives that were downloaded from S3."),
+        counters.ATTEMPT_FAILED: _labelled(
             registry, "attempts_failed", "Attempts at requests that failed by NanoGrid's own trouble.",
-            "cause", counted.CAUSES,
+            "cause", counters.CAUSES,
         ),
-        counted.RETRY: _plain(registry, "retries", "Requests that were sent into another attempt."),
-        counted.GAVE_UP: _plain(registry, "requests_given_up", "Requests whose last attempt failed."),
-        counted.DUPLICATE: _labelled(
+        counters.RETRY: _plain(registry, "retries", "Requests that were sent into another attempt."),
+        counters.GAVE_UP: _plain(registry, "requests_given_up", "Requests whose last attempt failed."),
+        counters.DUPLICATE: _labelled(
             registry, "duplicates", "Deliveries of requests that were done (answered) or in somebody's hand (waited).",
-            "end", (counted.ANSWERED, counted.WAITED),
+            "end", (counters.ANSWERED, counters.WAITED),
         ),
-        counted.DEAD_LETTER: _plain(
+        counters.DEAD_LETTER: _plain(
             registry, "dead_letters_answered", "Requests in a dead-letter queue whose end this worker stored."
         ),
-        counted.RERUN: _plain(
+        counters.RERUN: _plain(
             registry, "tuner_reruns", "Runs that had too little memory by the tuner's fault, and were run again."
         ),
-        counted.NOT_APPENDED: _plain(
+        counters.NOT_APPENDED: _plain(
             registry, "stream_append_failures", "Results that could not be appended to the stream of results."
         ),
         LOST: _plain(registry, "events_lost", "Events that children could not tell: what is counted here lacks them."),

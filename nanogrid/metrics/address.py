@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanogrid.pool.identity import is_dead, known_owners, runs_of
+from nanogrid.execution.pool.identity import is_dead, known_owners, runs_of
 
 FILE = "http-address"
 

@@ -16,13 +16,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from nanogrid.code.cache import Usage
-from nanogrid.health import Disk, Health
-from nanogrid.metrics.queue_look import QueueLook
-from nanogrid.pool.states import State
-from nanogrid.pool.stock import Stock
-from nanogrid.pool.tally import GIVEN_UP, GRANTED, Counted, Eviction, Leak
-from nanogrid.transport.reading import readings
+from nanogrid.execution.code.cache import Usage
+from nanogrid.execution.pool.owner.stock import Stock
+from nanogrid.execution.pool.owner.tally import GIVEN_UP, GRANTED, Counted, Eviction, Leak
+from nanogrid.execution.pool.states import State
+from nanogrid.metrics.health import Disk, Health
+from nanogrid.metrics.queue_depths import QueueLook
+from nanogrid.sqs.transport.readers import readings
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from nanogrid.metrics.queue_look import QueueLook
-from nanogrid.pool.states import State
-from nanogrid.pool.stock import Stock
+from nanogrid.execution.pool.owner.stock import Stock
+from nanogrid.execution.pool.states import State
+from nanogrid.metrics.queue_depths import QueueLook
 from nanogrid.settings import Settings
-from nanogrid.transport.reading import readings
+from nanogrid.sqs.transport.readers import readings
 
 LIMITS = (
     "max_timeout_ms",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogrid.modes import Mode
 from nanogrid.tuner.advice import Advice
+from nanogrid.wire.tuner_mode import Mode
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from celery.worker import components
 
 from nanogrid.celery import app
 from nanogrid.worker import children
-from nanogrid.worker.accounts import Accounts
-from nanogrid.worker.containers import Containers
-from nanogrid.worker.metrics import Metrics
-from nanogrid.worker.pools import PreforkOnly
-from nanogrid.worker.preparation import Preparation
-from nanogrid.worker.stalls import Stalls
+from nanogrid.worker.metrics_step import Metrics
+from nanogrid.worker.owner_step import Containers
+from nanogrid.worker.prefork_step import PreforkOnly
+from nanogrid.worker.preparation_step import Preparation
+from nanogrid.worker.stall_step import Stalls
+from nanogrid.worker.telemetry_step import Accounts
 
 __all__ = ["Accounts", "Containers", "Metrics", "PreforkOnly", "Preparation", "Stalls", "children"]
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from celery import signals
 
-from nanogrid import tracing
 from nanogrid.celery import app
-from nanogrid.worker.accounts import Accounts
-from nanogrid.worker.containers import Containers
-from nanogrid.worker.metrics import Metrics
+from nanogrid.telemetry import tracing
+from nanogrid.worker.metrics_step import Metrics
+from nanogrid.worker.owner_step import Containers
+from nanogrid.worker.telemetry_step import Accounts
 
 PR_SET_PDEATHSIG = 1
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from nanogrid.client import Client
-from nanogrid.container.engine import Engine
-from nanogrid.container.labels import DATA_LABEL, data_id
+from nanogrid.execution.container.engine import Engine
+from nanogrid.execution.container.labels import DATA_LABEL, data_id
 from nanogrid.settings import Settings
 from tests.support.functions import Functions
 from tests.support.rig import CPP_IMAGE, PYTHON_IMAGE

@@ -13,10 +13,11 @@ import redis
 from celery.result import AsyncResult
 
 from nanogrid.client import Client
-from nanogrid.queues import resolve, sqs_client
+from nanogrid.connections.sqs import sqs_client
 from nanogrid.result import Outcome
-from nanogrid.submission import EXECUTE
+from nanogrid.sqs.queues import resolve
 from nanogrid.tasks import execute_function
+from nanogrid.wire.names import EXECUTE
 from tests.support import functions as programs
 from tests.support.functions import Functions
 from tests.support.services import wait_until

@@ -13,13 +13,14 @@ from typing import Any
 import psutil
 import pytest
 
-from nanogrid.claims import Claims
 from nanogrid.client import Client
-from nanogrid.container.engine import Engine
-from nanogrid.mapping import PartFailure
-from nanogrid.queues import depths, resolve, sqs_client
+from nanogrid.connections.sqs import sqs_client
+from nanogrid.execution.container.engine import Engine
 from nanogrid.result import Outcome, StartKind
+from nanogrid.results.claims import Claims
+from nanogrid.results.mapping import PartFailure
 from nanogrid.settings import Settings
+from nanogrid.sqs.queues import depths, resolve
 from tests.acceptance.conftest import assert_nothing_left
 from tests.support import functions as programs
 from tests.support.engine_proxy import EngineProxy

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from nanogrid.queues import resolve
+from nanogrid.sqs.queues import resolve
 from tests.support.services import Service, aws_client, wait_until
 from tests.support.worker import Flower, Grid, Worker, grid
 

@@ -6,7 +6,7 @@ import time
 from contextlib import closing
 
 from nanogrid.client import Client
-from nanogrid.container.engine import Engine
+from nanogrid.execution.container.engine import Engine
 from nanogrid.result import Outcome
 from tests.support import functions as programs
 from tests.support.functions import Functions

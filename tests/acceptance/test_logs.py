@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from nanogrid.client import Client
-from nanogrid.queues import resolve, sqs_client
+from nanogrid.connections.sqs import sqs_client
 from nanogrid.result import Outcome
+from nanogrid.sqs.queues import resolve
 from tests.acceptance.conftest import OpenGrid, assert_nothing_left
 from tests.support import functions as programs
 from tests.support.functions import Functions
@@ -93,7 +94,7 @@ def test_the_first_run_tells_of_fetched_code(client: Client, functions: Function
     lines = way_of(worker, request_id)
     (code,) = (line for line in lines if line.get("stage") == "code")
     assert code["cached"] is False
-    assert [line["logger"] for line in lines if "logger" in line] == ["nanogrid.code"]
+    assert [line["logger"] for line in lines if "logger" in line] == ["nanogrid.execution.code"]
 
 
 def test_a_failing_function_is_no_trouble_of_nanogrids(client: Client, functions: Functions, worker: Worker) -> None:

@@ -15,12 +15,13 @@ import pytest
 import redis
 
 from nanogrid.client import Client
-from nanogrid.container.engine import Engine
+from nanogrid.connections.sqs import sqs_client
 from nanogrid.errors import InvalidRequestError, ResultUnavailableError
-from nanogrid.mapping import PartFailure
-from nanogrid.queues import resolve, sqs_client
+from nanogrid.execution.container.engine import Engine
 from nanogrid.result import ExecutionResult, Outcome, StartKind
-from nanogrid.stream.append import counter_key
+from nanogrid.results.mapping import PartFailure
+from nanogrid.results.stream.append import counter_key
+from nanogrid.sqs.queues import resolve
 from tests.support import functions as programs
 from tests.support.functions import Functions
 from tests.support.pool import containers_of, exists

@@ -8,14 +8,14 @@ from contextlib import closing
 import pytest
 import redis
 
-from nanogrid.claims import connect
 from nanogrid.client import Client
-from nanogrid.modes import Mode
-from nanogrid.pool.snapshot import snapshot
+from nanogrid.connections.result_redis import connect
+from nanogrid.execution.pool.snapshot import snapshot
 from nanogrid.result import ExecutionResult, Outcome
 from nanogrid.settings import Settings
 from nanogrid.tuner.sizes import MEASURED
-from nanogrid.tuning import Tuning, key_of
+from nanogrid.tuner.store import Tuning, key_of
+from nanogrid.wire.tuner_mode import Mode
 from tests.support.functions import Functions
 from tests.support.services import wait_until
 from tests.support.worker import Grid, Worker

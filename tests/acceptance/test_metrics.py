@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from nanogrid import queues
 from nanogrid.client import Client
+from nanogrid.connections.sqs import sqs_client
+from nanogrid.execution.pool.snapshot import snapshot
 from nanogrid.metrics.address import published
-from nanogrid.pool.snapshot import snapshot
 from nanogrid.result import Outcome
+from nanogrid.sqs import queues
 from tests.acceptance.conftest import OpenGrid
 from tests.support.functions import FAIL, HELLO, HUNGRY, SLEEP, Functions
 from tests.support.prometheus import SHIPPED, Prometheus
@@ -110,7 +111,7 @@ def load(grid: Grid, prometheus: Prometheus, functions: Functions) -> Counter[Ou
     client.cancel(cancelled)
     outcomes = Counter(client.wait(request_id, WAIT_S).outcome for request_id in [*sent, cancelled])
     client.submit({**functions.request(HELLO), "requestId": sent[0]})  # it was run before
-    sqs = queues.sqs_client(grid.settings)
+    sqs = sqs_client(grid.settings)
     where = queues.addresses("python", grid.settings, sqs)
     assert where.dead_letter_url is not None
     sqs.send_message(QueueUrl=where.dead_letter_url, MessageBody="no request of anybody")

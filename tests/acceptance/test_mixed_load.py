@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nanogrid.client import Client
-from nanogrid.pool.snapshot import snapshot
+from nanogrid.execution.pool.snapshot import snapshot
 from nanogrid.result import ExecutionResult, Outcome, StartKind
 from tests.acceptance.conftest import assert_nothing_left
 from tests.support.functions import Functions

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from nanogrid.client import Client, follow
-from nanogrid.queues import depths
 from nanogrid.result import Outcome
+from nanogrid.sqs.queues import depths
 from tests.support import functions as programs
 from tests.support.functions import Functions
 from tests.support.redis_pair import RedisPair, redis_pair

@@ -11,9 +11,10 @@ import pytest
 import redis
 
 from nanogrid.client import Client, follow
-from nanogrid.queues import dead_letter_url, resolve, sqs_client
+from nanogrid.connections.sqs import sqs_client
 from nanogrid.result import Outcome
-from nanogrid.submission import EXECUTE, REDUCE
+from nanogrid.sqs.queues import dead_letter_url, resolve
+from nanogrid.wire.names import EXECUTE, REDUCE
 from tests.acceptance.conftest import OpenGrid
 from tests.support import functions as programs
 from tests.support.functions import Functions

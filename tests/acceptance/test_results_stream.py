@@ -17,9 +17,9 @@ from celery.app.task import Context
 
 from nanogrid.client import Client
 from nanogrid.result import Outcome, not_run
+from nanogrid.results.stream.entry import StreamedResult
 from nanogrid.settings import Settings
-from nanogrid.stream.entry import StreamedResult
-from nanogrid.submission import EXECUTE
+from nanogrid.wire.names import EXECUTE
 from tests.acceptance.conftest import assert_nothing_left
 from tests.support import functions as programs
 from tests.support.command import ENTRY

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from nanogrid.client import Client
-from nanogrid.queues import resolve, sqs_client
+from nanogrid.connections.sqs import sqs_client
+from nanogrid.sqs.queues import resolve
 from tests.acceptance.conftest import OpenGrid, assert_nothing_left
 from tests.support import functions as programs
 from tests.support.collector import Collector, collector

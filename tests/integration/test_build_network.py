@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from nanogrid.cli.checks import Check, Health, check_build_network
-from nanogrid.code import Code
-from nanogrid.code.tree import remove_tree
-from nanogrid.container.engine import Engine
 from nanogrid.errors import LayerBuildError
-from nanogrid.layers import LayerStore, Prepared
+from nanogrid.execution.code import Code
+from nanogrid.execution.code.tree import remove_tree
+from nanogrid.execution.container.engine import Engine
+from nanogrid.execution.layers import LayerStore, Prepared
 from nanogrid.settings import Settings
 from tests.support.package_index import package_index
 from tests.support.rig import CPP_IMAGE, NEWEST_PYTHON_IMAGE, PYTHON_IMAGE

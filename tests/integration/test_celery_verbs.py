@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from nanogrid.queues import resolve, sqs_client
+from nanogrid.connections.sqs import sqs_client
+from nanogrid.sqs.queues import resolve
 from tests.support.probe import QUICK
 from tests.support.services import Service, aws_client, wait_until
 from tests.support.worker import CeleryProcess, Grid, Worker, environment, grid

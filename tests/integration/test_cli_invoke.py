@@ -169,7 +169,7 @@ def test_folder_zip_and_stored_code_run_alike(command: CommandLine, tmp_path: Pa
     (folder / "main.py").write_text("import lib; print(lib.NAME)")
     (folder / "lib.py").write_text("NAME = 'thumbs'")
     assert command.ok("invoke", str(folder)) == "thumbs\n"
-    from nanogrid.packing import pack_folder
+    from nanogrid.execution.code.packing import pack_folder
 
     archive = pack_folder(folder)
     (tmp_path / "f.zip").write_bytes(archive)

@@ -13,8 +13,8 @@ import pytest
 import redis
 from matplotlib.image import imread
 
+from nanogrid.results.stream.append import counter_key
 from nanogrid.settings import Settings
-from nanogrid.stream.append import counter_key
 from tests.support.command import CommandLine
 from tests.support.services import wait_until
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.claims import connect
-from nanogrid.modes import Mode
+from nanogrid.connections.result_redis import connect
 from nanogrid.settings import Settings
-from nanogrid.tuning import Lesson, Tuning
+from nanogrid.tuner.store import Lesson, Tuning
+from nanogrid.wire.tuner_mode import Mode
 from tests.integration.test_tuning import run
 from tests.support.command import ENTRY
 from tests.support.services import redis_service, running

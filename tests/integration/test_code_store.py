@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 from types_boto3_s3 import S3Client
 
-from nanogrid.code import Code, CodeStore
 from nanogrid.errors import CodeCorruptError, CodeNotFoundError, CodeUnavailableError, ConfigurationError
+from nanogrid.execution.code import Code, CodeStore
 from nanogrid.settings import Settings
 from tests.support.faulty_s3 import FaultyS3, faulty_s3
 from tests.support.services import aws_client, free_port, wait_until
@@ -249,8 +249,8 @@ def test_silence_in_the_middle_of_an_answer_ends_in_time(
     store: CodeStore, s3: S3Client, bucket: str, faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An S3 that takes the request and says nothing is a retryable error after the read timeout."""
-    monkeypatch.setattr("nanogrid.code.source.READ_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("nanogrid.code.source.ATTEMPTS", 1)
+    monkeypatch.setattr("nanogrid.connections.s3.READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("nanogrid.connections.s3.ATTEMPTS", 1)
     s3.put_object(Bucket=bucket, Key=KEY, Body=hello())
     faulty.gate.clear()
     with pytest.raises(CodeUnavailableError, match="ReadTimeoutError"):
@@ -386,7 +386,7 @@ def test_a_store_made_before_a_fork_works_after_it(
     script = textwrap.dedent(
         f"""
         import os
-        from nanogrid.code import CodeStore
+        from nanogrid.execution.code import CodeStore
         from nanogrid.settings import Settings
         store = CodeStore(Settings())
         read, write = os.pipe()
@@ -472,7 +472,7 @@ def test_a_full_disk_is_retryable_and_leaves_nothing(
     script = textwrap.dedent(
         f"""
         import os, sys
-        from nanogrid.code import CodeStore
+        from nanogrid.execution.code import CodeStore
         from nanogrid.errors import CodeUnavailableError
         from nanogrid.settings import Settings
         store = CodeStore(Settings())
@@ -532,7 +532,7 @@ def test_every_download_is_logged_once(
 ) -> None:
     """The log says what was fetched, how large, and how long it took; a cached checkout says nothing."""
     s3.put_object(Bucket=bucket, Key=KEY, Body=hello())
-    with caplog.at_level(logging.INFO, "nanogrid.code"):
+    with caplog.at_level(logging.INFO, "nanogrid.execution.code"):
         fetch(store, bucket)
         fetch(store, bucket)
     assert [record.message.split(":")[0] for record in caplog.records] == ["Fetched s3"]

@@ -11,7 +11,7 @@ from typing import Any
 import docker
 import pytest
 
-import nanogrid.runner.inside.compiler_cache as cache
+import nanogrid.execution.runner.inside.compiler_cache as cache
 from tests.support.rig import NEWEST_PYTHON_IMAGE
 
 IMAGE = "nanogrid/gcc:11"

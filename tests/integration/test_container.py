@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from nanogrid.container.report import Ended
-from nanogrid.pool.lease import Container, WarmContainer
+from nanogrid.execution.container.report import Ended
+from nanogrid.execution.pool.child.lease import Container, WarmContainer
 from tests.support.rig import NEWEST_PYTHON_IMAGE, Rig
 from tests.support.services import wait_until
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.queues import sqs_client, sqs_name
+from nanogrid.connections.sqs import sqs_client
+from nanogrid.sqs.queues import sqs_name
 from tests.support.probe import QUICK
 from tests.support.services import wait_until
 from tests.support.worker import Grid, Worker, grid

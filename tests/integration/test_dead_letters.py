@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from nanogrid import queues
-from nanogrid.dead_letters import DeadLetterReader, DeadRequest, Scan
+from nanogrid.connections.sqs import sqs_client
 from nanogrid.settings import Settings
-from nanogrid.transport.envelopes import adopt
+from nanogrid.sqs import queues
+from nanogrid.sqs.dead_letters import DeadLetterReader, DeadRequest, Scan
+from nanogrid.sqs.transport.envelopes import adopt
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.services import Service
 
@@ -36,7 +37,7 @@ class DeadLetters:
     """The dead-letter queue of `python`."""
 
     def __init__(self, settings: Settings) -> None:
-        self.client = queues.sqs_client(settings)
+        self.client = sqs_client(settings)
         url = queues.dead_letter_url(queues.resolve("python", settings, self.client), self.client)
         assert url is not None
         self.url = url
@@ -219,7 +220,7 @@ def test_a_scan_survives_an_sqs_that_is_away(
 def test_a_queue_without_dead_letter_queue_is_passed_over(aws_url: str, unique: str) -> None:
     """Where the deployment gave a queue no dead-letter queue there is nothing to read, and nothing fails."""
     settings = Settings(sqs_endpoint_url=aws_url, queue_prefix=f"{unique}-")
-    queues.sqs_client(settings).create_queue(QueueName=f"{unique}-python")
+    sqs_client(settings).create_queue(QueueName=f"{unique}-python")
     assert DeadLetterReader(settings, Answers(), ["python", "missing"]).scan() == Scan()
 
 

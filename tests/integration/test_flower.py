@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import redis
 
-from nanogrid.dashboard import is_loopback, listen_address, queue_rows, sqs_address
-from nanogrid.queues import QueueDepth, resolve
+from nanogrid.monitoring.dashboard import is_loopback, listen_address, queue_rows, sqs_address
 from nanogrid.request import FunctionRequest, parse_request
+from nanogrid.sqs.queues import QueueDepth, resolve
 from tests.support.probe import NAP
 from tests.support.services import Service, accepts, aws_client, free_port, wait_until
 from tests.support.worker import ROOT, Flower, Grid, Worker, grid

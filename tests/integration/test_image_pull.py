@@ -12,8 +12,8 @@ from contextlib import closing
 import docker
 import pytest
 
-from nanogrid.container.engine import Engine
 from nanogrid.errors import ImageUnavailableError
+from nanogrid.execution.container.engine import Engine
 from nanogrid.settings import Settings
 from tests.support.rig import PYTHON_IMAGE
 from tests.support.services import Service, free_port, running

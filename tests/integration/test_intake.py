@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from nanogrid import queues
 from nanogrid.cli.checks import Health, run_checks
+from nanogrid.connections.sqs import sqs_client
 from nanogrid.local.probes import worker_stands_still
 from nanogrid.metrics.address import published
-from nanogrid.transport.envelopes import adopt
+from nanogrid.sqs import queues
+from nanogrid.sqs.transport.envelopes import adopt
 from tests.support.probe import QUICK
 from tests.support.services import wait_until
 from tests.support.worker import Grid, Worker, grid
@@ -52,7 +53,7 @@ class Sender:
     """Puts bodies on the queue python, as anybody may."""
 
     def __init__(self, here: Grid) -> None:
-        self._client = queues.sqs_client(here.settings)
+        self._client = sqs_client(here.settings)
         self._url = queues.resolve("python", here.settings, self._client)
 
     def send(self, body: Any) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from nanogrid.container.hardening import environment
-from nanogrid.executor import handler_command
+from nanogrid.execution.container.hardening import environment
+from nanogrid.execution.executor import handler_command
 from nanogrid.request import FunctionRequest, parse_request
 from nanogrid.settings import Settings
 from tests.support.lambda_reference import Reference, reference

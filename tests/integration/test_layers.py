@@ -19,14 +19,14 @@ from typing import Any
 
 import pytest
 
-from nanogrid.code import Code
-from nanogrid.code.tree import remove_tree
-from nanogrid.container.engine import Engine
-from nanogrid.container.labels import BUILD_LABEL, DATA_LABEL, data_id, owners_folder
 from nanogrid.errors import CodeUnavailableError, ContainerError, ContainerLostError, LayerBuildError
-from nanogrid.layers import LayerStore, Prepared, requirements
-from nanogrid.layers.lines import CODE
-from nanogrid.pool.reaper import reap
+from nanogrid.execution.code import Code
+from nanogrid.execution.code.tree import remove_tree
+from nanogrid.execution.container.engine import Engine
+from nanogrid.execution.container.labels import BUILD_LABEL, DATA_LABEL, data_id, owners_folder
+from nanogrid.execution.layers import LayerStore, Prepared, requirements
+from nanogrid.execution.layers.lines import CODE
+from nanogrid.execution.pool.owner.reaper import reap
 from nanogrid.settings import Settings
 from tests.support.package_index import PYPROJECT, PackageIndex, package_index, wheel
 from tests.support.pip_reading import answer

@@ -15,18 +15,19 @@ from typing import Any
 
 import pytest
 
-from nanogrid import queues
-from nanogrid.container.engine import Engine
+from nanogrid.connections.sqs import sqs_client
 from nanogrid.errors import ConfigurationError
-from nanogrid.health import Disk, Health, engine_look, redis_look
+from nanogrid.execution.container.engine import Engine
+from nanogrid.execution.pool.identity import Owner
 from nanogrid.metrics import server as serving
 from nanogrid.metrics.address import Address, publish, published
-from nanogrid.metrics.queue_look import QueueLook
+from nanogrid.metrics.health import Disk, Health, engine_look, redis_look
+from nanogrid.metrics.queue_depths import QueueLook
 from nanogrid.metrics.server import MOST_CLIENTS, Page, Server
-from nanogrid.metrics.watch import Watch
-from nanogrid.pool.identity import Owner
+from nanogrid.metrics.watcher import Watch
 from nanogrid.settings import Settings
-from nanogrid.transport.reading import reading
+from nanogrid.sqs import queues
+from nanogrid.sqs.transport.readers import reading
 from tests.support.services import Service, wait_until
 
 PATIENCE_S = 30.0
@@ -288,7 +289,7 @@ def test_a_disk_without_room_for_a_function_is_not_well(data_dir: Path) -> None:
 def settings(aws_url: str, unique: str) -> Settings:
     """Two queues of this test."""
     made = Settings(sqs_endpoint_url=aws_url, create_queues=True, queue_prefix=f"{unique}-")
-    with closing(queues.sqs_client(made)) as client:
+    with closing(sqs_client(made)) as client:
         for name in ("python", "cpp"):
             queues.resolve(name, made, client)
     return made
@@ -297,7 +298,7 @@ def settings(aws_url: str, unique: str) -> Settings:
 def test_what_waits_is_seen_with_its_age(settings: Settings) -> None:
     """Depths of both queues and of a dead-letter queue; the age begins with what was received, or the first look."""
     with (
-        closing(queues.sqs_client(settings)) as client,
+        closing(sqs_client(settings)) as client,
         closing(QueueLook(settings, lambda: ["python", "cpp"])) as look,
     ):
         where = queues.addresses("python", settings, client)
@@ -315,7 +316,7 @@ def test_what_waits_is_seen_with_its_age(settings: Settings) -> None:
 def test_the_age_is_that_since_the_youngest_message_received_was_sent(settings: Settings, unique: str) -> None:
     """What still waits was sent later, roughly."""
     name = f"aged-{unique}"  # what a process has read is remembered by the queue's name
-    with closing(queues.sqs_client(settings)) as client:
+    with closing(sqs_client(settings)) as client:
         client.send_message(QueueUrl=queues.resolve(name, settings, client), MessageBody="x")
     reading(name).message((time.time() - 100) * 1000)
     reading(name).message((time.time() - 500) * 1000)
@@ -326,7 +327,7 @@ def test_the_age_is_that_since_the_youngest_message_received_was_sent(settings: 
 
 def test_a_look_creates_nothing_and_finds_a_queue_made_anew(settings: Settings) -> None:
     """Also where the settings let workers create queues. An address that is wrong by now is looked up again."""
-    with closing(queues.sqs_client(settings)) as client, closing(QueueLook(settings, lambda: ["python"])) as look:
+    with closing(sqs_client(settings)) as client, closing(QueueLook(settings, lambda: ["python"])) as look:
         look.look()
         where = queues.addresses("python", settings, client)
         client.delete_queue(QueueUrl=where.url)
@@ -349,7 +350,7 @@ def test_a_watch_keeps_health_and_caches_up_to_date(settings: Settings, redis_se
         looks.append(1)
         return "fine"
 
-    from nanogrid.code.cache import Usage
+    from nanogrid.execution.code.cache import Usage
 
     usage = Usage(1, 2, 3)
     watch = Watch(Health({"one": look}, fresh_s=0.0), {"bad": unreadable, "code": lambda: usage}, every_s=0.02)

@@ -17,9 +17,9 @@ import pytest
 from kombu.exceptions import OperationalError
 
 from nanogrid.celery import make_app
-from nanogrid.monitoring import monitor_connection
+from nanogrid.monitoring.connections import monitor_connection
+from nanogrid.monitoring.side_channel import Outbox, Outgoing
 from nanogrid.settings import Settings
-from nanogrid.side_channel import Outbox, Outgoing
 from tests.support.probe import NAP, QUICK
 from tests.support.services import Service, aws_client, free_port, redis_service, running, wait_until
 from tests.support.worker import Grid, Worker, grid

@@ -18,16 +18,16 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.code.tree import remove_tree
-from nanogrid.container import labels
-from nanogrid.container.engine import Engine
 from nanogrid.errors import ContainerError, ContainerLostError, ImageUnavailableError, PoolExhaustedError
-from nanogrid.executor import classify
-from nanogrid.pool import identity
-from nanogrid.pool.lease import Container, Pool
-from nanogrid.pool.reaper import reap
-from nanogrid.pool.snapshot import snapshot
-from nanogrid.pool.starting import container_name
+from nanogrid.execution.code.tree import remove_tree
+from nanogrid.execution.container import labels
+from nanogrid.execution.container.engine import Engine
+from nanogrid.execution.executor import classify
+from nanogrid.execution.pool import identity
+from nanogrid.execution.pool.child.lease import Container, Pool
+from nanogrid.execution.pool.owner.reaper import reap
+from nanogrid.execution.pool.owner.starter import container_name
+from nanogrid.execution.pool.snapshot import snapshot
 from nanogrid.result import StartKind
 from nanogrid.settings import Settings
 from tests.support.interleaved import before_every_line

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 from docker.errors import ImageNotFound
 
-from nanogrid.container.hardening import MIB
-from nanogrid.container.labels import DATA_LABEL, data_id
 from nanogrid.errors import ContainerLostError, ContainerStartError, NanoGridError, PoolExhaustedError
-from nanogrid.pool.identity import NUMBER_LABEL
-from nanogrid.pool.snapshot import Shown
+from nanogrid.execution.container.hardening import MIB
+from nanogrid.execution.container.labels import DATA_LABEL, data_id
+from nanogrid.execution.pool.identity import NUMBER_LABEL
+from nanogrid.execution.pool.snapshot import Shown
 from nanogrid.result import Outcome, StartKind
 from tests.support.repeated import Repeated, await_states, engine_state, first_pid, once_it_runs, shown, states
 from tests.support.rig import PYTHON_IMAGE, Rig

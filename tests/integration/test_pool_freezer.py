@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.container.cgroup import Cgroup
-from nanogrid.pool.lease import Container
-from nanogrid.pool.pooled import Pooled
-from nanogrid.pool.states import State
+from nanogrid.execution.container.cgroup import Cgroup
+from nanogrid.execution.pool.child.lease import Container
+from nanogrid.execution.pool.owner.pooled import Pooled
+from nanogrid.execution.pool.states import State
 from nanogrid.result import StartKind
 from tests.support.late_freezer import late_freezer
 from tests.support.repeated import Repeated, await_states, once_it_runs

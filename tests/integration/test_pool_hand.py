@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nanogrid.errors import PoolExhaustedError
-from nanogrid.pool.states import State
+from nanogrid.execution.pool.states import State
 from nanogrid.result import StartKind
 from tests.support.child import child
 from tests.support.repeated import Repeated, await_states, shown, written

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from nanogrid import queues
+from nanogrid.connections.sqs import sqs_client
 from nanogrid.errors import ConfigurationError
 from nanogrid.settings import Settings
+from nanogrid.sqs import queues
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.services import Service
 
@@ -20,7 +21,7 @@ from tests.support.services import Service
 @pytest.fixture
 def client(aws_url: str) -> Any:
     """A boto3 client."""
-    return queues.sqs_client(Settings(sqs_endpoint_url=aws_url))
+    return sqs_client(Settings(sqs_endpoint_url=aws_url))
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_two_processes_may_create_the_same_queue_at_once(client: Any, local: Set
     """Eight processes that resolve the same missing queue at the same time all get its URL."""
     program = (
         "import sys; from nanogrid import queues; from nanogrid.settings import Settings;"
-        "settings = Settings.model_validate_json(sys.argv[1]); client = queues.sqs_client(settings);"
+        "settings = Settings.model_validate_json(sys.argv[1]); client = sqs_client(settings);"
         "sys.stdin.read(1); print(queues.resolve('python', settings, client))"
     )
     argv = [sys.executable, "-c", program, local.model_dump_json(exclude_unset=True)]

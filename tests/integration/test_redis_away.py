@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import redis
 
-from nanogrid import claims
 from nanogrid.client import Client
+from nanogrid.connections import result_redis
 from nanogrid.errors import RedisUnavailableError, ResultUnavailableError
 from nanogrid.local import probes
-from nanogrid.queues import depths
 from nanogrid.result import not_run
 from nanogrid.settings import Settings
+from nanogrid.sqs.queues import depths
 from tests.integration.test_result_backend import context
 from tests.support.redis_proxy import RedisProxy
 from tests.support.services import Service, free_port, redis_service, wait_until
@@ -54,8 +54,8 @@ def settings(service: Service, aws_url: str, unique: str) -> Settings:
 @pytest.fixture
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a second is all that connecting may take, and an answer."""
-    monkeypatch.setattr(claims, "CONNECT_TIMEOUT_S", QUICKLY_S)
-    monkeypatch.setattr(claims, "ANSWER_TIMEOUT_S", QUICKLY_S)
+    monkeypatch.setattr(result_redis, "CONNECT_TIMEOUT_S", QUICKLY_S)
+    monkeypatch.setattr(result_redis, "ANSWER_TIMEOUT_S", QUICKLY_S)
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def test_the_first_submit_says_what_is_wrong_and_the_next_one_works(settings: Se
     began = time.monotonic()
     with pytest.raises(RedisUnavailableError) as refused:
         client.submit(REQUEST)
-    assert time.monotonic() - began < claims.CONNECT_TIMEOUT_S + 1
+    assert time.monotonic() - began < result_redis.CONNECT_TIMEOUT_S + 1
     assert f"Redis at redis://127.0.0.1:{service.port}/0 does not answer" in str(refused.value)
     assert "NANOGRID_RESULT_URL" in str(refused.value)
     assert "nothing was sent" in str(refused.value)
@@ -153,7 +153,7 @@ def test_who_waits_rides_out_an_outage(settings: Settings, service: Service, cap
         service.start()
         store(settings, "a")
         assert patient.result(10).stderr == "stored\n"
-    said = [record.getMessage() for record in caplog.records if record.name == "nanogrid.listening"]
+    said = [record.getMessage() for record in caplog.records if record.name == "nanogrid.results.listener"]
     assert sorted({line.split()[1] for line in said}) == ["answers", "does"]
     assert len(said) <= 3  # two threads were told that it is away, one that it is back
 
@@ -162,7 +162,7 @@ def test_a_result_that_nobody_was_told_of_is_found(
     settings: Settings, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis stores it and tells those who listen at that moment; the one who waits was heard by it a moment later."""
-    monkeypatch.setattr("nanogrid.listening.LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr("nanogrid.results.listener.LOOK_EVERY_S", 0.2)
     service.start()
     with ThreadPoolExecutor() as threads, closing(redis.Redis(port=service.port)) as direct:
         found = threads.submit(Client(settings).wait, "a", 20)

@@ -14,13 +14,13 @@ import redis
 from celery.app.task import Context
 
 from nanogrid.celery import NanoGrid, make_app
-from nanogrid.claims import Claims
 from nanogrid.cli.checks import Check, Health, run_checks
 from nanogrid.client import Client, follow
 from nanogrid.errors import ResultUnavailableError
 from nanogrid.result import Outcome, not_run
+from nanogrid.results.claims import Claims
 from nanogrid.settings import Settings
-from nanogrid.submission import EXECUTE
+from nanogrid.wire.names import EXECUTE
 from tests.support.redis_pair import RedisPair, redis_pair
 from tests.support.services import wait_until
 

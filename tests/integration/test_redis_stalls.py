@@ -11,13 +11,14 @@ import pytest
 import redis
 
 from nanogrid.celery import NanoGrid
-from nanogrid.claims import Claims, connect
 from nanogrid.client import follow
-from nanogrid.observations import RequestEnded
+from nanogrid.connections.result_redis import connect
 from nanogrid.result import not_run
+from nanogrid.results.claims import Claims
+from nanogrid.results.stream.append import counter_key
 from nanogrid.settings import Settings
-from nanogrid.stream.append import counter_key
-from nanogrid.tuning import Lesson, Tuning
+from nanogrid.telemetry.events import RequestEnded
+from nanogrid.tuner.store import Lesson, Tuning
 from tests.integration.test_result_backend import context, worker_app
 from tests.integration.test_tuning import run
 from tests.support.redis_proxy import RedisProxy
@@ -95,7 +96,7 @@ def told(settings: Settings, redis_url: str, unique: str) -> Iterator[Told]:
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[RequestEnded]:
     """What the backend tells the main process."""
     events: list[RequestEnded] = []
-    monkeypatch.setattr("nanogrid.backend.tell", events.append)
+    monkeypatch.setattr("nanogrid.results.backend.tell", events.append)
     return events
 
 

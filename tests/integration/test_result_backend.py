@@ -13,7 +13,7 @@ from nanogrid.celery import NanoGrid, make_app
 from nanogrid.client import Client
 from nanogrid.result import not_run
 from nanogrid.settings import Settings
-from nanogrid.submission import EXECUTE
+from nanogrid.wire.names import EXECUTE
 from tests.support.redis_proxy import RedisProxy
 from tests.support.services import Service
 

@@ -14,14 +14,14 @@ from billiard.exceptions import TimeLimitExceeded
 from celery.app.task import Context
 
 from nanogrid.client import Client, follow
-from nanogrid.counted import NOT_APPENDED
-from nanogrid.observations import Happened, Reader
 from nanogrid.result import ExecutionResult, Outcome, not_run
+from nanogrid.results.stream.append import counter_key
+from nanogrid.results.stream.entry import StreamedResult
+from nanogrid.results.stream.follower import follow as follow_stream
 from nanogrid.settings import Settings
-from nanogrid.stream.append import counter_key
-from nanogrid.stream.entry import StreamedResult
-from nanogrid.stream.follower import follow as follow_stream
-from nanogrid.submission import EXECUTE
+from nanogrid.telemetry.counters import NOT_APPENDED
+from nanogrid.telemetry.events import Happened, Reader
+from nanogrid.wire.names import EXECUTE
 from tests.support.redis_proxy import RedisProxy
 from tests.support.services import Service, wait_until
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.container.link import Hello, Ready, Unfit
 from nanogrid.errors import ContainerLostError
+from nanogrid.execution.container.link import Hello, Ready, Unfit
 from tests.support.rig import CPP_IMAGE, NEWEST_PYTHON_IMAGE, PYTHON_IMAGE
 from tests.support.runner_box import PYTHON, Box, box, limits, write_code
 from tests.support.services import wait_until

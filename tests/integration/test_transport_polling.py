@@ -12,11 +12,12 @@ from celery import Celery
 from kombu import Connection, Consumer, Queue
 from kombu.asynchronous import Hub, set_event_loop
 
-from nanogrid import queues
+from nanogrid.connections.sqs import sqs_client
 from nanogrid.settings import Settings
-from nanogrid.transport import polling
-from nanogrid.transport.polling import Backoff, PollFailure, read_answer
-from nanogrid.transport.reading import reading
+from nanogrid.sqs import queues
+from nanogrid.sqs.transport import polling
+from nanogrid.sqs.transport.polling import Backoff, PollFailure, read_answer
+from nanogrid.sqs.transport.readers import reading
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.services import Service
 from tests.support.transport_worker import make_app
@@ -62,7 +63,7 @@ Send = Callable[..., None]
 @pytest.fixture
 def send(settings: Settings) -> Send:
     """Puts a bare request, or another body, on the queue `python`."""
-    client = queues.sqs_client(settings)
+    client = sqs_client(settings)
     url = queues.resolve("python", settings, client)
 
     def put(body: str = '{"requestId": "r"}') -> None:
@@ -200,7 +201,7 @@ def test_messages_for_a_consumer_that_left_are_given_back(
         send()
         run_until(hub, lambda: proxy.count("DeleteMessage"))
     assert taken == []
-    client = queues.sqs_client(settings)
+    client = sqs_client(settings)
     answer = client.receive_message(
         QueueUrl=queues.resolve("python", settings, client),
         MaxNumberOfMessages=10,

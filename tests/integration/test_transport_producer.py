@@ -12,10 +12,11 @@ from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.SQS import Transport as KombusTransport
 
-from nanogrid import queues
+from nanogrid.connections.sqs import sqs_client
 from nanogrid.errors import ConfigurationError, InvalidRequestError
 from nanogrid.settings import Settings
-from nanogrid.transport import Transport, transport_options
+from nanogrid.sqs import queues
+from nanogrid.sqs.transport import Transport, transport_options
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.services import Service, free_port
 from tests.support.transport_worker import TASK, make_app
@@ -46,7 +47,7 @@ def app(settings: Settings) -> Iterator[Celery]:
 
 def sent_message(settings: Settings, name: str = "python") -> dict[str, Any]:
     """The one message in a queue, as SQS holds it."""
-    client = queues.sqs_client(settings)
+    client = sqs_client(settings)
     received = client.receive_message(QueueUrl=queues.resolve(name, settings, client), WaitTimeSeconds=2)
     (message,) = received["Messages"]
     return dict(message)

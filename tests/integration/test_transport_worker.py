@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from nanogrid import queues
+from nanogrid.connections import sqs
+from nanogrid.connections.sqs import sqs_client
 from nanogrid.settings import Settings
+from nanogrid.sqs import queues
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.services import Service, wait_until
 from tests.support.transport_worker import TASK, Records, make_app, running_worker
@@ -62,7 +64,7 @@ class Queue:
 
     def __init__(self, settings: Settings, aws_url: str, name: str = "python") -> None:
         self.settings = settings.model_copy(update={"sqs_endpoint_url": aws_url})
-        self.client = queues.sqs_client(self.settings)
+        self.client = sqs_client(self.settings)
         self.name = name
         self.url = queues.resolve(name, self.settings, self.client)
 
@@ -271,7 +273,7 @@ def test_no_step_that_fails_loses_what_waits_or_runs_it_early(
 ) -> None:
     """To let it wait takes three calls; whichever SQS refuses, it runs at its time. One copy more, if any, comes then too."""
     with running_worker(tmp_path, settings, records) as worker:
-        proxy.fail(step, status=503, times=queues.ATTEMPTS)
+        proxy.fail(step, status=503, times=sqs.ATTEMPTS)
         due_at = time.time() + 6
         queue.send(early("later", due_at))
         records.wait_for_end("later")
@@ -280,7 +282,7 @@ def test_no_step_that_fails_loses_what_waits_or_runs_it_early(
     starts = records.started("later")
     assert all(start["at"] >= due_at for start in starts)
     assert len(starts) == (2 if step == "DeleteMessage" else 1), "without claims each message that is there runs"
-    assert proxy.count("SendMessage") <= 1 + queues.ATTEMPTS
+    assert proxy.count("SendMessage") <= 1 + sqs.ATTEMPTS
 
 
 def test_what_a_worker_never_began_costs_no_delivery_when_it_ends(
@@ -470,7 +472,7 @@ def test_an_acknowledgement_that_fails_costs_a_second_delivery_and_no_worker(
 ) -> None:
     """A message whose deletion SQS refuses is delivered again; the worker says so and goes on."""
     with running_worker(tmp_path, settings, records) as worker:
-        proxy.fail("DeleteMessage", status=503, times=queues.ATTEMPTS)
+        proxy.fail("DeleteMessage", status=503, times=sqs.ATTEMPTS)
         queue.send(request("twice"))
         worker.wait_for_log("was not deleted, so it comes again")
         queue.send(request("other"))

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from nanogrid.claims import connect
-from nanogrid.learner import Learner
-from nanogrid.modes import Mode
-from nanogrid.observations import RunObserved
+from nanogrid.connections.result_redis import connect
 from nanogrid.settings import Settings
+from nanogrid.telemetry.events import RunObserved
+from nanogrid.tuner.learner import Learner
 from nanogrid.tuner.sizes import MEASURED
-from nanogrid.tuning import READ_BY_RUNS, Lesson, Tuning, advised, key_of
+from nanogrid.tuner.store import READ_BY_RUNS, Lesson, Tuning, advised, key_of
+from nanogrid.wire.tuner_mode import Mode
 from tests.support.services import Service, redis_service, running, wait_until
 
 WRITERS = 4

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.code.archive import unpack
-from nanogrid.code.limits import Limits
 from nanogrid.errors import CodeCorruptError
+from nanogrid.execution.code.archive import unpack
+from nanogrid.execution.code.limits import Limits
 
 LIMITS = Limits(unpacked_bytes=8 * 1024 * 1024, entries=50, ratio=200)
 OUTSIDE = "outside.txt"
@@ -437,8 +437,8 @@ def test_memory_attack(tmp_path: Path, attack: str) -> None:
         """
         import resource, sys
         from pathlib import Path
-        from nanogrid.code.archive import unpack
-        from nanogrid.code.limits import Limits
+        from nanogrid.execution.code.archive import unpack
+        from nanogrid.execution.code.limits import Limits
         from nanogrid.errors import CodeCorruptError
         path, tree = Path(sys.argv[1]), Path(sys.argv[2])
         resource.setrlimit(resource.RLIMIT_DATA, (300 * 2**20, 300 * 2**20))

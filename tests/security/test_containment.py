@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nanogrid.container.report import Ended
+from nanogrid.execution.container.report import Ended
 from tests.support.rig import Rig
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from nanogrid.pool.lease import Container
+from nanogrid.execution.pool.child.lease import Container
 from nanogrid.result import StartKind
 from nanogrid.runtimes import Runtime
 from tests.security.traces import FORK, HANDLER, KINDS, NEW, Token, Traced

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.container.report import Ended
+from nanogrid.execution.container.report import Ended
 from nanogrid.result import Outcome
 from tests.security.traces import FORK, Traced
 from tests.support.rig import NEWEST_PYTHON_IMAGE, PYTHON_IMAGE, Rig

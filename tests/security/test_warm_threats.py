@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from nanogrid.container.report import Ended
+from nanogrid.execution.container.report import Ended
 from nanogrid.result import Outcome, StartKind
 from tests.support.repeated import Repeated, shown
 from tests.support.rig import NEWEST_PYTHON_IMAGE, PYTHON_IMAGE, Rig, Run

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nanogrid.executor import handler_command
+from nanogrid.execution.executor import handler_command
 from nanogrid.result import Outcome, StartKind
 from tests.support.repeated import Repeated
 from tests.support.rig import Rig, Run

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanogrid.errors import NanoGridError
-from nanogrid.pool.wire import Line
+from nanogrid.execution.pool.protocol import Line
 from nanogrid.result import StartKind
 from tests.support.repeated import Repeated
 from tests.support.rig import Rig

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from nanogrid import claims
 from nanogrid.celery import app as app
+from nanogrid.connections import result_redis
 
-claims.ANSWER_TIMEOUT_S = 0.25
+result_redis.ANSWER_TIMEOUT_S = 0.25

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nanogrid.container.cgroup import Cgroup
+from nanogrid.execution.container.cgroup import Cgroup
 
 LOOK_EVERY_S = 0.001
 

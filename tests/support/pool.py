@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanogrid.container.engine import Engine
-from nanogrid.container.labels import DATA_LABEL, data_id
-from nanogrid.pool.snapshot import snapshot
+from nanogrid.execution.container.engine import Engine
+from nanogrid.execution.container.labels import DATA_LABEL, data_id
+from nanogrid.execution.pool.snapshot import snapshot
 from nanogrid.settings import Settings
 
 

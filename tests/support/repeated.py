@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nanogrid.container.hardening import Confinement
 from nanogrid.errors import NanoGridError
-from nanogrid.executor import classify
-from nanogrid.pool.lease import Container, WarmContainer
-from nanogrid.pool.snapshot import Shown, snapshot
+from nanogrid.execution.container.hardening import Confinement
+from nanogrid.execution.executor import classify
+from nanogrid.execution.pool.child.lease import Container, WarmContainer
+from nanogrid.execution.pool.snapshot import Shown, snapshot
 from nanogrid.result import Outcome, StartKind
 from tests.support.rig import Rig, Run
 from tests.support.services import wait_until

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanogrid.container.cgroup import Usage
-from nanogrid.container.engine import End, Engine
-from nanogrid.container.hardening import Confinement, environment
-from nanogrid.container.labels import DATA_LABEL, data_id
-from nanogrid.container.report import RunReport
-from nanogrid.pool.lease import Container, Pool
-from nanogrid.pool.owner import Owner
-from nanogrid.pool.snapshot import snapshot
-from nanogrid.pool.wire import LeaseRequest
+from nanogrid.execution.container.cgroup import Usage
+from nanogrid.execution.container.engine import End, Engine
+from nanogrid.execution.container.hardening import Confinement, environment
+from nanogrid.execution.container.labels import DATA_LABEL, data_id
+from nanogrid.execution.container.report import RunReport
+from nanogrid.execution.pool.child.lease import Container, Pool
+from nanogrid.execution.pool.owner.owner import Owner
+from nanogrid.execution.pool.protocol import LeaseRequest
+from nanogrid.execution.pool.snapshot import snapshot
 from nanogrid.request import parse_request
 from nanogrid.runtimes import Runtime
 from nanogrid.settings import Settings

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanogrid.container import users
-from nanogrid.container.engine import Engine
-from nanogrid.container.hardening import WORKSPACE, Confinement, runner_options
-from nanogrid.container.link import Link, Listener, Message, Ready, RunEnded, Unfit
-from nanogrid.container.slot import CODE, PACKAGES, Slot, in_memory
-from nanogrid.runner.programs import lay_out_programs
+from nanogrid.execution.container import users
+from nanogrid.execution.container.engine import Engine
+from nanogrid.execution.container.hardening import WORKSPACE, Confinement, runner_options
+from nanogrid.execution.container.link import Link, Listener, Message, Ready, RunEnded, Unfit
+from nanogrid.execution.container.slot import CODE, PACKAGES, Slot, in_memory
+from nanogrid.execution.runner.programs import lay_out_programs
 from nanogrid.settings import Settings
 
 TIMEOUT_S = 30.0

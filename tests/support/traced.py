@@ -17,12 +17,12 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from nanogrid import tracing
 from nanogrid.celery import app
 from nanogrid.client import Client
-from nanogrid.pool.lease import use_owner
-from nanogrid.submission import EXECUTE
+from nanogrid.execution.pool.child.lease import use_owner
 from nanogrid.tasks import execute_function
+from nanogrid.telemetry import tracing
+from nanogrid.wire.names import EXECUTE
 
 
 def main() -> None:

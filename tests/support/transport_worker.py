@@ -21,9 +21,9 @@ import redis
 from celery import Celery, bootsteps
 from kombu import Queue
 
-from nanogrid import plain_json
 from nanogrid.settings import Settings
-from nanogrid.transport import transport_options
+from nanogrid.sqs import plain_json
+from nanogrid.sqs.transport import transport_options
 from tests.support.services import wait_until
 
 TASK = "nanogrid.execute_function"
@@ -35,7 +35,7 @@ def make_app(settings: Settings, result_url: str | None = None) -> Celery:
     app = Celery("transport-test", set_as_current=False)
     app.conf.update(
         broker_url=settings.broker_url,
-        broker_transport="nanogrid.transport:Transport",
+        broker_transport="nanogrid.sqs.transport:Transport",
         broker_transport_options=transport_options(settings),
         broker_connection_retry_on_startup=True,
         result_backend=result_url,

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogrid.settings import Settings
-from nanogrid.submission import EXECUTE, SENT_AT
-from nanogrid.transport.envelopes import (
+from nanogrid.sqs.transport.envelopes import (
     BareRequest,
     CeleryEnvelope,
     Garbage,
@@ -22,7 +21,8 @@ from nanogrid.transport.envelopes import (
     request_of,
     valid_request_id,
 )
-from nanogrid.transport.visibility import HeldMessages, return_delay_s
+from nanogrid.sqs.transport.visibility import HeldMessages, return_delay_s
+from nanogrid.wire.names import EXECUTE, SENT_AT
 
 SETTINGS = Settings(overhead_s=100, hard_limit_grace_s=10)
 MESSAGE_ID = "9f1c4d0e-0000-4000-8000-000000000000"

@@ -20,11 +20,11 @@ import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
-from nanogrid.code.archive import unpack
-from nanogrid.code.limits import Limits
-from nanogrid.code.required import HandlerModule, check_required
-from nanogrid.code.tree import FIXED_TIME_NS, remove_tree
 from nanogrid.errors import CodeCorruptError
+from nanogrid.execution.code.archive import unpack
+from nanogrid.execution.code.limits import Limits
+from nanogrid.execution.code.required import HandlerModule, check_required
+from nanogrid.execution.code.tree import FIXED_TIME_NS, remove_tree
 
 LIMITS = Limits(unpacked_bytes=8 * 1024 * 1024, entries=200, ratio=200)
 

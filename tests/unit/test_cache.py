@@ -16,12 +16,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nanogrid.code import cache as cache_module
-from nanogrid.code import locks
-from nanogrid.code.cache import Cache, Entry, source_name
-from nanogrid.code.locks import try_exclusive, try_shared, wait_for_file
-from nanogrid.code.source import Identity
-from nanogrid.code.tree import BLOCK_BYTES, Unpacked, remove_tree
+from nanogrid.execution.code import cache as cache_module
+from nanogrid.execution.code import locks
+from nanogrid.execution.code.cache import Cache, Entry, source_name
+from nanogrid.execution.code.locks import try_exclusive, try_shared, wait_for_file
+from nanogrid.execution.code.source import Identity
+from nanogrid.execution.code.tree import BLOCK_BYTES, Unpacked, remove_tree
 from tests.support.interleaved import before_every_line
 
 T = TypeVar("T")

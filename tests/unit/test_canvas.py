@@ -8,11 +8,11 @@ from typing import Any
 import celery
 import pytest
 
-from nanogrid.canvas import refuse_unusable
 from nanogrid.celery import app, make_app
 from nanogrid.errors import EarlierPartError, InvalidRequestError
 from nanogrid.result import ExecutionResult, Outcome, not_run
-from nanogrid.submission import merge_fields
+from nanogrid.sqs.canvas import refuse_unusable
+from nanogrid.sqs.submission import merge_fields
 from nanogrid.tasks import execute_function, reduce_function
 
 REQUEST: dict[str, Any] = {"functionId": "f", "runtime": "python", "s3Bucket": "code", "s3Key": "f.zip"}

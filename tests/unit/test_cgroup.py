@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.container.cgroup import Cgroup, Gauge, Hierarchy, KeptCgroup, Usage, detect, locate
+from nanogrid.execution.container.cgroup import Cgroup, Gauge, Hierarchy, KeptCgroup, Usage, detect, locate
 from nanogrid.settings import Settings
 
 CONTAINER = "5dd59f56dfc7dbf48dd8e4fcdc104441caab67acb3b36e75c41b3cd54f974bb0"

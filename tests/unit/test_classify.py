@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from nanogrid.code.required import HandlerModule
-from nanogrid.container.cgroup import Usage
-from nanogrid.container.engine import End
-from nanogrid.container.report import Ended, RunReport, Stream
 from nanogrid.errors import ContainerLostError
-from nanogrid.executor import classify, handler_command, value_of
+from nanogrid.execution.code.required import HandlerModule
+from nanogrid.execution.container.cgroup import Usage
+from nanogrid.execution.container.engine import End
+from nanogrid.execution.container.report import Ended, RunReport, Stream
+from nanogrid.execution.executor import classify, handler_command, value_of
 from nanogrid.result import ExecutionResult, Outcome, not_run
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.cli.failures import explain
-from nanogrid.cli.given import given, parse_env, parse_payload
-from nanogrid.cli.printing import facts, print_result
-from nanogrid.cli.source import Local, Stored, find_source, guess_runtime, pack
+from nanogrid.cli.exit_codes import explain
+from nanogrid.cli.function_source import Local, Stored, find_source, guess_runtime, pack
+from nanogrid.cli.inputs import given, parse_env, parse_payload
+from nanogrid.cli.output import facts, print_result
 from nanogrid.cli.target import deployment_variables, find_target
 from nanogrid.errors import CodeError, ConfigurationError, InvalidRequestError
 from nanogrid.local.environment import process_environment, producer_environment, shell_lines

@@ -29,10 +29,10 @@ from nanogrid.cli.pool import (
     to_wire,
 )
 from nanogrid.errors import ConfigurationError
-from nanogrid.pool.identity import Owner
-from nanogrid.pool.snapshot import Shown
-from nanogrid.pool.states import State
-from nanogrid.pool.wire import Line, short_path
+from nanogrid.execution.pool.identity import Owner
+from nanogrid.execution.pool.protocol import Line, short_path
+from nanogrid.execution.pool.snapshot import Shown
+from nanogrid.execution.pool.states import State
 from tests.support.command import ENTRY
 
 MIB = 1024 * 1024

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from nanogrid.cli.application import app
 from nanogrid.cli.chart import check_chart, draw
-from nanogrid.cli.measured import human_ms, print_measured, remarks, to_wire
-from nanogrid.cli.measuring import ID_LENGTH, Measuring, measured_id, sample_of
+from nanogrid.cli.size_runs import ID_LENGTH, Measuring, measured_id, sample_of
+from nanogrid.cli.size_table import human_ms, print_measured, remarks, to_wire
 from nanogrid.cli.tune import sizes_of
 from nanogrid.errors import ConfigurationError
 from nanogrid.result import ExecutionResult, Outcome, Phases, StartKind

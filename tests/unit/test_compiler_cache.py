@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.runner.inside.compiler_command import parse
-from nanogrid.runner.inside.compiler_inputs import Root, UnclearError, digest
-from nanogrid.runner.inside.compiler_record import facts, headers
-from nanogrid.runner.inside.compiler_store import Store
+from nanogrid.execution.runner.inside.compiler_command import parse
+from nanogrid.execution.runner.inside.compiler_inputs import Root, UnclearError, digest
+from nanogrid.execution.runner.inside.compiler_record import facts, headers
+from nanogrid.execution.runner.inside.compiler_store import Store
 
 MOUNTS = "1 0 0:1 / / {} - overlay overlay ro\n2 1 0:2 / /work\\040space rw - tmpfs tmpfs rw\n"
 

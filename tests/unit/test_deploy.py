@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from nanogrid.queues import DEAD_LETTER_RETENTION_S, DEAD_LETTER_SUFFIX
 from nanogrid.runtimes import BUILT_IN
 from nanogrid.settings import Settings
+from nanogrid.sqs.queues import DEAD_LETTER_RETENTION_S, DEAD_LETTER_SUFFIX
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "deploy" / "images"

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomllib
 import typer
 from pydantic import BaseModel
 
 from nanogrid.cli.application import app
-from nanogrid.container.hardening import environment
+from nanogrid.execution.container.hardening import environment
 from nanogrid.request import FunctionRequest, parse_request
 from nanogrid.result import ExecutionResult
 from nanogrid.settings import Settings
@@ -21,18 +22,21 @@ from nanogrid.settings import Settings
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
 README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^(?: {4}|\t).*$", re.MULTILINE)
 SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 
-FILES_OF_FUNCTIONS = {"main.py", "run.sh", "build.sh", "main.js", "hello.py"}
+FILES_OF_FUNCTIONS = {"main.py", "report.py", "run.sh", "build.sh", "main.js", "hello.py"}
 """Names of files that a function brings, not this repository."""
 
 FOLDERS_OF_CODE = (
     ROOT,
-    *(ROOT / "nanogrid" / folder for folder in ("", "code", "pool", "container", "layers", "runner/inside", "tuner")),
+    ROOT / "nanogrid",
+    ROOT / "nanogrid" / "execution",
+    ROOT / "nanogrid" / "execution" / "runner" / "inside",
 )
 """Where a file that is named without its whole path may lie."""
 
@@ -181,6 +185,30 @@ def test_every_threat_names_a_test_that_exists() -> None:
     claimed = set(re.findall(r"`(test_[a-z0-9_]+)`", (ROOT / "docs" / "security.md").read_text()))
     assert claimed
     assert {name for name in claimed if f"def {name}(" not in written} == set()
+
+
+def test_the_tree_in_the_architecture_is_the_tree() -> None:
+    """The picture names every package of `nanogrid/` down to the third level, and every module beside them."""
+    picture = ARCHITECTURE.split("\n## The tree\n", 1)[1].split("```")[1]
+    drawn, above = set(), [""]
+    for line in picture.splitlines()[2:]:
+        names = re.split(r"\s{3,}", line.strip())[0].split()
+        above[(len(line) - len(line.lstrip())) // 2 :] = [names[0]]
+        drawn |= {"".join(above[1:])} if names[0].endswith("/") else {f"{name}.py" for name in names}
+    package = ROOT / "nanogrid"
+    folders = {f"{path.parent.relative_to(package)}/" for path in package.rglob("__init__.py")}
+    insides = {folder for folder in folders if "inside" in folder} | {"./"}
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    assert drawn == (folders - insides) | modules
+
+
+def test_the_rows_of_the_architecture_are_those_of_the_import_contract() -> None:
+    """The table has the layers of `[tool.importlinter]`, in their order, and says which may import each other."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    rows = re.findall(r"^\| (`.+`) \| (yes)? ?\|$", ARCHITECTURE.split("\n## The tree\n", 1)[1], re.MULTILINE)
+    assert [(re.findall(r"`(\w+)`", names), said == "yes") for names, said in rows] == [
+        (re.findall(r"\w+", layer), ":" in layer) for layer in contract["layers"]
+    ]
 
 
 def test_every_decision_is_in_the_index() -> None:

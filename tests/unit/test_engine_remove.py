@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.container.engine import Engine
 from nanogrid.errors import ContainerError
+from nanogrid.execution.container.engine import Engine
 from nanogrid.settings import Settings
 
 ENDED_MEANWHILE = 500, "Could not kill running container abc, cannot remove - Container abc is not running"

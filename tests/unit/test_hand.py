@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from nanogrid.pool.hand import Hand, Slate, Token
+from nanogrid.execution.pool.retained import Hand, Slate, Token
 
 
 def slate() -> Slate:

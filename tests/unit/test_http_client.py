@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kombu.asynchronous import Hub
 
-from nanogrid.transport.http import PunctualClient, client_of
+from nanogrid.sqs.transport.http import PunctualClient, client_of
 
 
 @pytest.fixture

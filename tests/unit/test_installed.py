@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
-INSIDE = {ROOT / "nanogrid" / "runner" / "inside", ROOT / "nanogrid" / "layers" / "inside"}
+INSIDE = {ROOT / "nanogrid" / "execution" / "runner" / "inside", ROOT / "nanogrid" / "execution" / "layers" / "inside"}
 """Programs of containers: they run there, with what is there."""
 
 

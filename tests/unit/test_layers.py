@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.code import Code, locks
-from nanogrid.code.locks import try_exclusive
-from nanogrid.container.labels import owners_folder
 from nanogrid.errors import CodeError, CodeUnavailableError, LayerBuildError
-from nanogrid.layers import claims, requirements
-from nanogrid.layers.buildlog import HEAD_BYTES, TAIL_BYTES, BuildLog, prune
-from nanogrid.layers.failures import Failures
-from nanogrid.layers.lines import Line
-from nanogrid.layers.recipes import Needs, needs, packages_recipe, tree_recipe
-from nanogrid.layers.requirements import Requirements
+from nanogrid.execution.code import Code, locks
+from nanogrid.execution.code.locks import try_exclusive
+from nanogrid.execution.container.labels import owners_folder
+from nanogrid.execution.layers import build_claims, requirements
+from nanogrid.execution.layers.build_log import HEAD_BYTES, TAIL_BYTES, BuildLog, prune
+from nanogrid.execution.layers.failed_builds import Failures
+from nanogrid.execution.layers.lines import Line
+from nanogrid.execution.layers.recipes import Needs, needs, packages_recipe, tree_recipe
+from nanogrid.execution.layers.requirements import Requirements
 from nanogrid.runtimes import CPP, PYTHON
 from nanogrid.settings import Settings
 from tests.support.interleaved import before_every_line
@@ -379,23 +379,23 @@ def test_a_builder_that_starts_is_never_taken_for_dead(tmp_path: Path) -> None:
     """Another builder may tidy up before any line: a new builder keeps the lock of its layer, and that of its container."""
     folder, data_dir = tmp_path / "layers" / "builds", tmp_path
     folder.mkdir(parents=True)
-    (owners_folder(data_dir) / claims.BUILDERS).mkdir(parents=True)
+    (owners_folder(data_dir) / build_claims.BUILDERS).mkdir(parents=True)
 
     def start() -> ExitStack:
         held = ExitStack()
-        held.enter_context(claims.only_builder(folder, "layer", tmp_path / "log"))
-        held.enter_context(claims.owner_of_build(data_dir, "layer"))
+        held.enter_context(build_claims.only_builder(folder, "layer", tmp_path / "log"))
+        held.enter_context(build_claims.owner_of_build(data_dir, "layer"))
         return held
 
-    for held in before_every_line(start, lambda: claims.forget_dead(folder, data_dir), claims, locks):
+    for held in before_every_line(start, lambda: build_claims.forget_dead(folder, data_dir), build_claims, locks):
         with held:
-            kept = [*folder.iterdir(), *(owners_folder(data_dir) / claims.BUILDERS).iterdir()]
+            kept = [*folder.iterdir(), *(owners_folder(data_dir) / build_claims.BUILDERS).iterdir()]
             assert [path.suffix for path in kept] == ["", ".lock"]
             assert [try_exclusive(path) for path in kept] == [None, None]
 
 
 def test_other_users_see_nothing_of_layers(tmp_path: Path) -> None:
     """The folder of all layers is closed, also where a builder's lock is the first thing in it."""
-    with claims.only_builder(tmp_path / "data" / "layers" / "builds", "layer", tmp_path / "log"):
+    with build_claims.only_builder(tmp_path / "data" / "layers" / "builds", "layer", tmp_path / "log"):
         pass
     assert (tmp_path / "data" / "layers").stat().st_mode & 0o777 == 0o700

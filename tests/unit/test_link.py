@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogrid.container.link import PACKET_BYTES, Hello, Link, Listener, Ready, RunEnded, Unfit, parse
 from nanogrid.errors import ContainerLostError, ContainerStartError
+from nanogrid.execution.container.link import PACKET_BYTES, Hello, Link, Listener, Ready, RunEnded, Unfit, parse
 from tests.support.services import wait_until
 
 LONG_S = 30.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nanogrid.errors import MapPartFailedError
-from nanogrid.mapping import PartFailure, reducer_input
 from nanogrid.result import ExecutionResult, Outcome, not_run
+from nanogrid.results.mapping import PartFailure, reducer_input
 
 GOOD = ExecutionResult(
     request_id="m/0",

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nanogrid.errors import InvalidRequestError
-from nanogrid.request import new_request_id
-from nanogrid.request_ids import refusal
+from nanogrid.request import new_request_id, refusal
 from nanogrid.settings import Settings
-from nanogrid.submission import EXECUTE, REDUCE, SENT_AT, Submission
-from nanogrid.transport.envelopes import BareRequest, CeleryEnvelope, Garbage, adopt, read_body
-from nanogrid.transport.steering import foreign_id, problem_of_parts
+from nanogrid.sqs.submission import Submission
+from nanogrid.sqs.transport.envelopes import BareRequest, CeleryEnvelope, Garbage, adopt, read_body
+from nanogrid.sqs.transport.steering import foreign_id, problem_of_parts
+from nanogrid.wire.names import EXECUTE, REDUCE, SENT_AT
 
 REQUEST = {"functionId": "f", "runtime": "python", "s3Bucket": "code", "s3Key": "f.zip"}
 PREFIXES = Settings(request_id_prefixes={"python": "a-", "cpp": "b-"})

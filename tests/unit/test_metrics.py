@@ -13,20 +13,20 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
-from nanogrid import counted
-from nanogrid.container.hardening import Confinement
+from nanogrid.execution.container.hardening import Confinement
+from nanogrid.execution.pool.owner.policy import Bounds, Kind, Wish
+from nanogrid.execution.pool.owner.stock import Stock
+from nanogrid.execution.pool.owner.tally import Counted, Eviction, Tally
+from nanogrid.execution.pool.states import State
 from nanogrid.metrics.account import KEPT, LOWERED, MOST_VALUES, OTHER, Account
 from nanogrid.metrics.address import Address
 from nanogrid.metrics.gauges import Gauges, build_info, of_pool
-from nanogrid.metrics.queue_look import Seen, oldest_age_s
-from nanogrid.observations import LOST, Happened, RequestEnded, RunObserved
-from nanogrid.pool.policy import Bounds, Kind, Wish
-from nanogrid.pool.states import State
-from nanogrid.pool.stock import Stock
-from nanogrid.pool.tally import Counted, Eviction, Tally
-from nanogrid.queues import QueueDepth
+from nanogrid.metrics.queue_depths import Seen, oldest_age_s
 from nanogrid.result import Outcome
 from nanogrid.settings import Settings
+from nanogrid.sqs.queues import QueueDepth
+from nanogrid.telemetry import counters
+from nanogrid.telemetry.events import LOST, Happened, RequestEnded, RunObserved
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "deploy" / "observability"
@@ -65,7 +65,7 @@ def test_what_has_not_happened_stands_at_zero(registry: CollectorRegistry, accou
     for runtime in ("python", "cpp", OTHER):
         for outcome in Outcome:
             assert of(registry, "requests_ended_total", runtime=runtime, outcome=outcome.value) == 0
-    for cause in counted.CAUSES:
+    for cause in counters.CAUSES:
         assert of(registry, "attempts_failed_total", cause=cause) == 0
     assert of(registry, "events_lost_total") == 0
 
@@ -127,7 +127,7 @@ def test_the_tuner_is_seen_by_the_limits_of_runs(registry: CollectorRegistry, ac
     def run(limit_mb: int, *, rerun: bool = False) -> RunObserved:
         return RunObserved("f", "abc", 1.0, "SUCCEEDED", 1.0, None, None, limit_mb, 256, False, rerun)
 
-    account([run(64), run(64), run(256), run(256, rerun=True), Happened(counted.RERUN)])
+    account([run(64), run(64), run(256), run(256, rerun=True), Happened(counters.RERUN)])
     assert of(registry, "tuner_decisions_total", decision=LOWERED) == 2
     assert of(registry, "tuner_decisions_total", decision=KEPT) == 1
     assert of(registry, "tuner_reruns_total") == 1
@@ -138,16 +138,16 @@ def test_everything_that_can_be_told_by_name_is_counted(
 ) -> None:
     """Each name of `counted` has a metric, and so has the loss of events."""
     labels = {
-        counted.CODE_LOOKUP: counted.HIT, counted.LAYER_LOOKUP: counted.MISS, counted.LAYER_BUILD: counted.BUILT,
-        counted.ATTEMPT_FAILED: "pool", counted.DUPLICATE: counted.WAITED,
+        counters.CODE_LOOKUP: counters.HIT, counters.LAYER_LOOKUP: counters.MISS, counters.LAYER_BUILD: counters.BUILT,
+        counters.ATTEMPT_FAILED: "pool", counters.DUPLICATE: counters.WAITED,
     }  # fmt: skip
     names = [
         node.target.id if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) else node.targets[0].id
-        for node in ast.parse(Path(counted.__file__).read_text()).body
+        for node in ast.parse(Path(counters.__file__).read_text()).body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     ]
-    values = {counted.HIT, counted.MISS, counted.BUILT, counted.FAILED, counted.ANSWERED, counted.WAITED}
-    told = [value for name in names if isinstance(value := getattr(counted, name), str) and value not in values]
+    values = {counters.HIT, counters.MISS, counters.BUILT, counters.FAILED, counters.ANSWERED, counters.WAITED}
+    told = [value for name in names if isinstance(value := getattr(counters, name), str) and value not in values]
     assert len(told) >= 10
     before = total(registry)
     for name in [*told, LOST]:
@@ -170,10 +170,10 @@ def test_a_name_without_a_metric_is_said_once_in_the_log(account: Account, caplo
 
 def test_values_of_a_label_are_bounded(registry: CollectorRegistry, account: Account) -> None:
     """Whatever is told as a cause, a bound is kept, and the rest is one series."""
-    account([Happened(counted.ATTEMPT_FAILED, f"value-{number}") for number in range(100)])
-    account([Happened(counted.ATTEMPT_FAILED, "pool")])
+    account([Happened(counters.ATTEMPT_FAILED, f"value-{number}") for number in range(100)])
+    account([Happened(counters.ATTEMPT_FAILED, "pool")])
     (metric,) = [metric for metric in registry.collect() if metric.name == "nanogrid_attempts_failed"]
-    assert len(metric.samples) == len(counted.CAUSES) + MOST_VALUES + 1
+    assert len(metric.samples) == len(counters.CAUSES) + MOST_VALUES + 1
     assert of(registry, "attempts_failed_total", cause=OTHER) == 100 - MOST_VALUES
     assert of(registry, "attempts_failed_total", cause="pool") == 1
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from nanogrid.ledger import Ledger
-from nanogrid.observations import LOST, Event, Happened, Reader, RequestEnded, RunObserved, happened, tell
+from nanogrid.telemetry.event_thread import Ledger
+from nanogrid.telemetry.events import LOST, Event, Happened, Reader, RequestEnded, RunObserved, happened, tell
 
 RUN = RunObserved("f", "abc", 1.5, "SUCCEEDED", 2.5, None, 4096, 128, 256, killed_for_memory=False)
 

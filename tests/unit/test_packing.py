@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogrid.errors import CodeError
-from nanogrid.packing import SKIPPED_NAMES, PackingLimits, pack_file, pack_folder
+from nanogrid.execution.code.packing import SKIPPED_NAMES, PackingLimits, pack_file, pack_folder
 
 NAME = st.text(
     st.characters(codec="utf-8", exclude_characters="/\\", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from nanogrid.pool.policy import (
+from nanogrid.execution.pool.owner.policy import (
     EVICTABLE,
     IN_USE,
     Bounds,
@@ -26,7 +26,7 @@ from nanogrid.pool.policy import (
     make_room,
     missing,
 )
-from nanogrid.pool.states import MOVES, IllegalMoveError, State, check
+from nanogrid.execution.pool.states import MOVES, IllegalMoveError, State, check
 
 PYTHON = Kind("python", "none")
 ONLINE = Kind("python", "bridge")

@@ -6,7 +6,7 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 
-from nanogrid.redis_refusals import PatientRetry, passes
+from nanogrid.connections.result_redis import PatientRetry, passes
 
 PASSING = [
     redis.ReadOnlyError("You can't write against a read only replica."),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nanogrid.errors import InvalidRequestError
 from nanogrid.request import FIELDS, FunctionRequest, parse_request, time_limits
 from nanogrid.settings import Settings, current
-from nanogrid.submission import Submission
+from nanogrid.sqs.submission import Submission
 
 ORIGINAL: dict[str, Any] = {
     "requestId": "req-1",

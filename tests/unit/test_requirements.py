@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pip._internal.exceptions import PipError
 
 from nanogrid.errors import LayerBuildError
-from nanogrid.layers import requirements
-from nanogrid.layers.requirements import Requirements
+from nanogrid.execution.layers import requirements
+from nanogrid.execution.layers.requirements import Requirements
 from tests.support.pip_reading import reading
 from tests.support.requirements_corpus import ACCEPTED, FILES, HOSTILE, WHEEL_FILE, Written
 

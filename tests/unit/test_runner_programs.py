@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from nanogrid.runner.programs import INSIDE, OLDEST_PYTHON
+from nanogrid.execution.runner.programs import INSIDE, OLDEST_PYTHON
 from tests.differential.corpus import SUBJECTS, read
 
 PROGRAMS = sorted(path for path in INSIDE.rglob("*.py"))

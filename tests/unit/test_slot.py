@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.container.report import Result
-from nanogrid.container.slot import Slot, farm, in_memory
 from nanogrid.errors import ContainerStartError
+from nanogrid.execution.container.report import Result
+from nanogrid.execution.container.slot import Slot, farm, in_memory
 
 LONG_AGO_NS = 1_000_000_000_000_000_000
 LIMIT_BYTES = 1000

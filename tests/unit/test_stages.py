@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from nanogrid import stages
 from nanogrid.celery import make_app
-from nanogrid.logs import JsonLines, Logging, TextLines, _not_told_by_stages, _without_body
-from nanogrid.masking import Mask, secrets_of
 from nanogrid.result import ExecutionResult, Outcome, StartKind, not_run
 from nanogrid.settings import Settings
+from nanogrid.telemetry import stages
+from nanogrid.telemetry.logs import JsonLines, Logging, TextLines, _not_told_by_stages, _without_body
+from nanogrid.telemetry.masking import Mask, secrets_of
 
 FORMAT = "[%(levelname)s/%(processName)s] %(message)s"
 STARTED: Any = {

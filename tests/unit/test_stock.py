@@ -10,13 +10,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from nanogrid.container.hardening import Confinement
 from nanogrid.errors import PoolExhaustedError
-from nanogrid.pool.hand import Hand, Slate, Token
-from nanogrid.pool.policy import Bounds, Kind, Wish
-from nanogrid.pool.pooled import Pooled
-from nanogrid.pool.states import IllegalMoveError, State
-from nanogrid.pool.stock import Grant, Stock
+from nanogrid.execution.container.hardening import Confinement
+from nanogrid.execution.pool.owner.policy import Bounds, Kind, Wish
+from nanogrid.execution.pool.owner.pooled import Pooled
+from nanogrid.execution.pool.owner.stock import Grant, Stock
+from nanogrid.execution.pool.retained import Hand, Slate, Token
+from nanogrid.execution.pool.states import IllegalMoveError, State
 from nanogrid.result import StartKind
 from tests.support.services import wait_until
 

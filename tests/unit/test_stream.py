@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from nanogrid.client import Client
 from nanogrid.errors import ConfigurationError, InvalidRequestError
 from nanogrid.result import ExecutionResult, Outcome
+from nanogrid.results.stream.entry import fields_of, shortened, streamed
+from nanogrid.results.stream.readers import gap
 from nanogrid.settings import Settings
-from nanogrid.stream.entry import fields_of, shortened, streamed
-from nanogrid.stream.reading import gap
 
 
 def result(**fields: Any) -> ExecutionResult:

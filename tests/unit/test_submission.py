@@ -15,8 +15,9 @@ from nanogrid.celery import app
 from nanogrid.client import Client
 from nanogrid.errors import ConfigurationError, InvalidRequestError
 from nanogrid.settings import Settings
-from nanogrid.submission import EXECUTE, SENT_AT, Submission, merge_fields, redacted
+from nanogrid.sqs.submission import Submission, merge_fields, redacted
 from nanogrid.tasks import execute_function
+from nanogrid.wire.names import EXECUTE, SENT_AT
 
 REQUEST: dict[str, Any] = {
     "requestId": "r-1",

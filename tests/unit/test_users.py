@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.container.users import lay_out, with_group, with_user
+from nanogrid.execution.container.users import lay_out, with_group, with_user
 
 ROOT = "root:x:0:0:root:/root:/bin/bash\n"
 NOBODY = "nobody:*:65534:65534:nobody,,:/nonexistent:/usr/sbin/nologin\n"

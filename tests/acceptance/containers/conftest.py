@@ -24,7 +24,7 @@ from pytest_celery import (
 from pytest_docker_tools import container, fxtr, network
 
 from nanogrid.client import Client
-from nanogrid.container.engine import Engine
+from nanogrid.execution.container.engine import Engine
 from nanogrid.settings import Settings
 from tests.acceptance.conftest import assert_nothing_left
 from tests.acceptance.containers.components import (

@@ -11,10 +11,11 @@ from typing import Any
 from pytest_celery import CeleryTestSetup
 
 from nanogrid.client import Client
-from nanogrid.container.engine import Engine
-from nanogrid.queues import resolve, sqs_client
+from nanogrid.connections.sqs import sqs_client
+from nanogrid.execution.container.engine import Engine
 from nanogrid.result import ExecutionResult, Outcome
 from nanogrid.settings import Settings
+from nanogrid.sqs.queues import resolve
 from tests.support import functions as programs
 from tests.support.functions import Functions
 from tests.support.pool import containers_of, exists

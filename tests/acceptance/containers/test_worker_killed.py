@@ -10,7 +10,7 @@ from pytest_celery import CeleryTestSetup
 from pytest_docker_tools import container
 
 from nanogrid.client import Client
-from nanogrid.container.engine import Engine
+from nanogrid.execution.container.engine import Engine
 from nanogrid.result import Outcome
 from nanogrid.settings import Settings
 from tests.acceptance.conftest import assert_nothing_left

@@ -1,0 +1,82 @@
+"""Prints an ExecutionResult: the function's output as its own, and one line about the run beside it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING, TextIO
+
+from nanogrid.cli import console
+
+if TYPE_CHECKING:
+    from nanogrid.result import ExecutionResult
+    from nanogrid.results.stream.entry import StreamedResult
+
+_COLOURS = {"SUCCEEDED": "green", "FAILED": "red"}
+_VALUE_SHOWN = 500
+
+
+def print_result(result: ExecutionResult, *, as_json: bool) -> None:
+    """stdout and stderr of the function byte by byte to ours, the summary to stderr; or the JSON alone to stdout."""
+    if as_json:
+        console.print_json(result.to_wire())
+        return
+    _write(sys.stdout, result.stdout)
+    _write(sys.stderr, result.stderr)
+    _print_summary(result)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write without any translation of line ends or encodings."""
+    stream.flush()
+    stream.buffer.write(text.encode("utf-8", "surrogatepass"))
+    stream.buffer.flush()
+
+
+def _print_summary(result: ExecutionResult) -> None:
+    from rich.text import Text
+
+    line = Text("" if _ends_line(result) else "\n")
+    line.append(result.outcome.value, style=f"bold {_COLOURS.get(result.outcome.value, 'yellow')}")
+    line.append("".join(f" · {fact}" for fact in facts(result)), style="dim")
+    err = console.stderr()
+    err.print(line)
+    if result.value is not None:
+        value = json.dumps(result.value)
+        err.print(Text(f"value: {value if len(value) <= _VALUE_SHOWN else value[:_VALUE_SHOWN] + ' ...'}"))
+
+
+def print_line(found: StreamedResult) -> None:
+    """A result of many, in one line: when, which, and what became of it."""
+    from rich.text import Text
+
+    at = datetime.fromtimestamp(found.stored_at_ms / 1000).astimezone()
+    outcome = found.result.outcome.value
+    line = Text(f"{at:%H:%M:%S}  {found.number:>6}  ", style="dim")
+    line.append(f"{outcome:<13}", style=f"bold {_COLOURS.get(outcome, 'yellow')}")
+    line.append(f"  {found.result.function_id}  {found.result.request_id}", style="default")
+    line.append("".join(f" · {fact}" for fact in facts(found.result)), style="dim")
+    out = console.stdout()
+    out.print(line, soft_wrap=True)
+    out.file.flush()
+
+
+def facts(result: ExecutionResult) -> list[str]:
+    """What is worth knowing about a run, in short."""
+    found = [f"exit code {result.exit_code}", f"{result.duration_millis} ms"]
+    if result.peak_memory_bytes is not None:
+        limit = f" of {result.memory_limit_mb}" if result.memory_limit_mb else ""
+        found.append(f"{result.peak_memory_bytes / 2**20:.0f}{limit} MiB")
+    if result.start_kind is not None:
+        found.append(f"{result.start_kind.value} start")
+    if result.attempt > 1:
+        found.append(f"attempt {result.attempt}")
+    found += [f"{name} was cut" for name in ("stdout", "stderr") if getattr(result, f"{name}_truncated")]
+    return found
+
+
+def _ends_line(result: ExecutionResult) -> bool:
+    """Whether the summary starts on a line of its own: the output may end in the middle of one."""
+    last = result.stderr or (result.stdout if sys.stdout.isatty() else "")
+    return not last or last.endswith("\n")

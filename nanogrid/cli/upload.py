@@ -1,0 +1,85 @@
+"""Brings a function's code to where workers find it, and fills in what a request says about it: runtime, name, place.
+
+The rule: `invoke` and `tune` agree here on what an argument means.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from nanogrid.cli import console
+from nanogrid.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from nanogrid.cli.function_source import Local, Stored
+    from nanogrid.cli.target import Target
+    from nanogrid.client import Client
+
+LOCAL_BUCKET = "nanogrid-functions"
+"""The bucket of uploads to a local stack, made when it is missing."""
+
+
+def with_code(
+    source_text: str, request: dict[str, Any], bucket: str | None, target: Target, client: Client
+) -> dict[str, Any]:
+    """The request with runtime, function id and code filled in, after an upload where the code is not in S3 yet.
+
+    Raises InvalidRequestError or CodeError where they cannot be told, or the code is of no use.
+    """
+    from nanogrid.cli.function_source import find_source, guess_runtime
+    from nanogrid.request import check_handler
+
+    if "handler" in request:
+        check_handler(request["handler"])
+    source = find_source(source_text)
+    filled = {**request}
+    if "runtime" not in filled:
+        filled["runtime"] = guess_runtime(source, target.settings, handler=request.get("handler"))
+        console.note(f"runtime: {filled['runtime']} (seen from the {'handler' if 'handler' in request else 'files'})")
+    filled.setdefault("functionId", _function_id(source))
+    return {**filled, **_place(source, filled, bucket, target, client)}
+
+
+def _place(
+    source: Stored | Local, request: dict[str, Any], bucket: str | None, target: Target, client: Client
+) -> dict[str, str]:
+    """Where the code is in S3, after an upload if need be, with its hash where it is known."""
+    from nanogrid.cli.function_source import Stored, pack
+
+    if isinstance(source, Stored):
+        return {"s3Bucket": source.bucket, "s3Key": source.key}
+    table = target.settings.runtime_table
+    runtime = table.canonical(request["runtime"])
+    if runtime is None:
+        accepted = ", ".join(table.accepted())
+        raise InvalidRequestError("runtime", f"{request['runtime']!r} is not known; accepted are {accepted}")
+    archive = pack(source, table[runtime], target.settings, handler=request.get("handler"))
+    bucket = bucket or _default_bucket(target)
+    if target.is_local:
+        _make_bucket(bucket, target)
+    key, sha256 = client.upload(archive, bucket)
+    return {"s3Bucket": bucket, "s3Key": key, "codeSha256": sha256}
+
+
+def _default_bucket(target: Target) -> str:
+    if target.is_local:
+        return LOCAL_BUCKET
+    raise InvalidRequestError("s3Bucket", "name the bucket that the code is uploaded to with --bucket")
+
+
+def _make_bucket(bucket: str, target: Target) -> None:
+    """Make the bucket on a local S3 where it is missing."""
+    from nanogrid.connections.s3 import s3_client
+
+    client, region = s3_client(target.settings), target.settings.region
+    # S3 wants every region named here but its first one.
+    where: Any = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    try:
+        client.create_bucket(Bucket=bucket, **where)
+    except (client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+        return
+
+
+def _function_id(source: Stored | Local) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", source.stem).strip("-.") or "function"

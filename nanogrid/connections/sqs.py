@@ -1,0 +1,32 @@
+"""The client for SQS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nanogrid.settings import Settings
+
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 10
+ATTEMPTS = 3
+
+
+def sqs_client(settings: Settings) -> Any:
+    """A boto3 SQS client: endpoint by setting, AWS environment or AWS itself; credentials by boto's chain.
+
+    Its calls end within about half a minute: the worker's event loop waits for some of them.
+    """
+    import boto3
+    from botocore.config import Config
+
+    return boto3.Session().client(
+        "sqs",
+        region_name=settings.region,
+        endpoint_url=settings.sqs_endpoint_url or None,
+        config=Config(
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            tcp_keepalive=True,
+        ),
+    )

@@ -1,0 +1,1 @@
+"""One request on one host: code, layers, a container, a run. Knows no Celery, SQS or Redis."""

@@ -1,0 +1,210 @@
+"""The function's code: from an S3 object to a read-only folder on disk.
+
+    source   S3 → a file and its digest
+    archive  a file → a sealed tree (zipped, tarred: formats; entries: names; limits; tree: what is written)
+    cache    sealed trees by digest, shared by all processes of a host (locks: how)
+
+The one rule: code is found by the SHA-256 of its object, and S3 is asked before each run whether the object is still the
+same, by one HEAD request; a request that names the digest itself needs none when the code is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanogrid.connections.s3 import s3_client
+from nanogrid.errors import CodeCorruptError, CodeUnavailableError
+from nanogrid.execution.code.archive import unpack
+from nanogrid.execution.code.cache import Cache, Entry, Record, Usage, source_name
+from nanogrid.execution.code.limits import MIB, Limits
+from nanogrid.execution.code.required import HandlerModule, check_required
+from nanogrid.execution.code.source import Source, url
+from nanogrid.settings import Settings
+from nanogrid.telemetry import counters
+from nanogrid.telemetry.events import happened
+
+__all__ = ["Code", "CodeStore", "Usage", "s3_client"]
+
+log = logging.getLogger(__name__)
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Code:
+    """Code that is ready to run.
+
+    `path` holds regular files (0444, 0555 if executable), folders (0555) and relative symbolic links that end inside it.
+    It stays until the `checkout` ends. `size_bytes` is the unpacked content. `cached`: nothing was downloaded.
+    """
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    fetch_ms: float
+    unpack_ms: float
+    cached: bool
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What one checkout asks for."""
+
+    bucket: str
+    key: str
+    sha256: str | None
+    source: str
+
+
+class CodeStore:
+    """All code of this host. Thread-safe; any number of processes may use the same data folder, also after a fork."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._limits = Limits.of(settings)
+        self._source = Source(settings)
+        self._cache = Cache(settings.data_dir / "code", settings.code_cache_mb * MIB)
+
+    def checkout(
+        self, bucket: str, key: str, *, sha256: str | None = None, required: str | HandlerModule
+    ) -> AbstractContextManager[Code]:
+        """The code of an S3 object, kept on disk for the length of the `with` block.
+
+        `sha256` (hex digest of the object) pins the code; `required` is what is started in it. Raises CodeNotFoundError, CodeCorruptError (both final) or
+        CodeUnavailableError (worth another attempt).
+        """
+        return self._checkout(bucket, key, sha256, required)
+
+    def usage(self) -> Usage:
+        """What the cache holds."""
+        return self._cache.usage()
+
+    @contextmanager
+    def _checkout(self, bucket: str, key: str, sha256: str | None, required: str | HandlerModule) -> Iterator[Code]:
+        source = source_name(self._settings.s3_endpoint_url, bucket, key)
+        wanted = _Wanted(bucket, key, sha256.lower() if sha256 else None, source)
+        with self._local_trouble(wanted):
+            entry, code = self._ready(wanted)
+        try:
+            with _about(wanted):
+                check_required(code.path, required)
+            yield code
+        finally:
+            entry.release()
+            self._trim()
+
+    def _ready(self, wanted: _Wanted) -> tuple[Entry, Code]:
+        started = time.perf_counter()
+        while True:
+            known = self._cache.record(wanted.source)
+            found = self._unchanged(wanted, known)
+            if found is not None:
+                happened(counters.CODE_LOOKUP, counters.HIT)
+                entry, sha256 = found
+                code = Code(entry.path, sha256, entry.unpacked.size_bytes, _ms_since(started), 0.0, cached=True)
+                return entry, code
+            with self._cache.fetching(wanted.source):
+                if self._cache.record(wanted.source) == known:
+                    return self._fetch(wanted, started)
+            # Another process fetched it while we waited: look again.
+
+    def _unchanged(self, wanted: _Wanted, known: Record | None) -> tuple[Entry, str] | None:
+        """The cached code, if S3 still has the same object; not asked when the request names the digest."""
+        sha256 = wanted.sha256 or (known.sha256 if known else None)
+        entry = self._cache.use(sha256) if sha256 else None
+        if entry is None or sha256 is None:
+            return None
+        if wanted.sha256:
+            return entry, sha256
+        try:
+            if known and self._source.identity(wanted.bucket, wanted.key) == known.identity:
+                return entry, sha256
+        except BaseException:
+            entry.release()
+            raise
+        entry.release()
+        log.info("%s has changed since it was fetched.", url(wanted.bucket, wanted.key))
+        return None
+
+    def _fetch(self, wanted: _Wanted, started: float) -> tuple[Entry, Code]:
+        """Download, check, unpack, publish. Called by one process at a time for each source."""
+        happened(counters.CODE_LOOKUP, counters.MISS)
+        self._cache.sweep()
+        with self._cache.workplace() as workplace:
+            archive = workplace / "archive"
+            download = self._source.download(wanted.bucket, wanted.key, archive)
+            fetch_ms = _ms_since(started)
+            if wanted.sha256 not in (None, download.sha256):
+                raise CodeCorruptError(
+                    f"{url(wanted.bucket, wanted.key)} has the SHA-256 {download.sha256}, and the request's codeSha256 says "
+                    f"{wanted.sha256}: send the digest of the object that was uploaded"
+                )
+            unpacking = time.perf_counter()
+            with _about(wanted):
+                entry = self._cache.use(download.sha256) or self._unpack(workplace, archive, download.sha256)
+        unpack_ms = _ms_since(unpacking)
+        try:
+            self._cache.remember(wanted.source, download.identity, download.sha256)
+        except BaseException:
+            entry.release()
+            raise
+        log.info(
+            "Fetched %s: %d bytes in %.0f ms, unpacked in %.0f ms, SHA-256 %s.",
+            url(wanted.bucket, wanted.key), download.size_bytes, fetch_ms, unpack_ms, download.sha256,
+        )  # fmt: skip
+        code = Code(entry.path, download.sha256, entry.unpacked.size_bytes, fetch_ms, unpack_ms, cached=False)
+        return entry, code
+
+    def _unpack(self, workplace: Path, archive: Path, sha256: str) -> Entry:
+        draft = workplace / "draft"
+        draft.mkdir(mode=0o700)
+        tree = draft / "tree"
+        tree.mkdir(mode=0o700)
+        unpacked = unpack(archive, tree, self._limits)
+        return self._cache.publish(draft, sha256, unpacked)
+
+    @contextmanager
+    def _local_trouble(self, wanted: _Wanted) -> Iterator[None]:
+        """Turn what the local disk says into CodeUnavailableError. A full disk gets our idle code out of its way."""
+        try:
+            yield
+        except OSError as error:
+            folder = self._settings.data_dir
+            if error.errno in DISK_FULL:
+                self._make_room()
+                problem = f"the disk of {folder} is full: free some space, or lower NANOGRID_CODE_CACHE_MB"
+            else:
+                problem = f"{folder} cannot be used ({error}): check its owner, its rights and the disk"
+            raise CodeUnavailableError(f"{url(wanted.bucket, wanted.key)} could not be stored, {problem}") from error
+
+    def _make_room(self) -> None:
+        try:
+            self._cache.empty()
+        except OSError:
+            log.warning("Could not evict code from a full disk.", exc_info=True)
+
+    def _trim(self) -> None:
+        try:
+            self._cache.trim()
+        except OSError:
+            # The run is over and has its result; the next fetch evicts what is left now.
+            log.warning("Could not trim the code cache.", exc_info=True)
+
+
+@contextmanager
+def _about(wanted: _Wanted) -> Iterator[None]:
+    """Put the object's address in front of what is wrong with its content."""
+    try:
+        yield
+    except CodeCorruptError as error:
+        raise CodeCorruptError(f"{url(wanted.bucket, wanted.key)}: {error}") from error
+
+
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1000

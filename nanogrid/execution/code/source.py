@@ -1,0 +1,184 @@
+"""Fetches objects from S3: what an object is right now, and its bytes with their digest.
+
+The one rule: this is the only module that knows botocore's errors. What can get better by itself becomes
+CodeUnavailableError, everything else CodeNotFoundError with what to check.
+
+boto3 is imported and the client made at the first use in each process, so that importing costs nothing and nothing of a
+connection is shared over a fork.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanogrid.connections.s3 import s3_client
+from nanogrid.errors import CodeCorruptError, CodeError, CodeNotFoundError, CodeUnavailableError
+from nanogrid.settings import Settings
+from nanogrid.telemetry import counters
+from nanogrid.telemetry.events import happened
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+log = logging.getLogger(__name__)
+
+MIB = 1024 * 1024
+CHUNK_BYTES = 256 * 1024
+RETRYABLE_CODES = frozenset(
+    {
+        "ExpiredToken",
+        "TokenRefreshRequired",
+        "RequestTimeout",
+        "RequestTimeTooSkewed",
+        "RequestLimitExceeded",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    }
+)
+"""S3 error codes below 500 that a later attempt, by now with fresh credentials, may not meet."""
+
+REMEDIES = {
+    "NoSuchBucket": "there is no such bucket: check the bucket's name and the region",
+    "NoSuchKey": "there is no such object: check the key, and that it was uploaded before the request was sent",
+    "404": "there is no such object or bucket: check bucket and key, and that it was uploaded before the request was sent",
+    "InvalidObjectState": "the object is archived (Glacier): restore it, or upload it again in another storage class",
+    "InvalidBucketName": "this is no valid bucket name: check the bucket's name",
+    "403": "access is denied: check that the worker may s3:GetObject (and kms:Decrypt for an encrypted object); without "
+    "s3:ListBucket, S3 says the same of objects that do not exist",
+}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which version of an object it is. The same identity means the same bytes. `version_id` is "" without versioning."""
+
+    etag: str
+    version_id: str
+
+
+@dataclass(frozen=True)
+class Download:
+    """A finished download."""
+
+    identity: Identity
+    sha256: str
+    size_bytes: int
+
+
+class Source:
+    """S3 as a source of code. Thread-safe, and usable after a fork."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._limit_bytes = settings.archive_limit_mb * MIB
+        self._client: tuple[int, S3Client] | None = None
+
+    @property
+    def client(self) -> S3Client:
+        """This process's client."""
+        # No lock, which a fork could leave locked: two threads may each make one at the first use, and one is kept.
+        if self._client is None or self._client[0] != os.getpid():
+            self._client = (os.getpid(), s3_client(self._settings))
+        return self._client[1]
+
+    def identity(self, bucket: str, key: str) -> Identity:
+        """What the object is right now. One HEAD request, which moves no content.
+
+        HEAD and not a GET with If-None-Match: it is answered by every S3 look-alike, names the version as well as the
+        ETag, and leaves no body to be thrown away where the object has changed.
+        """
+        with _translated(bucket, key):
+            return _identity(self.client.head_object(Bucket=bucket, Key=key))
+
+    def download(self, bucket: str, key: str, target: Path) -> Download:
+        """Stream the object into the new file `target`. Holds no more than a chunk of it in memory.
+
+        Raises CodeCorruptError when it is larger than `archive_limit_mb`, and the OSError of a disk that is full.
+        """
+        with _translated(bucket, key):
+            answer = self.client.get_object(Bucket=bucket, Key=key)
+        body = answer["Body"]
+        digest, size = hashlib.sha256(), 0
+        try:
+            self._check_size(bucket, key, answer.get("ContentLength", 0))
+            with target.open("xb") as file:
+                while True:
+                    with _translated(bucket, key):
+                        chunk = body.read(CHUNK_BYTES)
+                    if not chunk:
+                        break
+                    size += len(chunk)
+                    self._check_size(bucket, key, size)
+                    digest.update(chunk)
+                    file.write(chunk)
+        finally:
+            body.close()
+            happened(counters.S3_BYTES, amount=size)
+        return Download(_identity(answer), digest.hexdigest(), size)
+
+    def _check_size(self, bucket: str, key: str, size: int) -> None:
+        if size > self._limit_bytes:
+            raise CodeCorruptError(
+                f"{url(bucket, key)} has {size} bytes or more, over the limit of {self._settings.archive_limit_mb} MiB for "
+                "an archive: make it smaller, or raise NANOGRID_ARCHIVE_LIMIT_MB"
+            )
+
+
+def url(bucket: str, key: str) -> str:
+    """The object's address as it can stand in a message."""
+    return ascii(f"s3://{bucket}/{key}")[1:-1]
+
+
+def _identity(answer: Any) -> Identity:
+    # An endpoint that names no ETag gives nothing to compare: then every look finds a different object.
+    return Identity(etag=answer.get("ETag") or f"none-{uuid.uuid4()}", version_id=answer.get("VersionId") or "")
+
+
+@contextmanager
+def _translated(bucket: str, key: str) -> Iterator[None]:
+    """Turn botocore's errors, and the network's below it, into ours."""
+    from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except ClientError as error:
+        raise _refused(bucket, key, error) from error
+    except ParamValidationError as error:
+        raise CodeNotFoundError(
+            f"{url(bucket, key)} cannot exist ({_one_line(error)}): check bucket and key of the request"
+        ) from error
+    except (BotoCoreError, HTTPError, OSError) as error:
+        raise CodeUnavailableError(
+            f"{url(bucket, key)} could not be fetched ({type(error).__name__}: {_one_line(error)}): check that this host "
+            "reaches S3 and has AWS credentials"
+        ) from error
+
+
+def _refused(bucket: str, key: str, error: Any) -> CodeError:
+    """Our error for an answer of S3 that is an error."""
+    answer: dict[str, Any] = error.response
+    code = str(answer.get("Error", {}).get("Code", ""))
+    status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    said = _one_line(answer.get("Error", {}).get("Message", "") or code)
+    where = url(bucket, key)
+    if status >= 500 or status == 429 or code in RETRYABLE_CODES:
+        return CodeUnavailableError(
+            f"{where} could not be fetched now: S3 answered {status} {code} ({said}), try again later"
+        )
+    remedy = REMEDIES.get(code) or REMEDIES.get(str(status)) or "check bucket, key and the worker's AWS configuration"
+    return CodeNotFoundError(f"{where} could not be fetched, S3 answered {status} {code}: {remedy}")
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())[:500]

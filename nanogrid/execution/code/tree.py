@@ -1,0 +1,197 @@
+"""A folder that is filled from an archive and then sealed.
+
+The one rule: while the tree is filled it holds plain files and folders only, so that nothing can be written through a
+link; symbolic links are made last, after each was followed on paper and found to end inside the tree.
+
+A sealed tree is read-only (files 0444, or 0555 where the archive marks them executable; folders 0555), belongs to the
+worker's user, carries one fixed time, and holds regular files, folders and relative symbolic links. Hard links of a tar
+stay hard links: to a file that came before, in the same tree.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanogrid.errors import CodeCorruptError
+from nanogrid.execution.code.entries import Entry, Kind, corrupt, parts_of, shown
+from nanogrid.execution.code.limits import Meter
+
+FIXED_TIME_NS = 315_532_800 * 10**9
+"""1980-01-01, the oldest time that a zip file can carry: functions zip their own files too."""
+
+LONGEST_LINK = 1024
+MOST_LINK_STEPS = 200_000
+"""Path components that are looked at, for all links of one archive together, before links are taken for an attack."""
+
+BLOCK_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What came out of an archive. `disk_bytes` counts whole blocks, and one for each folder and link."""
+
+    size_bytes: int
+    disk_bytes: int
+    entries: int
+
+
+class Tree:
+    """Fills `folder`, which must exist and be empty, and which nobody else may write to."""
+
+    def __init__(self, folder: Path, meter: Meter) -> None:
+        self._folder = folder
+        self._meter = meter
+        self._kinds: dict[str, Kind] = {}
+        self._targets: dict[str, str] = {}
+        self._size_bytes = 0
+        self._disk_bytes = 0
+
+    def add(self, entry: Entry) -> None:
+        """Put one entry into the tree. Raises CodeCorruptError; then the folder is of no use any more."""
+        parts = parts_of(entry.name)
+        if not parts:
+            if entry.kind is not Kind.FOLDER:
+                raise corrupt(
+                    entry.name, f"is a {entry.kind.value} in the place of the function's folder: pack it again"
+                )
+            return
+        self._add_folders(parts[:-1], entry.name)
+        path = "/".join(parts)
+        if entry.kind is Kind.FOLDER:
+            self._add_folder(path, entry.name)
+            return
+        self._register(path, entry)
+        if entry.kind is Kind.FILE:
+            self._write(path, entry)
+        elif entry.kind is Kind.HARD_LINK:
+            self._hard_link(path, entry)
+        else:
+            self._targets[path] = _checked_target(entry)
+
+    def seal(self) -> Unpacked:
+        """Make the links, then take away every right to write."""
+        if Kind.FILE not in self._kinds.values():
+            raise CodeCorruptError("the archive is empty: it holds no file")
+        self._check_links()
+        for path, target in self._targets.items():
+            (self._folder / path).symlink_to(target)
+            os.utime(self._folder / path, ns=(FIXED_TIME_NS, FIXED_TIME_NS), follow_symlinks=False)
+            self._disk_bytes += BLOCK_BYTES
+        folders = [path for path, kind in self._kinds.items() if kind is Kind.FOLDER]
+        for path in (*sorted(folders, reverse=True), "."):
+            (self._folder / path).chmod(0o555)
+            os.utime(self._folder / path, ns=(FIXED_TIME_NS, FIXED_TIME_NS))
+            self._disk_bytes += BLOCK_BYTES
+        return Unpacked(self._size_bytes, self._disk_bytes, len(self._kinds))
+
+    def _add_folders(self, parts: tuple[str, ...], name: str) -> None:
+        for depth in range(1, len(parts) + 1):
+            self._add_folder("/".join(parts[:depth]), name)
+
+    def _add_folder(self, path: str, name: str) -> None:
+        known = self._kinds.get(path)
+        if known is Kind.FOLDER:
+            return
+        if known is not None:
+            raise corrupt(name, f"clashes: {shown(path)} is a {known.value} and a folder: pack it again")
+        self._kinds[path] = Kind.FOLDER
+        self._meter.check_entries(len(self._kinds), name)
+        (self._folder / path).mkdir(0o700)
+
+    def _register(self, path: str, entry: Entry) -> None:
+        known = self._kinds.get(path)
+        if known is not None:
+            raise corrupt(entry.name, f"clashes: the archive already has a {known.value} of this name: pack it again")
+        # A hard link is one more name of a file, and from here on nothing but a file.
+        self._kinds[path] = Kind.FILE if entry.kind is Kind.HARD_LINK else entry.kind
+        self._meter.check_entries(len(self._kinds), entry.name)
+
+    def _write(self, path: str, entry: Entry) -> None:
+        target = self._folder / path
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        size = 0
+        with os.fdopen(os.open(target, flags, 0o600), "wb", buffering=0) as file:
+            for chunk in entry.chunks:
+                _write_all(file.fileno(), chunk)
+                size += len(chunk)
+            os.fchmod(file.fileno(), 0o555 if entry.executable else 0o444)
+            os.utime(file.fileno(), ns=(FIXED_TIME_NS, FIXED_TIME_NS))
+        self._size_bytes += size
+        self._disk_bytes += -(-size // BLOCK_BYTES) * BLOCK_BYTES
+
+    def _hard_link(self, path: str, entry: Entry) -> None:
+        source = "/".join(parts_of(_checked_target(entry)))
+        if self._kinds.get(source) is not Kind.FILE or source == path:
+            raise corrupt(
+                entry.name, f"is a hard link to {shown(entry.target)}, which is no file before it in the archive"
+            )
+        os.link(self._folder / source, self._folder / path, follow_symlinks=False)
+
+    def _check_links(self) -> None:
+        steps = 0
+        for path, target in self._targets.items():
+            steps = self._follow(path, target, steps)
+
+    def _follow(self, path: str, target: str, steps: int) -> int:
+        """Walk from a link to its end as the kernel would, on the table of entries. Returns the steps taken so far."""
+        here = path.split("/")[:-1]
+        ahead = deque(target.split("/"))
+        while ahead:
+            steps += 1
+            if steps > MOST_LINK_STEPS:
+                raise corrupt(path, "is a link that never ends, or one of too many: pack the files themselves")
+            part = ahead.popleft()
+            if part in ("", "."):
+                continue
+            if part == "..":
+                if not here:
+                    raise corrupt(
+                        path, f"is a link to {shown(target)}, out of the function's folder: pack the file itself"
+                    )
+                here.pop()
+                continue
+            here.append(part)
+            reached = "/".join(here)
+            kind = self._kinds.get(reached)
+            if kind is None or (kind is Kind.FILE and ahead):
+                raise corrupt(path, f"is a link to {shown(target)}, which is not in the archive: pack the file itself")
+            if kind is Kind.LINK:
+                here.pop()
+                ahead.extendleft(reversed(self._targets[reached].split("/")))
+        return steps
+
+
+def _checked_target(entry: Entry) -> str:
+    target = entry.target
+    if not target or len(target) > LONGEST_LINK:
+        raise corrupt(
+            entry.name, f"is a link with no or too long a target: at most {LONGEST_LINK} characters are accepted"
+        )
+    if target.startswith("/"):
+        raise corrupt(entry.name, f"is a link to the absolute path {shown(target)}: pack the file itself")
+    try:
+        usable = "\0" not in target and bool(target.encode())
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise corrupt(entry.name, f"is a link to {shown(target)}, which is no usable path: pack the file itself")
+    return target
+
+
+def _write_all(descriptor: int, chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all in it, sealed or half filled. Nothing happens when it is not there."""
+    if not folder.exists():
+        return
+    for parent, _, _ in os.walk(folder):
+        Path(parent).chmod(0o700)
+    shutil.rmtree(folder)

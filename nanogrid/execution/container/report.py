@@ -1,0 +1,71 @@
+"""What a run gives: why it ended, what it wrote, what it used. The same for every kind of container."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from nanogrid.execution.container.cgroup import Usage
+
+
+class Ended(Enum):
+    """Why the loop ended."""
+
+    EXITED = auto()
+    """The command ended by itself, and all it left behind has been ended."""
+    TIMED_OUT = auto()
+    OUTPUT_LIMIT = auto()
+    LOST = auto()
+    """The container's first process is gone, and did not say that the command had ended."""
+
+
+@dataclass
+class Stream:
+    """The kept first bytes of one output stream."""
+
+    limit_bytes: int
+    data: bytearray = field(default_factory=bytearray)
+    truncated: bool = False
+
+    def add(self, chunk: bytes) -> None:
+        """Keep what fits."""
+        room = self.limit_bytes - len(self.data)
+        self.data += chunk[:room]
+        self.truncated = self.truncated or len(chunk) > room
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What happened in a container. Durations in milliseconds, usage of this run alone."""
+
+    ended: Ended
+    exit_code: int | None
+    stdout: Stream
+    stderr: Stream
+    duration_ms: float
+    usage: Usage
+    result: Result = field(default_factory=lambda: Result(0, None))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the function wrote to the file named by NANOGRID_RESULT: its size, and its bytes where they are not too many."""
+
+    size: int
+    data: bytes | None
+
+    @classmethod
+    def read(cls, descriptor: int, limit_bytes: int) -> Result:
+        """Read it. Nobody is left in the container who could change it meanwhile."""
+        status = os.fstat(descriptor)
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            return cls(0, None)
+        if not 0 < size <= limit_bytes:
+            return cls(size, None)
+        data = bytearray()
+        while len(data) < size and (chunk := os.pread(descriptor, size - len(data), len(data))):
+            data += chunk
+        return cls(len(data), bytes(data))

@@ -1,0 +1,97 @@
+"""Who builds a layer, over all threads and processes of a host, and what shows that the builder lives.
+
+The rule: one builder per layer at a time, and a build container belongs to an owner whose lock the builder holds. When the
+builder dies, the kernel drops both locks; the container is then removed by the next builder or reaper.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nanogrid.execution.code.locks import Lock, try_exclusive, wait_for_file
+from nanogrid.execution.container.engine import Engine
+from nanogrid.execution.container.labels import BUILD_LABEL, DATA_LABEL, OWNER_LABEL, data_id, owner_lock, owners_folder
+
+log = logging.getLogger(__name__)
+
+BUILDERS = "builds"
+"""Where the locks of builders lie: one folder below those of workers, so that nobody takes a builder for a worker."""
+LOOK_EVERY_S = 0.05
+TELL_EVERY_S = 10.0
+
+
+@contextmanager
+def only_builder(folder: Path, layer_id: str, log_path: Path) -> Iterator[None]:
+    """Be the only builder of this layer. Waits for another one as long as it takes, and tells so in the log."""
+    # One by one: a folder that is made as somebody's parent is open to all.
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / layer_id
+    lock = _locked(path, log_path)
+    try:
+        yield
+    finally:
+        # Whoever waits and has opened the removed file gets its lock, sees that the name is gone, and looks again.
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _locked(path: Path, log_path: Path) -> Lock:
+    started = tell_at = time.monotonic()
+    while True:
+        path.touch(mode=0o600)
+        if lock := try_exclusive(path):
+            return lock
+        if time.monotonic() >= tell_at:
+            waited_s = time.monotonic() - started
+            log.info("layer %s: being built by another; waiting for %.0f s, see %s", path.name[:12], waited_s, log_path)
+            tell_at = time.monotonic() + TELL_EVERY_S
+        time.sleep(LOOK_EVERY_S)
+
+
+@contextmanager
+def owner_of_build(data_dir: Path, layer_id: str) -> Iterator[dict[str, str]]:
+    """Live as the owner of one build container; the labels that say so."""
+    owner_id = f"{BUILDERS}/{uuid.uuid4().hex[:16]}"
+    labels = {DATA_LABEL: data_id(data_dir), OWNER_LABEL: owner_id, BUILD_LABEL: layer_id}
+    path = owner_lock(data_dir, owner_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Locked under another name first, so that no reaper ever sees it unlocked.
+    with wait_for_file(path.with_suffix(".new")) as lock:
+        lock.path.rename(path)
+        lock.path = path
+        try:
+            yield labels
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def forget_dead(folder: Path, data_dir: Path) -> None:
+    """Remove the lock files that killed builders left: those of layers in `folder`, and their own."""
+    builders = owners_folder(data_dir) / BUILDERS
+    for path in (*folder.iterdir(), *(builders.iterdir() if builders.exists() else ())):
+        if lock := try_exclusive(path):
+            with lock:
+                path.unlink(missing_ok=True)
+
+
+def remove_orphans(data_dir: Path, engine: Engine, layer_id: str) -> None:
+    """Remove containers of dead builders. For the only builder of `layer_id`: whatever else built it is dead."""
+    for container in engine.find({DATA_LABEL: data_id(data_dir)}):
+        building = container.labels.get(BUILD_LABEL)
+        if building is None:
+            continue
+        path = owner_lock(data_dir, container.labels.get(OWNER_LABEL, ""))
+        lock = try_exclusive(path)
+        if lock is None and path.exists() and building != layer_id:
+            continue
+        log.info("layer %s: removing container %s of a builder that is gone", building[:12], container.name)
+        engine.remove(container.id)
+        if lock is not None:
+            path.unlink(missing_ok=True)
+            lock.release()

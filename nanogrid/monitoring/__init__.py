@@ -1,0 +1,1 @@
+"""Redis beside SQS: worker events and remote control, and the Flower dashboard that shows them."""

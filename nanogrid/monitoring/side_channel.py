@@ -1,0 +1,370 @@
+"""A worker's events and remote control over Redis, while its tasks come from SQS.
+
+The one rule: nothing that Redis does may hold up a task. All traffic with Redis happens in two threads of their own; the
+worker's event loop only hands messages over and takes commands from a queue in memory. So a Redis that is slow, hung,
+restarted or missing costs what is seen of the worker, and neither its polling, its acknowledgements nor its heartbeats.
+
+    event loop ── publish ──▶ outbox (bounded) ── sender thread ──▶ Redis
+    event loop ◀── call_soon ── inbox ◀────────── receiver thread ◀── Redis
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple
+
+from celery.events.dispatcher import EventDispatcher
+from celery.utils.log import get_logger
+from celery.utils.serialization import jsonify
+from celery.worker import pidbox
+from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.consumer.control import Control as CeleryControl
+from kombu import Connection, Exchange, Producer
+from kombu.asynchronous import set_event_loop
+from kombu.exceptions import EncodeError, InconsistencyError
+from kombu.pidbox import Mailbox, Node
+from kombu.utils.encoding import safe_repr
+
+from nanogrid.monitoring.connections import monitor_connection, settings_of
+from nanogrid.settings import Settings
+from nanogrid.sqs.transport.options import QUEUES_MAY_BE_MISSING
+
+logger = get_logger(__name__)
+
+OUTBOX_LIMIT = 10_000
+"""Messages kept while Redis is away, about 5 MB. The oldest go first."""
+
+FIRST_RETRY_S = 0.25
+LONGEST_RETRY_S = 2.0
+FAREWELL_S = 2.0
+"""How long a worker that ends waits for its last events (`worker-offline`) to leave."""
+
+HEARTBEAT = "worker-heartbeat"
+
+
+class Outgoing(NamedTuple):
+    """One message for Redis: an event, or the reply to a command."""
+
+    body: Any
+    exchange: Exchange
+    routing_key: str
+    headers: dict[str, Any]
+
+
+class Outbox:
+    """A bounded queue between the event loop and the sender. Thread safe; `put` never waits."""
+
+    def __init__(self, limit: int = OUTBOX_LIMIT) -> None:
+        self._waiting: deque[Outgoing] = deque()
+        self._changed = threading.Condition()
+        self._limit = limit
+        self._closed = False
+        self.dropped = 0
+
+    def put(self, message: Outgoing) -> None:
+        """Add a message; the oldest one goes when there are too many."""
+        with self._changed:
+            if len(self._waiting) >= self._limit:
+                self._waiting.popleft()
+                self.dropped += 1
+            self._waiting.append(message)
+            self._changed.notify()
+
+    def first(self) -> Outgoing | None:
+        """Wait for a message and leave it in place. None: closed, and all are sent."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            return self._waiting[0] if self._waiting else None
+
+    def sent(self, message: Outgoing) -> None:
+        """Remove the message that `first` gave, unless it was dropped in the meantime."""
+        with self._changed:
+            if self._waiting and self._waiting[0] is message:
+                self._waiting.popleft()
+
+    def close(self) -> None:
+        """Let `first` return None once all is sent."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+
+class SideChannel:
+    """Both directions of one worker's traffic with Redis. Threads start when they are first needed and outlive restarts
+    of the consumer; `close` ends them."""
+
+    def __init__(self, settings: Settings, mailbox: Mailbox, hostname: str) -> None:
+        self._settings = settings
+        self._mailbox = mailbox
+        self._hostname = hostname
+        self._ending = threading.Event()
+        self._outbox = Outbox()
+        self._sender: threading.Thread | None = None
+        self._receiver: threading.Thread | None = None
+        self._sending = threading.Event()
+
+    @property
+    def sending(self) -> bool:
+        """Whether the sender has a working connection right now."""
+        return self._sending.is_set()
+
+    def connection(self) -> Connection:
+        """What stands for this channel where Celery wants a connection."""
+        return UnopenedConnection(self._settings.monitor_url, side_channel=self)
+
+    def publish(self, message: Outgoing) -> None:
+        """Hand a message to the sender. Never waits and never fails."""
+        self._outbox.put(message)
+        if self._sender is None:
+            self._sender = self._start("events", self._send)
+
+    def listen(self, deliver: Callable[[Any, Any], None]) -> None:
+        """Call `deliver` with the body and message of each command, in the receiver's thread. A second call is ignored."""
+        if self._receiver is None:
+            self._receiver = self._start("remote control", lambda connection: self._receive(connection, deliver))
+
+    def close(self) -> None:
+        """Send what is waiting if that goes quickly, and end."""
+        self._ending.set()
+        self._outbox.close()
+        if self._sender is not None and self._sending.is_set():
+            self._sender.join(FAREWELL_S)
+
+    def _start(self, purpose: str, serve: Callable[[Connection], None]) -> threading.Thread:
+        thread = threading.Thread(
+            target=self._keep_serving, args=(purpose, serve), name=f"monitoring {purpose}", daemon=True
+        )
+        thread.start()
+        return thread
+
+    def _keep_serving(self, purpose: str, serve: Callable[[Connection], None]) -> None:
+        """Serve on one connection after the other until the worker ends. One log line per outage and per recovery."""
+        delay_s, lost = FIRST_RETRY_S, False
+        while True:
+            connection = monitor_connection(self._settings, max_retries=0)
+            try:
+                with connection:
+                    connection.connect()
+                    if lost:
+                        logger.info("monitoring: %s connected to %s again", purpose, connection.as_uri())
+                    delay_s, lost = FIRST_RETRY_S, False
+                    serve(connection)
+                    return
+            except Exception as problem:  # a thread that ends by surprise would blind the dashboard for good
+                if self._ending.is_set():
+                    return
+                if not lost:
+                    logger.warning(
+                        "monitoring: %s has no Redis at %s (%s); tasks go on, trying again",
+                        purpose,
+                        connection.as_uri(),
+                        problem,
+                        exc_info=not isinstance(problem, _expected(connection)),
+                    )
+                lost = True
+            self._ending.wait(delay_s)
+            delay_s = min(2 * delay_s, LONGEST_RETRY_S)
+
+    def _send(self, connection: Connection) -> None:
+        producer = Producer(connection.default_channel, auto_declare=False)
+        with self._marked_sending():
+            while message := self._outbox.first():
+                self._publish(producer, message)
+                self._outbox.sent(message)
+                if self._outbox.dropped:
+                    logger.warning("monitoring: %d events were dropped while Redis was away", self._outbox.dropped)
+                    self._outbox.dropped = 0
+
+    @contextlib.contextmanager
+    def _marked_sending(self) -> Iterator[None]:
+        self._sending.set()
+        try:
+            yield
+        finally:
+            self._sending.clear()
+
+    def _publish(self, producer: Producer, message: Outgoing) -> None:
+        try:
+            producer.publish(
+                message.body,
+                exchange=message.exchange.name,
+                declare=[message.exchange],
+                routing_key=message.routing_key,
+                headers=message.headers,
+                serializer="json",
+                delivery_mode=1,
+                retry=False,
+            )
+        except InconsistencyError:
+            logger.debug("monitoring: nobody waits for the reply to %s any more", message.routing_key)
+        except EncodeError:
+            logger.exception("monitoring: a message for %s cannot be written as JSON", message.exchange.name)
+
+    def _receive(self, connection: Connection, deliver: Callable[[Any, Any], None]) -> None:
+        node = self._mailbox(connection).Node(self._hostname)
+        consumer = node.Consumer(channel=connection.default_channel, callbacks=[deliver])
+        consumer.consume()
+        while not self._ending.is_set():
+            with contextlib.suppress(socket.timeout):
+                connection.drain_events(timeout=1)
+
+
+def _expected(connection: Connection) -> tuple[type[BaseException], ...]:
+    return (*connection.connection_errors, *connection.channel_errors, OSError)
+
+
+class UnopenedConnection(Connection):
+    """Tells Celery that events go to a Redis, and is never opened."""
+
+    def __init__(self, url: str, *, side_channel: SideChannel) -> None:
+        super().__init__(url)
+        self.side_channel = side_channel
+
+    def get_heartbeat_interval(self) -> int:
+        """None; kombu would connect to find out, in the event loop."""
+        return 0
+
+
+class Dispatcher(EventDispatcher):
+    """Celery's event dispatcher with the side channel in place of a producer.
+
+    One that was made without a side channel (in a child, or to send with a producer of its own) is Celery's.
+    """
+
+    def __init__(self, connection: Any = None, *args: Any, **kwargs: Any) -> None:
+        self._side_channel: SideChannel | None = getattr(connection, "side_channel", None)
+        super().__init__(connection, *args, **kwargs)
+
+    def _publish(self, event: Any, producer: Any, routing_key: str, **options: Any) -> None:
+        if self._side_channel is None or producer is not self.producer:
+            super()._publish(event, producer, routing_key, **options)
+        elif self._side_channel.sending or not _is_heartbeat(event):  # a heartbeat that comes late says nothing
+            self._side_channel.publish(Outgoing(event, self.exchange, routing_key, self.headers))
+
+
+def _is_heartbeat(event: Any) -> bool:
+    return isinstance(event, dict) and event.get("type") == HEARTBEAT
+
+
+class ReplyingNode(Node):
+    """A pidbox node whose replies leave by the side channel."""
+
+    def __init__(self, side_channel: SideChannel, node: Node) -> None:
+        handlers = {**node.handlers, "add_consumer": add_consumer}
+        super().__init__(node.hostname, state=node.state, handlers=handlers, mailbox=node.mailbox)
+        self._side_channel = side_channel
+
+    def reply(self, data: Any, exchange: str, routing_key: str, ticket: str, **_: Any) -> None:
+        """Queue a reply for the sender."""
+        headers = {"ticket": ticket, "clock": self.mailbox.clock.forward()}
+        kind = Exchange(exchange, type="direct", delivery_mode="transient", durable=False)
+        body = jsonify(
+            data, unknown_type_filter=safe_repr
+        )  # a reply that cannot be written would look like a dead worker
+        self._side_channel.publish(Outgoing(body, kind, routing_key, headers))
+
+
+def add_consumer(
+    state: Any,
+    queue: str,
+    exchange: str | None = None,
+    exchange_type: str | None = None,
+    routing_key: str | None = None,
+    **options: Any,
+) -> dict[str, str]:
+    """Take tasks from one more queue, and answer with what came of it.
+
+    Celery answers first and tries afterwards, where an error ends the worker. A queue that cannot be taken leaves no trace,
+    so that the consumer's next start does not meet it.
+    """
+    consumer = state.consumer
+    known = queue in consumer.app.amqp.queues
+    try:
+        consumer.add_task_queue(queue, exchange, exchange_type or "direct", routing_key, **options)
+    except Exception as refusal:  # noqa: BLE001  # whatever it is, it is the command's, and no reason to end
+        logger.warning("add_consumer %s is refused: %s", queue, refusal)
+        consumer.cancel_task_queue(queue)
+        if not known:
+            consumer.app.amqp.queues.pop(queue, None)
+        return {"error": str(refusal)}
+    return {"ok": f"add consumer {queue}"}
+
+
+class Pidbox(pidbox.Pidbox):
+    """Commands arrive in the receiver's thread and run, in their order, in the worker's event loop."""
+
+    def __init__(self, c: Consumer) -> None:
+        super().__init__(c)
+        self.node: Node = ReplyingNode(c.side_channel, self.node)
+        self._inbox: deque[tuple[Any, Any]] = deque()
+
+    def start(self, c: Consumer) -> None:
+        c.side_channel.listen(self._deliver)
+
+    def stop(self, c: Consumer) -> None:
+        """A restart of the consumer is about SQS and leaves remote control alone."""
+
+    shutdown = stop
+
+    def _deliver(self, body: Any, message: Any) -> None:
+        self._inbox.append((body, message))
+        self.c.call_soon(self._run_commands)  # does not keep an order, hence the inbox
+
+    def _run_commands(self) -> None:
+        while self._inbox:
+            self.on_message(*self._inbox.popleft())
+
+
+class Control(CeleryControl):
+    """Celery's remote control step with our pidbox."""
+
+    name = "celery.worker.consumer.control.Control"  # takes the place of Celery's own
+
+    def __init__(self, c: Consumer, **kwargs: Any) -> None:
+        super().__init__(c, **kwargs)
+        self.box = Pidbox(c)
+        self.start, self.stop, self.shutdown = self.box.start, self.box.stop, self.box.shutdown
+
+    def include_if(self, c: Consumer) -> bool:
+        """SQS knows no fanout, which Celery takes as a reason against remote control. Redis does."""
+        return bool(c.app.conf.worker_enable_remote_control)
+
+
+class Consumer(CeleryConsumer):
+    """The consumer of a worker whose broker is SQS and whose events and remote control go over Redis."""
+
+    class Blueprint(CeleryConsumer.Blueprint):
+        default_steps: ClassVar[list[str]] = [
+            "nanogrid.monitoring.side_channel:Control" if step.endswith(":Control") else step
+            for step in CeleryConsumer.Blueprint.default_steps
+        ]
+
+    def __init__(self, *args: Any, app: Any, hostname: str, **kwargs: Any) -> None:
+        self.side_channel = SideChannel(settings_of(app), app.control.mailbox, hostname)
+        app.events.dispatcher_cls = Dispatcher
+        vars(app.events).pop("Dispatcher", None)  # Celery keeps the class it made last
+        super().__init__(*args, app=app, hostname=hostname, **kwargs)
+
+    def connect(self) -> Any:
+        """Connect to SQS. A restart after a lost connection unset the event loop; without it kombu would poll no more.
+
+        A queue that is missing ends a worker that starts, where somebody is looking, and not one that runs.
+        """
+        if self.hub:
+            set_event_loop(self.hub)
+        connection = super().connect()
+        connection.transport_options[QUEUES_MAY_BE_MISSING] = self.restart_count > 0
+        return connection
+
+    def connection_for_write(self, url: Any = None, heartbeat: Any = None) -> Connection:
+        """What events are sent on: only Celery's step for events asks for it."""
+        return self.side_channel.connection()
+
+    def shutdown(self) -> None:
+        """End the consumer, then the side channel, so that the last events still leave."""
+        super().shutdown()
+        self.side_channel.close()

@@ -1,0 +1,487 @@
+"""Celery's Redis result backend, with three differences: every request ends with an ExecutionResult, each of those is appended
+to the results stream, in the same step, and nothing is ever stored over an end.
+
+Where a child is killed (hard limit, cancel), a request expires, or something unforeseen is raised, Celery would store an
+exception: other languages could not read it, and a chord would stop at it. Here the outcome tells instead.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from billiard.exceptions import TimeLimitExceeded
+from celery.app.task import Context
+from celery.backends.redis import RedisBackend
+from celery.states import FAILURE, SUCCESS
+from celery.utils.log import get_logger
+
+from nanogrid.connections import result_redis
+from nanogrid.connections.result_redis import passes
+from nanogrid.errors import NanoGridError, RedisUnavailableError
+from nanogrid.monitoring.connections import settings_of
+from nanogrid.result import ExecutionResult, Outcome, not_run
+from nanogrid.results.listener import Listener
+from nanogrid.results.map_parts import MapParts
+from nanogrid.results.stream.append import APPEND, counter_key
+from nanogrid.results.stream.entry import fields_of
+from nanogrid.sqs import canvas
+from nanogrid.telemetry import stages, tracing
+from nanogrid.telemetry.counters import NOT_APPENDED
+from nanogrid.telemetry.events import RequestEnded, happened, tell
+
+log = get_logger(__name__)
+
+REASONS = {
+    "terminated": (Outcome.CANCELLED, "cancelled while it ran"),
+    "revoked": (Outcome.CANCELLED, "cancelled before it ran"),
+    "expired": (Outcome.NOT_RUN, "the request expired before its turn came"),
+}
+
+SET_UNLESS_ENDED = """
+local stored = redis.call('get', KEYS[1])
+if stored and (stored == ARGV[1] or string.find(stored, ARGV[3], 1, true)) then return 0 end
+redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
+redis.call('publish', KEYS[1], ARGV[1])
+return 1
+"""
+"""Celery looks first and sets afterwards: a duplicate's STARTED that comes between would erase an end, and the function run again."""
+
+STORE_FIRST_END = (
+    APPEND
+    + """
+local stored = redis.call('get', KEYS[1])
+if stored and string.find(stored, ARGV[3], 1, true) then
+    if ARGV[5] == '1' then redis.call('set', KEYS[1], stored, 'keepttl') end
+    if stored == ARGV[1] then return {1, 0, ''} end
+    return {string.find(stored, ARGV[6], 1, true) and stored or 0, 0, ''}
+end
+redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
+if ARGV[4] == '0' then return {1, 0, ''} end
+local number, refused = append(KEYS[2], KEYS[3], ARGV[4], {unpack(ARGV, 7)})
+return {1, number, refused}
+"""
+)
+"""Answers 1 where the end that is stored is this one, 0 where it is another one that is told, and another one that is not
+told yet as it is; the number where it was stored now; and why it has no entry.
+
+An end whose answer was lost on its way is known again: nobody has told it. Nor has a child that was killed, or ran into its
+time limit, after it had stored one; whoever finds it so tells it. Where replicas are waited for, one that is there is written
+once more: Redis asks them about what *this* connection wrote, and whoever stored it may have died before they had it.
+"""
+
+COMPLETE_END = """
+local stored = redis.call('get', KEYS[1])
+if not (stored and string.find(stored, ARGV[3], 1, true)) then return -1 end
+if stored == ARGV[1] then return 1 end
+if not string.find(stored, ARGV[4], 1, true) then return 0 end
+redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
+redis.call('publish', KEYS[1], ARGV[1])
+return 1
+"""
+"""Answers 1 where the end is told, 0 where somebody else told it, -1 where it is gone.
+
+Only over an end: what a failover took away in the meantime is to be stored with its entry, not without. Only over one that
+is not told, so that each is told once, and what was told before an answer was lost is known again.
+"""
+
+GONE = -1
+
+
+REWRITE = """
+local stored = redis.call('get', KEYS[1])
+if stored then redis.call('set', KEYS[1], stored, 'keepttl') end
+return 1
+"""
+"""Something to ask replicas about, behind what was written before."""
+
+
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+"""Between two attempts to ask a Redis that is away."""
+
+_backends: weakref.WeakSet[ResultBackend] = weakref.WeakSet()
+_left_behind: list[dict[str, Any]] = []
+"""What a forked process has of its parent's. It is kept: to give it up might wait for a lock whose thread is not there."""
+
+
+class ResultBackend(RedisBackend):
+    """Stores results of our tasks; those of other tasks of the app as Celery does. Asks for them, at a producer.
+
+    All mutable state: `_last_number`, that of the last result that was stored. Celery has a backend for each thread.
+    """
+
+    ResultConsumer = Listener
+    _last_number = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _backends.add(self)
+
+    def begin_anew(self) -> None:
+        """As it was made, with nothing that belongs to the process that this one was forked from.
+
+        In place: whoever holds a handle of a request holds its backend.
+        """
+        before = dict(self.__dict__)
+        _left_behind.append(before)
+        self.__dict__.clear()
+        self.__init__(app=before["app"], url=before["url"])  # type: ignore[misc]
+
+    def soon(self, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Ask Redis something for as long as connecting may take, so that a restart is ridden out.
+
+        Raises RedisUnavailableError where there is no answer then.
+        """
+        deadline, pause_s = time.monotonic() + result_redis.CONNECT_TIMEOUT_S, SHORTEST_PAUSE_S
+        while True:
+            try:
+                return ask(*args, **kwargs)
+            except Exception as error:
+                if not self.exception_safe_to_retry(error):
+                    raise
+                if time.monotonic() + pause_s >= deadline:
+                    raise RedisUnavailableError(
+                        f"Redis at {self.as_uri()} does not answer: {error}; "
+                        "see that it runs, and that NANOGRID_RESULT_URL leads there"
+                    ) from error
+                with contextlib.suppress(*self.connection_errors):
+                    self.on_backend_retryable_error(error)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def ensure(self, fun: Callable[..., Any], args: tuple[Any, ...], **policy: Any) -> Any:
+        """Celery's own commands, which it gives up after 20 s with the advice to restart the application."""
+        return self.soon(fun, *args)
+
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """Listen for the result of a request that is about to be sent. Raises RedisUnavailableError, and it is not sent."""
+        try:
+            super().on_task_call(producer, task_id)
+        except RedisUnavailableError as away:
+            raise RedisUnavailableError(f"{away}; nothing was sent") from away
+
+    def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, request: Any = None, **kwargs: Any) -> None:
+        """Called where a task raised, or its child was killed at the hard time limit."""
+        if not _is_ours(request):
+            super().mark_as_failure(task_id, exc, *args, request=request, **kwargs)
+            return
+        self._end_here(task_id, request, Outcome.NOT_RUN, _sentence(exc))
+
+    def mark_as_revoked(self, task_id: str, reason: str = "", request: Any = None, **kwargs: Any) -> None:
+        """Called where a request was cancelled or expired.
+
+        Without a `request` no worker has it: it waits in its queue, or will come. Its stored end is final, so that it is
+        not run either by a worker that never heard of the cancellation.
+        """
+        if request is not None and not _is_ours(request):
+            super().mark_as_revoked(task_id, reason, request=request, **kwargs)
+            return
+        outcome, sentence = REASONS.get(reason, REASONS["revoked"])
+        self._end_here(task_id, request, outcome, sentence)
+
+    def chord_error_from_stack(self, callback: Any, exc: BaseException | None = None) -> Any:
+        """Called where the body of a chord could not be sent."""
+        if callback.task not in canvas.OURS:
+            return super().chord_error_from_stack(callback, exc)
+        cause = sys.exc_info()[1] or exc
+        self.answer_unsent([callback], _sentence(cause) if cause else "not run: the parts before it failed")
+        return None
+
+    def answer_after(self, context: Any, result: ExecutionResult) -> None:
+        """Answer what was to come after a request that stops its chain."""
+        self.answer_unsent(
+            canvas.after(context), f"not run: the request before it, {result.request_id}, ended {result.outcome.value}"
+        )
+
+    def answer_unsent(self, signatures: list[dict[str, Any]], reason: str) -> None:
+        """Store why parts of a canvas are not run: under each id that somebody may wait for, and for each chord that counts them."""
+        for part in canvas.parts_of(signatures):
+            context = _context_of(part)
+            if not isinstance(context.id, str):
+                continue
+            if context.task in canvas.OURS:
+                fields = canvas.request_in(part)
+                function_id, runtime = (_text_or_none(fields.get(name)) for name in ("functionId", "runtime"))
+                self.mark_as_done(
+                    context.id, not_run(context.id, function_id or "", reason, runtime=runtime), request=context
+                )
+            else:
+                super().mark_as_failure(context.id, NanoGridError(reason), request=context, call_errbacks=False)
+
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
+    ) -> Any:
+        """Store a result. One of ours tells how long that took: it is written, and then published with the time."""
+        key = self.get_key_for_task(task_id)
+        if state != SUCCESS or not isinstance(result, ExecutionResult):
+            meta = self._meta(task_id, result, state, traceback, request)
+            self._set_unless_ended(key, meta, self.failure_expires if state == FAILURE else self.expires)
+            return result
+        began = time.perf_counter()
+        settings = settings_of(self.app)
+        fields = fields_of(result, settings) if settings.stream_entries_limit else []
+        meta = self._meta(task_id, result, SUCCESS, None, request)
+        told = GONE
+        while told == GONE:
+            untold = self._patiently(self._store_first_end, key, meta, fields)
+            if not untold:
+                break
+            stored, text = self._timed(meta if untold == 1 else untold, (time.perf_counter() - began) * 1000)
+            told = self._patiently(self._complete_end, key, text)
+            if told == GONE:
+                log.warning(
+                    "%s was gone from Redis when it had just been stored, and is stored again: Redis lost data", key
+                )
+        if told == 1:
+            tell(_ended(stored))
+            stages.finished(stored)
+            tracing.stored(stored)
+        else:
+            stages.answered(result)
+        return result
+
+    def _timed(self, untold: str | bytes, store_ms: float) -> tuple[ExecutionResult, str]:
+        """A stored end with the time that storing took: the result, and what is stored of it."""
+        meta = self.decode(untold)
+        result = ExecutionResult.from_wire(meta["result"])
+        phases = result.phases.model_copy(update={"store": round(store_ms, 3)})
+        stored = result.model_copy(update={"phases": phases})
+        text: str = self.encode({**meta, "result": stored})
+        return stored, text
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> Any:
+        """Count a part of a map, and send the reduction where it was the last."""
+        returned = self._parts.on_chord_part_return(request, state, result, **kwargs)
+        if settings_of(self.app).result_replicas and request.group:
+            key = self.get_key_for_task(request.id)
+            self._patiently(self._on_replicas, key, lambda client: self._rewrite_script(keys=[key], client=client))
+        return returned
+
+    def exception_safe_to_retry(self, exc: BaseException) -> bool:
+        """Whether storing is tried again: where Redis is away, as Celery says, and where it takes no writes just now."""
+        return bool(super().exception_safe_to_retry(exc)) or passes(exc)
+
+    def on_backend_retryable_error(self, exc: BaseException) -> None:
+        """Before another attempt: a Redis that has become a replica refuses on its old connections for ever."""
+        self.client.connection_pool.disconnect(inuse_connections=False)
+
+    def _patiently(self, store: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Store something, and try again for as long as that may help: the message is there until it is stored."""
+        return super()._ensure_retryable(store, *args, **kwargs)
+
+    def _ensure_retryable(
+        self, func: Callable[..., Any], *args: Any, fallback_exc: Any = None, fallback_msg: Any = None, **kwargs: Any
+    ) -> Any:
+        """What Celery tries for ever: only to store something is worth that, and a question is not."""
+        if func == self._store_result:
+            return self._patiently(func, *args, fallback_exc=fallback_exc, fallback_msg=fallback_msg, **kwargs)
+        kwargs.pop("max_retries", None)
+        return self.soon(func, *args, **kwargs)
+
+    def _store_first_end(self, key: str, meta: str, fields: list[str]) -> int | str | bytes:
+        """Store and append, unless a request has its end already: the first one stands. One round trip to Redis.
+
+        Returns 1 where this end is stored, 0 where another one is, and that other one where it is not told yet.
+
+        Where the deployment asks for it, this returns when enough replicas have what is stored, whoever stored it.
+        """
+        settings = settings_of(self.app)
+        stream = settings.stream_name
+        keys = [key, stream, counter_key(stream)]
+        waits = int(settings.result_replicas > 0)
+        args = [meta, self.expires, self._ended, settings.stream_entries_limit, waits, self._untold, *fields]
+
+        def store(client: Any) -> Any:
+            return self._script(keys=keys, args=args, client=client)
+
+        answers = self._on_replicas(key, store) if waits else [store(self.client)]
+        for _, number, refused in answers:
+            if number:
+                self._look_at(number)
+            if refused:
+                happened(NOT_APPENDED)
+                log.warning(
+                    "%s is stored, and could not be appended to the stream %s: %s", _text(key), stream, _text(refused)
+                )
+        untold: int | str | bytes = answers[-1][0]
+        return untold
+
+    def _on_replicas(self, key: str, write: Callable[[Any], Any]) -> list[Any]:
+        """Write, and ask the replicas until enough have it; the first and the last answer to the write.
+
+        Write and question travel together: Redis asks about what the same connection wrote. An answer that is too small is
+        followed by the same write again, so that a connection made in the meantime has something to ask about.
+        """
+        settings = settings_of(self.app)
+        told: list[Any] = []
+        since: float | None = None
+        while True:
+            with self.client.pipeline(transaction=False) as both:
+                write(both)
+                both.execute_command("WAIT", settings.result_replicas, settings.result_replicas_wait_ms)
+                answer, have = both.execute()
+            told = [*told[:1], answer]
+            if have >= settings.result_replicas:
+                if since is not None:
+                    log.warning("%s: %d replicas have it after %.1f s", _text(key), have, time.monotonic() - since)
+                return told
+            if since is None:
+                since = time.monotonic()
+                log.warning(
+                    "%s: %d replicas have it and NANOGRID_RESULT_REPLICAS wants %d; its message is kept until they do",
+                    _text(key), have, settings.result_replicas,
+                )  # fmt: skip
+
+    def _look_at(self, number: int) -> None:
+        """Say where the number of a result is not larger than that of one before it: Redis has lost what came between."""
+        if number <= self._last_number:
+            log.warning(
+                "the number of the last result fell from %d to %d: Redis has lost results, or its stream was emptied",
+                self._last_number, number,
+            )  # fmt: skip
+        self._last_number = number
+
+    def _complete_end(self, key: str, meta: str) -> int:
+        """Store how long storing took, and publish the result, if it is still there and not told yet."""
+        args = [meta, self.expires, self._ended, self._untold]
+        return int(self._complete_script(keys=[key], args=args))
+
+    def _set_unless_ended(self, key: str, meta: str, expires_s: int) -> None:
+        """Store a state, and publish it, unless there is an end. One round trip to Redis."""
+        self._state_script(keys=[key], args=[meta, expires_s, self._ended])
+
+    def _set(self, key: str, value: str, expires: int | None = None) -> None:
+        """As Celery does it, by a command that redis-py does not call deprecated."""
+        with self.client.pipeline() as both:
+            both.set(key, value, ex=(self.expires if expires is None else expires) or None)
+            both.publish(key, value)
+            both.execute()
+
+    @cached_property
+    def _parts(self) -> MapParts:
+        return MapParts(app=self.app, url=self.url)
+
+    @cached_property
+    def _script(self) -> Any:
+        return self.client.register_script(STORE_FIRST_END)
+
+    @cached_property
+    def _complete_script(self) -> Any:
+        return self.client.register_script(COMPLETE_END)
+
+    @cached_property
+    def _rewrite_script(self) -> Any:
+        return self.client.register_script(REWRITE)
+
+    @cached_property
+    def _state_script(self) -> Any:
+        return self.client.register_script(SET_UNLESS_ENDED)
+
+    @cached_property
+    def _ended(self) -> str:
+        # A quotation mark inside of a JSON string has a backslash before it: no text of a function's looks like the status.
+        text: str = self.encode({"status": SUCCESS})[1:-1]
+        return text
+
+    @cached_property
+    def _untold(self) -> str:
+        # How an end is stored before it is told: without the time of storing, which is the last phase.
+        text: str = self.encode({"phases": {"store": None}, "runtime": None})
+        return text[text.index('"store"') : text.rindex(":")]
+
+    def _meta(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> str:
+        """What is stored, as Celery puts it together."""
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        text: str = self.encode({**meta, "task_id": task_id})
+        return text
+
+    def _end_here(self, task_id: str, request: Any, outcome: Outcome, reason: str) -> None:
+        """Store the end of a request that no child could give, and answer what was to come after it."""
+        result = self._end(task_id, request, outcome, reason)
+        self.mark_as_done(task_id, result, request=request)
+        if request is not None:
+            self.answer_after(request, result)
+
+    def _end(self, task_id: str, request: Any, outcome: Outcome, reason: str) -> ExecutionResult:
+        return not_run(
+            task_id,
+            _field(request, "functionId") or "",
+            reason,
+            runtime=_field(request, "runtime"),
+            outcome=outcome,
+            worker=getattr(request, "hostname", None),
+            attempt=int(getattr(request, "retries", None) or 0) + 1,
+        )
+
+
+def _is_ours(request: Any) -> bool:
+    return getattr(request, "task", None) in canvas.OURS
+
+
+def _field(request: Any, name: str) -> str | None:
+    """A field of the request that Celery's context of its task carries, where it is there and a string."""
+    arguments = getattr(request, "args", None) or ()
+    data = next((argument for argument in reversed(arguments) if isinstance(argument, dict)), {})
+    return _text_or_none(data.get(name))
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _context_of(part: dict[str, Any]) -> Context:
+    """What Celery would know of a part of a canvas that is not sent: its id, and its place in a group or chord."""
+    options = part.get("options") or {}
+    return Context(
+        id=options.get("task_id"),
+        task=part.get("task"),
+        group=options.get("group_id"),
+        group_index=options.get("group_index"),
+        chord=options.get("chord"),
+    )
+
+
+def _ended(result: ExecutionResult) -> RequestEnded:
+    return RequestEnded(
+        function_id=result.function_id,
+        runtime=result.runtime,
+        outcome=result.outcome.value,
+        start_kind=None if result.start_kind is None else result.start_kind.value,
+        phases=vars(result.phases),
+        peak_bytes=result.peak_memory_bytes,
+        limit_mb=result.memory_limit_mb,
+        attempt=result.attempt,
+    )
+
+
+def _text(answer: str | bytes) -> str:
+    return answer if isinstance(answer, str) else answer.decode(errors="replace")
+
+
+def _sentence(exc: BaseException) -> str:
+    if isinstance(exc, TimeLimitExceeded):
+        return f"the worker child did not end within Celery's hard time limit of {exc.args[0]:g} s"
+    return str(exc) if isinstance(exc, NanoGridError) else f"unexpected {type(exc).__name__}: {exc}"
+
+
+def _begin_anew_in_child() -> None:
+    """Connections that cross a fork would give each side what the other one asked for."""
+    for backend in list(_backends):
+        backend.begin_anew()
+
+
+def _end() -> None:
+    """Before the interpreter comes apart: what is collected afterwards can neither connect nor import."""
+    for backend in list(_backends):
+        backend.result_consumer.end()
+
+
+os.register_at_fork(after_in_child=_begin_anew_in_child)
+atexit.register(_end)

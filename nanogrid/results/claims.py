@@ -1,0 +1,131 @@
+"""Effectively once: a run claims its request id in Redis, atomically and with an expiry that it renews.
+
+The rule: whoever holds the claim runs; everybody else waits for the holder's result, or for the claim to come free.
+SQS delivers at least once and says nothing about redelivery, so this is the only guard against a second run.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import redis
+
+from nanogrid.connections.result_redis import connect
+from nanogrid.errors import ClaimBusyError
+from nanogrid.settings import Settings
+
+log = logging.getLogger(__name__)
+
+TAKE = """
+local holder = redis.call('get', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2])
+return 1
+"""
+"""Take a claim, or take it again: after an answer that was lost it is one's own already, and must not be waited for."""
+
+# Both compare the token first: a claim that was lost to expiry and taken by another is left alone.
+RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) else return 0 end"
+RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end"
+
+
+class Claims:
+    """Claims of one process. Thread-safe.
+
+    All mutable state: `_held` (tokens by request id), guarded by `_lock`; one thread renews them all.
+    """
+
+    def __init__(self, settings: Settings, client: redis.Redis | None = None) -> None:
+        self._ttl_s = settings.claim_ttl_s
+        self._ttl_ms = int(settings.claim_ttl_s * 1000)
+        self._lock = threading.Lock()
+        self._held: dict[str, str] = {}
+        self._keeper: threading.Thread | None = None
+        self._any_held = threading.Event()
+        self._redis = client or connect(settings)
+        self._renew = self._redis.register_script(RENEW)
+        self._release = self._redis.register_script(RELEASE)
+
+    def take(self, request_id: str, token: str) -> bool:
+        """Claim a request id, or renew the claim where `token` holds it already. False: somebody else holds it."""
+        return bool(self._redis.eval(TAKE, 1, _key(request_id), token, self._ttl_ms))
+
+    def look_and_take(
+        self, request_id: str, token: str, result_key: str, beside: tuple[str, Sequence[str]]
+    ) -> tuple[str | None, bool, list[str | None]]:
+        """What is stored under `result_key`, whether the claim was free and is ours now, and what else a run needs to know:
+        the fields of the hash that `beside` names. One round trip to Redis."""
+        key, fields = beside
+        with self._redis.pipeline(transaction=False) as all_three:
+            all_three.get(result_key)
+            all_three.eval(TAKE, 1, _key(request_id), token, self._ttl_ms)  # by its text: no round trip to look for it
+            all_three.hmget(key, list(fields))
+            stored, taken, found = all_three.execute()
+        return stored, bool(taken), found
+
+    def is_held(self, request_id: str) -> bool:
+        """Whether anybody holds a claim on the request id."""
+        return bool(self._redis.exists(_key(request_id)))
+
+    def release(self, request_id: str, token: str) -> None:
+        """Give the claim up, if `token` still holds it."""
+        self._release(keys=[_key(request_id)], args=[token])
+
+    @contextmanager
+    def hold(self, request_id: str, token: str) -> Iterator[None]:
+        """Renew a taken claim for the length of a `with` block. It is *not* released at the end.
+
+        The result is stored by Celery after the task has returned; until then the claim must stand. It runs out by
+        itself, or is released by `release`.
+        """
+        with self._lock:
+            self._held[request_id] = token
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._keep, name="claims", daemon=True)
+                self._keeper.start()
+        self._any_held.set()
+        try:
+            yield
+        finally:
+            with self._lock:  # no renewal is under way: one that came late would take a claim that was released
+                self._held.pop(request_id, None)
+
+    def wait(self, request_id: str, timeout_s: float) -> None:
+        """Return when nobody holds the claim any more. Raises ClaimBusyError when that takes longer than `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while self.is_held(request_id):
+            if time.monotonic() > deadline:
+                raise ClaimBusyError(f"request {request_id!r} is still running elsewhere after {timeout_s:g} s")
+            time.sleep(0.1)
+
+    def _keep(self) -> None:
+        while True:
+            self._any_held.wait()
+            time.sleep(self._ttl_s / 3)
+            with self._lock:
+                if not self._held:
+                    self._any_held.clear()
+                for request_id, token in self._held.items():
+                    self._renew_or_warn(request_id, token)
+
+    def _renew_or_warn(self, request_id: str, token: str) -> None:
+        try:
+            if self._renew(keys=[_key(request_id)], args=[token, self._ttl_ms]):
+                return
+            if self.take(request_id, token):
+                log.warning(
+                    "request %s: the claim was gone from Redis and is taken again; a duplicate may have run beside it",
+                    request_id,
+                )
+            else:
+                log.warning("request %s: the claim was lost to another worker; it may run twice", request_id)
+        except redis.RedisError as error:
+            log.warning("request %s: the claim could not be renewed (%s)", request_id, error)
+
+
+def _key(request_id: str) -> str:
+    return f"nanogrid:claim:{request_id}"

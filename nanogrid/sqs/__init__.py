@@ -1,0 +1,1 @@
+"""Everything about SQS: the transport under Celery, queues and dead letters, and how a request becomes a message."""

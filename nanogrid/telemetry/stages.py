@@ -1,0 +1,211 @@
+"""The lines of the log that tell a request's way: one per stage, with the request id at a fixed place.
+
+The rule: a line holds names, numbers and NanoGrid's own words; never payload, environment, output or value. What a line
+looks like is the business of `nanogrid.telemetry.logs`; without it each one reads as text.
+
+    received    a worker has the message
+    code        the code and its layers are there
+    container   a container is there
+    started     the function runs
+    finished    the result is stored; exactly one per request, whatever happened
+    retrying    an attempt of NanoGrid's failed; another one follows
+    answered    nothing was stored: the request had its result before
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from nanogrid.result import ExecutionResult, Outcome, StartKind
+
+log = logging.getLogger(__name__)
+
+NAME_LENGTH = 200
+"""Names that were not checked yet are cut here. A checked one is never longer."""
+
+REASON_LENGTH = 500
+WITH_REASON = (Outcome.NOT_RUN, Outcome.CANCELLED)
+"""Outcomes of requests whose stderr is NanoGrid's own words and not the function's."""
+
+
+class Stage:
+    """One line: what is the same in all, and `fields` by their names in JSON. Its text is made when somebody wants it.
+
+    `at` is the moment it tells of, in seconds since 1970; it may be written a little later.
+    """
+
+    __slots__ = ("at", "attempt", "fields", "function", "name", "request")
+
+    def __init__(self, name: str, request: str, function: str, attempt: int, fields: dict[str, Any]) -> None:
+        self.at = time.time()
+        self.name, self.attempt, self.fields = name, attempt, fields
+        self.request, self.function = _cut(request, NAME_LENGTH), _cut(function, NAME_LENGTH)
+
+    def __str__(self) -> str:
+        words = WORDS[self.name](self.fields)
+        if self.name == "retrying":
+            words = f"attempt {self.attempt} {words}"
+        elif self.attempt > 1:
+            words += f", attempt {self.attempt}"
+        function = self.function.replace(" ", r"\x20") or "-"
+        text = f"{self.name:<9} {self.request}  {function}  {words}"
+        return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+class Run:
+    """Says what comes between the lines of a request's beginning and end: code, container, started.
+
+    The warm path has nothing to write before its function runs: the line about code that was there already waits for the
+    two that come then. Where none comes, it is written at the end of the `with` block.
+    """
+
+    def __init__(self, request: str, function: str, attempt: int) -> None:
+        self._of = request, function, attempt
+        self._waiting: Stage | None = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write_waiting()
+
+    def code_ready(self, *, cached: bool, fetch_ms: float, unpack_ms: float, build_ms: float | None) -> None:
+        """The code is on disk. `build_ms` is None where nothing was built."""
+        if not log.isEnabledFor(logging.INFO):
+            return
+        fields = {
+            "cached": cached,
+            "fetchMillis": _rounded(fetch_ms),
+            "unpackMillis": _rounded(unpack_ms),
+            "buildMillis": _rounded(build_ms),
+        }
+        self._waiting = Stage("code", *self._of, fields)
+        if not cached or build_ms is not None:
+            self._write_waiting()
+
+    def started(
+        self, *, container: str, start: StartKind, acquire_ms: float, timeout_ms: int, memory_mb: int, cpus: float
+    ) -> None:
+        """The function runs, in this container. Said beside its first steps, which do not wait for it."""
+        if not log.isEnabledFor(logging.INFO):
+            return
+        acquired = {"container": container, "startKind": start.value, "acquireMillis": _rounded(acquire_ms)}
+        began = {"timeoutMs": timeout_ms, "memoryMb": memory_mb, "cpus": cpus}
+        self._write_waiting()
+        say(logging.INFO, Stage("container", *self._of, acquired))
+        say(logging.INFO, Stage("started", *self._of, began))
+
+    def _write_waiting(self) -> None:
+        if self._waiting is not None:
+            say(logging.INFO, self._waiting)
+            self._waiting = None
+
+
+def received(
+    request: str, function: str, attempt: int, *, queue: str, deliveries: int | None, age_ms: float | None
+) -> None:
+    """A worker's main process has a message. Nothing of it was checked yet."""
+    if log.isEnabledFor(logging.INFO):
+        fields = {"queue": queue, "deliveries": deliveries, "ageMillis": _rounded(age_ms)}
+        say(logging.INFO, Stage("received", request, function, attempt, fields))
+
+
+def finished(result: ExecutionResult) -> None:
+    """A result was stored, and it was the first one. A warning where the function was not run."""
+    level = logging.WARNING if result.outcome is Outcome.NOT_RUN else logging.INFO
+    if log.isEnabledFor(level):
+        fields = {
+            "outcome": result.outcome.value,
+            "exitCode": result.exit_code,
+            "durationMillis": result.duration_millis,
+            "startKind": None if result.start_kind is None else result.start_kind.value,
+            "peakMemoryBytes": result.peak_memory_bytes,
+            "memoryLimitMb": result.memory_limit_mb,
+            "cpuMillis": result.cpu_millis,
+            "phases": dict(result.phases),
+        }
+        if result.outcome in WITH_REASON:
+            fields["reason"] = _first_line(result.stderr)
+        say(level, Stage("finished", result.request_id, result.function_id, result.attempt, fields))
+
+
+def retrying(request: str, function: str, attempt: int, trouble: str, wait_s: float) -> None:
+    """An attempt met trouble of NanoGrid's own; another one comes in `wait_s` seconds."""
+    fields = {"trouble": _first_line(trouble), "waitSeconds": round(wait_s, 1)}
+    say(logging.WARNING, Stage("retrying", request, function, attempt, fields))
+
+
+def answered(result: ExecutionResult) -> None:
+    """A result was not stored: there was one. `result` is what would have been stored."""
+    fields = {"outcome": result.outcome.value}
+    say(logging.INFO, Stage("answered", result.request_id, result.function_id, result.attempt, fields))
+
+
+def say(level: int, stage: Stage) -> None:
+    """Hand a line to logging, without its search for the line of source that called: that is the same each time."""
+    if log.isEnabledFor(level):
+        record = log.makeRecord(log.name, level, __file__, 0, stage, (), None)
+        record.created, record.msecs = stage.at, stage.at % 1 * 1000
+        log.handle(record)
+
+
+def _first_line(text: str) -> str:
+    """The first line: in what follows it may be the words of others, such as the end of a build's log."""
+    return _cut(text.strip().partition("\n")[0], REASON_LENGTH)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _rounded(ms: float | None) -> float | None:
+    return None if ms is None else round(ms, 3)
+
+
+def _of_received(fields: dict[str, Any]) -> str:
+    words = f"queue {fields['queue']}"
+    if fields["ageMillis"] is not None:
+        words += f", sent {fields['ageMillis']:.0f} ms ago"
+    return words + (f", delivery {fields['deliveries']}" if (fields["deliveries"] or 1) > 1 else "")
+
+
+def _of_code(fields: dict[str, Any]) -> str:
+    words = "cached" if fields["cached"] else f"unpacked in {fields['unpackMillis']:.1f} ms"
+    built = "" if fields["buildMillis"] is None else f", built in {fields['buildMillis']:.0f} ms"
+    return f"{words}, fetch {fields['fetchMillis']:.1f} ms{built}"
+
+
+def _of_container(fields: dict[str, Any]) -> str:
+    return f"{fields['container']}, {fields['startKind']} start, {fields['acquireMillis']:.1f} ms"
+
+
+def _of_started(fields: dict[str, Any]) -> str:
+    return f"timeout {fields['timeoutMs']} ms, {fields['memoryMb']} MiB, {fields['cpus']:g} CPU"
+
+
+def _of_finished(fields: dict[str, Any]) -> str:
+    words = [fields["outcome"]]
+    if "reason" in fields:
+        words[0] += f": {fields['reason']}"
+    else:
+        words += [f"exit code {fields['exitCode']}", f"{fields['durationMillis']} ms"]
+    if fields["startKind"]:
+        words.append(f"{fields['startKind']} start")
+    if fields["peakMemoryBytes"] is not None:
+        words.append(f"peak {fields['peakMemoryBytes'] / 2**20:.1f} of {fields['memoryLimitMb']} MiB")
+    return ", ".join(words)
+
+
+WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "received": _of_received,
+    "code": _of_code,
+    "container": _of_container,
+    "started": _of_started,
+    "finished": _of_finished,
+    "retrying": lambda fields: f"failed: {fields['trouble']}; again in {fields['waitSeconds']:g} s",
+    "answered": lambda fields: f"{fields['outcome']} is not stored: it had its result before",
+}
+"""What stands at the end of a line of text, by stage."""
