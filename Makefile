@@ -5,11 +5,13 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 bin := .venv/bin
-python_code := nanogrid tests benchmarks examples deploy celeryconfig.py
+python_code := nanogrid tests benchmarks examples deploy docs celeryconfig.py
 demo_images := nanogrid/python:3.9 nanogrid/gcc:11
 # Most tests wait for processes of their own, so three at a time fit on two cores; one file stays in one process, and
 # files start in the order of their names, the longest (the chaos test) among the first.
 parallel := -q -n 3 --dist loadfile --no-loadscope-reorder
+# Each build reads every page anew, so that no warning is hidden by an earlier build. Sphinx with MyST needs Python 3.11.
+sphinx := $(bin)/python -m sphinx -q -W --keep-going -E -j 2 -d build/docs/trees
 # Arguments for pytest: make test ARGS="-k chord -x"
 ARGS ?=
 
@@ -36,13 +38,27 @@ down: ## End the local stack
 	@$(bin)/nanogrid down
 
 .PHONY: check
-check: ## Format, lint, types, import contract and unit tests: what needs neither Docker nor Redis
+check: ## Format, lint, types, import contract, unit tests and the site: what needs neither Docker nor Redis
 	@$(bin)/ruff format --check --quiet $(python_code)
 	@$(bin)/ruff check --quiet $(python_code)
 	@$(bin)/mypy --no-error-summary
 	@MYPYPATH=deploy/images $(bin)/mypy --no-error-summary deploy/images
 	@$(bin)/lint-imports --no-logo >/dev/null || { $(bin)/lint-imports; exit 1; }
+	@MYPYPATH=docs/pictures $(bin)/mypy --no-error-summary docs/pictures
 	@$(bin)/pytest -q -n 2 tests/unit $(ARGS)
+	@$(MAKE) docs
+
+.PHONY: docs
+docs: ## Build the documentation site in build/docs/html; a warning or a broken internal link is an error
+	@$(sphinx) -b html docs build/docs/html
+
+.PHONY: docs-links
+docs-links: ## Check the links of the documentation that lead to the internet
+	@$(sphinx) -b linkcheck docs build/docs/links
+
+.PHONY: pictures
+pictures: ## Draw the pictures in docs/pictures; scripts/screenshots makes the two screenshots
+	@$(bin)/python docs/pictures/draw.py
 
 .PHONY: test
 test: ## Set up, make all images, run the whole suite
