@@ -15,7 +15,7 @@ def picture() -> Picture:
     life.box(32, 84, 128, 60, "starting", "created, started")
     life.box(240, 36, 150, 60, "prewarmed", "ready, no function yet")
     life.box(470, 84, 150, 60, "leased", "runs a function", kind="accent")
-    life.box(720, 84, 160, 60, "being cleaned", "about 2 ms")
+    life.box(720, 84, 160, 60, "cleaning", "about 2 ms")
     life.box(720, 236, 160, 60, "idle", "keeps its function")
     life.box(470, 236, 150, 60, "paused", "frozen, costs no CPU")
     life.box(32, 236, 230, 60, "removed", "and with it everything in it", kind="warn")

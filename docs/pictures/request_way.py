@@ -30,7 +30,7 @@ def picture() -> Picture:
         ("2  fetch", "code, layers"),
         ("3  lease", "a container"),
         ("4  run", "within limits"),
-        ("5  store", "first end stands"),
+        ("5  store", "first result stays"),
     )
     places = ((436, 84), (562, 84), (688, 84), (688, 176), (562, 176))
     for (x, y), step in zip(places, steps, strict=True):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ import tomllib
 import typer
 from pydantic import BaseModel
 
+import nanogrid
+from nanogrid import errors
 from nanogrid.cli.application import app
 from nanogrid.execution.container.hardening import environment
 from nanogrid.request import FunctionRequest, parse_request
@@ -21,7 +26,11 @@ from nanogrid.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
-README = (ROOT / "README.md").read_text()
+REFERENCE = ROOT / "docs" / "reference"
+REQUEST = (REFERENCE / "request.md").read_text()
+RESULT = (REFERENCE / "result.md").read_text()
+API = (REFERENCE / "api.md").read_text()
+README_LINES = 150
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -85,10 +94,9 @@ def words_of(line: str) -> list[str]:
         return line.split()
 
 
-def first_column(heading: str) -> list[str]:
-    """The names in the first column of the README's table under a heading."""
-    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+def first_column(page: str) -> list[str]:
+    """The names in the first column of a page's table."""
+    return re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
 
 
 def wire_fields(model: type[BaseModel]) -> list[str]:
@@ -158,14 +166,19 @@ def test_every_variable_that_is_named_exists(document: Path) -> None:
     assert set(re.findall(r"NANOGRID_[A-Z0-9_]*[A-Z0-9]", document.read_text())) - known == set()
 
 
-def test_the_readme_lists_every_field_of_a_request() -> None:
+def test_the_readme_is_short() -> None:
+    """A newcomer reads all of it; the rest is in docs/."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
+
+
+def test_the_reference_lists_every_field_of_a_request() -> None:
     """The table of request fields has exactly those of FunctionRequest."""
-    assert sorted(first_column("Request")) == sorted(wire_fields(FunctionRequest))
+    assert sorted(first_column(REQUEST)) == sorted(wire_fields(FunctionRequest))
 
 
-def test_the_readme_says_which_fields_are_required() -> None:
+def test_the_reference_says_which_fields_are_required() -> None:
     """A field is required exactly where a request without it is refused."""
-    said = set(re.findall(r"^\| `([^`]+)` \| yes \|", README, re.MULTILINE))
+    said = set(re.findall(r"^\| `([^`]+)` \| yes \|", REQUEST, re.MULTILINE))
     full = {"functionId": "f", "runtime": "python", "s3Bucket": "bucket", "s3Key": "key"}
     assert said == set(full)
     parse_request(full, Settings(), request_id="r")
@@ -174,9 +187,41 @@ def test_the_readme_says_which_fields_are_required() -> None:
             parse_request({name: value for name, value in full.items() if name != field}, Settings(), request_id="r")
 
 
-def test_the_readme_lists_every_field_of_a_result() -> None:
+def test_the_reference_lists_every_field_of_a_result() -> None:
     """The table of result fields has exactly those of ExecutionResult, in their order."""
-    assert first_column("Result") == wire_fields(ExecutionResult)
+    assert first_column(RESULT) == wire_fields(ExecutionResult)
+
+
+def test_the_reference_has_every_public_name() -> None:
+    """The page of the API documents each name of `nanogrid.__all__`, and each error by the module that has all of them."""
+    documented = re.findall(r"^\.\. (?:py:)?(?:auto)?(?:class|function|data|module):: (\w[\w.]*)", API, re.MULTILINE)
+    assert "nanogrid.errors" in documented
+    names = {path.rpartition(".")[2] for path in documented} | {name for name in vars(errors) if name.endswith("Error")}
+    assert set(nanogrid.__all__) - names == set()
+
+
+def test_what_the_reference_documents_exists() -> None:
+    """Each name that a directive of the API's page gives can be imported."""
+    paths = re.findall(r"^\.\. (?:py:)?(?:auto)?(?:class|function|data):: (nanogrid\.[\w.]+)", API, re.MULTILINE)
+    assert paths
+    for path in paths:
+        module, _, name = path.rpartition(".")
+        assert hasattr(import_module(module), name), path
+
+
+def test_the_pictures_are_up_to_date() -> None:
+    """Each drawn picture is what its script draws now, from the numbers that docs/performance.md has now."""
+    command = [sys.executable, ROOT / "docs" / "pictures" / "draw.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_every_picture_is_there_and_has_words_for_it(document: Path) -> None:
+    """An image that a document shows is a file of the repository, and says in words what it shows."""
+    for words, target in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", prose(document.read_text())):
+        assert (document.parent / target).is_file(), target
+        assert words, target
 
 
 def test_every_threat_names_a_test_that_exists() -> None:
