@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 bin := .venv/bin
-python_code := nanogrid tests benchmarks examples deploy docs celeryconfig.py
+python_code := nanogrid tests benchmarks examples deploy docs/conf.py docs/pictures celeryconfig.py
 demo_images := nanogrid/python:3.9 nanogrid/gcc:11
 # Most tests wait for processes of their own, so three at a time fit on two cores; one file stays in one process, and
 # files start in the order of their names, the longest (the chaos test) among the first.

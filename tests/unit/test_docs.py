@@ -211,7 +211,7 @@ def test_what_the_reference_documents_exists() -> None:
 
 def test_the_pictures_are_up_to_date() -> None:
     """Each drawn picture is what its script draws now, from the numbers that docs/performance.md has now."""
-    command = [sys.executable, ROOT / "docs" / "pictures" / "draw.py", "--check"]
+    command = [sys.executable, str(ROOT / "docs" / "pictures" / "draw.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
