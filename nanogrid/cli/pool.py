@@ -35,8 +35,9 @@ COLOURS = {
     "starting": "yellow",
     "prewarmed": "cyan",
     "leased": "bold green",
-    "settling": "yellow",
+    "cleaning": "yellow",
     "idle": "green",
+    "pausing": "yellow",
     "paused": "dim",
     "ending": "red",
 }

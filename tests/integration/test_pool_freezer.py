@@ -17,6 +17,7 @@ import pytest
 
 from nanogrid.execution.container.cgroup import Cgroup
 from nanogrid.execution.pool.child.lease import Container
+from nanogrid.execution.pool.owner import stock
 from nanogrid.execution.pool.owner.pooled import Pooled
 from nanogrid.execution.pool.states import State
 from nanogrid.result import StartKind
@@ -69,9 +70,9 @@ class Meeting:
         assert runs.wait(TIMEOUT_S), request.exception()
         return request
 
-    def before(self, name: str, happens: Callable[[], None], patch: pytest.MonkeyPatch) -> None:
+    def before(self, name: str, happens: Callable[[], None]) -> None:
         """Let something happen right before the pause's next call of this method of the stock."""
-        method = getattr(self._stock, name)
+        method, patch = getattr(self._stock, name), pytest.MonkeyPatch()
 
         def first(pooled: Pooled, *states: State) -> object:
             patch.undo()
@@ -98,16 +99,17 @@ def check(meeting: Meeting, request: Future[tuple[StartKind, str]]) -> None:
     assert not meeting.freezer.is_wanted()
 
 
-def test_a_request_that_is_faster_than_the_pause(meeting: Meeting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_is_faster_than_the_pause(meeting: Meeting) -> None:
     """The container was idle when it was looked at, and is in use when it is to be paused: it is left alone."""
     requests = []
-    meeting.before("take", lambda: requests.append(meeting.request_that_runs()), monkeypatch)
+    meeting.before("take", lambda: requests.append(meeting.request_that_runs()))
     meeting.pause()
     check(meeting, requests[0])
 
 
 def test_a_request_that_comes_while_the_container_is_paused(meeting: Meeting, monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits until the pause is done, and is given the container before the kernel has stopped it."""
+    monkeypatch.setattr(stock, "PAUSE_WAIT_S", 2 * TIMEOUT_S)
     requests = []
 
     def come() -> None:
@@ -116,7 +118,7 @@ def test_a_request_that_comes_while_the_container_is_paused(meeting: Meeting, mo
         wait_until(meeting.waits, "the request waits")
 
     meeting.freezer.keeps_up.clear()
-    meeting.before("move", come, monkeypatch)
+    meeting.before("move", come)
     meeting.pause()
     check(meeting, requests[0])
 

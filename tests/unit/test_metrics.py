@@ -208,7 +208,7 @@ def test_the_pool_is_shown_by_state(registry: CollectorRegistry) -> None:
     assert of(registry, "pool_containers", state="leased") == 1
     assert of(registry, "pool_containers", state="idle") == 0
     assert of(registry, "pool_memory_bytes") == 300 * MIB
-    for state in (State.SETTLING, State.IDLE):
+    for state in (State.CLEANING, State.IDLE):
         stock.move(first, state)
     for name in ("b", "c"):
         stock.acquire(Wish(kind, name, name, 300), image="i", limits=limits, request_id=name, wait_s=0)

@@ -110,7 +110,7 @@ def test_an_idle_container_goes_before_a_prewarmed_one() -> None:
 
 def test_a_container_that_is_cleaned_is_waited_for() -> None:
     """It is ready within milliseconds: a new one would not be. Others may be served meanwhile."""
-    decision = decide(WISH, [held(1, State.SETTLING), prewarmed(2)], ROOMY)
+    decision = decide(WISH, [held(1, State.CLEANING), prewarmed(2)], ROOMY)
     assert reason(decision) == "the function's own container is being cleaned"
     assert decision == Wait(reason(decision), for_cleaning=True)
 
@@ -118,14 +118,43 @@ def test_a_container_that_is_cleaned_is_waited_for() -> None:
 @pytest.mark.parametrize(("earlier", "waits"), [(0, True), (1, True), (2, False), (3, False)])
 def test_only_as_many_wait_as_are_being_cleaned(earlier: int, waits: bool) -> None:
     """With two that settle, the third request for them does not wait in vain."""
-    pool = [held(1, State.SETTLING), held(2, State.SETTLING), other(3, State.SETTLING)]
+    pool = [held(1, State.CLEANING), held(2, State.CLEANING), other(3, State.CLEANING)]
     decision = decide(replace(WISH, settled_for=earlier), pool, ROOMY)
     assert isinstance(decision, Wait if waits else Create)
 
 
+def test_a_container_that_is_being_paused_is_waited_for() -> None:
+    """A pause takes milliseconds, and what follows is a warm start. The reason names the pause, not a cleaning."""
+    decision = decide(WISH, [held(1, State.PAUSING), prewarmed(2)], ROOMY)
+    assert decision == Wait("the function's own container is being paused")
+
+
+@pytest.mark.parametrize(("earlier", "waits"), [(0, True), (1, True), (2, False)])
+def test_only_as_many_wait_as_will_be_ready(earlier: int, waits: bool) -> None:
+    """One container that is being cleaned and one that is being paused serve two requests."""
+    pool = [held(1, State.CLEANING), held(2, State.PAUSING), other(3, State.PAUSING)]
+    decision = decide(replace(WISH, settled_for=earlier), pool, ROOMY)
+    assert isinstance(decision, Wait if waits else Create)
+
+
+def test_a_pause_that_takes_long_is_not_waited_for() -> None:
+    """An engine that does not answer holds up a pause, and no request with it."""
+    impatient = replace(WISH, waits_for_pause=False)
+    pool = [held(1, State.PAUSING)]
+    assert decide(impatient, pool, ROOMY) == Create()
+    assert decide(impatient, [*pool, prewarmed(2)], ROOMY) == Specialise(2)
+    assert isinstance(decide(impatient, [held(1, State.CLEANING)], ROOMY), Wait)
+
+
+def test_a_prewarmed_container_that_is_being_paused_is_not_waited_for() -> None:
+    """It belongs to no function: any request could take it."""
+    assert decide(WISH, [replace(prewarmed(1), state=State.PAUSING)], ROOMY) == Create()
+
+
 def test_another_functions_cleaning_is_not_waited_for() -> None:
     """Only the own container is worth the wait."""
-    assert decide(WISH, [other(1, State.SETTLING), held(2, State.SETTLING, ONLINE)], ROOMY) == Create()
+    assert decide(WISH, [other(1, State.CLEANING), held(2, State.CLEANING, ONLINE)], ROOMY) == Create()
+    assert decide(WISH, [other(1, State.PAUSING), held(2, State.PAUSING, ONLINE)], ROOMY) == Create()
 
 
 # -- the cap of a function
@@ -223,7 +252,7 @@ def test_what_ends_takes_no_room() -> None:
 # -- wait for room
 
 
-@pytest.mark.parametrize("state", [State.LEASED, State.STARTING, State.SETTLING])
+@pytest.mark.parametrize("state", [State.LEASED, State.STARTING, State.CLEANING, State.PAUSING])
 @pytest.mark.parametrize("bounds", [Bounds(1, 100_000), Bounds(100, 149)])
 def test_where_all_are_in_use_the_request_waits(state: State, bounds: Bounds) -> None:
     """Later requests wait behind it, and the sentence says what is in use and what there may be."""
@@ -256,7 +285,8 @@ def test_a_request_larger_than_the_pool_runs_alone() -> None:
 
 def test_only_idle_containers_expire() -> None:
     """At the idle timeout, not before; prewarmed ones and those in use never."""
-    pool = [held(1, since=10), held(2, since=11), prewarmed(3, since=0), held(4, State.LEASED), held(5, State.SETTLING)]
+    pool = [held(1, since=10), held(2, since=11), prewarmed(3, since=0), held(4, State.LEASED)]
+    pool += [held(5, State.CLEANING), held(6, State.PAUSING)]
     assert expired(pool, 70.0, 60.0) == [1]
     assert expired(pool, 69.9, 60.0) == []
     assert expired(pool, 71.0, 0.0) == [1, 2]
@@ -272,13 +302,13 @@ def test_the_first_kind_of_which_there_are_too_few_is_made_next() -> None:
     assert missing([], [], ROOMY, 100) is None
 
 
-@pytest.mark.parametrize("state", [State.STARTING, State.SETTLING, State.PREWARMED])
+@pytest.mark.parametrize("state", [State.STARTING, State.PAUSING, State.PREWARMED])
 def test_what_is_being_made_or_paused_is_not_missing(state: State) -> None:
     """A prewarmed container counts from its beginning, and while it is being paused."""
     assert missing([replace(prewarmed(1), state=state)], [(PYTHON, 1)], ROOMY, 100) is None
 
 
-@pytest.mark.parametrize("state", [State.STARTING, State.LEASED, State.SETTLING, State.IDLE])
+@pytest.mark.parametrize("state", [State.STARTING, State.LEASED, State.CLEANING, State.IDLE, State.PAUSING])
 def test_a_container_that_has_a_function_is_not_prewarmed(state: State) -> None:
     """Not while it starts for a request either."""
     assert missing([held(1, state)], [(PYTHON, 1)], ROOMY, 100) == PYTHON
@@ -323,11 +353,11 @@ memory = st.integers(0, 300)
 
 @st.composite
 def containers(draw: st.DrawFn) -> list[Held]:
-    """Any pool: only prewarmed containers, and some that start or settle, are without a function."""
+    """Any pool: only prewarmed containers, and some that start or are being paused, are without a function."""
     found = []
     for number in range(draw(st.integers(0, 9))):
         state = draw(st.sampled_from(State))
-        may_lack = state in {State.STARTING, State.SETTLING, State.ENDING}
+        may_lack = state in {State.STARTING, State.PAUSING, State.ENDING}
         bare = state is State.PREWARMED or (may_lack and draw(st.booleans()))
         key, function_id = (None, None) if bare else (draw(keys), draw(functions))
         since = draw(st.integers(0, 5))  # few values: ties are common
@@ -336,7 +366,13 @@ def containers(draw: st.DrawFn) -> list[Held]:
 
 
 wishes = st.builds(
-    Wish, kind=kinds, key=keys, function_id=functions, memory_mb=st.integers(1, 300), settled_for=st.integers(0, 2)
+    Wish,
+    kind=kinds,
+    key=keys,
+    function_id=functions,
+    memory_mb=st.integers(1, 300),
+    settled_for=st.integers(0, 2),
+    waits_for_pause=st.booleans(),
 )
 pool_bounds = st.builds(
     Bounds, containers=st.integers(1, 10), memory_mb=st.integers(1, 1200), of_one_function=st.integers(0, 3)
@@ -398,7 +434,7 @@ def test_who_waits_for_room_could_not_have_been_served(wish: Wish, pool: list[He
     decision = decide(wish, pool, bounds)
     if not isinstance(decision, Wait) or not decision.for_room:
         return
-    stays = [one for one in pool if one.state in {*IN_USE, State.SETTLING}]
+    stays = [one for one in pool if one.state in {*IN_USE, State.CLEANING, State.PAUSING}]
     assert stays
     assert not fits([*stays, Held(-1, State.LEASED, wish.kind, wish.key, "f", wish.memory_mb, 9)], bounds)
 

@@ -12,6 +12,7 @@ import pytest
 
 from nanogrid.errors import PoolExhaustedError
 from nanogrid.execution.container.hardening import Confinement
+from nanogrid.execution.pool.owner import stock
 from nanogrid.execution.pool.owner.policy import Bounds, Kind, Wish
 from nanogrid.execution.pool.owner.pooled import Pooled
 from nanogrid.execution.pool.owner.stock import Grant, Stock
@@ -105,7 +106,7 @@ class Desk:
 
     def give_back(self, pooled: Pooled, used_mb: int = 10) -> None:
         """The run is over, and its container is clean again."""
-        self.stock.move(pooled, State.SETTLING)
+        self.stock.move(pooled, State.CLEANING)
         pooled.used_mb = used_mb
         self.stock.move(pooled, State.IDLE)
 
@@ -284,7 +285,7 @@ def test_a_container_that_is_being_cleaned_is_waited_for_by_one(open_desk: Calla
     """The first request waits for it, the second starts a container of its own."""
     desk = open_desk()
     pooled = desk.use("a")
-    desk.stock.move(pooled, State.SETTLING)
+    desk.stock.move(pooled, State.CLEANING)
     first = desk.ask("a")
     assert not first.done()
     assert desk.acquire("a").start is StartKind.COLD
@@ -296,12 +297,45 @@ def test_a_container_that_could_not_be_cleaned_frees_who_waits_for_it(open_desk:
     """Its place is taken by a new one."""
     desk = open_desk(containers=1)
     pooled = desk.use("a")
-    desk.stock.move(pooled, State.SETTLING)
+    desk.stock.move(pooled, State.CLEANING)
     asked = desk.ask("a")
     desk.stock.forget(pooled)
     grant = asked.result(LONG_S)
     assert grant.start is StartKind.COLD
     assert desk.stock.all() == [grant.pooled]
+
+
+def test_a_container_that_is_being_paused_is_waited_for_by_one(
+    open_desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first request gets it when the pause is over, the second starts a container of its own."""
+    monkeypatch.setattr(stock, "PAUSE_WAIT_S", LONG_S)
+    desk = open_desk()
+    pooled = desk.rest("a")
+    assert desk.stock.take(pooled, State.IDLE, State.PAUSING)
+    first = desk.ask("a")
+    assert not first.done()
+    assert desk.acquire("a").start is StartKind.COLD
+    desk.stock.move(pooled, State.IDLE)
+    assert first.result(LONG_S) == Grant(pooled, StartKind.WARM)
+
+
+def test_a_pause_that_does_not_end_holds_up_no_request(open_desk: Callable[..., Desk]) -> None:
+    """The engine may not answer: soon the request gets another container."""
+    desk = open_desk()
+    assert desk.stock.take(desk.rest("a"), State.IDLE, State.PAUSING)
+    assert desk.acquire("a", wait_s=LONG_S).start is StartKind.COLD
+
+
+def test_a_request_takes_a_retained_container_rather_than_wait_for_a_pause(open_desk: Callable[..., Desk]) -> None:
+    """It is ready at once."""
+    desk = open_desk()
+    idle = desk.use("a")
+    pooled, hand = desk.use_in_hand("a")
+    desk.give_back(idle)
+    assert desk.stock.take(idle, State.IDLE, State.PAUSING)
+    rest_in(hand)
+    assert desk.acquire("a") == Grant(pooled, StartKind.WARM)
 
 
 # -- who has to go
@@ -352,7 +386,12 @@ def test_a_resting_container_counts_with_what_it_uses(open_desk: Callable[..., D
         ([State.LEASED], State.IDLE),
         ([State.LEASED], State.PREWARMED),
         ([State.PREWARMED], State.IDLE),
-        ([State.LEASED, State.SETTLING], State.LEASED),
+        ([State.LEASED, State.CLEANING], State.LEASED),
+        ([State.LEASED, State.CLEANING], State.PREWARMED),
+        ([State.LEASED, State.CLEANING], State.PAUSING),
+        ([State.LEASED], State.PAUSING),
+        ([State.PREWARMED], State.CLEANING),
+        ([State.PREWARMED, State.PAUSING], State.LEASED),
         ([State.LEASED, State.ENDING], State.IDLE),
         ([State.ENDING], State.ENDING),
     ],
@@ -375,11 +414,11 @@ def test_whoever_is_faster_takes_it(open_desk: Callable[..., Desk]) -> None:
     """A container that a request was given meanwhile cannot be taken for a pause."""
     desk = open_desk()
     pooled = desk.rest()
-    assert desk.stock.take(pooled, State.IDLE, State.SETTLING)
-    assert pooled.held().state is State.SETTLING
+    assert desk.stock.take(pooled, State.IDLE, State.PAUSING)
+    assert pooled.held().state is State.PAUSING
     desk.stock.move(pooled, State.IDLE)
     desk.acquire()
-    assert not desk.stock.take(pooled, State.IDLE, State.SETTLING)
+    assert not desk.stock.take(pooled, State.IDLE, State.PAUSING)
     assert pooled.state is State.LEASED
 
 
@@ -388,7 +427,7 @@ def test_a_pause_makes_no_container_younger(open_desk: Callable[..., Desk]) -> N
     desk = open_desk()
     pooled = desk.rest()
     idle_since = pooled.since
-    assert desk.stock.take(pooled, State.IDLE, State.SETTLING)
+    assert desk.stock.take(pooled, State.IDLE, State.PAUSING)
     pooled.paused = True
     desk.stock.move(pooled, State.IDLE)
     assert pooled.since == idle_since
@@ -556,7 +595,7 @@ def test_people_are_shown_what_is_in_hands(open_desk: Callable[..., Desk]) -> No
     assert desk.stock.is_busy()
     since = rest_in(hand)
     (view,) = desk.stock.views()
-    assert (view.state, view.request_id, view.runs, view.since) == (State.SETTLING, None, 1, since)
+    assert (view.state, view.request_id, view.runs, view.since) == (State.CLEANING, None, 1, since)
     assert not desk.stock.is_busy()
 
 

@@ -170,7 +170,7 @@ class Leases:
         if self._stock.claim(pooled, self._hand):
             pooled.runs += self._hand is None  # else they were counted on the slate
             pooled.measure()
-            self._stock.move(pooled, State.SETTLING)
+            self._stock.move(pooled, State.CLEANING)
             self._settler.watch(pooled)
 
     def _destroy(self, pooled: Pooled) -> dict[str, Any]:

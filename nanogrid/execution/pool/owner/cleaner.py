@@ -53,7 +53,7 @@ class Settler:
         self._epoll.close()
 
     def watch(self, pooled: Pooled) -> None:
-        """Put this container, which is settling, back when it is ready: now where it has said so, else later. Returns at once."""
+        """Put this container, which is being cleaned, back when it is ready: now where it has said so, else later. Returns at once."""
         if self._is_done(pooled):
             return
         assert pooled.link is not None

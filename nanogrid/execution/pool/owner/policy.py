@@ -42,13 +42,17 @@ class Held:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a request needs. `settled_for` counts earlier requests that wait for a container of the same key."""
+    """What a request needs. `settled_for` counts earlier requests that wait for a container of the same key.
+
+    `waits_for_pause`: its own container may be paused first. A request that has waited for long enough does not wait for that.
+    """
 
     kind: Kind
     key: str
     function_id: str
     memory_mb: int
     settled_for: int = 0
+    waits_for_pause: bool = True
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class Wait:
 Decision = Reuse | Specialise | Create | Wait
 
 IN_USE = frozenset({State.STARTING, State.LEASED})
+PASSING = frozenset({State.CLEANING, State.PAUSING})
+"""Not in use, and neither evictable nor ready before the next state."""
 EVICTABLE = frozenset({State.IDLE, State.PREWARMED})
 
 
@@ -108,8 +114,12 @@ def decide(wish: Wish, held: Sequence[Held], bounds: Bounds) -> Decision:
     # The one used last: the others grow old and leave.
     if ready := sorted((one for one in same if one.state is State.IDLE), key=lambda one: -one.since):
         return _with_room(Reuse(ready[0].number), wish, alive, bounds, taken=ready[0])
-    if sum(one.state is State.SETTLING for one in same) > wish.settled_for:
+    cleaning = sum(one.state is State.CLEANING for one in same)
+    if cleaning > wish.settled_for:
         return Wait("the function's own container is being cleaned", for_cleaning=True)
+    pausing = sum(one.state is State.PAUSING for one in same)
+    if wish.waits_for_pause and cleaning + pausing > wish.settled_for:
+        return Wait("the function's own container is being paused")
     own = [one for one in alive if one.function_id == wish.function_id]
     evict: tuple[int, ...] = ()
     if bounds.of_one_function and len(own) >= bounds.of_one_function:
@@ -132,7 +142,7 @@ def _with_room(
     others = [one for one in alive if one is not taken]
     going = make_room(others, bounds, containers=1, memory_mb=wish.memory_mb)
     if going is None:
-        if any(one.state in IN_USE or one.state is State.SETTLING for one in others):
+        if any(one.state in IN_USE | PASSING for one in others):
             return Wait(
                 f"{len(alive)} containers with {sum(one.memory_mb for one in alive)} MiB are in use, and the pool may have "
                 f"{bounds.containers} with {bounds.memory_mb} MiB",
@@ -175,7 +185,7 @@ def missing(held: Sequence[Held], wanted: Sequence[tuple[Kind, int]], bounds: Bo
         ready = [
             one
             for one in alive
-            if one.kind == kind and one.key is None and one.state in (State.PREWARMED, State.SETTLING, State.STARTING)
+            if one.kind == kind and one.key is None and one.state in (State.PREWARMED, State.PAUSING, State.STARTING)
         ]
         if len(ready) < count and make_room(alive, bounds, containers=1, memory_mb=memory_mb) == []:
             return kind

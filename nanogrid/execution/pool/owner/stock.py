@@ -26,6 +26,8 @@ from nanogrid.execution.pool.states import State, check
 from nanogrid.result import StartKind
 
 LOOK_EVERY_S = 0.5
+PAUSE_WAIT_S = 0.5
+"""How long a request waits for its own container to be paused. It takes milliseconds, unless the engine hangs."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,16 @@ class Stock:
         self._after(changes)
         if grant is not None:
             return grant
-        deadline = time.monotonic() + wait_s
+        began = time.monotonic()
+        deadline = began + wait_s
         while not granted.wait(min(LOOK_EVERY_S, max(0.0, deadline - time.monotonic()))):
             if time.monotonic() >= deadline or not still_wanted():
                 break
+            if waiter.wish.waits_for_pause and time.monotonic() >= began + PAUSE_WAIT_S:
+                with self._lock:
+                    waiter.wish = replace(waiter.wish, waits_for_pause=False)
+                    changes = self._serve()
+                self._after(changes)
         with self._lock:
             grant = waiter.grant
             changes = _Changes()
@@ -245,9 +253,7 @@ class Stock:
     def _move(self, pooled: Pooled, state: State) -> None:
         check(pooled.state, state)
         # A pause does not make it younger.
-        to_pause = state is State.SETTLING and pooled.state is not State.LEASED
-        from_pause = pooled.state is State.SETTLING and pooled.paused
-        if not (to_pause or from_pause):
+        if state is State.ENDING or State.PAUSING not in (pooled.state, state):
             pooled.since = time.monotonic()
         if state is State.IDLE and pooled.rested_since is not None:
             pooled.since, pooled.rested_since = pooled.rested_since, None
@@ -317,7 +323,7 @@ class Stock:
             assert pooled.hand is not None
             pooled.rested_since, pooled.request_id = pooled.hand.slate.since, None
             self._let_go(pooled)
-            self._move(pooled, State.SETTLING)
+            self._move(pooled, State.CLEANING)
         changes.returned += back
         return bool(back)
 

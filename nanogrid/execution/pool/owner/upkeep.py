@@ -129,7 +129,7 @@ class Tender:
         """Once through the engine, so that `docker ps` says so; from then on by the cgroup, which takes microseconds."""
         before = pooled.state
         # A request may have been given it since it was looked at.
-        if before not in policy.EVICTABLE or not self._stock.take(pooled, before, State.SETTLING):
+        if before not in policy.EVICTABLE or not self._stock.take(pooled, before, State.PAUSING):
             return
         try:
             self._rename(pooled)

@@ -31,7 +31,7 @@ def view(pooled: Pooled) -> View:
     if since is None:
         return View(pooled, State.LEASED, hand.slate.since or pooled.since, hand.slate.request_id, runs)
     clean = pooled.link is not None and pooled.link.has_word()
-    return View(pooled, State.IDLE if clean else State.SETTLING, since, None, runs)
+    return View(pooled, State.IDLE if clean else State.CLEANING, since, None, runs)
 
 
 def describe(view: View) -> dict[str, Any]:
