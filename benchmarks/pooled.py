@@ -23,7 +23,7 @@ from nanogrid.execution.container.hardening import Confinement, environment
 from nanogrid.execution.pool.child.lease import Pool
 from nanogrid.execution.pool.owner.owner import Owner
 from nanogrid.execution.pool.protocol import LeaseRequest
-from nanogrid.execution.pool.snapshot import Shown, snapshot
+from nanogrid.execution.pool.snapshot import ContainerSnapshot, snapshot
 from nanogrid.request import parse_request
 from nanogrid.settings import Settings
 
@@ -64,7 +64,7 @@ class Ground:
 
         return in_children([partial(as_a_child, work) for work in works])
 
-    def containers(self) -> list[Shown]:
+    def containers(self) -> list[ContainerSnapshot]:
         """Every container, as the owner shows it. To be called from a child too."""
         return snapshot(self.settings.data_dir)
 
@@ -91,7 +91,7 @@ class Ground:
         """Wait until no container is in use or being cleaned."""
         self._wait_until(lambda shown: all(one.state in RESTING for one in shown), "every container is idle")
 
-    def _wait_until(self, condition: Callable[[list[Shown]], bool], what: str) -> None:
+    def _wait_until(self, condition: Callable[[list[ContainerSnapshot]], bool], what: str) -> None:
         deadline = time.monotonic() + WAIT_S
         while not condition(shown := self.containers()):
             if time.monotonic() > deadline:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-    from nanogrid.execution.pool.snapshot import Shown
+    from nanogrid.execution.pool.snapshot import ContainerSnapshot
 
 NOTHING_RUNS = 3
 """Exit code when there is no worker, as with `status`."""
@@ -50,11 +50,11 @@ WORKER_LENGTH = 6
 
 
 @dataclass(frozen=True)
-class Look:
+class PoolSnapshot:
     """What was seen at one moment: ids of living workers, and their containers."""
 
     workers: Sequence[str]
-    containers: Sequence[Shown]
+    containers: Sequence[ContainerSnapshot]
 
 
 def pool(
@@ -90,7 +90,7 @@ def pool(
         raise typer.Exit(NOTHING_RUNS)
 
 
-def look(data_dir: Path) -> Look:
+def look(data_dir: Path) -> PoolSnapshot:
     """Ask every living worker of this data folder. Raises ConfigurationError where this user may not."""
     from nanogrid.errors import ConfigurationError
     from nanogrid.execution.pool.identity import is_dead, known_owners
@@ -104,10 +104,10 @@ def look(data_dir: Path) -> Look:
             f"{error.filename} belongs to somebody else: run this command as the user of the workers in {data_dir}"
         ) from error
     # One that came or went between the two questions counts by its answer.
-    return Look(sorted({*workers, *(shown.worker for shown in containers)}), containers)
+    return PoolSnapshot(sorted({*workers, *(shown.worker for shown in containers)}), containers)
 
 
-def to_wire(shown: Shown) -> dict[str, Any]:
+def to_wire(shown: ContainerSnapshot) -> dict[str, Any]:
     """One container as a camelCase JSON object; ages are `...Seconds`, as the uptime of `status` is."""
     from pydantic.alias_generators import to_camel
 
@@ -116,7 +116,7 @@ def to_wire(shown: Shown) -> dict[str, Any]:
     return {to_camel(re.sub("_s$", "_seconds", name)): value for name, value in as_json(shown).items()}
 
 
-def nothing_held(seen: Look, data_dir: Path) -> str:
+def nothing_held(seen: PoolSnapshot, data_dir: Path) -> str:
     """The sentence in place of a table without rows."""
     if seen.workers:
         return f"{counted(len(seen.workers), 'worker')} of {data_dir} without any container"
@@ -126,7 +126,7 @@ def nothing_held(seen: Look, data_dir: Path) -> str:
     )
 
 
-def rendered(seen: Look, data_dir: Path, *, summary_first: bool = False) -> Group:
+def rendered(seen: PoolSnapshot, data_dir: Path, *, summary_first: bool = False) -> Group:
     """The table and its summary, or the sentence in place of both."""
     from rich.console import Group
     from rich.text import Text
@@ -137,7 +137,7 @@ def rendered(seen: Look, data_dir: Path, *, summary_first: bool = False) -> Grou
     return Group(*(reversed(parts) if summary_first else parts))
 
 
-def summary(seen: Look) -> str:
+def summary(seen: PoolSnapshot) -> str:
     """Containers by state, memory in all, workers."""
     counts = Counter(shown.state for shown in seen.containers)
     states = ", ".join(f"{counts[state]} {state}" for state in COLOURS if counts[state])
@@ -162,13 +162,13 @@ def human_age(age_s: float) -> str:
     return f"{left_s} s"
 
 
-def memory_of(shown: Shown) -> str:
+def memory_of(shown: ContainerSnapshot) -> str:
     """Memory now, of the limit. A host that does not tell, or a container that is not there yet, gives a question mark."""
     used = "?" if shown.memory_bytes is None else f"{shown.memory_bytes / MIB:.0f}"
     return f"{used} of {shown.memory_limit_mb} MiB"
 
 
-def _table(containers: Sequence[Shown]) -> Table:
+def _table(containers: Sequence[ContainerSnapshot]) -> Table:
     from rich.table import Table
     from rich.text import Text
 

@@ -17,8 +17,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from nanogrid.execution.code.cache import Usage
+from nanogrid.execution.pool.owner.pool_counters import GIVEN_UP, GRANTED, Eviction, Leak, PoolCounter
 from nanogrid.execution.pool.owner.stock import Stock
-from nanogrid.execution.pool.owner.tally import GIVEN_UP, GRANTED, Counted, Eviction, Leak
 from nanogrid.execution.pool.states import State
 from nanogrid.metrics.health import Disk, Health
 from nanogrid.metrics.queue_depths import QueueLook
@@ -88,16 +88,16 @@ def of_stalls(stalled: Callable[[], bool], mends: Callable[[], int]) -> Part:
 
 
 def of_pool(stock: Stock) -> Part:
-    """The containers, and what happened to them."""
+    """The containers by state, and the counters of the pool."""
 
     def read() -> Iterator[Metric]:
         views = stock.views()
-        held = [view.pooled for view in views]
+        containers = [view.pooled for view in views]
         states = Counter(view.state for view in views)
         yield _by("pool_containers", "Containers by state.", "state", {s.value: states[s] for s in State})
-        paused = sum(pooled.paused for pooled in held)
-        yield _gauge("pool_containers_paused", "Idle and prewarmed containers that stand still.", paused)
-        memory_mb = sum(pooled.seen.memory_mb for pooled in held if pooled.state is not State.ENDING)
+        paused = sum(pooled.paused for pooled in containers)
+        yield _gauge("pool_containers_paused", "Idle and prewarmed containers that are paused.", paused)
+        memory_mb = sum(pooled.facts.memory_mb for pooled in containers if pooled.state is not State.ENDING)
         yield _gauge(
             "pool_memory_bytes",
             "Memory as the pool counts it: limits of containers in use, real use of the others.",
@@ -107,22 +107,22 @@ def of_pool(stock: Stock) -> Part:
         yield _gauge("pool_limit_containers", "Containers that the pool may have.", stock.bounds.containers)
         yield _gauge("pool_waiters", "Requests that wait for a container now.", stock.waiting())
         starts = {kind.value: count for kind, count in stock.starts().items()}
-        yield _counters("starts", "Containers given out, by kind of start.", "kind", starts)
-        tally = stock.tally
+        yield _counters("starts", "Runs that got a container, by kind of start.", "kind", starts)
+        counters = stock.counters
         for name, text, what, label, values in (
-            ("pool_evictions", "Containers that waited and were ended.", Counted.EVICTIONS, "reason", Eviction),
-            ("pool_leaks_reaped", "Containers that nobody held, removed.", Counted.LEAKS, "of", Leak),
+            ("pool_evictions", "Evicted containers.", PoolCounter.EVICTIONS, "reason", Eviction),
+            ("pool_leaks_reaped", "Leaked containers that were removed.", PoolCounter.LEAKS, "of", Leak),
         ):
-            yield _counters(name, text, label, {value.value: tally.of(what, value.value) for value in values})
+            yield _counters(name, text, label, {value.value: counters.of(what, value.value) for value in values})
         yield _counters(
             "pool_waits",
             "Requests that had to wait for a container.",
             "end",
-            {end: tally.of(Counted.WAITS, end) for end in (GRANTED, GIVEN_UP)},
+            {end: counters.of(PoolCounter.WAITS, end) for end in (GRANTED, GIVEN_UP)},
         )
-        yield _counter("pool_refills", "Prewarmed containers made.", tally.of(Counted.REFILLS))
-        failures = tally.of(Counted.START_FAILURES)
-        yield _counter("pool_start_failures", "Containers that could not be made.", failures)
+        yield _counter("pool_refills", "Containers prewarmed.", counters.of(PoolCounter.REFILLS))
+        failures = counters.of(PoolCounter.START_FAILURES)
+        yield _counter("pool_start_failures", "Containers that could not be started.", failures)
 
     return read
 

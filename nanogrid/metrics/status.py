@@ -67,15 +67,15 @@ def queues(look: QueueLook) -> dict[str, Any]:
 
 
 def pool(stock: Stock) -> dict[str, Any]:
-    """The containers by state, who waits, and the bounds in force."""
+    """The containers by state, how many requests wait for one, and the bounds in force."""
     views = stock.views()
-    held = [view.pooled for view in views]
+    containers = [view.pooled for view in views]
     states = Counter(view.state for view in views)
     return {
         "containers": {state.value: states[state] for state in State},
-        "paused": sum(pooled.paused for pooled in held),
+        "paused": sum(pooled.paused for pooled in containers),
         "waiting": stock.waiting(),
-        "memoryMb": sum(pooled.seen.memory_mb for pooled in held if pooled.state is not State.ENDING),
+        "memoryMb": sum(pooled.facts.memory_mb for pooled in containers if pooled.state is not State.ENDING),
         "mayHave": {"containers": stock.bounds.containers, "memoryMb": stock.bounds.memory_mb},
     }
 

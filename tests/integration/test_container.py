@@ -104,7 +104,7 @@ def test_the_duration_of_what_was_ended_counts_from_where_its_time_does(rig: Rig
 
     def begins_late(container: Container) -> None:
         assert isinstance(container, WarmContainer)
-        go_on, cgroup = container._go_on, container._grip.cgroup
+        go_on, cgroup = container._thaw, container._container.cgroup
         assert cgroup.freeze()
 
         def late() -> None:
@@ -112,7 +112,7 @@ def test_the_duration_of_what_was_ended_counts_from_where_its_time_does(rig: Rig
             go_on()
 
         begun = time.monotonic()
-        container._go_on = late  # type: ignore[method-assign]
+        container._thaw = late  # type: ignore[method-assign]
 
     run = rig.run("import time; time.sleep(600)", during=begins_late, timeoutMs=500)
     assert run.report.ended is Ended.TIMED_OUT
@@ -131,13 +131,13 @@ def test_the_accounts_of_a_run_begin_before_it_does(rig: Rig) -> None:
 
     def looks_late(container: Container) -> None:
         assert isinstance(container, WarmContainer)
-        go_on, link = container._go_on, container._grip.link
+        go_on, link = container._thaw, container._container.link
 
         def late() -> None:
             go_on()
             wait_until(link.has_word, "the runner has said that the run is over")
 
-        container._go_on = late  # type: ignore[method-assign]
+        container._thaw = late  # type: ignore[method-assign]
 
     run = rig.run("block = b'x' * (80 << 20); del block", during=looks_late)
     assert run.report.ended is Ended.EXITED

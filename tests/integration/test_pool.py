@@ -1,4 +1,4 @@
-"""Leases, and what happens to containers when somebody dies."""
+"""ChildSession, and what happens to containers when somebody dies."""
 
 from __future__ import annotations
 

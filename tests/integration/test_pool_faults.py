@@ -22,7 +22,7 @@ from nanogrid.errors import ContainerLostError, ContainerStartError, NanoGridErr
 from nanogrid.execution.container.hardening import MIB
 from nanogrid.execution.container.labels import DATA_LABEL, data_id
 from nanogrid.execution.pool.identity import NUMBER_LABEL
-from nanogrid.execution.pool.snapshot import Shown
+from nanogrid.execution.pool.snapshot import ContainerSnapshot
 from nanogrid.result import Outcome, StartKind
 from tests.support.repeated import Repeated, await_states, engine_state, first_pid, once_it_runs, shown, states
 from tests.support.rig import PYTHON_IMAGE, Rig
@@ -77,7 +77,7 @@ ENDS = pytest.mark.parametrize("end", [kill_first_process, remove, stop, kill], 
 
 
 @contextmanager
-def resting(folder: Path, state: str, **changes: Any) -> Iterator[tuple[Rig, Repeated, Shown]]:
+def resting(folder: Path, state: str, **changes: Any) -> Iterator[tuple[Rig, Repeated, ContainerSnapshot]]:
     """A rig with one function whose warm container is `idle` or `paused`."""
     with open_rig(folder, **(NEVER_PAUSED if state == "idle" else PAUSED_SOON), **changes) as here:
         function = Repeated(here, ECHO)
@@ -277,15 +277,15 @@ def own_image(rig: Rig, unique: str) -> Iterator[Callable[[int], str]]:
             api.remove_image(image, force=True)
 
 
-@pytest.mark.parametrize("in_hand", [False, True], ids=["paused", "in hand"])
+@pytest.mark.parametrize("retained", [False, True], ids=["paused", "retained"])
 def test_an_image_that_is_updated_under_the_pool(
-    tmp_path: Path, own_image: Callable[[int], str], in_hand: bool
+    tmp_path: Path, own_image: Callable[[int], str], retained: bool
 ) -> None:
     """Warm and prewarmed containers of the old image are not used again, and go without being asked for."""
     name = own_image(1)
     changes: dict[str, Any] = {"python_image": name, "prewarmed": {"python": 1}, "image_check_s": 0.2}
-    ready, idle = ("prewarmed", "idle") if in_hand else ("paused", "paused")
-    with open_rig(tmp_path, **changes, **(NEVER_PAUSED if in_hand else {})) as here:
+    ready, idle = ("prewarmed", "idle") if retained else ("paused", "paused")
+    with open_rig(tmp_path, **changes, **(NEVER_PAUSED if retained else {})) as here:
         here.owner.prewarm(["python"])
         await_states(here, ready)
         function = Repeated(here, ECHO)

@@ -1,6 +1,6 @@
-"""A pause and a request that meet at one container, on cgroup version 2: in every order the request runs on.
+"""A pause and a request that meet at one container, on cgroup version 2: in every order the request runs.
 
-There `cgroup.freeze` says at once what is wanted, `cgroup.events` what has come of it, up to a tenth of a second later.
+There `cgroup.freeze` shows at once what was requested; `cgroup.events` shows what the kernel has done, up to 0.1 s later.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ SOURCE = (
     "time.sleep(0.5)\n"
     "print('got', sys.stdin.read())"
 )
-"""Says that it runs, and then takes half a second, in which the kernel has time to stop it."""
+"""Reports that it runs, and then takes half a second, in which the kernel has time to stop it."""
 
 TIMEOUT_S = 5.0
 
 
 class Meeting:
-    """A warm container that nobody uses, and a pause and a request that both want it."""
+    """A warm container that is not in use, and a pause and a request that both want it."""
 
     def __init__(self, rig: Rig, folder: Path, resources: ExitStack) -> None:
         self._rig = rig
-        self._stock, self._tender = rig.owner.stock, rig.owner._tender
+        self._stock, self._upkeep = rig.owner.stock, rig.owner._upkeep
         self._function = Repeated(rig, SOURCE)
         self._function.succeed(0)
-        self._stock.take_back(self._stock.all())  # from the hand in which it rests
+        self._stock.take_back(self._stock.all())  # from the child that retains it
         await_states(rig, "idle")
         (self.pooled,) = self._stock.all()
         self.freezer = resources.enter_context(late_freezer(folder, self.pooled.cgroup))
@@ -56,30 +56,31 @@ class Meeting:
         self._requests = resources.enter_context(ThreadPoolExecutor(1))
 
     def pause(self) -> None:
-        """What the owner does with a container that it found idle for long enough."""
-        self._tender._pause(self.pooled)
+        """What the owner does with a container that has been idle for long enough."""
+        self._upkeep._pause(self.pooled)
 
     def request(self, during: Callable[[Container], None] | None = None) -> Future[tuple[StartKind, str]]:
-        """The next request of its function, beside the caller."""
+        """The next request of its function, in another thread."""
         return self._requests.submit(self._function.succeed, 2, timeout_s=TIMEOUT_S, during=during)
 
     def request_that_runs(self) -> Future[tuple[StartKind, str]]:
-        """The same, from when its function runs."""
+        """The same. Returns when the function runs."""
         runs = threading.Event()
         request = self.request(once_it_runs(lambda _: runs.set()))
         assert runs.wait(TIMEOUT_S), request.exception()
         return request
 
-    def before(self, name: str, happens: Callable[[], None]) -> None:
-        """Let something happen right before the pause's next call of this method of the stock."""
-        method, patch = getattr(self._stock, name), pytest.MonkeyPatch()
+    def before(self, expected: State, happens: Callable[[], None]) -> None:
+        """Do something right before the pause moves the container into this state."""
+        move, patch = self._stock.move, pytest.MonkeyPatch()
 
-        def first(pooled: Pooled, *states: State) -> object:
-            patch.undo()
-            happens()
-            return method(pooled, *states)
+        def first(pooled: Pooled, state: State, **options: State) -> bool:
+            if state is expected:
+                patch.undo()
+                happens()
+            return move(pooled, state, **options)
 
-        patch.setattr(self._stock, name, first)
+        patch.setattr(self._stock, "move", first)
 
     def waits(self) -> bool:
         """Whether the request waits for the container."""
@@ -88,27 +89,27 @@ class Meeting:
 
 @pytest.fixture
 def meeting(tmp_path: Path) -> Iterator[Meeting]:
-    """One on the real engine."""
+    """A meeting on the real engine."""
     with open_rig(tmp_path, pause_after_s=600.0) as rig, ExitStack() as resources:
         yield Meeting(rig, tmp_path / "freezer", resources)
 
 
 def check(meeting: Meeting, request: Future[tuple[StartKind, str]]) -> None:
-    """It has run in the container that was there, which is not to stand still any more."""
+    """The request has run in the warm container, which nobody wants to be frozen any more."""
     assert request.result(2 * TIMEOUT_S) == (StartKind.WARM, "got 2\n")
     assert not meeting.freezer.is_wanted()
 
 
 def test_a_request_that_is_faster_than_the_pause(meeting: Meeting) -> None:
-    """The container was idle when it was looked at, and is in use when it is to be paused: it is left alone."""
+    """The container was idle at the check, and is in use at the pause: it is not paused."""
     requests = []
-    meeting.before("take", lambda: requests.append(meeting.request_that_runs()))
+    meeting.before(State.PAUSING, lambda: requests.append(meeting.request_that_runs()))
     meeting.pause()
     check(meeting, requests[0])
 
 
 def test_a_request_that_comes_while_the_container_is_paused(meeting: Meeting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits until the pause is done, and is given the container before the kernel has stopped it."""
+    """The request waits until the pause is done, and gets the container before the kernel has stopped it."""
     monkeypatch.setattr(stock, "PAUSE_WAIT_S", 2 * TIMEOUT_S)
     requests = []
 
@@ -118,13 +119,13 @@ def test_a_request_that_comes_while_the_container_is_paused(meeting: Meeting, mo
         wait_until(meeting.waits, "the request waits")
 
     meeting.freezer.keeps_up.clear()
-    meeting.before("move", come)
+    meeting.before(State.IDLE, come)
     meeting.pause()
     check(meeting, requests[0])
 
 
 def test_a_request_before_the_kernel_has_stopped_the_container(meeting: Meeting) -> None:
-    """The pause is done for the owner and not yet for the kernel, which gets to it while the function runs."""
+    """The pause is done for the owner, but the kernel stops the container only while the function runs."""
     meeting.freezer.keeps_up.clear()
     meeting.pause()
     assert meeting.freezer.is_wanted()
@@ -132,15 +133,15 @@ def test_a_request_before_the_kernel_has_stopped_the_container(meeting: Meeting)
 
 
 def test_a_request_after_the_kernel_has_stopped_the_container(meeting: Meeting) -> None:
-    """The pause is over for all."""
+    """The pause is done for both."""
     meeting.pause()
-    wait_until(meeting.freezer.is_obeyed, "it stands still")
+    wait_until(meeting.freezer.is_obeyed, "the container is stopped")
     check(meeting, meeting.request())
 
 
 @pytest.fixture
 def unified(tmp_path: Path) -> Iterator[Path]:
-    """A cgroup of our own in the kernel's tree of version 2, which is there beside version 1 too."""
+    """A new cgroup in the kernel's tree of version 2, which exists beside version 1 too."""
     root = tmp_path / "unified"
     root.mkdir()
     subprocess.run(["mount", "-t", "cgroup2", "none", root], check=True)
@@ -155,7 +156,7 @@ def unified(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_what_the_kernel_has_yet_to_stop_counts_as_frozen(unified: Path) -> None:
-    """Asked right after many freezes of busy processes, some of which run on by then. A thaw is seen at once."""
+    """Checked right after many freezes of busy processes, some of which still run then. A thaw is visible at once."""
     cgroup = Cgroup(None, None, unified)
     busy = [subprocess.Popen([sys.executable, "-Sc", "while True: pass"]) for _ in range(8)]
     run_on = 0

@@ -1,6 +1,6 @@
-"""What another process may do between any two lines, driven one line at a time: no sleeps, no luck.
+"""What another process may do between any two lines, tried one line at a time: no sleeps, no luck.
 
-The rule: `look` is called once in each try, before one line of the given modules, and every such line gets its try.
+The rule: `interfere` is called once in each try, before one line of the given modules, and each line gets its own try.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def before_every_line(act: Callable[[], T], look: Callable[[], object], *modules: ModuleType) -> Iterator[T]:
-    """Do `act` again and again, and look before its first line in these modules, then before its second, and so on.
+def before_every_line(act: Callable[[], T], interfere: Callable[[], object], *modules: ModuleType) -> Iterator[T]:
+    """Repeat `act`, and interfere before its first line in these modules, then before its second, and so on.
 
-    The last one ends before anybody looks.
+    The last repetition ends without interference.
     """
     for line in count():
-        tracer = _Tracer(look, line, {str(module.__file__) for module in modules})
+        tracer = _Tracer(interfere, line, {str(module.__file__) for module in modules})
         yield tracer.run(act)
-        if not tracer.looked:
-            assert line > 0, "not a line of these modules was run"
+        if not tracer.interfered:
+            assert line > 0, "no line of these modules was run"
             return
 
 
 class _Tracer:
-    """Counts the lines of some files, and looks before one of them."""
+    """Counts the lines of some files, and interferes before one of them."""
 
-    def __init__(self, look: Callable[[], object], line: int, files: set[str]) -> None:
-        self._look = look
+    def __init__(self, interfere: Callable[[], object], line: int, files: set[str]) -> None:
+        self._interfere = interfere
         self._lines_left = line
         self._files = files
-        self.looked = False
+        self.interfered = False
 
     def run(self, act: Callable[[], T]) -> T:
-        """Do it under this tracer."""
+        """Run `act` with this tracer."""
         before = sys.gettrace()
         sys.settrace(self._on_call)
         try:
@@ -49,9 +49,9 @@ class _Tracer:
         return self._on_line if frame.f_code.co_filename in self._files else None
 
     def _on_line(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "line" and not self.looked:
+        if event == "line" and not self.interfered:
             if self._lines_left == 0:
-                self.looked = True
-                self._look()  # the interpreter traces nothing while a tracer runs
+                self.interfered = True
+                self._interfere()  # the interpreter traces nothing while a tracer runs
             self._lines_left -= 1
         return self._on_line

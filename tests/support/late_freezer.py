@@ -1,4 +1,4 @@
-"""The freezer of cgroup version 2 as a loaded kernel shows it: a write is seen at once, and obeyed some time later."""
+"""The freezer of cgroup version 2 as a loaded kernel behaves: a write is visible at once, and obeyed some time later."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from pathlib import Path
 
 from nanogrid.execution.container.cgroup import Cgroup
 
-LOOK_EVERY_S = 0.001
+POLL_S = 0.001
 
 
 class LateFreezer:
-    """A folder with the files of version 2 before a container's real freezer, of whichever version that is.
+    """A folder with the files of version 2, in front of a container's real freezer of any version.
 
-    What is written to `cgroup.freeze` is handed on, and told by `cgroup.events`, only while `keeps_up` is set.
+    Writes to `cgroup.freeze` are passed on, and reported by `cgroup.events`, only while `keeps_up` is set.
     """
 
     def __init__(self, folder: Path, real: Cgroup) -> None:
         folder.mkdir()
-        self._wish, self._events = folder / "cgroup.freeze", folder / "cgroup.events"
-        self._wish.write_text("0\n")
-        self._tell(frozen=False)
+        self._requested, self._events = folder / "cgroup.freeze", folder / "cgroup.events"
+        self._requested.write_text("0\n")
+        self._report(frozen=False)
         self._real = real
         self.cgroup = Cgroup(real.memory, real.cpu, folder)
         self.keeps_up = threading.Event()
 
     def is_wanted(self) -> bool:
-        """Whether the container is to stand still, done already or not."""
-        return self._wish.read_text().startswith("1")
+        """Whether a freeze was requested, obeyed or not."""
+        return self._requested.read_text().startswith("1")
 
     def is_obeyed(self) -> bool:
-        """Whether the container stands still."""
+        """Whether the container is frozen."""
         return self._real.is_frozen()
 
-    def _tell(self, *, frozen: bool) -> None:
+    def _report(self, *, frozen: bool) -> None:
         self._events.write_text(f"populated 1\nfrozen {int(frozen)}\n")
 
     def _obey(self, stopping: threading.Event) -> None:
         obeyed = False
-        while not stopping.wait(LOOK_EVERY_S):
+        while not stopping.wait(POLL_S):
             if self.keeps_up.is_set() and obeyed is not (wanted := self.is_wanted()):
                 assert self._real.freeze() if wanted else self._real.thaw()
                 obeyed = wanted
-                self._tell(frozen=obeyed)
+                self._report(frozen=obeyed)
 
 
 @contextmanager
 def late_freezer(folder: Path, real: Cgroup) -> Iterator[LateFreezer]:
-    """One that keeps up for now, until the block is left."""
+    """A freezer that keeps up for now, until the block is left."""
     freezer, stopping = LateFreezer(folder, real), threading.Event()
     freezer.keeps_up.set()
     thread = threading.Thread(target=freezer._obey, args=(stopping,))

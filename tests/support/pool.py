@@ -1,4 +1,4 @@
-"""Which container runs what, as the owner tells it, and whether the engine still has it."""
+"""Which container runs what, as the owner reports it, and whether the engine still has it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from nanogrid.settings import Settings
 
 
 def containers_of(data_dir: Path, request_id: str) -> list[str]:
-    """Ids of the containers that a request has in hand right now."""
-    return [shown.container_id for shown in snapshot(data_dir) if shown.request_id == request_id and shown.container_id]
+    """Ids of the containers that run a request right now."""
+    return [one.container_id for one in snapshot(data_dir) if one.request_id == request_id and one.container_id]
 
 
 def exists(engine: Engine, container_id: str, settings: Settings) -> bool:

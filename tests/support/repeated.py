@@ -13,7 +13,7 @@ from nanogrid.errors import NanoGridError
 from nanogrid.execution.container.hardening import Confinement
 from nanogrid.execution.executor import classify
 from nanogrid.execution.pool.child.lease import Container, WarmContainer
-from nanogrid.execution.pool.snapshot import Shown, snapshot
+from nanogrid.execution.pool.snapshot import ContainerSnapshot, snapshot
 from nanogrid.result import Outcome, StartKind
 from tests.support.rig import Rig, Run
 from tests.support.services import wait_until
@@ -56,7 +56,7 @@ class Repeated:
 
     @contextmanager
     def hold(self) -> Iterator[Container]:
-        """Have a container in hand without running anything in it."""
+        """Hold a leased container without running anything in it."""
         with self._rig.pool.lease(self.wanted, None) as container:
             yield container
 
@@ -67,7 +67,7 @@ class Repeated:
         return run.container.start_kind, run.out
 
 
-def shown(rig: Rig) -> list[Shown]:
+def shown(rig: Rig) -> list[ContainerSnapshot]:
     """The containers of the rig's owner."""
     return [one for one in snapshot(rig.settings.data_dir) if one.worker == rig.owner.id]
 
@@ -77,7 +77,7 @@ def states(rig: Rig) -> list[str]:
     return sorted(one.state for one in shown(rig))
 
 
-def await_states(rig: Rig, *expected: str, timeout_s: float = 30.0) -> list[Shown]:
+def await_states(rig: Rig, *expected: str, timeout_s: float = 30.0) -> list[ContainerSnapshot]:
     """Wait until the pool holds containers in these states and no others; the containers."""
     wait_until(lambda: states(rig) == sorted(expected), f"the pool holds {expected}", timeout_s)
     return shown(rig)
@@ -109,7 +109,7 @@ def once_it_runs(fault: Callable[[Container], None]) -> Callable[[Container], No
 
     def during(container: Container) -> None:
         assert isinstance(container, WarmContainer)
-        pid = container._grip.link.peer_pid()
+        pid = container._container.link.peer_pid()
 
         def watch() -> None:
             wait_until(lambda: written(pid) != "", "the function runs")

@@ -100,7 +100,7 @@ class Rig:
         return Run(report, report.result.data, container.end, container)
 
     def containers_of(self, request_id: str) -> list[str]:
-        """Names of the containers that a request has in hand."""
+        """Names of the containers that are leased to a request."""
         return [
             shown.name
             for shown in snapshot(self.settings.data_dir)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from nanogrid.cli.pool import (
     COLOURS,
-    Look,
+    PoolSnapshot,
     counted,
     human_age,
     look,
@@ -31,24 +31,24 @@ from nanogrid.cli.pool import (
 from nanogrid.errors import ConfigurationError
 from nanogrid.execution.pool.identity import Owner
 from nanogrid.execution.pool.protocol import Line, short_path
-from nanogrid.execution.pool.snapshot import Shown
+from nanogrid.execution.pool.snapshot import ContainerSnapshot
 from nanogrid.execution.pool.states import State
 from tests.support.command import ENTRY
 
 MIB = 1024 * 1024
 
 
-def shown(number: int = 1, **fields: Any) -> Shown:
+def shown(number: int = 1, **fields: Any) -> ContainerSnapshot:
     """One container of a worker."""
     base: dict[str, Any] = {
         "worker": "0123456789abcdef", "number": number, "name": f"nanogrid-thumbs-012345-{number}", "container_id": "c0ffee",
         "image": "image", "state": "idle", "function_id": "thumbs", "request_id": None, "age_s": 300.5, "in_state_s": 3.2,
         "runs": 7, "memory_limit_mb": 512, "memory_bytes": 12 * MIB,
     }  # fmt: skip
-    return Shown(**{**base, **fields})
+    return ContainerSnapshot(**{**base, **fields})
 
 
-def printed(seen: Look, **options: bool) -> list[str]:
+def printed(seen: PoolSnapshot, **options: bool) -> list[str]:
     """The lines that a person sees on a wide terminal."""
     out = io.StringIO()
     Console(file=out, width=300).print(rendered(seen, Path("/data"), **options))
@@ -129,20 +129,20 @@ def test_memory_is_shown_with_its_limit(memory_bytes: int | None, text: str) -> 
 def test_a_row_tells_all_of_a_container() -> None:
     """Worker, name, state, function, request, ages, runs and memory, under headings that name them."""
     busy = shown(state="leased", request_id="r-1", age_s=7300, in_state_s=0.2)
-    heading, line, _ = printed(Look([busy.worker], [busy]))
+    heading, line, _ = printed(PoolSnapshot([busy.worker], [busy]))
     assert heading.split() == ["worker", "container", "state", "function", "request", "age", "in", "state", "runs", "memory"]  # fmt: skip
     assert line.split() == ["012345", "nanogrid-thumbs-012345-1", "leased", "thumbs", "r-1", "2", "h", "0", "s", "7", "12", "of", "512", "MiB"]  # fmt: skip
 
 
 def test_what_a_container_does_not_have_stays_empty() -> None:
     """A prewarmed one has no function, an idle one no request."""
-    seen = Look(["w"], [shown(state="prewarmed", function_id=None, runs=0)])
+    seen = PoolSnapshot(["w"], [shown(state="prewarmed", function_id=None, runs=0)])
     assert printed(seen)[1].split() == ["012345", "nanogrid-thumbs-012345-1", "prewarmed", "5", "min", "3", "s", "0", "12", "of", "512", "MiB"]  # fmt: skip
 
 
 def test_names_are_not_markup() -> None:
     """A function or request that is named like an instruction to the terminal is shown as it is named."""
-    seen = Look(["w"], [shown(function_id="[red]f[/]", request_id="[/]")])
+    seen = PoolSnapshot(["w"], [shown(function_id="[red]f[/]", request_id="[/]")])
     assert "[red]f[/]  [/]" in printed(seen)[1]
 
 
@@ -150,7 +150,7 @@ def test_the_summary_counts_by_state() -> None:
     """In the order of a container's life, states without any left out, and with the memory of all."""
     states = ["paused", "leased", "paused", "idle", "prewarmed"]
     held = [shown(number, state=state) for number, state in enumerate(states)]
-    seen = Look(["w1", "w2"], [*held, shown(9, state="starting", memory_bytes=None)])
+    seen = PoolSnapshot(["w1", "w2"], [*held, shown(9, state="starting", memory_bytes=None)])
     text = "6 containers: 1 starting, 1 prewarmed, 1 leased, 1 idle, 2 paused · 60 MiB in use · 2 workers"
     assert summary(seen) == printed(seen)[-1] == printed(seen, summary_first=True)[0] == text
 
@@ -158,7 +158,7 @@ def test_the_summary_counts_by_state() -> None:
 def test_one_is_not_many() -> None:
     """The noun follows the number."""
     assert [counted(number, "worker") for number in (0, 1, 2)] == ["0 workers", "1 worker", "2 workers"]
-    assert summary(Look(["w"], [shown()])) == "1 container: 1 idle · 12 MiB in use · 1 worker"
+    assert summary(PoolSnapshot(["w"], [shown()])) == "1 container: 1 idle · 12 MiB in use · 1 worker"
 
 
 def test_every_state_has_its_place() -> None:
@@ -168,9 +168,9 @@ def test_every_state_has_its_place() -> None:
 
 def test_nothing_to_show_is_a_sentence() -> None:
     """It tells a worker without containers from no worker at all, and for that what to do."""
-    assert printed(Look(["w"], [])) == [nothing_held(Look(["w"], []), Path("/data"))]
-    assert nothing_held(Look(["w"], []), Path("/data")) == "1 worker of /data without any container"
-    sentence = nothing_held(Look([], []), Path("/data"))
+    assert printed(PoolSnapshot(["w"], [])) == [nothing_held(PoolSnapshot(["w"], []), Path("/data"))]
+    assert nothing_held(PoolSnapshot(["w"], []), Path("/data")) == "1 worker of /data without any container"
+    sentence = nothing_held(PoolSnapshot([], []), Path("/data"))
     assert sentence.startswith("no worker runs with the data folder /data: ")
     assert "nanogrid up --detach" in sentence
     assert "NANOGRID_DATA_DIR" in sentence
@@ -206,7 +206,7 @@ def test_a_worker_that_has_died_is_no_worker(data_dir: Path) -> None:
     runs = owner.runs
     owner.close()
     assert runs.exists()
-    assert look(data_dir) == Look([], [])
+    assert look(data_dir) == PoolSnapshot([], [])
     assert pool(data_dir).returncode == 3
 
 

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from nanogrid.execution.container.hardening import Confinement
-from nanogrid.execution.pool.owner.policy import Bounds, Kind, Wish
+from nanogrid.execution.pool.owner.policy import Bounds, ContainerKind, Demand
+from nanogrid.execution.pool.owner.pool_counters import Eviction, PoolCounter, PoolCounters
 from nanogrid.execution.pool.owner.stock import Stock
-from nanogrid.execution.pool.owner.tally import Counted, Eviction, Tally
 from nanogrid.execution.pool.states import State
 from nanogrid.metrics.account import KEPT, LOWERED, MOST_VALUES, OTHER, Account
 from nanogrid.metrics.address import Address
@@ -202,8 +202,8 @@ def test_the_pool_is_shown_by_state(registry: CollectorRegistry) -> None:
     stock = Stock(Bounds(2, 1000), lambda _: None, lambda _: None)
     Gauges(registry, [of_pool(stock)])
     limits = Confinement(300, 1.0, "none")
-    kind = Kind("image", "none")
-    first = stock.acquire(Wish(kind, "a", "a", 300), image="i", limits=limits, request_id="1", wait_s=0).pooled
+    kind = ContainerKind("image", "none")
+    first = stock.acquire(Demand(kind, "a", "a", 300), image="i", limits=limits, request_id="1", wait_s=0).pooled
     stock.move(first, State.LEASED)
     assert of(registry, "pool_containers", state="leased") == 1
     assert of(registry, "pool_containers", state="idle") == 0
@@ -211,7 +211,7 @@ def test_the_pool_is_shown_by_state(registry: CollectorRegistry) -> None:
     for state in (State.CLEANING, State.IDLE):
         stock.move(first, state)
     for name in ("b", "c"):
-        stock.acquire(Wish(kind, name, name, 300), image="i", limits=limits, request_id=name, wait_s=0)
+        stock.acquire(Demand(kind, name, name, 300), image="i", limits=limits, request_id=name, wait_s=0)
     assert of(registry, "pool_evictions_total", reason="room") == 1
     assert of(registry, "pool_containers", state="ending") == 1
     assert of(registry, "pool_waits_total", end="given_up") == 0
@@ -221,21 +221,25 @@ def test_a_request_that_waits_in_vain_is_counted(registry: CollectorRegistry) ->
     """As one that was given up."""
     stock = Stock(Bounds(1, 1000), lambda _: None, lambda _: None)
     Gauges(registry, [of_pool(stock)])
-    wish, limits = Wish(Kind("image", "none"), "a", "a", 300), Confinement(300, 1.0, "none")
-    stock.acquire(wish, image="i", limits=limits, request_id="1", wait_s=0)
+    demand, limits = Demand(ContainerKind("image", "none"), "a", "a", 300), Confinement(300, 1.0, "none")
+    stock.acquire(demand, image="i", limits=limits, request_id="1", wait_s=0)
     with pytest.raises(Exception, match="no container came free"):
-        stock.acquire(wish, image="i", limits=limits, request_id="2", wait_s=0)
+        stock.acquire(demand, image="i", limits=limits, request_id="2", wait_s=0)
     assert of(registry, "pool_waits_total", end="given_up") == 1
     assert of(registry, "pool_waiters") == 0
 
 
-def test_a_tally_adds_up() -> None:
-    """By what and label."""
-    tally = Tally()
-    tally.add(Counted.EVICTIONS, Eviction.IDLE.value, 3)
-    tally.add(Counted.EVICTIONS, Eviction.IDLE.value)
-    tally.add(Counted.REFILLS)
-    assert [tally.of(Counted.EVICTIONS, "idle"), tally.of(Counted.EVICTIONS, "room"), tally.of(Counted.REFILLS)] == [
+def test_the_pools_counters_add_up() -> None:
+    """Each counter has a count for each label."""
+    counters = PoolCounters()
+    counters.add(PoolCounter.EVICTIONS, Eviction.IDLE.value, 3)
+    counters.add(PoolCounter.EVICTIONS, Eviction.IDLE.value)
+    counters.add(PoolCounter.REFILLS)
+    assert [
+        counters.of(PoolCounter.EVICTIONS, "idle"),
+        counters.of(PoolCounter.EVICTIONS, "room"),
+        counters.of(PoolCounter.REFILLS),
+    ] == [
         4,
         0,
         1,

@@ -1,4 +1,4 @@
-"""Who gets which container, as a table over plain data, and what holds for every pool there can be."""
+"""Which request gets which container, case by case on plain data, and properties of every possible pool."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 
 from nanogrid.execution.pool.owner.policy import (
     EVICTABLE,
+    IN_BETWEEN,
     IN_USE,
     Bounds,
+    ContainerFacts,
+    ContainerKind,
     Create,
     Decision,
-    Held,
-    Kind,
+    Demand,
     Reuse,
-    Specialise,
+    UsePrewarmed,
     Wait,
-    Wish,
+    WaitFor,
     decide,
     expired,
     make_room,
@@ -28,32 +30,32 @@ from nanogrid.execution.pool.owner.policy import (
 )
 from nanogrid.execution.pool.states import MOVES, IllegalMoveError, State, check
 
-PYTHON = Kind("python", "none")
-ONLINE = Kind("python", "bridge")
-CPP = Kind("gcc", "none")
-WISH = Wish(PYTHON, "code", "f", 100)
+PYTHON = ContainerKind("python", "none")
+ONLINE = ContainerKind("python", "bridge")
+CPP = ContainerKind("gcc", "none")
+DEMAND = Demand(PYTHON, "code", "f", 100)
 ROOMY = Bounds(100, 100_000)
 
 
 def held(
     number: int,
     state: State = State.IDLE,
-    kind: Kind = PYTHON,
+    kind: ContainerKind = PYTHON,
     key: str | None = "code",
     function_id: str | None = "f",
     memory_mb: int = 10,
     since: float = 0.0,
-) -> Held:
+) -> ContainerFacts:
     """One container; by default an idle one of the function that is asked for."""
-    return Held(number, state, kind, key, function_id, memory_mb, since)
+    return ContainerFacts(number, state, kind, key, function_id, memory_mb, since)
 
 
-def other(number: int, state: State = State.IDLE, **fields: int | float) -> Held:
+def other(number: int, state: State = State.IDLE, **fields: int | float) -> ContainerFacts:
     """One container of another function."""
     return replace(held(number, state, key=f"code{number}", function_id=f"g{number}"), **fields)  # type: ignore[arg-type]
 
 
-def prewarmed(number: int, kind: Kind = PYTHON, **fields: int | float) -> Held:
+def prewarmed(number: int, kind: ContainerKind = PYTHON, **fields: int | float) -> ContainerFacts:
     """One container without a function."""
     return replace(held(number, State.PREWARMED, kind, None, None), **fields)  # type: ignore[arg-type]
 
@@ -69,40 +71,40 @@ def reason(decision: Decision) -> str:
 
 def test_an_empty_pool_creates() -> None:
     """Where nothing is, a container is made and nobody has to go."""
-    assert decide(WISH, [], ROOMY) == Create()
+    assert decide(DEMAND, [], ROOMY) == Create()
 
 
 def test_the_one_used_last_is_reused() -> None:
     """Of a function's idle containers the youngest is given out, wherever it stands: the others grow old and leave."""
     pool = [held(1, since=1), held(2, since=3), held(3, since=2)]
-    assert decide(WISH, pool, ROOMY) == decide(WISH, pool[::-1], ROOMY) == Reuse(2)
+    assert decide(DEMAND, pool, ROOMY) == decide(DEMAND, pool[::-1], ROOMY) == Reuse(2)
 
 
 def test_a_container_of_other_code_is_never_reused() -> None:
     """Not even one of the same function: its code has changed since."""
-    assert decide(WISH, [held(1, key="code of before")], ROOMY) == Create()
+    assert decide(DEMAND, [held(1, key="code of before")], ROOMY) == Create()
 
 
 def test_a_function_of_the_same_code_shares_its_containers() -> None:
     """What counts is the code, not the name under which it is asked for."""
-    assert decide(WISH, [held(1, function_id="g")], ROOMY) == Reuse(1)
+    assert decide(DEMAND, [held(1, function_id="g")], ROOMY) == Reuse(1)
 
 
 @pytest.mark.parametrize("kind", [ONLINE, CPP])
-def test_a_container_of_another_image_or_network_is_never_given_out(kind: Kind) -> None:
+def test_a_container_of_another_image_or_network_is_never_given_out(kind: ContainerKind) -> None:
     """Neither one that ran the same code, nor a prewarmed one."""
-    assert decide(WISH, [held(1, kind=kind), prewarmed(2, kind)], ROOMY) == Create()
+    assert decide(DEMAND, [held(1, kind=kind), prewarmed(2, kind)], ROOMY) == Create()
 
 
 @pytest.mark.parametrize("state", [State.STARTING, State.LEASED, State.ENDING])
 def test_a_container_that_is_not_idle_is_not_reused(state: State) -> None:
     """A second request for code whose container is in use, or goes, gets a container of its own."""
-    assert decide(WISH, [held(1, state)], ROOMY) == Create()
+    assert decide(DEMAND, [held(1, state)], ROOMY) == Create()
 
 
 def test_an_idle_container_goes_before_a_prewarmed_one() -> None:
     """A warm start is the cheaper one, and spares the prewarmed one for unseen code."""
-    assert decide(WISH, [prewarmed(1, since=9), held(2)], ROOMY) == Reuse(2)
+    assert decide(DEMAND, [prewarmed(1, since=9), held(2)], ROOMY) == Reuse(2)
 
 
 # -- wait a moment
@@ -110,51 +112,51 @@ def test_an_idle_container_goes_before_a_prewarmed_one() -> None:
 
 def test_a_container_that_is_cleaned_is_waited_for() -> None:
     """It is ready within milliseconds: a new one would not be. Others may be served meanwhile."""
-    decision = decide(WISH, [held(1, State.CLEANING), prewarmed(2)], ROOMY)
+    decision = decide(DEMAND, [held(1, State.CLEANING), prewarmed(2)], ROOMY)
     assert reason(decision) == "the function's own container is being cleaned"
-    assert decision == Wait(reason(decision), for_cleaning=True)
+    assert decision == Wait(reason(decision), WaitFor.CLEANING)
 
 
 @pytest.mark.parametrize(("earlier", "waits"), [(0, True), (1, True), (2, False), (3, False)])
 def test_only_as_many_wait_as_are_being_cleaned(earlier: int, waits: bool) -> None:
     """With two that settle, the third request for them does not wait in vain."""
     pool = [held(1, State.CLEANING), held(2, State.CLEANING), other(3, State.CLEANING)]
-    decision = decide(replace(WISH, settled_for=earlier), pool, ROOMY)
+    decision = decide(replace(DEMAND, ahead=earlier), pool, ROOMY)
     assert isinstance(decision, Wait if waits else Create)
 
 
 def test_a_container_that_is_being_paused_is_waited_for() -> None:
     """A pause takes milliseconds, and what follows is a warm start. The reason names the pause, not a cleaning."""
-    decision = decide(WISH, [held(1, State.PAUSING), prewarmed(2)], ROOMY)
-    assert decision == Wait("the function's own container is being paused")
+    decision = decide(DEMAND, [held(1, State.PAUSING), prewarmed(2)], ROOMY)
+    assert decision == Wait("the function's own container is being paused", WaitFor.PAUSE)
 
 
 @pytest.mark.parametrize(("earlier", "waits"), [(0, True), (1, True), (2, False)])
 def test_only_as_many_wait_as_will_be_ready(earlier: int, waits: bool) -> None:
     """One container that is being cleaned and one that is being paused serve two requests."""
     pool = [held(1, State.CLEANING), held(2, State.PAUSING), other(3, State.PAUSING)]
-    decision = decide(replace(WISH, settled_for=earlier), pool, ROOMY)
+    decision = decide(replace(DEMAND, ahead=earlier), pool, ROOMY)
     assert isinstance(decision, Wait if waits else Create)
 
 
 def test_a_pause_that_takes_long_is_not_waited_for() -> None:
     """An engine that does not answer holds up a pause, and no request with it."""
-    impatient = replace(WISH, waits_for_pause=False)
+    impatient = replace(DEMAND, waits_for_pause=False)
     pool = [held(1, State.PAUSING)]
     assert decide(impatient, pool, ROOMY) == Create()
-    assert decide(impatient, [*pool, prewarmed(2)], ROOMY) == Specialise(2)
+    assert decide(impatient, [*pool, prewarmed(2)], ROOMY) == UsePrewarmed(2)
     assert isinstance(decide(impatient, [held(1, State.CLEANING)], ROOMY), Wait)
 
 
 def test_a_prewarmed_container_that_is_being_paused_is_not_waited_for() -> None:
     """It belongs to no function: any request could take it."""
-    assert decide(WISH, [replace(prewarmed(1), state=State.PAUSING)], ROOMY) == Create()
+    assert decide(DEMAND, [replace(prewarmed(1), state=State.PAUSING)], ROOMY) == Create()
 
 
 def test_another_functions_cleaning_is_not_waited_for() -> None:
     """Only the own container is worth the wait."""
-    assert decide(WISH, [other(1, State.CLEANING), held(2, State.CLEANING, ONLINE)], ROOMY) == Create()
-    assert decide(WISH, [other(1, State.PAUSING), held(2, State.PAUSING, ONLINE)], ROOMY) == Create()
+    assert decide(DEMAND, [other(1, State.CLEANING), held(2, State.CLEANING, ONLINE)], ROOMY) == Create()
+    assert decide(DEMAND, [other(1, State.PAUSING), held(2, State.PAUSING, ONLINE)], ROOMY) == Create()
 
 
 # -- the cap of a function
@@ -163,40 +165,40 @@ def test_another_functions_cleaning_is_not_waited_for() -> None:
 def test_a_function_at_its_cap_waits() -> None:
     """Others are served meanwhile, and the sentence holds both numbers."""
     decision = decide(
-        WISH, [held(1, State.LEASED), held(2, State.STARTING), other(3)], replace(ROOMY, of_one_function=2)
+        DEMAND, [held(1, State.LEASED), held(2, State.STARTING), other(3)], replace(ROOMY, of_one_function=2)
     )
     assert reason(decision) == "the function has 2 containers, all in use, and may have 2"
     assert isinstance(decision, Wait)
-    assert not decision.for_room
+    assert decision.wait_for is WaitFor.FUNCTION_LIMIT
 
 
 def test_the_cap_counts_containers_of_older_code() -> None:
     """Uploading new code gives a function no further containers."""
     pool = [held(1, State.LEASED, key="code of before")]
-    assert isinstance(decide(WISH, pool, replace(ROOMY, of_one_function=1)), Wait)
+    assert isinstance(decide(DEMAND, pool, replace(ROOMY, of_one_function=1)), Wait)
 
 
 def test_at_its_cap_a_function_evicts_its_own_stale_container() -> None:
     """The one of older code that is idle for longest makes place, although the pool has room."""
     pool = [held(1, key="old", since=5), held(2, key="old", since=4), held(3, State.LEASED)]
-    assert decide(WISH, pool, replace(ROOMY, of_one_function=3)) == Create(evict=(2,))
-    assert decide(WISH, [*pool, prewarmed(4)], replace(ROOMY, of_one_function=3)) == Specialise(4, evict=(2,))
+    assert decide(DEMAND, pool, replace(ROOMY, of_one_function=3)) == Create(evict=(2,))
+    assert decide(DEMAND, [*pool, prewarmed(4)], replace(ROOMY, of_one_function=3)) == UsePrewarmed(4, evict=(2,))
 
 
 def test_what_the_cap_evicts_makes_room_too() -> None:
     """No second container has to go for the place that the stale one leaves."""
     pool = [other(1, since=1), held(2, key="old", since=4)]
-    assert decide(WISH, pool, Bounds(2, 100_000, 1)) == Create(evict=(2,))
+    assert decide(DEMAND, pool, Bounds(2, 100_000, 1)) == Create(evict=(2,))
 
 
 def test_a_warm_start_is_no_new_container_for_the_cap() -> None:
     """A function at its cap reuses what it has."""
-    assert decide(WISH, [held(1)], replace(ROOMY, of_one_function=1)) == Reuse(1)
+    assert decide(DEMAND, [held(1)], replace(ROOMY, of_one_function=1)) == Reuse(1)
 
 
 def test_without_a_cap_a_function_may_have_them_all() -> None:
     """0 means as many as fit."""
-    assert decide(WISH, [held(number, State.LEASED) for number in range(50)], ROOMY) == Create()
+    assert decide(DEMAND, [held(number, State.LEASED) for number in range(50)], ROOMY) == Create()
 
 
 # -- prewarmed, create, evict
@@ -204,49 +206,49 @@ def test_without_a_cap_a_function_may_have_them_all() -> None:
 
 def test_a_prewarmed_container_gets_the_function() -> None:
     """The one that is ready for longest."""
-    assert decide(WISH, [prewarmed(1, since=2), prewarmed(2, since=1), other(3)], ROOMY) == Specialise(2)
+    assert decide(DEMAND, [prewarmed(1, since=2), prewarmed(2, since=1), other(3)], ROOMY) == UsePrewarmed(2)
 
 
 def test_the_number_of_containers_is_bounded() -> None:
     """At the bound, the container that is idle for longest is evicted: one, and no more."""
     pool = [other(1, since=2), other(2, since=1), other(3, State.LEASED, since=0)]
-    assert decide(WISH, pool, Bounds(3, 100_000)) == Create(evict=(2,))
-    assert decide(WISH, pool, Bounds(4, 100_000)) == Create()
+    assert decide(DEMAND, pool, Bounds(3, 100_000)) == Create(evict=(2,))
+    assert decide(DEMAND, pool, Bounds(4, 100_000)) == Create()
 
 
 def test_memory_is_bounded() -> None:
     """As many of the longest idle go as are needed for the request's limit."""
     pool = [other(1, since=1, memory_mb=40), other(2, since=2, memory_mb=40), other(3, since=3, memory_mb=40)]
-    assert decide(WISH, pool, Bounds(100, 220)) == Create()
-    assert decide(WISH, pool, Bounds(100, 219)) == Create(evict=(1,))
-    assert decide(WISH, pool, Bounds(100, 179)) == Create(evict=(1, 2))
-    assert decide(WISH, pool, Bounds(100, 100)) == Create(evict=(1, 2, 3))
+    assert decide(DEMAND, pool, Bounds(100, 220)) == Create()
+    assert decide(DEMAND, pool, Bounds(100, 219)) == Create(evict=(1,))
+    assert decide(DEMAND, pool, Bounds(100, 179)) == Create(evict=(1, 2))
+    assert decide(DEMAND, pool, Bounds(100, 100)) == Create(evict=(1, 2, 3))
 
 
 def test_prewarmed_ones_are_evicted_last() -> None:
     """However long they have been ready: they serve every function, an idle one only its own."""
     pool = [prewarmed(1, CPP, since=0), other(2, since=9)]
-    assert decide(WISH, pool, Bounds(2, 100_000)) == Create(evict=(2,))
-    assert decide(WISH, pool, Bounds(1, 100_000)) == Create(evict=(2, 1))
+    assert decide(DEMAND, pool, Bounds(2, 100_000)) == Create(evict=(2,))
+    assert decide(DEMAND, pool, Bounds(1, 100_000)) == Create(evict=(2, 1))
 
 
 def test_a_reused_container_counts_with_the_requests_limit() -> None:
     """It used little while it was idle, and may use all it is given while it runs."""
     pool = [held(1, memory_mb=10), other(2, memory_mb=50)]
-    assert decide(WISH, pool, Bounds(100, 150)) == Reuse(1)
-    assert decide(WISH, pool, Bounds(100, 149)) == Reuse(1, evict=(2,))
-    assert isinstance(decide(WISH, [pool[0], other(2, State.LEASED, memory_mb=50)], Bounds(100, 149)), Wait)
+    assert decide(DEMAND, pool, Bounds(100, 150)) == Reuse(1)
+    assert decide(DEMAND, pool, Bounds(100, 149)) == Reuse(1, evict=(2,))
+    assert isinstance(decide(DEMAND, [pool[0], other(2, State.LEASED, memory_mb=50)], Bounds(100, 149)), Wait)
 
 
 def test_a_prewarmed_container_takes_no_second_place() -> None:
     """What gets the function is not counted beside the function."""
-    assert decide(WISH, [prewarmed(1, memory_mb=90)], Bounds(1, 100)) == Specialise(1)
+    assert decide(DEMAND, [prewarmed(1, memory_mb=90)], Bounds(1, 100)) == UsePrewarmed(1)
 
 
 def test_what_ends_takes_no_room() -> None:
     """A container that is about to be removed is nobody's any more."""
     pool = [other(1, State.ENDING, memory_mb=1000), other(2, State.LEASED, memory_mb=50)]
-    assert decide(WISH, pool, Bounds(2, 150)) == Create()
+    assert decide(DEMAND, pool, Bounds(2, 150)) == Create()
 
 
 # -- wait for room
@@ -256,25 +258,25 @@ def test_what_ends_takes_no_room() -> None:
 @pytest.mark.parametrize("bounds", [Bounds(1, 100_000), Bounds(100, 149)])
 def test_where_all_are_in_use_the_request_waits(state: State, bounds: Bounds) -> None:
     """Later requests wait behind it, and the sentence says what is in use and what there may be."""
-    decision = decide(WISH, [other(1, state, memory_mb=50)], bounds)
+    decision = decide(DEMAND, [other(1, state, memory_mb=50)], bounds)
     assert reason(decision) == (
         f"1 containers with 50 MiB are in use, and the pool may have {bounds.containers} with {bounds.memory_mb} MiB"
     )
-    assert decision == Wait(reason(decision), for_room=True)
+    assert decision == Wait(reason(decision), WaitFor.ROOM)
 
 
 def test_nobody_is_evicted_for_a_request_that_still_cannot_start() -> None:
     """Evicting would only cost warm starts."""
     pool = [other(1, memory_mb=50), other(2, State.LEASED, memory_mb=80)]
-    assert isinstance(decide(WISH, pool, Bounds(100, 150)), Wait)
+    assert isinstance(decide(DEMAND, pool, Bounds(100, 150)), Wait)
 
 
 def test_a_request_larger_than_the_pool_runs_alone() -> None:
     """It waits until nothing is in use, then everything idle goes for it."""
-    large = replace(WISH, memory_mb=1000)
+    large = replace(DEMAND, memory_mb=1000)
     idle = [other(1, since=1), prewarmed(2)]
     assert isinstance(decide(large, [*idle, other(3, State.LEASED)], Bounds(10, 500)), Wait)
-    assert decide(large, idle, Bounds(10, 500)) == Specialise(2, evict=(1,))
+    assert decide(large, idle, Bounds(10, 500)) == UsePrewarmed(2, evict=(1,))
     assert decide(replace(large, kind=CPP), idle, Bounds(10, 500)) == Create(evict=(1, 2))
     assert decide(large, [], Bounds(10, 500)) == Create()
     assert decide(large, [held(1), other(2)], Bounds(10, 500)) == Reuse(1, evict=(2,))
@@ -352,7 +354,7 @@ memory = st.integers(0, 300)
 
 
 @st.composite
-def containers(draw: st.DrawFn) -> list[Held]:
+def containers(draw: st.DrawFn) -> list[ContainerFacts]:
     """Any pool: only prewarmed containers, and some that start or are being paused, are without a function."""
     found = []
     for number in range(draw(st.integers(0, 9))):
@@ -361,17 +363,17 @@ def containers(draw: st.DrawFn) -> list[Held]:
         bare = state is State.PREWARMED or (may_lack and draw(st.booleans()))
         key, function_id = (None, None) if bare else (draw(keys), draw(functions))
         since = draw(st.integers(0, 5))  # few values: ties are common
-        found.append(Held(number, state, draw(kinds), key, function_id, draw(memory), since))
+        found.append(ContainerFacts(number, state, draw(kinds), key, function_id, draw(memory), since))
     return draw(st.permutations(found))
 
 
-wishes = st.builds(
-    Wish,
+demands = st.builds(
+    Demand,
     kind=kinds,
     key=keys,
     function_id=functions,
     memory_mb=st.integers(1, 300),
-    settled_for=st.integers(0, 2),
+    ahead=st.integers(0, 2),
     waits_for_pause=st.booleans(),
 )
 pool_bounds = st.builds(
@@ -379,24 +381,24 @@ pool_bounds = st.builds(
 )
 
 
-def after(wish: Wish, pool: Sequence[Held], decision: Decision, bounds: Bounds) -> list[Held]:
+def after(demand: Demand, pool: Sequence[ContainerFacts], decision: Decision, bounds: Bounds) -> list[ContainerFacts]:
     """The containers that are alive once a decision is carried out, the given one last."""
     assert not isinstance(decision, Wait)
     taken = None if isinstance(decision, Create) else decision.number
     gone = {*decision.evict, taken}
     left = [one for one in pool if one.number not in gone and one.state is not State.ENDING]
-    return [*left, Held(-1, State.LEASED, wish.kind, wish.key, wish.function_id, wish.memory_mb, 9)]
+    return [*left, ContainerFacts(-1, State.LEASED, demand.kind, demand.key, demand.function_id, demand.memory_mb, 9)]
 
 
-def fits(pool: Sequence[Held], bounds: Bounds) -> bool:
+def fits(pool: Sequence[ContainerFacts], bounds: Bounds) -> bool:
     """Whether the pool's own bounds hold."""
     return len(pool) <= bounds.containers and sum(one.memory_mb for one in pool) <= bounds.memory_mb
 
 
-@given(wishes, containers(), pool_bounds)
-def test_nothing_in_use_is_ever_evicted(wish: Wish, pool: list[Held], bounds: Bounds) -> None:
+@given(demands, containers(), pool_bounds)
+def test_nothing_in_use_is_ever_evicted(demand: Demand, pool: list[ContainerFacts], bounds: Bounds) -> None:
     """Only containers that wait are evicted, none twice, and never the one that is given out."""
-    decision = decide(wish, pool, bounds)
+    decision = decide(demand, pool, bounds)
     event(type(decision).__name__)
     if isinstance(decision, Wait):
         return
@@ -407,71 +409,77 @@ def test_nothing_in_use_is_ever_evicted(wish: Wish, pool: list[Held], bounds: Bo
         assert decision.number not in decision.evict
 
 
-@given(wishes, containers(), pool_bounds)
-def test_the_bounds_hold_or_it_runs_alone(wish: Wish, pool: list[Held], bounds: Bounds) -> None:
+@given(demands, containers(), pool_bounds)
+def test_the_bounds_hold_or_it_runs_alone(demand: Demand, pool: list[ContainerFacts], bounds: Bounds) -> None:
     """After every decision number and memory are within the bounds, except for one request larger than the pool."""
-    decision = decide(wish, pool, bounds)
+    decision = decide(demand, pool, bounds)
     if isinstance(decision, Wait):
         return
-    left = after(wish, pool, decision, bounds)
+    left = after(demand, pool, decision, bounds)
     assert fits(left, bounds) or len(left) == 1
 
 
-@given(wishes, containers(), pool_bounds)
-def test_the_cap_of_a_function_holds(wish: Wish, pool: list[Held], bounds: Bounds) -> None:
+@given(demands, containers(), pool_bounds)
+def test_the_cap_of_a_function_holds(demand: Demand, pool: list[ContainerFacts], bounds: Bounds) -> None:
     """No decision brings a function over its cap: it had more already, or has no more than it may."""
-    decision = decide(wish, pool, bounds)
+    decision = decide(demand, pool, bounds)
     if isinstance(decision, (Wait, Reuse)) or not bounds.of_one_function:
         return
-    before = sum(one.function_id == wish.function_id and one.state is not State.ENDING for one in pool)
-    own = sum(one.function_id == wish.function_id for one in after(wish, pool, decision, bounds))
+    before = sum(one.function_id == demand.function_id and one.state is not State.ENDING for one in pool)
+    own = sum(one.function_id == demand.function_id for one in after(demand, pool, decision, bounds))
     assert own <= max(bounds.of_one_function, before)
 
 
-@given(wishes, containers(), pool_bounds)
-def test_who_waits_for_room_could_not_have_been_served(wish: Wish, pool: list[Held], bounds: Bounds) -> None:
+@given(demands, containers(), pool_bounds)
+def test_who_waits_for_room_could_not_have_been_served(
+    demand: Demand, pool: list[ContainerFacts], bounds: Bounds
+) -> None:
     """Not even with every idle container gone; and something is in use, so that its turn will come."""
-    decision = decide(wish, pool, bounds)
-    if not isinstance(decision, Wait) or not decision.for_room:
+    decision = decide(demand, pool, bounds)
+    if not isinstance(decision, Wait) or decision.wait_for is not WaitFor.ROOM:
         return
-    stays = [one for one in pool if one.state in {*IN_USE, State.CLEANING, State.PAUSING}]
+    stays = [one for one in pool if one.state in IN_USE | IN_BETWEEN]
     assert stays
-    assert not fits([*stays, Held(-1, State.LEASED, wish.kind, wish.key, "f", wish.memory_mb, 9)], bounds)
+    assert not fits(
+        [*stays, ContainerFacts(-1, State.LEASED, demand.kind, demand.key, "f", demand.memory_mb, 9)], bounds
+    )
 
 
-@given(wishes, containers(), pool_bounds)
-def test_a_decision_depends_on_the_pool_alone(wish: Wish, pool: list[Held], bounds: Bounds) -> None:
+@given(demands, containers(), pool_bounds)
+def test_a_decision_depends_on_the_pool_alone(demand: Demand, pool: list[ContainerFacts], bounds: Bounds) -> None:
     """The same pool gives the same decision, and deciding changes nothing."""
     before = list(pool)
-    assert decide(wish, pool, bounds) == decide(wish, tuple(pool), bounds)
+    assert decide(demand, pool, bounds) == decide(demand, tuple(pool), bounds)
     assert pool == before
 
 
-@given(wishes, containers(), pool_bounds)
-def test_given_containers_always_match(wish: Wish, pool: list[Held], bounds: Bounds) -> None:
+@given(demands, containers(), pool_bounds)
+def test_given_containers_always_match(demand: Demand, pool: list[ContainerFacts], bounds: Bounds) -> None:
     """A warm start is of this very code, image and network; a prewarmed one of this image and network and nobody's code."""
-    decision = decide(wish, pool, bounds)
+    decision = decide(demand, pool, bounds)
     if isinstance(decision, (Wait, Create)):
         return
     given_out = next(one for one in pool if one.number == decision.number)
-    assert given_out.kind == wish.kind
+    assert given_out.kind == demand.kind
     if isinstance(decision, Reuse):
-        assert (given_out.key, given_out.state) == (wish.key, State.IDLE)
+        assert (given_out.key, given_out.state) == (demand.key, State.IDLE)
     else:
         assert (given_out.key, given_out.state) == (None, State.PREWARMED)
     assert State.LEASED in MOVES[given_out.state]
 
 
-@given(wishes, containers(), pool_bounds)
-def test_a_warm_container_is_never_passed_over(wish: Wish, pool: list[Held], bounds: Bounds) -> None:
+@given(demands, containers(), pool_bounds)
+def test_a_warm_container_is_never_passed_over(demand: Demand, pool: list[ContainerFacts], bounds: Bounds) -> None:
     """Where an idle one of this code is, the request reuses one or waits for room."""
-    if any(one.state is State.IDLE and (one.key, one.kind) == (wish.key, wish.kind) for one in pool):
-        decision = decide(wish, pool, bounds)
-        assert isinstance(decision, Reuse) or (isinstance(decision, Wait) and decision.for_room)
+    if any(one.state is State.IDLE and (one.key, one.kind) == (demand.key, demand.kind) for one in pool):
+        decision = decide(demand, pool, bounds)
+        assert isinstance(decision, Reuse) or (isinstance(decision, Wait) and decision.wait_for is WaitFor.ROOM)
 
 
 @given(containers(), pool_bounds, st.integers(0, 3), memory)
-def test_no_more_are_evicted_than_needed(pool: list[Held], bounds: Bounds, count: int, memory_mb: int) -> None:
+def test_no_more_are_evicted_than_needed(
+    pool: list[ContainerFacts], bounds: Bounds, count: int, memory_mb: int
+) -> None:
     """In the order of eviction the last one that goes was still needed; none goes where all together are too few."""
     going = make_room(pool, bounds, containers=count, memory_mb=memory_mb)
     evictable = [one.number for one in pool if one.state in EVICTABLE]
@@ -492,7 +500,7 @@ def test_no_more_are_evicted_than_needed(pool: list[Held], bounds: Bounds, count
 
 @given(containers(), pool_bounds, st.integers(0, 3), memory)
 def test_the_longest_idle_go_first_and_prewarmed_ones_last(
-    pool: list[Held], bounds: Bounds, count: int, memory_mb: int
+    pool: list[ContainerFacts], bounds: Bounds, count: int, memory_mb: int
 ) -> None:
     """Nobody who stays had waited longer than one who goes, unless it is prewarmed and the other is not."""
     going = make_room(pool, bounds, containers=count, memory_mb=memory_mb) or []
@@ -504,7 +512,7 @@ def test_the_longest_idle_go_first_and_prewarmed_ones_last(
 
 @given(containers(), pool_bounds, st.lists(st.tuples(kinds, st.integers(0, 3)), max_size=3), st.integers(1, 300))
 def test_prewarming_comes_to_an_end(
-    pool: list[Held], bounds: Bounds, wanted: list[tuple[Kind, int]], memory_mb: int
+    pool: list[ContainerFacts], bounds: Bounds, wanted: list[tuple[ContainerKind, int]], memory_mb: int
 ) -> None:
     """Making what is missing, again and again, stops within the bounds and with no more than was wanted."""
     for number in range(100, 120):

@@ -1,1 +1,1 @@
-"""Who has which container: one owner per worker, and leases that end with the connection they were asked on."""
+"""The containers of a worker: one owner per worker, and leases that end with the connection they were requested on."""

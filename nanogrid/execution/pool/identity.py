@@ -1,8 +1,8 @@
-"""Who owns what on a Docker host: data folders, and the workers that live in them.
+"""Who owns what on a Docker host: data folders, and the workers that use them.
 
-The rule: an owner is dead exactly when its lock file can be locked; so it takes its lock before it makes anything else. The
-kernel drops a lock with the process that held it, however that process ended. Containers carry the id of their data
-folder, and a worker judges only owners of its own folder: of no other worker can it see the lock.
+The rule: an owner is dead exactly when its lock file can be locked, so an owner takes its lock before it creates anything else.
+The kernel releases a lock when the process that holds it ends, however it ends. Containers carry the id of their data folder.
+A worker judges only owners of its own folder, because it cannot see the locks of any others.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ NUMBER_LABEL = "nanogrid.number"
 
 
 class Owner:
-    """A living owner: holds its lock from construction until `close`, or until the process ends."""
+    """A living owner. It holds its lock from construction until `close`, or until the process ends."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
         self.data_id = data_id(data_dir)
         self.id = uuid.uuid4().hex[:16]
         owners_folder(data_dir).mkdir(exist_ok=True)
-        # Before its folder: to every reaper that looks, a folder without a lock is a dead owner's.
+        # Before the folder: every reaper takes a folder without a lock for a dead owner's.
         self._lock = _lock_new(owner_lock(data_dir, self.id))
         try:
             self._make_folder()
@@ -40,24 +40,24 @@ class Owner:
         return runs_of(self.data_dir, self.id)
 
     def _make_folder(self) -> None:
-        """Make `runs`, for this user alone: slots are open inside, and the engine, which mounts them, is root."""
+        """Create `runs` for this user alone. The slots inside are open; the engine mounts them as root."""
         self.runs.parent.mkdir(mode=0o700, exist_ok=True)
-        self.runs.parent.chmod(0o700)  # one that an older version made lets others pass
+        self.runs.parent.chmod(0o700)  # older versions created it open to other users
         self.runs.mkdir(mode=0o700)
 
     @property
     def labels(self) -> dict[str, str]:
-        """What marks this owner's containers."""
+        """The labels of this owner's containers."""
         return {DATA_LABEL: self.data_id, OWNER_LABEL: self.id}
 
     def detach(self) -> None:
-        """In a forked child: let go of the lock that belongs to the parent, so that it ends with the parent."""
+        """In a forked child: close the parent's lock file, so that the lock ends with the parent."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
     def close(self) -> None:
-        """Give the lock up: from now on this owner counts as dead."""
+        """Release the lock: from now on this owner counts as dead."""
         if self._lock >= 0:
             owner_lock(self.data_dir, self.id).unlink(missing_ok=True)
             os.close(self._lock)
@@ -70,7 +70,7 @@ def runs_of(data_dir: Path, owner_id: str) -> Path:
 
 
 def known_owners(data_dir: Path) -> Iterator[str]:
-    """Ids of all owners, living or dead, that left a lock file or slots."""
+    """Ids of all owners, living or dead, that have a lock file or slots."""
     locks = {path.stem for path in owners_folder(data_dir).glob("*.lock")}
     folders = {path.name for path in (data_dir / "runs").glob("*")}
     yield from sorted(locks | folders)
@@ -83,7 +83,7 @@ def is_dead(data_dir: Path, owner_id: str) -> bool:
     except FileNotFoundError:
         return True
     try:
-        # Shared: several may look at the same time, and none of them is to be taken for the owner.
+        # Shared: several processes may check at the same time, and none of them may look like the owner.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
@@ -99,9 +99,9 @@ def forget(data_dir: Path, owner_id: str) -> None:
 
 
 def _lock_new(path: Path) -> int:
-    """Lock a file under a fresh name and only then give it its own: no other process ever sees it unlocked.
+    """Lock a file under a temporary name, then rename it, so that no other process ever sees it unlocked.
 
-    A forked child shares the descriptor, and with it the lock, until it calls `Owner.detach`.
+    A forked child shares the descriptor and the lock until it calls `Owner.detach`.
     """
     fresh = path.with_suffix(".new")
     fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

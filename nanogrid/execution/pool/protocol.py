@@ -1,19 +1,20 @@
-"""What owner and children say to each other: one JSON object per line over a unix stream socket.
+"""The messages between owner and children: one JSON object per line over a unix stream socket.
 
-child  {"lease": {...LeaseRequest, without env and command...}, "with": ["slate"]}
+child  {"lease": {...LeaseRequest, without env and command...}, "with": ["page"]}
 owner  {"container": {...LeasedContainer...}, "with": ["runner", "spare", "token"]}
        or {"error": {"kind": CLASS, "message": TEXT}}
-child  {"end": "keep"}                             clean the container for the next run; nothing is answered
+child  {"end": "keep"}                             clean the container for the next run; no answer
 child  {"end": "destroy"}                          destroy it; `End` says how its first process had ended
 owner  {"ended": {...End...}} or {"error": {...}}
-child  {"end": "done"}                             what is left of it can go; nothing is answered
+child  {"end": "done"}                             remove what is left of it; no answer
 
-`with` names the descriptors beside a message. `runner` is the connection to the first process, which a launched container does not
-have, and `spare` the one to the process in it that waits for a request. With a `token` the child may keep the container after its run and say nothing (see `hand`; the `slate` comes with the first
-request of a connection). When it asks for another lease, the one that it had in hand is its own no more.
+`with` names the descriptors that are sent with a message. `runner` is the connection to the container's first process, which
+launched containers do not have. `spare` is the connection to the process that waits for the next run. With a `token` the child may
+retain the container after its run without a message (see `retained`); the child sends the shared `page` with its first request on
+a connection. A new lease request gives up the retained container.
 
-A connection carries one lease after the other. When it closes, a container that runs something goes. In place of a
-lease anybody on the host who may read the data folder can ask {"show": true} and gets {"pool": [...]} (see `snapshot`).
+A connection carries one lease after another. When it closes, the owner destroys a container that runs something. Any user of the
+host who may read the data folder can send {"show": true} in place of a lease, and receives {"pool": [...]} (see `snapshot`).
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from nanogrid.execution.container.cgroup import Cgroup
 from nanogrid.execution.container.hardening import Confinement
 from nanogrid.result import StartKind
 
-RUNNER, SPARE, TOKEN, SLATE = "runner", "spare", "token", "slate"
+RUNNER, SPARE, TOKEN, PAGE = "runner", "spare", "token", "page"
 PYTHON = re.compile(r"(?:^|/)python[0-9.]*$")
 
 
 def is_python(command: Sequence[str]) -> bool:
-    """Whether a command is a python program, by its name and its script's."""
+    """Whether a command is a python program, judging by the names of the interpreter and the script."""
     return len(command) > 1 and bool(PYTHON.search(command[0])) and command[1].endswith(".py")
 
 
@@ -47,8 +48,8 @@ def is_python(command: Sequence[str]) -> bool:
 class LeaseRequest:
     """What a child wants to run.
 
-    `key` names the code (and its layers): a container that has run it before is reused for nothing else. `code_dir` and
-    `packages_dir` are trees on this host; `wait_s` is how long the request can wait for a container.
+    `key` names the code (and its layers): a container that has run it is reused for nothing else. `code_dir` and
+    `packages_dir` are folders of this host; `wait_s` is how long the request can wait for a container.
     """
 
     request_id: str
@@ -63,11 +64,11 @@ class LeaseRequest:
     wait_s: float = 60.0
 
     def with_memory(self, memory_mb: int) -> LeaseRequest:
-        """The same, with another memory limit."""
+        """The same request with another memory limit."""
         return replace(self, limits=replace(self.limits, memory_mb=memory_mb))
 
     def to_json(self) -> dict[str, Any]:
-        """What the owner needs of it."""
+        """The fields that the owner needs."""
         return {
             "request_id": self.request_id,
             "function_id": self.function_id,
@@ -81,12 +82,12 @@ class LeaseRequest:
 
     @property
     def terms(self) -> tuple[Any, ...]:
-        """What must be the same for a container to serve another request without its owner."""
+        """What must be equal for a container to serve another request without its owner."""
         return self.function_id, self.image, self.key or self.code_dir, self.limits
 
     @property
     def in_process(self) -> bool:
-        """Whether the command is a python program, which a warm interpreter may run itself."""
+        """Whether the command is a python program, which the runner's own interpreter can run."""
         return is_python(self.command)
 
 
@@ -94,8 +95,8 @@ class LeaseRequest:
 class LeasedContainer:
     """A container that is ready for one run.
 
-    `start` is cold, prewarmed or warm, `slot` its folder, `cgroup` where its accounts and its freezer lie. `has_runner`: its
-    image has Python, so that it can be used again.
+    `start` is cold, prewarmed or warm, `slot` is the container's folder, `cgroup` holds its accounts and its freezer. `has_runner`:
+    the image has Python, so that the container can be used again.
     """
 
     id: str
@@ -106,7 +107,7 @@ class LeasedContainer:
     has_runner: bool
 
     def to_json(self) -> dict[str, Any]:
-        """As it travels."""
+        """The fields as JSON."""
         return {
             "id": self.id,
             "name": self.name,
@@ -118,7 +119,7 @@ class LeasedContainer:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LeasedContainer:
-        """Read it from the line."""
+        """Read the fields that `to_json` wrote."""
         return cls(
             data["id"],
             data["name"],
@@ -131,23 +132,23 @@ class LeasedContainer:
 
 @lru_cache(maxsize=256)
 def _cgroup(*folders: str | None) -> Cgroup:
-    """Warm containers come again and again."""
+    """Cached: the same warm containers are leased again and again."""
     return Cgroup(*(None if folder is None else Path(folder) for folder in folders))
 
 
 def error_to_json(error: errors.NanoGridError) -> dict[str, str]:
-    """An error as an object that the other side can raise again."""
+    """An error as JSON from which the other side can raise it again."""
     return {"kind": type(error).__name__, "message": str(error)}
 
 
 def error_from_json(data: dict[str, str]) -> errors.NanoGridError:
-    """The error that the other side met."""
+    """The error that the other side has sent."""
     kind: type[errors.NanoGridError] = getattr(errors, data["kind"], errors.ContainerError)
     return kind(data["message"])
 
 
 class Line:
-    """A connection that carries one JSON object per line, some with a descriptor beside them."""
+    """A connection that carries one JSON object per line, some of them with descriptors."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -155,7 +156,7 @@ class Line:
         self._descriptors: list[int] = []
 
     def send(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
-        """Send one object. Raises OSError where the other side is gone."""
+        """Send one object. Raises OSError if the other side is gone."""
         data = json.dumps(message).encode() + b"\n"
         if descriptors:
             sent = socket.send_fds(self._connection, [data], descriptors)
@@ -164,7 +165,7 @@ class Line:
             self._connection.sendall(data)
 
     def receive(self) -> dict[str, Any] | None:
-        """The next object, or None when the other side is gone."""
+        """The next object; None if the other side is gone."""
         while b"\n" not in self._buffer:
             try:
                 chunk, descriptors, _, _ = socket.recv_fds(self._connection, 65_536, 4)
@@ -179,13 +180,13 @@ class Line:
         return message
 
     def take_descriptor(self) -> int:
-        """The descriptor that came with a message; it belongs to the caller."""
+        """The next descriptor that came with a message. It belongs to the caller."""
         descriptor = self._descriptors.pop(0)
         os.set_inheritable(descriptor, False)
         return descriptor
 
     def is_open(self) -> bool:
-        """Whether the other side is still there."""
+        """Whether the other side is still connected."""
         try:
             return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
         except BlockingIOError:
@@ -194,8 +195,8 @@ class Line:
             return False
 
     def hang_up(self) -> None:
-        """Make the thread that waits in `receive` return, from another thread."""
-        with suppress(OSError):  # the other side was faster
+        """Make a thread that waits in `receive` return. Called from another thread."""
+        with suppress(OSError):  # the other side has hung up first
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -207,9 +208,9 @@ class Line:
 
 
 def connect(address: Path, timeout_s: float | None = None) -> Line:
-    """A connection to the owner that listens at `address`. Raises OSError where none does.
+    """A connection to the owner that listens at `address`. Raises OSError if none does.
 
-    With `timeout_s`, an owner that stands still counts as one that has hung up.
+    With `timeout_s`, an owner that does not answer in time counts as one that has hung up.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout_s)
@@ -224,7 +225,7 @@ def connect(address: Path, timeout_s: float | None = None) -> Line:
 
 @contextmanager
 def short_path(path: Path) -> Iterator[str]:
-    """An address for a unix socket at a path of any length (the kernel takes no more than 107 bytes)."""
+    """An address for a unix socket at a path of any length (the kernel's limit is 107 bytes)."""
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"

@@ -1,8 +1,8 @@
-"""What an owner and a child share of a container that the child keeps in hand between two runs: a token and a slate.
+"""What an owner and a child share of a container that the child retains between two runs: a token and a page of memory.
 
-The rule: whoever has taken the token has the container, and nobody else has. It lies there only while the container rests. The
-child takes it to begin a run, without asking; the owner takes it to have the container back. One token is for one lease:
-a child that was too late finds none, whoever has the container by then.
+The rule: the side that has taken the token has the container. The token is free only while the container is at rest. The child
+takes the token to start a run without asking; the owner takes it to have the container back. A token belongs to one lease:
+a child that is too late finds no free token, no matter which child has the container by then.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 
 class Token:
-    """An event counter of the kernel that is 1 while the token lies there: a read takes it, and succeeds for exactly one.
+    """A kernel event counter that is 1 while the token is free. A read takes the token, and succeeds for exactly one reader.
 
-    It is closed when nobody holds it any more, so that no thread looks at a descriptor that has become another one's.
+    The descriptor is closed with the last reference, so that no thread polls a descriptor number that has been reused.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
@@ -32,31 +32,31 @@ class Token:
         return self._descriptor
 
     def put(self) -> None:
-        """Lay it down: the container rests."""
+        """Free the token: the container is at rest."""
         os.eventfd_write(self._descriptor, 1)
 
     def take(self) -> bool:
-        """Whether it lay there; then it is the caller's now."""
+        """Take the token if it is free. The caller has the container then."""
         try:
             os.eventfd_read(self._descriptor)
         except BlockingIOError:
             return False
         return True
 
-    def lies(self) -> bool:
-        """Whether it lies there now. It may be gone when this returns."""
-        look = select.poll()
-        look.register(self._descriptor, select.POLLIN)
-        return bool(look.poll(0))
+    def is_free(self) -> bool:
+        """Whether the token is free now. Another thread or process may take it before this returns."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return bool(poll.poll(0))
 
 
-class Slate:
-    """A page of memory that both sides of one connection see. The owner writes the first field, the child all others.
+class SharedPage:
+    """A page of memory that both sides of a connection map. The owner writes the first field, the child all others.
 
-    It is for what must not cost a message: neither side waits for the other, or wakes it.
+    It carries what must not cost a message: neither side waits for the other or wakes it.
     """
 
-    _WANTED = struct.Struct("=?")
+    _WANTED_BACK = struct.Struct("=?")
     _RAN = struct.Struct("=Id")
     _NAME = struct.Struct("=H254s")
     _RAN_AT, _NAME_AT = 8, 32
@@ -66,62 +66,62 @@ class Slate:
 
     @staticmethod
     def new() -> int:
-        """A descriptor of an empty one, for both sides. It belongs to the caller."""
-        descriptor = os.memfd_create("slate", os.MFD_CLOEXEC)
+        """The descriptor of an empty page, for both sides. It belongs to the caller."""
+        descriptor = os.memfd_create("shared-page", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, mmap.PAGESIZE)
         return descriptor
 
     @property
-    def wanted(self) -> bool:
-        """Whether the owner wants the container back when its run is over."""
-        return bool(self._WANTED.unpack_from(self._page, 0)[0])
+    def wanted_back(self) -> bool:
+        """Whether the owner wants the container back after the current run."""
+        return bool(self._WANTED_BACK.unpack_from(self._page, 0)[0])
 
-    @wanted.setter
-    def wanted(self, wanted: bool) -> None:
-        self._WANTED.pack_into(self._page, 0, wanted)
+    @wanted_back.setter
+    def wanted_back(self, wanted_back: bool) -> None:
+        self._WANTED_BACK.pack_into(self._page, 0, wanted_back)
 
     @property
     def runs(self) -> int:
-        """How many runs of this lease are over."""
+        """How many runs of this lease have ended."""
         return int(self._RAN.unpack_from(self._page, self._RAN_AT)[0])
 
     @property
     def since(self) -> float:
-        """When the last of them was over, by the host's monotonic clock."""
+        """When the last run ended, by the host's monotonic clock."""
         return float(self._RAN.unpack_from(self._page, self._RAN_AT)[1])
 
     @property
     def request_id(self) -> str:
-        """Whose run is under way, or was the last one."""
+        """The request of the current or the last run."""
         length, name = self._NAME.unpack_from(self._page, self._NAME_AT)
         return bytes(name[:length]).decode("utf-8", "replace")
 
     def clear(self) -> None:
-        """Begin a lease. Done by the owner before the child knows of it."""
-        self.wanted = False
+        """Start a lease. The owner calls this before the child learns of the lease."""
+        self.wanted_back = False
         self._RAN.pack_into(self._page, self._RAN_AT, 0, 0.0)
 
     def begin(self, request_id: str) -> None:
-        """A run begins."""
+        """Note that a run starts."""
         name = request_id.encode()[:254]
         self._NAME.pack_into(self._page, self._NAME_AT, len(name), name)
 
     def end(self) -> None:
-        """A run is over."""
+        """Note that a run has ended."""
         self._RAN.pack_into(self._page, self._RAN_AT, self.runs + 1, time.monotonic())
 
 
 @dataclass(frozen=True)
-class Hand:
-    """One lease's token, and its connection's slate. Its identity is the lease's."""
+class Retention:
+    """The token of one lease and the shared page of its connection. The object identifies the lease."""
 
     token: Token
-    slate: Slate
+    page: SharedPage
 
     def resting_since(self) -> float | None:
-        """Since when the container rests in the child's hand; None while a run is under way."""
-        return self.slate.since if self.token.lies() else None
+        """Since when the child retains the container at rest; None during a run."""
+        return self.page.since if self.token.is_free() else None
 
-    def runs_unasked(self) -> int:
-        """How many runs of this lease are over that the owner was not asked for: all but the first."""
-        return max(0, self.slate.runs - 1)
+    def runs_without_owner(self) -> int:
+        """How many ended runs of this lease did not ask the owner: all but the first."""
+        return max(0, self.page.runs - 1)

@@ -1,4 +1,4 @@
-"""What a worker's pool holds right now, as its owner tells it to anybody on the host who may read the data folder."""
+"""The containers of all workers of a data folder, as their owners report them to any user who may read that folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One container. `state` is a State's value, or `paused` for one that is idle or prewarmed and stands still."""
+class ContainerSnapshot:
+    """One container at one moment. `state` is a State's value, or `paused` for an idle or prewarmed container that is paused."""
 
     worker: str
     number: int
@@ -31,14 +31,14 @@ class Shown:
     memory_bytes: int | None
 
 
-def snapshot(data_dir: Path) -> list[Shown]:
+def snapshot(data_dir: Path) -> list[ContainerSnapshot]:
     """The containers of every living worker of this data folder, by worker and number."""
-    found: list[Shown] = []
+    containers: list[ContainerSnapshot] = []
     for owner in known_owners(data_dir):
         try:
             line = connect(runs_of(data_dir, owner) / "owner.sock", ANSWER_S)
         except OSError:
-            continue  # a dead worker's, or one that starts or ends right now
+            continue  # the worker is dead, or starts or stops at this moment
         try:
             line.send({"show": True})
             answer = line.receive() or {"pool": []}
@@ -46,10 +46,10 @@ def snapshot(data_dir: Path) -> list[Shown]:
             continue
         finally:
             line.close()
-        found += [Shown(worker=owner, **row) for row in answer["pool"]]
-    return sorted(found, key=lambda shown: (shown.worker, shown.number))
+        containers += [ContainerSnapshot(worker=owner, **row) for row in answer["pool"]]
+    return sorted(containers, key=lambda container: (container.worker, container.number))
 
 
-def as_json(shown: Shown) -> dict[str, Any]:
+def as_json(container: ContainerSnapshot) -> dict[str, Any]:
     """One container as `nanogrid pool --json` prints it."""
-    return asdict(shown)
+    return asdict(container)

@@ -1,4 +1,4 @@
-"""The pool as a child of the worker sees it: ask for a lease, run in the container, keep or return it.
+"""The child's side of the pool: request a lease, run in the container, retain it or give it back.
 
-Runs in: the worker's children, one request at a time each.
+Runs in: the children of the worker, one request at a time in each.
 """

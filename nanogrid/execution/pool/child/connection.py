@@ -1,7 +1,9 @@
-"""A child's connection to the owner, and the container that the child keeps in hand on it between two runs.
+"""A child's connection to the owner, and the container that the child retains on this connection between two runs.
 
-The rule: what is kept is the child's only with its token taken, and is used only when the runner has said that it is clean.
-Whatever is wrong with it, the request goes to the owner, who knows what to do.
+Runs in: the children of the worker.
+
+The rule: the child uses a retained container only after it has taken the token, and only after the runner has reported that it is
+clean. If anything is wrong with the container, the request goes to the owner.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from nanogrid.errors import ContainerLostError, NanoGridError, PoolExhaustedErro
 from nanogrid.execution.container.cgroup import KeptCgroup
 from nanogrid.execution.container.link import Link, Ready, Unfit
 from nanogrid.execution.pool.protocol import (
+    PAGE,
     RUNNER,
-    SLATE,
     SPARE,
     TOKEN,
     LeasedContainer,
@@ -27,17 +29,17 @@ from nanogrid.execution.pool.protocol import (
     connect,
     error_from_json,
 )
-from nanogrid.execution.pool.retained import Slate, Token
+from nanogrid.execution.pool.retained import SharedPage, Token
 from nanogrid.result import StartKind
 
 log = logging.getLogger(__name__)
 
 CLEAN_S = 1.0
-"""How long a child waits for what it has in hand to be clean. It takes milliseconds; then the owner is asked for another."""
+"""How long a child waits for its retained container to be clean, which takes milliseconds. Then it asks the owner for another."""
 
 
-class Grip:
-    """One leased container with a runner, as the child holds it: its connection, its accounts, and the token where it has one."""
+class ChildContainer:
+    """One leased container with a runner, as the child sees it: connection, accounts, and the token if it may be retained."""
 
     def __init__(self, terms: tuple[Any, ...], leased: LeasedContainer, link: Link, token: Token | None) -> None:
         self.terms = terms
@@ -47,42 +49,42 @@ class Grip:
         self.cgroup = KeptCgroup(*vars(leased.cgroup).values())
 
     def as_warm(self) -> LeasedContainer:
-        """What it is for the next run."""
+        """The container as the next run leases it."""
         if self.leased.start is not StartKind.WARM:
             self.leased = replace(self.leased, start=StartKind.WARM)
         return self.leased
 
     def close(self) -> None:
-        """Let go of it. The owner's own ends stay open."""
+        """Close the child's descriptors. The owner's own ones stay open."""
         self.link.close()
         self.cgroup.close()
 
 
 class Connection:
-    """One lease after the other. Used by one thread at a time, of the process that made it."""
+    """Carries one lease after another. Used by one thread at a time, of the process that made it."""
 
     def __init__(self, line: Line) -> None:
         self.line = line
         self.pid = os.getpid()
-        self.kept: Grip | None = None
-        self._slate_descriptor = Slate.new()
-        self._slate = Slate(self._slate_descriptor)
+        self.retained: ChildContainer | None = None
+        self._page_descriptor = SharedPage.new()
+        self._page = SharedPage(self._page_descriptor)
 
     @classmethod
     def to_owner(cls, address: Path) -> Connection:
-        """A new one. Raises PoolExhaustedError where nobody listens."""
+        """A new connection. Raises PoolExhaustedError if no owner listens at this address."""
         try:
             return cls(connect(address))
         except OSError as error:
             raise PoolExhaustedError(f"the owner of this worker's containers does not answer: {error}") from error
 
-    def ask(self, wanted: LeaseRequest) -> LeasedContainer | None:
-        """Ask the owner for a container. None where it has hung up; raises the error that it gives as its answer."""
-        message: dict[str, Any] = {"lease": wanted.to_json()}
+    def ask(self, request: LeaseRequest) -> LeasedContainer | None:
+        """Ask the owner for a container. None if the owner has hung up. Raises the error that the owner answers with."""
+        message: dict[str, Any] = {"lease": request.to_json()}
         descriptors = []
-        if self._slate_descriptor >= 0:
-            message["with"], descriptors = [SLATE], [self._slate_descriptor]
-        self._drop()
+        if self._page_descriptor >= 0:
+            message["with"], descriptors = [PAGE], [self._page_descriptor]
+        self._drop_retained()
         try:
             self.line.send(message, descriptors)
         except OSError:
@@ -90,87 +92,88 @@ class Connection:
         answer = self.line.receive()
         if answer is None:
             return None
-        self._close_slate()
+        self._close_page_descriptor()
         self._sent = answer.get("with", [])
-        return LeasedContainer.from_json(understood(answer)["container"])
+        return LeasedContainer.from_json(checked(answer)["container"])
 
-    def grip(self, wanted: LeaseRequest, leased: LeasedContainer) -> Grip:
-        """Hold what came with the answer: of a container that has a runner."""
-        found = {name: self.line.take_descriptor() for name in self._sent}
-        link = Link.of(found[RUNNER], found[SPARE])
-        return Grip(wanted.terms, leased, link, Token(found[TOKEN]) if TOKEN in found else None)
+    def child_container(self, request: LeaseRequest, leased: LeasedContainer) -> ChildContainer:
+        """The leased container with the descriptors that came with the answer. It must have a runner."""
+        descriptors = {name: self.line.take_descriptor() for name in self._sent}
+        link = Link.of(descriptors[RUNNER], descriptors[SPARE])
+        token = Token(descriptors[TOKEN]) if TOKEN in descriptors else None
+        return ChildContainer(request.terms, leased, link, token)
 
-    # -- in hand
+    # -- the retained container
 
-    def serves(self, wanted: LeaseRequest) -> bool:
-        """Whether what is in hand is of the kind that is wanted."""
-        return self.kept is not None and self.kept.terms == wanted.terms
+    def can_serve(self, request: LeaseRequest) -> bool:
+        """Whether the retained container is for the same function, code, image and limits as the request."""
+        return self.retained is not None and self.retained.terms == request.terms
 
-    def pick_up(self, wanted: LeaseRequest) -> Grip | None:
-        """What is in hand, for another run. None where the owner has to be asked."""
-        grip = self.kept
-        if grip is None or not self.serves(wanted) or grip.token is None or not grip.token.take():
+    def reuse_retained(self, request: LeaseRequest) -> ChildContainer | None:
+        """The retained container for another run. None if the child must ask the owner."""
+        container = self.retained
+        if container is None or not self.can_serve(request) or container.token is None or not container.token.take():
             return None
-        self.kept = None
-        self._slate.begin(wanted.request_id)
-        word = self._look_at(grip, min(CLEAN_S, wanted.wait_s))
-        if word is None:
-            return grip
-        grip.close()
-        with suppress(OSError):  # an owner that is gone is found out by the next question
-            self.line.send({"end": word})
+        self.retained = None
+        self._page.begin(request.request_id)
+        end = self._check(container, min(CLEAN_S, request.wait_s))
+        if end is None:
+            return container
+        container.close()
+        with suppress(OSError):  # if the owner is gone, the next request finds out
+            self.line.send({"end": end})
         return None
 
-    def put_down(self, grip: Grip) -> None:
-        """The run is over, and what the container holds may serve the next one: keep it, or give it back.
+    def retain(self, container: ChildContainer) -> None:
+        """Retain a container whose run has ended, or give it back if it has no token or the owner wants it back.
 
-        Raises OSError where it has to be given back and the owner is gone.
+        Raises OSError if the container must be given back and the owner is gone.
         """
-        self._slate.end()
-        if grip.token is not None:
-            self.kept = grip
-            grip.token.put()
-            # Whoever wants it has said so before looking for the token: one of the two sees what the other has done.
-            if not self._slate.wanted or not grip.token.take():
+        self._page.end()
+        if container.token is not None:
+            self.retained = container
+            container.token.put()
+            # The owner sets `wanted_back` before it tries the token: one of the two sees what the other has done.
+            if not self._page.wanted_back or not container.token.take():
                 return
-            self.kept = None
+            self.retained = None
         self.line.send({"end": "keep"})
 
-    def _look_at(self, grip: Grip, wait_s: float) -> str | None:
-        """What to tell the owner of a container that cannot be used now; None where it can."""
+    def _check(self, container: ChildContainer, wait_s: float) -> str | None:
+        """The `end` message for a container that cannot be used now; None if it can be used."""
         try:
-            message = grip.link.receive(wait_s)
+            message = container.link.receive(wait_s)
         except ContainerLostError:
             message = Unfit("gone", "it ended while it was not in use")
         if message is None:
             return "keep"
-        if isinstance(message, Ready) and not grip.link.is_alive():
+        if isinstance(message, Ready) and not container.link.is_alive():
             message = Unfit("gone", "it ended while it was not in use")
         if not isinstance(message, Ready):
-            log.warning("container %s is not used again: it said %s", grip.leased.name, message)
+            log.warning("container %s is not used again: its runner sent %s", container.leased.name, message)
             return "done"
-        return "done" if grip.cgroup.is_frozen() and not grip.cgroup.can_freeze() else None
+        return "done" if container.cgroup.is_frozen() and not container.cgroup.can_freeze() else None
 
-    def _drop(self) -> None:
-        """Do without what is in hand: the owner has it, or takes it with the next question."""
-        if self.kept is not None:
-            self.kept.close()
-            self.kept = None
+    def _drop_retained(self) -> None:
+        """Close the retained container: the owner has taken it back, or does so with the next request."""
+        if self.retained is not None:
+            self.retained.close()
+            self.retained = None
 
-    def _close_slate(self) -> None:
-        if self._slate_descriptor >= 0:
-            os.close(self._slate_descriptor)
-            self._slate_descriptor = -1
+    def _close_page_descriptor(self) -> None:
+        if self._page_descriptor >= 0:
+            os.close(self._page_descriptor)
+            self._page_descriptor = -1
 
     def close(self) -> None:
-        """End the connection, and with it the lease; what rests in hand goes back."""
-        self._drop()
-        self._close_slate()
+        """Close the connection, which ends the lease. The owner takes a container at rest back."""
+        self._drop_retained()
+        self._close_page_descriptor()
         self.line.close()
 
 
-def understood(message: dict[str, Any] | None) -> dict[str, Any]:
-    """The owner's answer. Raises the error that it is."""
+def checked(message: dict[str, Any] | None) -> dict[str, Any]:
+    """The owner's answer. Raises PoolExhaustedError if there is none, or the error that the answer holds."""
     if message is None:
         raise PoolExhaustedError("the owner of this worker's containers hung up")
     if "error" in message:

@@ -1,10 +1,12 @@
-"""The child's side of the pool: ask for a container, run in it, give it back.
+"""The child's side of the pool: lease a container, run in it, give it back.
 
-    with pool.lease(wanted, payload) as container:
+    with pool.lease(request, payload) as container:
         report = container.run(timeout_s=10)
 
-The lease is the connection to the owner; leaving the block, and dying, both end it. A container that may be used again stays in
-hand for a while: the next lease on the same terms begins without a word to the owner.
+Runs in: the children of the worker.
+
+The lease is the connection to the owner: it ends when the block is left, and when the child dies. The child retains a container
+that can be used again; the next lease on the same terms starts without a message to the owner.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from nanogrid.execution.container.launched_run import Watch
 from nanogrid.execution.container.report import Ended, RunReport
 from nanogrid.execution.container.run import Program, Run
 from nanogrid.execution.container.slot import Slot, in_memory
-from nanogrid.execution.pool.child.connection import Connection, Grip, understood
+from nanogrid.execution.pool.child.connection import ChildContainer, Connection, checked
 from nanogrid.execution.pool.protocol import LeasedContainer, LeaseRequest, Line
 from nanogrid.result import StartKind
 from nanogrid.settings import Settings
@@ -34,11 +36,11 @@ log = logging.getLogger(__name__)
 
 
 def _nothing() -> None:
-    """What is done at the beginning of a run that nobody waits for."""
+    """The default for `begun`: does nothing."""
 
 
 class Container(ABC):
-    """A leased container, ready for one run. `folder` is what it sees as `/nanogrid`."""
+    """A leased container, ready for one run. `folder` is mounted in it as `/nanogrid`."""
 
     def __init__(self, leased: LeasedContainer, line: Line, settings: Settings, slot: Slot) -> None:
         self.id = leased.id
@@ -51,82 +53,88 @@ class Container(ABC):
 
     @abstractmethod
     def run(self, *, timeout_s: float, begun: Callable[[], None] = _nothing) -> RunReport:
-        """Run the function to its end and report it. When this returns, nothing of the function is alive.
+        """Run the function to its end and report the run. When this returns, no process of the function is alive.
 
-        `begun` is called once when it runs, beside its first steps.
+        `begun` is called once after the run has started, while it runs.
         """
 
     @abstractmethod
     def give_back(self) -> None:
-        """The run is over and its result is read. Raises OSError where the owner is gone."""
+        """The run has ended and its result is read. Raises OSError if the owner is gone."""
 
     def destroy(self) -> None:
-        """Have the owner kill and remove the container; `end` says how it had ended. Idempotent."""
+        """Have the owner kill and remove the container; `end` is how its first process had ended. Idempotent."""
         if self.end is None:
             with suppress(OSError):
                 self._line.send({"end": "destroy"})
             answer = self._line.receive()
             if answer is None:
                 raise ContainerLostError(f"the owner of container {self.name} is gone")
-            self.end = End(**understood(answer)["ended"])
+            self.end = End(**checked(answer)["ended"])
 
 
 class WarmContainer(Container):
-    """A container with a runner: it can be used again."""
+    """A container with a runner, which can be used again."""
 
     def __init__(
-        self, connection: Connection, grip: Grip, settings: Settings, wanted: LeaseRequest, slot: Slot, payload: int
+        self,
+        connection: Connection,
+        container: ChildContainer,
+        settings: Settings,
+        request: LeaseRequest,
+        slot: Slot,
+        payload: int,
     ) -> None:
-        super().__init__(grip.leased, connection.line, settings, slot)
+        super().__init__(container.leased, connection.line, settings, slot)
         self._connection = connection
-        self._grip = grip
-        self._wanted = wanted
+        self._container = container
+        self._request = request
         self._payload = payload
         self._reusable = False
 
     def run(self, *, timeout_s: float, begun: Callable[[], None] = _nothing) -> RunReport:
-        """Run the function. A container whose run was cut short, or killed for memory, is not used again."""
+        """Run the function. A container whose run was cut short, or had a process killed for memory, is not used again."""
         run = Run(
-            self._grip.link,
-            self._grip.cgroup,
+            self._container.link,
+            self._container.cgroup,
             output_limit_bytes=self._settings.output_limit_bytes,
             result_limit_bytes=self._settings.value_limit_bytes,
             uid=self._settings.container_uid,
             used_before=self.start_kind is StartKind.WARM,
         )
-        env = self._wanted.env
-        if self._wanted.packages_dir:
+        env = self._request.env
+        if self._request.packages_dir:
             env = {**env, "PYTHONPATH": f"{MOUNT}/packages"}
-        in_process = self._wanted.in_process
-        program = Program(self._wanted.command, env, in_process, compiler_cache=not in_process)
-        report = run.run(program, self._payload, timeout_s=timeout_s, thaw=self._go_on, begun=begun)
+        in_process = self._request.in_process
+        program = Program(self._request.command, env, in_process, compiler_cache=not in_process)
+        report = run.run(program, self._payload, timeout_s=timeout_s, thaw=self._thaw, begun=begun)
         self._reusable = report.ended is Ended.EXITED and not report.usage.oom_kills
         if report.ended is Ended.LOST:
             self.destroy()
         return report
 
     def give_back(self) -> None:
-        """Keep it in hand, let the owner clean it for the next run, or destroy it."""
+        """Retain the container, let the owner clean it for the next run, or destroy it."""
         if self._reusable:
-            self._connection.put_down(self._grip)
+            self._connection.retain(self._container)
             return
         try:
             self.destroy()
-        except NanoGridError as error:  # the run is over and nothing of it lives: its result stands
+        except NanoGridError as error:  # the run has ended and no process of it is alive: its result is valid
             log.warning("container %s could not be removed now: %s", self.name, error)
         self._line.send({"end": "done"})
 
-    def _go_on(self) -> None:
-        """Thaw it. Asked of the kernel, who pauses and who goes on by hand is no matter; it costs nothing: the run has begun."""
-        cgroup = self._grip.cgroup
+    def _thaw(self) -> None:
+        """Thaw the container. The kernel is asked, so it does not matter who froze it. This costs no time: the run has started."""
+        cgroup = self._container.cgroup
         if cgroup.is_frozen() and not cgroup.thaw():
             raise ContainerLostError(
-                f"container {self.name} cannot be let go on: its cgroup cannot be written any more"
+                f"container {self.name} is frozen and cannot be thawed: its cgroup is not writable any more"
             )
 
 
 class LaunchedContainer(Container):
-    """A container of an image without Python, made for one run."""
+    """A container of an image without Python, started for one run."""
 
     def __init__(self, leased: LeasedContainer, line: Line, settings: Settings, slot: Slot, watch: Watch) -> None:
         super().__init__(leased, line, settings, slot)
@@ -134,7 +142,7 @@ class LaunchedContainer(Container):
         self._watch = watch
 
     def run(self, *, timeout_s: float, begun: Callable[[], None] = _nothing) -> RunReport:
-        """Wait for the function's end."""
+        """Wait until the function ends."""
         return self._watch.run(
             self._cgroup,
             start_timeout_s=self._settings.overhead_s / 2,
@@ -144,7 +152,7 @@ class LaunchedContainer(Container):
         )
 
     def give_back(self) -> None:
-        """It is used up."""
+        """Destroy the container: it serves one run."""
         self.folder.forget_run()
         self.destroy()
         self._line.send({"end": "done"})
@@ -153,8 +161,8 @@ class LaunchedContainer(Container):
 class Pool:
     """Leases containers from the owner that listens at `address`.
 
-    A connection is used for one lease after the other. Thread-safe: leases at the same time have connections of their own.
-    It may cross a fork: the child makes connections of its own.
+    A connection carries one lease after another. Thread-safe: concurrent leases have separate connections. Fork-safe: a forked
+    process opens its own connections.
     """
 
     def __init__(self, address: Path, settings: Settings) -> None:
@@ -163,44 +171,46 @@ class Pool:
         self._free: deque[Connection] = deque()
 
     @contextmanager
-    def lease(self, wanted: LeaseRequest, payload: Any) -> Iterator[Container]:
-        """A container of this caller alone, with `payload` laid out in it, until the block is left.
+    def lease(self, request: LeaseRequest, payload: Any) -> Iterator[Container]:
+        """A container for this caller alone, with `payload` in it, until the block is left.
 
-        Raises a ContainerError where none could be started, PoolExhaustedError where none came free in time or the owner
+        Raises a ContainerError if no container could be started, PoolExhaustedError if none became free in time or the owner
         does not answer.
         """
-        connection, leased, grip = self._begin(wanted)
+        connection, leased, reusable = self._begin(request)
         try:
             with ExitStack() as resources:
-                container = self._lay_out(wanted, payload, connection, leased, grip, resources)
+                container = self._lay_out(request, payload, connection, leased, reusable, resources)
                 yield container
-                with suppress(OSError):  # an owner that is gone needs nothing from us
+                with suppress(OSError):  # the owner is gone and needs nothing
                     container.give_back()
         except BaseException:
-            connection.close()  # whatever happened: the owner destroys the container
+            connection.close()  # whatever happened, the owner destroys the container
             raise
         finally:
-            if grip is not None and connection.kept is not grip:
-                grip.close()
+            if reusable is not None and connection.retained is not reusable:
+                reusable.close()
         self._free.append(connection)
 
-    def _begin(self, wanted: LeaseRequest) -> tuple[Connection, LeasedContainer, Grip | None]:
-        """A container, over a connection of the lease before where there is one."""
-        connection = self._take(wanted)
-        if connection is not None and (found := self._over(connection, wanted)) is not None:
+    def _begin(self, request: LeaseRequest) -> tuple[Connection, LeasedContainer, ChildContainer | None]:
+        """A container, over the connection of an earlier lease if there is one."""
+        connection = self._take(request)
+        if connection is not None and (found := self._lease_over(connection, request)) is not None:
             return connection, *found
-        connection = Connection.to_owner(self._address)  # the first one, or the owner was started again since
-        if (found := self._over(connection, wanted)) is not None:
+        connection = Connection.to_owner(self._address)  # the first one, or the owner has been restarted
+        if (found := self._lease_over(connection, request)) is not None:
             return connection, *found
         raise PoolExhaustedError("the owner of this worker's containers hung up")
 
-    def _over(self, connection: Connection, wanted: LeaseRequest) -> tuple[LeasedContainer, Grip | None] | None:
-        """What is in hand on this connection, or what the owner gives. None where that has hung up."""
+    def _lease_over(
+        self, connection: Connection, request: LeaseRequest
+    ) -> tuple[LeasedContainer, ChildContainer | None] | None:
+        """The retained container of this connection, or one from the owner. None if the owner has hung up."""
         try:
-            if (grip := connection.pick_up(wanted)) is not None:
-                return grip.as_warm(), grip
-            if (leased := connection.ask(wanted)) is not None:
-                return leased, connection.grip(wanted, leased) if leased.has_runner else None
+            if (retained := connection.reuse_retained(request)) is not None:
+                return retained.as_warm(), retained
+            if (leased := connection.ask(request)) is not None:
+                return leased, connection.child_container(request, leased) if leased.has_runner else None
         except BaseException:
             connection.close()
             raise
@@ -209,21 +219,21 @@ class Pool:
 
     def _lay_out(
         self,
-        wanted: LeaseRequest,
+        request: LeaseRequest,
         payload: Any,
         connection: Connection,
         leased: LeasedContainer,
-        grip: Grip | None,
+        reusable: ChildContainer | None,
         resources: ExitStack,
     ) -> Container:
         slot = Slot(leased.slot)
         if leased.start is not StartKind.WARM:
-            slot.place(Path(wanted.code_dir), Path(wanted.packages_dir) if wanted.packages_dir else None)
-        if grip is not None:
+            slot.place(Path(request.code_dir), Path(request.packages_dir) if request.packages_dir else None)
+        if reusable is not None:
             descriptor = in_memory(payload)
             resources.callback(os.close, descriptor)
-            return WarmContainer(connection, grip, self._settings, wanted, slot, descriptor)
-        slot.write_run(wanted.command, wanted.env, payload, self._settings.container_uid)
+            return WarmContainer(connection, reusable, self._settings, request, slot, descriptor)
+        slot.write_run(request.command, request.env, payload, self._settings.container_uid)
         watch = resources.enter_context(
             Watch(
                 slot,
@@ -233,10 +243,10 @@ class Pool:
         )
         return LaunchedContainer(leased, connection.line, self._settings, slot, watch)
 
-    def _take(self, wanted: LeaseRequest | None = None) -> Connection | None:
-        """A connection of this process: with what is wanted in hand, else with nothing in hand, else any.
+    def _take(self, request: LeaseRequest | None = None) -> Connection | None:
+        """A free connection of this process: one whose retained container serves the request, else one without, else any.
 
-        Those of the process that it was forked from are let go.
+        Connections of the process that this one was forked from are closed.
         """
         best: Connection | None = None
         for _ in range(len(self._free)):
@@ -249,7 +259,7 @@ class Pool:
                 continue
             if best is None:
                 best = found
-            elif wanted is not None and _rank(found, wanted) > _rank(best, wanted):
+            elif request is not None and _rank(found, request) > _rank(best, request):
                 self._free.append(best)
                 best = found
             else:
@@ -262,21 +272,21 @@ class Pool:
             connection.close()
 
 
-def _rank(connection: Connection, wanted: LeaseRequest) -> int:
-    return 2 if connection.serves(wanted) else int(connection.kept is None)
+def _rank(connection: Connection, request: LeaseRequest) -> int:
+    return 2 if connection.can_serve(request) else int(connection.retained is None)
 
 
 _owner_address: Path | None = None
 
 
 def use_owner(address: Path | None) -> None:
-    """Say where the owner of this process's containers listens. Set by a worker before it forks its children."""
+    """Set the address of this process's owner. A worker calls this before it forks its children."""
     global _owner_address
     _owner_address = address
 
 
 def own_pool(settings: Settings) -> Pool:
-    """The pool of this process's worker. Raises PoolExhaustedError outside of one."""
+    """The pool of this process's worker. Raises PoolExhaustedError outside of a worker."""
     if _owner_address is None:
         raise PoolExhaustedError("this process has no container owner: functions run only in a NanoGrid worker")
     return Pool(_owner_address, settings)

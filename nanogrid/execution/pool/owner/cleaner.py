@@ -1,6 +1,7 @@
-"""Waits for containers to say that they are clean after a run, and puts them back.
+"""Waits until containers report that they are clean after a run, and puts them back into the pool.
 
-The rule: one thread for all of them, so that no child and no lease waits for a container that it has given back.
+Runs in: one thread of the worker's main process for all containers, so that neither a child nor its session waits for a container
+that it has given back. `watch` is called from any thread.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from nanogrid.execution.pool.states import State
 
 log = logging.getLogger(__name__)
 
-SETTLE_S = 30.0
-"""How long a runner may take to clean up and be ready again. It takes milliseconds, or what the function's imports take."""
+CLEAN_S = 30.0
+"""How long a runner may take to clean up and be ready again. It takes milliseconds, or as long as the function's imports."""
 
-LOOK_EVERY_S = 1.0
+POLL_S = 1.0
 
 
-class Settler:
+class Cleaner:
     """All mutable state: `_watched` (containers and their deadlines by descriptor), guarded by `_lock`.
 
-    `doomed` is called with the containers that cannot be used again.
+    `doomed` is called with containers that cannot be used again.
     """
 
     def __init__(self, stock: Stock, doomed: Callable[[Sequence[Pooled]], None]) -> None:
@@ -38,14 +39,14 @@ class Settler:
         self._watched: dict[int, tuple[Pooled, float]] = {}
         self._epoll = select.epoll()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="settler", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="cleaner", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and every container that it still waits for."""
+        """Stop the thread, and give up every container that is still being cleaned."""
         self._stopping.set()
         self._thread.join()
         for descriptor in list(self._watched):
@@ -53,12 +54,12 @@ class Settler:
         self._epoll.close()
 
     def watch(self, pooled: Pooled) -> None:
-        """Put this container, which is being cleaned, back when it is ready: now where it has said so, else later. Returns at once."""
-        if self._is_done(pooled):
+        """Put this CLEANING container back as soon as it reports that it is ready. Returns at once."""
+        if self._finish(pooled):
             return
         assert pooled.link is not None
         with self._lock:
-            self._watched[pooled.link.fileno()] = pooled, time.monotonic() + SETTLE_S
+            self._watched[pooled.link.fileno()] = pooled, time.monotonic() + CLEAN_S
             self._epoll.register(pooled.link.fileno(), select.EPOLLIN | select.EPOLLONESHOT)
 
     def leave_to_parent(self) -> None:
@@ -68,23 +69,23 @@ class Settler:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                for descriptor, _ in self._epoll.poll(LOOK_EVERY_S):
-                    self._hear(descriptor)
+                for descriptor, _ in self._epoll.poll(POLL_S):
+                    self._receive(descriptor)
                 now = time.monotonic()
                 for descriptor, (_, deadline) in list(self._watched.items()):
                     if now > deadline:
-                        self._end(descriptor, f"it was not clean within {SETTLE_S:g} s")
-            except Exception:  # one container must never keep all others from coming back
-                log.exception("a container could not be put back")
+                        self._end(descriptor, f"it was not clean within {CLEAN_S:g} s")
+            except Exception:  # one container must not keep all others from the pool
+                log.exception("a container could not be put back into the pool")
 
-    def _hear(self, descriptor: int) -> None:
-        """It has a word to say, and with that it is done."""
+    def _receive(self, descriptor: int) -> None:
+        """The container has sent something, or has ended."""
         pooled = self._forget(descriptor)
-        if not self._is_done(pooled):
+        if not self._finish(pooled):
             self.watch(pooled)
 
-    def _is_done(self, pooled: Pooled) -> bool:
-        """Take its word where it has one: put it back, or have it removed. False where it has not said anything yet."""
+    def _finish(self, pooled: Pooled) -> bool:
+        """Put the container back, or have it removed, if it has sent something. False if it has not."""
         assert pooled.link is not None
         try:
             message = pooled.link.receive(0)
@@ -101,7 +102,7 @@ class Settler:
             pooled.request_id = None
             self._stock.move(pooled, State.IDLE)
         else:
-            reason = f"{message.word}: {message.reason}" if isinstance(message, Unfit) else f"it said {message}"
+            reason = f"{message.word}: {message.reason}" if isinstance(message, Unfit) else f"its runner sent {message}"
             self._give_up(pooled, reason)
         return True
 

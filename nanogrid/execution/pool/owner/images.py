@@ -1,6 +1,8 @@
-"""What the names of images stand for, as the pool last saw it.
+"""The ids of images by name, as of the last look-up.
 
-The rule: a warm start asks nobody. A name is looked up once, and again now and then by whoever tends the pool.
+Runs in: threads of the worker's main process.
+
+The rule: a warm start asks no engine. A name is looked up once, and periodically by the upkeep of the pool.
 """
 
 from __future__ import annotations
@@ -21,19 +23,19 @@ class Images:
         self._without_python: set[str] = set()
 
     def id_of(self, image: str) -> str:
-        """The image's id; it is pulled where it is missing. Raises ImageUnavailableError."""
+        """The image's id. A missing image is pulled. Raises ImageUnavailableError."""
         known = self._ids.get(image)
         if known is None:
             known = self._ids[image] = self._engine.ensure_image(image)
         return known
 
     def refresh(self) -> list[str]:
-        """Look all names up again; the ids that no name stands for any more."""
+        """Look all names up again. Returns the ids that no name stands for any more."""
         outdated = []
         for image, known in list(self._ids.items()):
             now = self._engine.image_id(image)
             if now is None:
-                del self._ids[image]  # the next use pulls it, or says that it is gone
+                del self._ids[image]  # the next use pulls the image, or raises
             elif now != known:
                 log.info("image %s was updated: containers of the old one are not used again", image)
                 self._ids[image] = now
@@ -45,7 +47,7 @@ class Images:
         return image_id in self._without_python
 
     def note_without_python(self, image: str, image_id: str, reason: str) -> None:
-        """Remember it, and say so once."""
+        """Remember that the image has no usable Python, and log it once."""
         if image_id not in self._without_python:
             self._without_python.add(image_id)
             log.warning(

@@ -1,4 +1,7 @@
-"""One container of the pool: what is known of it, and how it is shown."""
+"""The record of one container of the pool.
+
+Runs in: threads of the worker's main process.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,17 @@ from nanogrid.execution.container.hardening import MIB, Confinement
 from nanogrid.execution.container.link import Link
 from nanogrid.execution.container.slot import Slot
 from nanogrid.execution.pool.owner import policy
-from nanogrid.execution.pool.owner.policy import Held, Kind
-from nanogrid.execution.pool.retained import Hand
-from nanogrid.execution.pool.states import State
+from nanogrid.execution.pool.owner.policy import ContainerFacts, ContainerKind
+from nanogrid.execution.pool.retained import Retention
+from nanogrid.execution.pool.states import State, check
 
 
 @dataclass
 class Pooled:
-    """One container. Only `Stock` changes its state; the rest belongs to the thread that has it in hand."""
+    """One container. Only the stock changes its state; the other fields belong to the thread that works on it."""
 
     number: int
-    kind: Kind
+    kind: ContainerKind
     image: str
     limits: Confinement
     since: float
@@ -30,38 +33,49 @@ class Pooled:
     request_id: str | None = None
     used_mb: int = 0
     promised_mb: int = 0
-    """The memory limit of the request that has it; the container's own limit follows a moment later."""
+    """The memory limit of the request that has the container. The container's own limit is set a moment later."""
     runs: int = 0
     paused: bool = False
     paused_by_engine: bool = False
-    """The engine says "paused" from then on; freezing and thawing by the cgroup go unnoticed by it."""
+    """The engine reports "paused" from its first pause on: it does not notice that the cgroup is frozen and thawed."""
     name: str = ""
     id: str | None = None
     link: Link | None = None
     slot: Slot | None = None
-    hand: Hand | None = None
-    """What is shared with the child that has it, where that may keep it for its next run."""
+    retention: Retention | None = None
+    """Shared with the child that has the container, if that child may retain it for its next run."""
     rested_since: float | None = None
-    """Since when it had rested in a hand before it came back; until it is idle."""
+    """When the last run in a child that retained the container ended. Set while it is cleaned after it was taken back."""
     cgroup: Cgroup = field(default_factory=lambda: Cgroup(None, None))
     thaws_by_cgroup: bool = False
     made_at: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
-        self.seen = self.held()
-        """What the policy sees: made anew with every move, not for every request."""
+        self.facts = self.current_facts()
+        """What the policy sees. Updated with every move, not for every request."""
 
-    def held(self) -> Held:
-        """What the policy is to see."""
+    def current_facts(self) -> ContainerFacts:
+        """The record as the policy sees it."""
         memory_mb = self.promised_mb if self.state in policy.IN_USE else self.used_mb
-        return Held(self.number, self.state, self.kind, self.key, self.function_id, memory_mb, self.since)
+        return ContainerFacts(self.number, self.state, self.kind, self.key, self.function_id, memory_mb, self.since)
+
+    def enter(self, state: State) -> None:
+        """Change the state. Called under the stock's lock. Raises IllegalMoveError, and changes nothing then."""
+        check(self.state, state)
+        # A pause does not make a container younger, and neither does the time for which a child retained it.
+        if state is State.ENDING or State.PAUSING not in (self.state, state):
+            self.since = time.monotonic()
+        if state is State.IDLE and self.rested_since is not None:
+            self.since, self.rested_since = self.rested_since, None
+        self.state = state
+        self.facts = self.current_facts()
 
     def resting_since(self) -> float | None:
-        """Since when it rests in a child's hand; None where it does not."""
-        hand = self.hand
-        return None if hand is None or self.state is not State.LEASED else hand.resting_since()
+        """Since when a child retains the container at rest; None if no child does."""
+        retention = self.retention
+        return None if retention is None or self.state is not State.LEASED else retention.resting_since()
 
     def measure(self) -> None:
-        """Note what the container uses now."""
+        """Note how much memory the container uses now."""
         used_bytes = self.cgroup.memory_bytes()
         self.used_mb = self.limits.memory_mb if used_bytes is None else -(-used_bytes // MIB)

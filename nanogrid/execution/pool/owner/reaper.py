@@ -1,4 +1,7 @@
-"""Removes what dead owners left on this host: containers, slots, lock files. Never another living owner's."""
+"""Removes what dead owners have left on this host: containers, slots, lock files. Never anything of a living owner.
+
+Runs in: a thread of the worker's main process.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,16 @@ log = logging.getLogger(__name__)
 
 
 def reap(data_dir: Path, engine: Engine, *, keep: str | None = None) -> int:
-    """Remove the remains of every dead owner of this data folder and return how many containers went.
+    """Remove what every dead owner of this data folder has left, and return how many containers were removed.
 
-    `keep` is the caller's own id. Containers go before the lock file does, so that a reaper that is killed half-way is
-    simply followed by the next one.
+    `keep` is the caller's own id. Containers are removed before the lock file, so that the next reaper continues if this one is
+    killed half-way.
     """
     found = engine.find({labels.DATA_LABEL: labels.data_id(data_dir)})
     by_owner: dict[str, list[str]] = {owner: [] for owner in identity.known_owners(data_dir)}
     for container in found:
         owner = container.labels.get(labels.OWNER_LABEL, "")
-        if {"", ".", ".."} & set(owner.split("/")):  # a builder's is `builds/…`
+        if {"", ".", ".."} & set(owner.split("/")):  # a builder's label is `builds/…`
             log.warning(
                 "container %s is not removed: its label %s=%r names no worker",
                 container.name,
@@ -41,5 +44,5 @@ def reap(data_dir: Path, engine: Engine, *, keep: str | None = None) -> int:
             reaped += 1
         shutil.rmtree(identity.runs_of(data_dir, owner), ignore_errors=True)
         identity.forget(data_dir, owner)
-        log.info("worker %s is gone: removed its %d containers and its folders", owner, len(containers))
+        log.info("worker %s is dead: removed its %d containers and its folders", owner, len(containers))
     return reaped

@@ -1,4 +1,7 @@
-"""The end of a container: removed from the engine, its folder deleted, forgotten by the stock."""
+"""Removes one container: from the engine, from the disk and from the stock.
+
+Runs in: threads of the worker's main process.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,15 @@ log = logging.getLogger(__name__)
 
 
 def remove(pooled: Pooled, engine: Engine, stock: Stock) -> None:
-    """Remove a container that nobody uses any more, in whatever state it is. What the engine fails at, a sweep does later."""
+    """Remove a container that is not used any more, in any state. If the engine fails, the owner's sweep removes it later."""
     if pooled.link is not None:
         pooled.link.close()
-    pooled.cgroup.thaw()  # what is frozen cannot be killed (cgroup v1)
+    pooled.cgroup.thaw()  # a frozen process cannot be killed (cgroup v1)
     if pooled.id is not None:
         try:
             engine.remove(pooled.id)
         except NanoGridError as error:
-            log.warning("container %s: %s; it will be tried again", pooled.name, error)
+            log.warning("container %s could not be removed: %s; the next sweep tries again", pooled.name, error)
     if pooled.slot is not None:
         pooled.slot.remove()
     stock.forget(pooled)

@@ -1,6 +1,6 @@
-"""Starts containers: slot, container, runner, connection; or a launcher, where the image has no Python.
+"""Starts containers: slot, container, runner, connection; or a launcher if the image has no Python.
 
-The rule: what is begun here is either ready when this returns, or gone.
+Runs in: threads of the worker's main process.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 
 NAME_LENGTH = 60
 START_S = 60.0
-"""A runner answers within a tenth of a second; on a host that is this slow nothing works."""
+"""A runner answers within a tenth of a second. A host that takes this long cannot run functions."""
 
 
 class NoRunnerError(ContainerStartError):
-    """The image has no Python that could run the runner."""
+    """The image has no Python that can run the runner."""
 
 
 class Starter:
@@ -62,7 +62,7 @@ class Starter:
     def start(self, pooled: Pooled, interpreter: str) -> None:
         """Start the container of this record and wait until it can run something. Raises a ContainerError.
 
-        Where the image has no usable Python it gets a launcher in place of a runner, and can be used once.
+        If the image has no usable Python, the container gets a launcher instead of a runner, and serves one run.
         """
         if not self._images.is_without_python(pooled.kind.image_id):
             try:
@@ -103,7 +103,7 @@ class Starter:
         pooled.measure()
 
     def _discard_attempt(self, pooled: Pooled) -> None:
-        """Take away the container that could not be kept warm; the record stays, for one that is launched."""
+        """Remove the container that cannot have a runner. Its record stays, for the launched container."""
         if pooled.id is not None:
             self._engine.remove(pooled.id)
         if pooled.slot is not None:
@@ -111,16 +111,16 @@ class Starter:
         pooled.id, pooled.slot = None, None
 
     def name_of(self, pooled: Pooled) -> str:
-        """The name under which people find it: its function, its worker, its number."""
+        """The container's name: its function, its worker, its number."""
         what = pooled.function_id or "prewarmed"
         return f"{container_name(what)}-{self._owner.id[:6]}-{pooled.number}"
 
     def slot_path(self, pooled: Pooled) -> Path:
-        """Where the container's folder lies."""
+        """The path of the container's folder."""
         return self._owner.runs / str(pooled.number)
 
     def labels(self, pooled: Pooled) -> dict[str, str]:
-        """What marks the container as this owner's."""
+        """The labels of one container of this owner."""
         return {**self._owner.labels, identity.NUMBER_LABEL: str(pooled.number)}
 
     def _create(self, pooled: Pooled, options: Callable[..., dict[str, Any]]) -> None:
@@ -137,7 +137,7 @@ class Starter:
         pooled.id = self._engine.create(pooled.name, body)
 
     def _users_of(self, pooled: Pooled) -> Path:
-        """The folder with the files that name the users of the container's image. They are made for its first container."""
+        """The folder with the files that name the users of the container's image. Written for the image's first container."""
         image_id = pooled.kind.image_id
         with self._users_lock:
             if image_id not in self._users:
@@ -163,13 +163,13 @@ class Starter:
         deadline = time.monotonic() + START_S
         hello = link.receive(deadline - time.monotonic())
         if not isinstance(hello, Hello) or hello.version < OLDEST_PYTHON:
-            raise ContainerStartError(f"the runner said {hello} and no usable version of Python")
+            raise ContainerStartError(f"the runner sent {hello} instead of a usable version of Python")
         ready = link.receive(deadline - time.monotonic())
         if not isinstance(ready, Ready):
-            raise ContainerStartError(f"the runner said {ready} where it should have been ready")
+            raise ContainerStartError(f"the runner sent {ready} instead of becoming ready")
 
     def _explained(self, pooled: Pooled, interpreter: str, error: ContainerStartError) -> ContainerStartError:
-        """NoRunnerError where the image is the reason: no such program, or one that ended at once."""
+        """NoRunnerError if the image is the reason: the interpreter is missing, or ended at once."""
         if re.search(r"executable file not found|no such file or directory", str(error)) and interpreter in str(error):
             return NoRunnerError(str(error))
         if pooled.id is None:
@@ -184,7 +184,7 @@ class Starter:
 
 
 def container_name(what: str) -> str:
-    """`nanogrid-{what}`, safe and short: what Docker refuses becomes `-`, and a hash keeps altered names apart."""
+    """`nanogrid-{what}`, safe and short: characters that Docker refuses become `-`, and a hash keeps changed names distinct."""
     safe = re.sub(r"[^A-Za-z0-9_.-]", "-", what)[:NAME_LENGTH]
     if safe != what:
         safe = f"{safe}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"

@@ -1,360 +1,253 @@
-"""Every container of this worker, and the requests that wait for one.
+"""Every container of this worker, and every request that waits for one, behind one lock.
 
-The rule: all mutable state is here, behind one lock; under it only plain data is looked at, by `policy`, and tokens are
-reached for, which waits for nobody. Whoever is given a container, or has to remove one, does so after the lock is released.
-Thread-safe.
+Runs in: threads of the worker's main process. Thread-safe.
+
+The rule: under the lock only plain data is read and changed; the callers start, clean and remove containers after it is released.
+
+    records               which containers there are, and who moves
+    waiters               which requests wait
+    policy                what a request gets, decided on `Pooled.facts`
+    retained_containers   what children retain, and when it is taken back
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from nanogrid.errors import PoolExhaustedError
 from nanogrid.execution.container.hardening import Confinement
-from nanogrid.execution.pool.owner import policy
-from nanogrid.execution.pool.owner.policy import Bounds, Create, Decision, Held, Kind, Reuse, Specialise, Wait, Wish
+from nanogrid.execution.pool.owner.policy import (
+    EVICTABLE,
+    Bounds,
+    ContainerKind,
+    Create,
+    Decision,
+    Demand,
+    Reuse,
+    UsePrewarmed,
+)
+from nanogrid.execution.pool.owner.pool_counters import GIVEN_UP, GRANTED, Eviction, PoolCounter, PoolCounters
 from nanogrid.execution.pool.owner.pooled import Pooled
-from nanogrid.execution.pool.owner.tally import GIVEN_UP, GRANTED, Counted, Eviction, Tally
+from nanogrid.execution.pool.owner.records import Records
+from nanogrid.execution.pool.owner.retained_containers import RetainedContainers
 from nanogrid.execution.pool.owner.view import View, view
-from nanogrid.execution.pool.retained import Hand
-from nanogrid.execution.pool.states import State, check
+from nanogrid.execution.pool.owner.waiters import Grant, Waiter, Waiters
+from nanogrid.execution.pool.retained import Retention
+from nanogrid.execution.pool.states import State
 from nanogrid.result import StartKind
 
-LOOK_EVERY_S = 0.5
+CHECK_EVERY_S = 0.5
+"""How often a request that waits checks that its child is still there."""
 PAUSE_WAIT_S = 0.5
-"""How long a request waits for its own container to be paused. It takes milliseconds, unless the engine hangs."""
-
-
-@dataclass(frozen=True)
-class Grant:
-    """A container for one request. COLD: it has yet to be started."""
-
-    pooled: Pooled
-    start: StartKind
+"""How long a request waits for its own container to be paused. That takes milliseconds, unless the engine hangs."""
 
 
 @dataclass
 class _Changes:
-    """What has to be done after the lock is released: remove these, have those cleaned."""
+    """What must be done after the lock is released: remove the evicted containers, clean those that were taken back."""
 
     evicted: list[Pooled] = field(default_factory=list)
-    returned: list[Pooled] = field(default_factory=list)
-
-
-class _Waiter:
-    def __init__(self, wish: Wish, image: str, limits: Confinement, request_id: str, hand: Hand | None) -> None:
-        self.wish, self.image, self.limits, self.request_id, self.hand = wish, image, limits, request_id, hand
-        self.granted: threading.Event | None = None
-        """Made where somebody really waits."""
-        self.grant: Grant | None = None
-        self.reason = ""
-
-    def wake(self) -> None:
-        """Let it look."""
-        if self.granted is not None:
-            self.granted.set()
+    taken_back: list[Pooled] = field(default_factory=list)
 
 
 class Stock:
-    """All mutable state: `_pooled` by number, `_waiters` in the order they came, `_closed`; guarded by `_lock`.
+    """All mutable state: `_records`, `_waiters` and `_closed`, guarded by `_lock`.
 
-    Both are called outside the lock: `evicted` with the containers that have to be removed, `returned` with one that was
-    taken back from a child's hand and is settling.
+    Both callbacks are called outside the lock: `evicted` with containers that must be removed, `taken_back` with a container
+    that must be cleaned because it was taken back from a child.
     """
 
     def __init__(
-        self, bounds: Bounds, evicted: Callable[[Sequence[Pooled]], None], returned: Callable[[Pooled], None]
+        self, bounds: Bounds, evicted: Callable[[Sequence[Pooled]], None], taken_back: Callable[[Pooled], None]
     ) -> None:
         self.bounds = bounds
-        self.tally = Tally()
+        self.counters = PoolCounters()
         self._evicted = evicted
-        self._returned = returned
+        self._taken_back = taken_back
         self._lock = threading.Lock()
-        self._numbers = itertools.count(1)
-        self._pooled: dict[int, Pooled] = {}
-        self._waiters: list[_Waiter] = []
+        self._records = Records()
+        self._retained = RetainedContainers(self._records, self.counters)
+        self._waiters = Waiters()
         self._closed = False
-        self.wanting = threading.Event()
-        """Set when there may be room for a prewarmed container, or one fewer of them."""
+        self.may_refill = self._records.may_refill
 
     def __repr__(self) -> str:
         counts = Counter(pooled.state.value for pooled in self.all())
         return f"<Stock {dict(counts)} waiting={len(self._waiters)}>"
 
+    # -- questions
+
     def all(self) -> list[Pooled]:
-        """Every container, also those that are ending."""
+        """Every container, including those in ENDING."""
         with self._lock:
-            return list(self._pooled.values())
+            return list(self._records)
 
     def all_without_lock(self) -> list[Pooled]:
-        """The same in a forked child, where a thread that does not exist any more may hold the lock."""
-        return list(self._pooled.values())
+        """Every container, in a forked child: a thread that does not exist there may hold the lock."""
+        return list(self._records)
 
-    def held(self) -> list[Held]:
-        """The same as plain data."""
-        return [pooled.held() for pooled in self.all()]
+    def views(self) -> list[View]:
+        """Every container as it is shown now."""
+        with self._lock:
+            return [view(pooled) for pooled in self._records]
 
     def starts(self) -> dict[StartKind, int]:
-        """How many runs have been given a container, by kind. One in a hand is counted when it is over."""
+        """How many runs have got a container, by kind of start. Runs in a retained container count when they have ended."""
         with self._lock:
-            found = {kind: self.tally.of(Counted.STARTS, kind.value) for kind in StartKind}
-            found[StartKind.WARM] += sum(pooled.hand.runs_unasked() for pooled in self._pooled.values() if pooled.hand)
-            return found
+            counts = {kind: self.counters.of(PoolCounter.STARTS, kind.value) for kind in StartKind}
+            counts[StartKind.WARM] += self._retained.runs_without_owner()
+            return counts
 
     def waiting(self) -> int:
-        """How many requests wait, with all done that could be done for them: not in the middle of a decision."""
+        """How many requests wait. None of them is in the middle of a decision."""
         with self._lock:
             return len(self._waiters)
 
-    def is_busy(self) -> bool:
-        """Whether any container is in use."""
-        return any(pooled.state is State.LEASED and pooled.resting_since() is None for pooled in self.all())
-
-    def views(self) -> list[View]:
-        """Every container as it is right now."""
-        with self._lock:
-            return [view(pooled) for pooled in self._pooled.values()]
+    # -- a request
 
     def acquire(
         self,
-        wish: Wish,
+        demand: Demand,
         *,
         image: str,
         limits: Confinement,
         request_id: str,
         wait_s: float,
         still_wanted: Callable[[], bool] = lambda: True,
-        hand: Hand | None = None,
+        retention: Retention | None = None,
     ) -> Grant:
-        """A container for a request, as soon as its turn has come.
+        """A container for a request, when its turn has come. With `retention` the child may retain the container.
 
-        With `hand` the child may keep it. Raises PoolExhaustedError when none came free within `wait_s`, or nobody wants it
-        any more.
+        Raises PoolExhaustedError if none came free within `wait_s`, or if the request is not wanted any more.
         """
-        waiter = _Waiter(wish, image, limits, request_id, hand)
-        with self._lock:
+        waiter = Waiter(demand, image, limits, request_id, retention)
+        with self._change():
             if self._closed:
-                raise PoolExhaustedError("the worker is stopping: its containers are not given out any more")
-            self._waiters.append(waiter)
-            changes = self._serve()
-            grant = waiter.grant
-            if grant is None:
-                waiter.granted = granted = threading.Event()
-        self._after(changes)
-        if grant is not None:
-            return grant
-        began = time.monotonic()
-        deadline = began + wait_s
-        while not granted.wait(min(LOOK_EVERY_S, max(0.0, deadline - time.monotonic()))):
-            if time.monotonic() >= deadline or not still_wanted():
-                break
-            if waiter.wish.waits_for_pause and time.monotonic() >= began + PAUSE_WAIT_S:
-                with self._lock:
-                    waiter.wish = replace(waiter.wish, waits_for_pause=False)
-                    changes = self._serve()
-                self._after(changes)
-        with self._lock:
-            grant = waiter.grant
-            changes = _Changes()
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-                changes = self._serve()  # those whom it held up
-        self._after(changes)
-        self.tally.add(Counted.WAITS, GIVEN_UP if grant is None else GRANTED)
-        if grant is None:
+                raise PoolExhaustedError("the worker is stopping: it leases no more containers")
+            self._waiters.add(waiter)
+        if waiter.must_wait:
+            self._await(waiter, wait_s, still_wanted)
+            self.counters.add(PoolCounter.WAITS, GIVEN_UP if waiter.grant is None else GRANTED)
+        if waiter.grant is None:
             raise PoolExhaustedError(f"no container came free within {wait_s:g} s: {waiter.reason}")
-        return grant
+        return waiter.grant
 
-    def add(self, kind: Kind, image: str, limits: Confinement) -> Pooled | None:
-        """A new container that nobody asked for, to be started by the caller. None when the stock is closed."""
-        with self._lock:
-            if self._closed:
-                return None
-            return self._new(kind, image, limits)
+    def _await(self, waiter: Waiter, wait_s: float, still_wanted: Callable[[], bool]) -> None:
+        """Wait until the request is served, turned away, or not wanted any more. It is not in the queue afterwards."""
+        began = time.monotonic()
+        while not waiter.wait(min(CHECK_EVERY_S, max(0.0, began + wait_s - time.monotonic()))):
+            waited_s = time.monotonic() - began
+            if waited_s >= wait_s or not still_wanted():
+                with self._change():  # serves those that it blocked
+                    self._waiters.discard(waiter)
+                return
+            if waiter.demand.waits_for_pause and waited_s >= PAUSE_WAIT_S:
+                with self._change():
+                    waiter.demand = replace(waiter.demand, waits_for_pause=False)
 
-    def move(self, pooled: Pooled, state: State) -> None:
-        """Bring a container into another state, and serve who waits for that."""
-        with self._lock:
-            self._move(pooled, state)
-            changes = self._serve()
-        self._after(changes)
+    # -- moves
 
-    def take(self, pooled: Pooled, expected: State, state: State) -> bool:
-        """Move it if it is still in the state that the caller saw. False where somebody was faster."""
+    def create(self, kind: ContainerKind, image: str, limits: Confinement) -> Pooled | None:
+        """A record of a container to be prewarmed, which the caller must start. None if the stock is closed."""
         with self._lock:
-            if pooled.state is not expected:
+            return None if self._closed else self._records.new(kind, image, limits)
+
+    def move(self, pooled: Pooled, state: State, *, expected: State | None = None) -> bool:
+        """Move a container into another state. False, and no change, if its state is not the expected one any more."""
+        with self._change():
+            if expected is not None and pooled.state is not expected:
                 return False
-            self._move(pooled, state)
+            self._records.move(pooled, state)
         return True
+
+    def end_lease(self, pooled: Pooled, retention: Retention | None) -> bool:
+        """End a lease. True if the caller must clean or remove the container.
+
+        False if there is nothing to do: the container was at rest and goes back to the pool, or it belongs to a newer lease.
+        """
+        with self._change() as changes:
+            if pooled.retention is not retention:
+                return False
+            if back := self._retained.take_back([pooled]):
+                changes.taken_back += back
+                return False
+            self._retained.end(pooled)
+        return True
+
+    def take_back(self, containers: Iterable[Pooled], *, after_run: bool = False) -> None:
+        """Take retained containers back that are at rest; with `after_run` the others as soon as their run has ended."""
+        take = self._retained.ask_back if after_run else self._retained.take_back
+        with self._change() as changes:
+            changes.taken_back += take(containers)
+
+    def evict(self, numbers: Iterable[int], reason: Eviction | None = None) -> None:
+        """Evict those of these containers that are not in use. Without a reason it is not counted."""
+        with self._change() as changes:
+            found = [self._records[number] for number in numbers if number in self._records]
+            gone = [pooled for pooled in found if pooled.state in EVICTABLE]
+            for pooled in gone:
+                self._records.move(pooled, State.ENDING)
+            changes.evicted += gone
+            if reason is not None and gone:
+                self.counters.add(PoolCounter.EVICTIONS, reason.value, len(gone))
 
     def forget(self, pooled: Pooled) -> None:
-        """The container is gone."""
-        with self._lock:
-            if pooled.state is not State.ENDING:
-                self._move(pooled, State.ENDING)
-            self._pooled.pop(pooled.number, None)
-            changes = self._serve()
-        self._after(changes)
-
-    def claim(self, pooled: Pooled, hand: Hand | None) -> bool:
-        """Have a leased container back for good, whatever its child does. False where it is not this lease's any more."""
-        with self._lock:
-            if pooled.hand is not hand:
-                return False
-            self._let_go(pooled)
-        return True
-
-    def take_back(self, resting: Iterable[Pooled]) -> None:
-        """Take these from the hands in which they rest. Those that run are left alone."""
-        changes = _Changes()
-        with self._lock:
-            self._take_back(resting, changes)
-        self._after(changes)
-
-    def call_in(self, wanted: Callable[[Pooled], bool]) -> None:
-        """Take these from the hands that have them: those that rest now, the others as soon as their run is over."""
-        changes = _Changes()
-        with self._lock:
-            self._call_in(wanted, changes)
-        self._after(changes)
-
-    def retire(self, numbers: Iterable[int], reason: Eviction | None = None) -> None:
-        """Take these out of the stock, those that are not in use now, and have them removed. No reason: it is not counted."""
-        with self._lock:
-            gone = [self._pooled[number] for number in numbers if number in self._pooled]
-            gone = [pooled for pooled in gone if pooled.state in policy.EVICTABLE]
-            for pooled in gone:
-                self._move(pooled, State.ENDING)
-        if reason is not None and gone:
-            self.tally.add(Counted.EVICTIONS, reason.value, len(gone))
-        self._after(_Changes(evicted=gone))
+        """Remove the record of a container that is gone."""
+        with self._change():
+            self._records.remove(pooled)
 
     def close(self) -> None:
-        """Give nothing out any more, and let everybody who waits know."""
+        """Lease no more containers, and turn away every request that waits."""
         with self._lock:
             self._closed = True
-            waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            waiter.reason = "the worker is stopping"
-            waiter.wake()
+            self._waiters.close("the worker is stopping")
 
     # -- under the lock
 
-    def _new(self, kind: Kind, image: str, limits: Confinement) -> Pooled:
-        pooled = Pooled(next(self._numbers), kind, image, limits, time.monotonic(), promised_mb=limits.memory_mb)
-        self._pooled[pooled.number] = pooled
-        return pooled
-
-    def _move(self, pooled: Pooled, state: State) -> None:
-        check(pooled.state, state)
-        # A pause does not make it younger.
-        if state is State.ENDING or State.PAUSING not in (pooled.state, state):
-            pooled.since = time.monotonic()
-        if state is State.IDLE and pooled.rested_since is not None:
-            pooled.since, pooled.rested_since = pooled.rested_since, None
-        if pooled.state is State.PREWARMED or state in (State.ENDING, State.IDLE):
-            self.wanting.set()
-        pooled.state = state
-        pooled.seen = pooled.held()
-
-    def _serve(self) -> _Changes:
-        """Give out what can be given, first come first served, and call in what rests in hands for those who wait."""
+    @contextmanager
+    def _change(self) -> Iterator[_Changes]:
+        """Change something under the lock and serve the requests that wait. What this causes is done outside the lock."""
         changes = _Changes()
-        still: list[_Waiter] = []
-        settling: dict[tuple[Kind, str], int] = {}
-        blocked = False
-        for waiter in self._waiters:
-            if blocked:
-                still.append(waiter)
-                continue
-            wish = waiter.wish
-            if settling and (earlier := settling.get((wish.kind, wish.key), 0)):
-                wish = replace(wish, settled_for=earlier)
-            decision = self._decide(wish, changes)
-            if isinstance(decision, Wait):
-                waiter.reason = decision.reason
-                settling[wish.kind, wish.key] = settling.get((wish.kind, wish.key), 0) + 1
-                blocked = decision.for_room
-                still.append(waiter)
-                continue
-            for number in decision.evict:
-                self._move(self._pooled[number], State.ENDING)
-                changes.evicted.append(self._pooled[number])
-                self.tally.add(Counted.EVICTIONS, Eviction.ROOM.value)
-            waiter.grant = self._grant(waiter, decision)
-            waiter.wake()
-        self._waiters = still
-        return changes
-
-    def _decide(self, wish: Wish, changes: _Changes) -> Decision:
-        """The policy's word. What rests in hands comes back first where that could serve the wish, or make room for it."""
-        decision = self._ask_policy(wish)
-        if isinstance(decision, Reuse) or (isinstance(decision, Wait) and decision.for_cleaning):
-            return decision
-        own = (one for one in self._pooled.values() if (one.kind, one.key) == (wish.kind, wish.key))
-        if any(self._take_back([pooled], changes) for pooled in own):
-            return self._ask_policy(wish)
-        if isinstance(decision, Wait) and self._call_in(
-            lambda one: decision.for_room or one.function_id == wish.function_id, changes
-        ):
-            return self._ask_policy(wish)
-        return decision
-
-    def _ask_policy(self, wish: Wish) -> Decision:
-        return policy.decide(wish, [pooled.seen for pooled in self._pooled.values()], self.bounds)
-
-    def _call_in(self, wanted: Callable[[Pooled], bool], changes: _Changes) -> bool:
-        """Whether any of these rested. The others come back after their run, because their children are told before."""
-        called = [pooled for pooled in self._pooled.values() if pooled.hand is not None and wanted(pooled)]
-        for pooled in called:
-            assert pooled.hand is not None
-            pooled.hand.slate.wanted = True
-        return self._take_back(called, changes)
-
-    def _take_back(self, pooleds: Iterable[Pooled], changes: _Changes) -> bool:
-        """Take those back that rest in a hand right now. Whether there was one."""
-        back = [pooled for pooled in pooleds if pooled.hand is not None and pooled.hand.token.take()]
-        for pooled in back:
-            assert pooled.hand is not None
-            pooled.rested_since, pooled.request_id = pooled.hand.slate.since, None
-            self._let_go(pooled)
-            self._move(pooled, State.CLEANING)
-        changes.returned += back
-        return bool(back)
-
-    def _let_go(self, pooled: Pooled) -> None:
-        """From now on no child can take it."""
-        if pooled.hand is not None:
-            pooled.runs += pooled.hand.slate.runs
-            self.tally.add(Counted.STARTS, StartKind.WARM.value, pooled.hand.runs_unasked())
-            pooled.hand = None
-
-    def _grant(self, waiter: _Waiter, decision: Reuse | Specialise | Create) -> Grant:
-        if isinstance(decision, Create):
-            pooled = self._new(waiter.wish.kind, waiter.image, waiter.limits)
-            start = StartKind.COLD
-        else:
-            pooled = self._pooled[decision.number]
-            start = StartKind.WARM if isinstance(decision, Reuse) else StartKind.PREWARMED
-        pooled.key, pooled.function_id = waiter.wish.key, waiter.wish.function_id
-        pooled.request_id, pooled.promised_mb = waiter.request_id, waiter.limits.memory_mb
-        pooled.hand = waiter.hand
-        if waiter.hand is not None:
-            waiter.hand.slate.clear()
-            waiter.hand.slate.begin(waiter.request_id)
-        if start is StartKind.COLD:
-            pooled.seen = pooled.held()
-        else:
-            self._move(pooled, State.LEASED)
-        return Grant(pooled, start)
-
-    def _after(self, changes: _Changes) -> None:
+        with self._lock:
+            yield changes
+            self._serve(changes)
         if changes.evicted:
             self._evicted(changes.evicted)
-        for pooled in changes.returned:
-            self._returned(pooled)
+        for pooled in changes.taken_back:
+            self._taken_back(pooled)
+
+    def _serve(self, changes: _Changes) -> None:
+        def decide(demand: Demand) -> Decision:
+            decision, back = self._retained.decide(demand, self.bounds)
+            changes.taken_back += back
+            return decision
+
+        def grant(waiter: Waiter, decision: Reuse | UsePrewarmed | Create) -> Grant:
+            for number in decision.evict:
+                self._records.move(self._records[number], State.ENDING)
+                changes.evicted.append(self._records[number])
+                self.counters.add(PoolCounter.EVICTIONS, Eviction.ROOM.value)
+            return self._grant(waiter, decision)
+
+        if self._waiters:
+            self._waiters.serve(decide, grant)
+
+    def _grant(self, waiter: Waiter, decision: Reuse | UsePrewarmed | Create) -> Grant:
+        if isinstance(decision, Create):
+            pooled, start = self._records.new(waiter.demand.kind, waiter.image, waiter.limits), StartKind.COLD
+        else:
+            pooled = self._records[decision.number]
+            start = StartKind.WARM if isinstance(decision, Reuse) else StartKind.PREWARMED
+        pooled.key, pooled.function_id = waiter.demand.key, waiter.demand.function_id
+        pooled.request_id, pooled.promised_mb = waiter.request_id, waiter.limits.memory_mb
+        self._retained.lend(pooled, waiter.retention, waiter.request_id)
+        if start is StartKind.COLD:
+            pooled.facts = pooled.current_facts()
+        else:
+            self._records.move(pooled, State.LEASED)
+        return Grant(pooled, start)

@@ -1,4 +1,7 @@
-"""How a container is shown to people: its state as it is right now, also while a child keeps it."""
+"""How a container is shown to people: in its real state, also while a child retains it.
+
+Runs in: threads of the worker's main process.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from nanogrid.execution.pool.states import State
 
 @dataclass(frozen=True)
 class View:
-    """One container as it is right now, also where it is in a child's hand: what people are shown."""
+    """One container at one moment. A retained container at rest has the state that it would have in the stock."""
 
     pooled: Pooled
     state: State
@@ -22,20 +25,20 @@ class View:
 
 
 def view(pooled: Pooled) -> View:
-    """The container as it is right now. Under the lock of the stock, because a hand may be emptied meanwhile."""
-    hand = pooled.hand
-    if hand is None or pooled.state is not State.LEASED:
+    """The container now. Called under the stock's lock, because the container may be taken back at any time."""
+    retention = pooled.retention
+    if retention is None or pooled.state is not State.LEASED:
         return View(pooled, pooled.state, pooled.since, pooled.request_id, pooled.runs)
-    runs = pooled.runs + hand.slate.runs
-    since = hand.resting_since()
+    runs = pooled.runs + retention.page.runs
+    since = retention.resting_since()
     if since is None:
-        return View(pooled, State.LEASED, hand.slate.since or pooled.since, hand.slate.request_id, runs)
+        return View(pooled, State.LEASED, retention.page.since or pooled.since, retention.page.request_id, runs)
     clean = pooled.link is not None and pooled.link.has_word()
     return View(pooled, State.IDLE if clean else State.CLEANING, since, None, runs)
 
 
 def describe(view: View) -> dict[str, Any]:
-    """One container as JSON, without the worker."""
+    """One container as JSON, without its worker."""
     pooled = view.pooled
     rests = view.state in (State.IDLE, State.PREWARMED)
     return {

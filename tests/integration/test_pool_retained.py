@@ -1,4 +1,4 @@
-"""A container that a child keeps in hand between two runs, on the real engine: whose it is when several want it."""
+"""A container that a child retains between two runs, on the real engine: which side gets it when several want it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ NEVER_PAUSED = {"pause_after_s": 600.0}
 COLD, WARM = StartKind.COLD, StartKind.WARM
 
 
-def is_in_hand(rig: Rig) -> bool:
-    """Whether a child keeps the only container, at rest."""
+def is_retained(rig: Rig) -> bool:
+    """Whether a child retains the only container, at rest."""
     (pooled,) = rig.owner.stock.all()
     return pooled.state is State.LEASED and pooled.resting_since() is not None
 
 
 def await_run(rig: Rig, request_id: str) -> None:
-    """Wait until this request's function runs, and has said so."""
+    """Wait until this request's function runs and has written its result."""
 
     def runs() -> bool:
         (pooled,) = rig.owner.stock.all()
@@ -47,18 +47,18 @@ def await_run(rig: Rig, request_id: str) -> None:
 
 
 def test_the_next_run_begins_without_the_owner(tmp_path: Path) -> None:
-    """The container stays leased, no word is said, and yet people see when it rests, whose run it has, and how many it had."""
+    """No message is sent, and yet the pool shows when the container is at rest, which request it runs, and how many it ran."""
     with open_rig(tmp_path, **NEVER_PAUSED) as here:
         function = Repeated(here, SLOW)
         with child(here, function) as first:
             assert first.run(0).start is COLD
-            asked = here.owner.stock.all()[0].hand
+            asked = here.owner.stock.all()[0].retention
             for _ in range(3):
                 assert first.run(0).start is WARM
-            assert here.owner.stock.all()[0].hand is asked
+            assert here.owner.stock.all()[0].retention is asked
             (container,) = await_states(here, "idle")
             assert (container.runs, container.request_id) == (4, None)
-            assert is_in_hand(here)
+            assert is_retained(here)
             first.begin(1, request_id="the-fifth")
             await_run(here, "the-fifth")
             assert first.result().out == "done\n"
@@ -66,8 +66,8 @@ def test_the_next_run_begins_without_the_owner(tmp_path: Path) -> None:
             assert container.runs == 5
 
 
-def test_two_children_share_what_rests(tmp_path: Path) -> None:
-    """A child finds warm what the other one has in hand, and has it then; the other asks for it in its turn."""
+def test_two_children_share_a_container_at_rest(tmp_path: Path) -> None:
+    """A child gets the container that the other one retains, and retains it then; the other one asks for it in its turn."""
     with open_rig(tmp_path, **NEVER_PAUSED) as here:
         function = Repeated(here, ECHO)
         with child(here, function) as first, child(here, function) as second:
@@ -81,7 +81,7 @@ def test_two_children_share_what_rests(tmp_path: Path) -> None:
 
 
 def test_two_children_at_once_have_a_container_each(tmp_path: Path) -> None:
-    """However they hurry: each gets its own results, and none is held up by the other's hand."""
+    """However fast they are: each gets its own results, and neither waits for the other's container."""
     with open_rig(tmp_path, **NEVER_PAUSED) as here:
         function = Repeated(here, ECHO)
         with child(here, function) as first, child(here, function) as second:
@@ -94,19 +94,19 @@ def test_two_children_at_once_have_a_container_each(tmp_path: Path) -> None:
             assert sum(container.runs for container in containers) == 60
 
 
-def test_another_function_gets_the_room_that_rests_in_a_hand(tmp_path: Path) -> None:
-    """At once, although nobody gives it back: its owner takes it."""
+def test_another_function_gets_the_room_of_a_retained_container(tmp_path: Path) -> None:
+    """At once: the owner takes the container back."""
     with open_rig(tmp_path, pool_containers=1, **NEVER_PAUSED) as here:
         functions = Repeated(here, ECHO), Repeated(here, ECHO)
         with child(here, *functions) as first, child(here, *functions) as second:
             first.run(1, 0)
-            assert is_in_hand(here)
+            assert is_retained(here)
             assert second.run(2, 1).out == "got 2\n"
             assert first.run(3, 0).start is COLD
 
 
-def test_a_child_that_is_never_idle_starves_nobody(tmp_path: Path) -> None:
-    """It runs one request after the other out of its hand, and yet the other function has its turn."""
+def test_a_child_that_is_never_idle_starves_no_request(tmp_path: Path) -> None:
+    """It runs one request after another in its retained container, and yet the other function gets its turn."""
     with open_rig(tmp_path, pool_containers=1, pool_wait_s=30, **NEVER_PAUSED) as here:
         functions = Repeated(here, ECHO), Repeated(here, ECHO)
         stop = threading.Event()
@@ -128,12 +128,12 @@ def test_a_child_that_is_never_idle_starves_nobody(tmp_path: Path) -> None:
 
 
 def test_a_child_that_dies_at_rest_leaves_its_container(tmp_path: Path) -> None:
-    """Nothing of the child's is in it: the next request has it warm."""
+    """Nothing of the child is in it: the next request gets it warm."""
     with open_rig(tmp_path, **NEVER_PAUSED) as here:
         function = Repeated(here, ECHO)
         with child(here, function) as first:
             used = first.run(1).container_id
-            assert is_in_hand(here)
+            assert is_retained(here)
             first.kill()
         (container,) = await_states(here, "idle")
         assert container.container_id == used
@@ -141,8 +141,8 @@ def test_a_child_that_dies_at_rest_leaves_its_container(tmp_path: Path) -> None:
         assert (run.container.start_kind, run.container.id, run.out) == (WARM, used, "got 2\n")
 
 
-def test_a_child_that_dies_in_a_run_in_hand_loses_its_container(tmp_path: Path) -> None:
-    """The connection is the lease, also of a run that the owner was not asked for."""
+def test_a_child_that_dies_in_a_run_loses_its_retained_container(tmp_path: Path) -> None:
+    """The connection is the lease, also for runs that did not ask the owner."""
     with open_rig(tmp_path, **NEVER_PAUSED) as here:
         function = Repeated(here, SLOW)
         with child(here, function) as first:
@@ -154,8 +154,8 @@ def test_a_child_that_dies_in_a_run_in_hand_loses_its_container(tmp_path: Path) 
         assert function.succeed(0) == (COLD, "done\n")
 
 
-def test_a_hand_is_emptied_when_it_is_time_to_pause(tmp_path: Path) -> None:
-    """What rests is paused as ever, and is warm for whoever comes next."""
+def test_a_retained_container_is_taken_back_to_be_paused(tmp_path: Path) -> None:
+    """At rest for long enough it is paused, and then serves the next request warm."""
     with open_rig(tmp_path, pause_after_s=0.05) as here:
         function = Repeated(here, ECHO)
         with child(here, function) as first:
@@ -166,8 +166,8 @@ def test_a_hand_is_emptied_when_it_is_time_to_pause(tmp_path: Path) -> None:
             assert [one.runs for one in shown(here)] == [3]
 
 
-def test_what_rests_in_a_hand_goes_after_its_idle_time(tmp_path: Path) -> None:
-    """Also where it would never be paused."""
+def test_a_retained_container_expires(tmp_path: Path) -> None:
+    """After the idle timeout, even if it is never paused."""
     with open_rig(tmp_path, idle_timeout_s=0.3, **NEVER_PAUSED) as here:
         function = Repeated(here, ECHO)
         with child(here, function) as first:
@@ -176,8 +176,8 @@ def test_what_rests_in_a_hand_goes_after_its_idle_time(tmp_path: Path) -> None:
             assert first.run(2).start is COLD
 
 
-def test_a_container_that_dies_in_a_hand_costs_no_request(tmp_path: Path) -> None:
-    """Its child finds out, and gets another one; where nobody asks for it, the owner does."""
+def test_a_retained_container_that_dies_costs_no_request(tmp_path: Path) -> None:
+    """Its child finds out and gets another one; without a request the owner finds out."""
     with open_rig(tmp_path, **NEVER_PAUSED) as here:
         function = Repeated(here, ECHO)
         with child(here, function) as first:
@@ -190,8 +190,8 @@ def test_a_container_that_dies_in_a_hand_costs_no_request(tmp_path: Path) -> Non
             await_states(here)
 
 
-def test_other_limits_are_not_run_out_of_the_hand(tmp_path: Path) -> None:
-    """The owner changes them; the container stays the same."""
+def test_a_run_with_other_limits_asks_the_owner(tmp_path: Path) -> None:
+    """The owner changes the limits; the container stays the same."""
     with open_rig(tmp_path, **NEVER_PAUSED) as here:
         small = Repeated(here, ECHO)
         large = Repeated(here, ECHO)
@@ -205,21 +205,21 @@ def test_other_limits_are_not_run_out_of_the_hand(tmp_path: Path) -> None:
                     assert [one.memory_limit_mb for one in shown(here)] == [limit_mb]
 
 
-def test_an_outdated_image_is_not_run_out_of_the_hand(tmp_path: Path) -> None:
-    """When its image is another one, the owner has back what children keep."""
+def test_a_retained_container_of_an_outdated_image_is_taken_back(tmp_path: Path) -> None:
+    """When an image's name stands for another image, the owner takes retained containers back."""
     with open_rig(tmp_path, **NEVER_PAUSED) as here:
         function = Repeated(here, ECHO)
         with child(here, function) as first:
             first.run(1)
             (pooled,) = here.owner.stock.all()
-            here.owner.stock.call_in(lambda one: one.kind.image_id == pooled.kind.image_id)
-            assert pooled.hand is None
+            here.owner.stock.take_back([pooled], after_run=True)
+            assert pooled.retention is None
             await_states(here, "idle")
             assert first.run(2).start is WARM
 
 
-def test_what_a_run_leaves_is_gone_before_the_next_one_in_hand(tmp_path: Path) -> None:
-    """The runner's word that it is clean is waited for, however long it takes."""
+def test_a_retained_container_is_clean_before_its_next_run(tmp_path: Path) -> None:
+    """The child waits until the runner reports that it is clean, however long that takes."""
     litter = (
         "import os\nfor folder in ('/workspace', '/tmp', '/dev/shm'):\n"
         "    print(len(os.listdir(folder)), end=' ')\n"
@@ -233,8 +233,8 @@ def test_what_a_run_leaves_is_gone_before_the_next_one_in_hand(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("at_rest", [True, False], ids=["at rest", "in a run"])
-def test_an_owner_that_stops_has_back_what_is_in_hands(tmp_path: Path, at_rest: bool) -> None:
-    """Nothing is left, and its children are told, with an error that may be tried again."""
+def test_an_owner_that_stops_takes_retained_containers_back(tmp_path: Path, at_rest: bool) -> None:
+    """Nothing is left, and its children get an error that may be retried."""
     with open_rig(tmp_path, **NEVER_PAUSED) as here:
         function = Repeated(here, SLOW)
         with child(here, function) as first:
@@ -252,19 +252,19 @@ def test_an_owner_that_stops_has_back_what_is_in_hands(tmp_path: Path, at_rest: 
         here.owner.start()
 
 
-def test_a_child_that_has_nothing_in_hand_asks_as_ever(tmp_path: Path) -> None:
-    """Without a time to rest, and without reuse, nothing is kept; descriptors neither."""
+def test_without_a_time_to_rest_nothing_is_retained(tmp_path: Path) -> None:
+    """Nor without reuse. No descriptors are kept either."""
     for changes in ({"pause_after_s": 0.0}, {"idle_timeout_s": 0.0}):
         with open_rig(tmp_path / str(len(changes)) / next(iter(changes)), **changes) as here:
             function = Repeated(here, ECHO)
             with child(here, function) as first:
                 first.run(1)
-                assert all(pooled.hand is None for pooled in here.owner.stock.all())
+                assert all(pooled.retention is None for pooled in here.owner.stock.all())
                 assert first.run(2).out == "got 2\n"
 
 
-def test_nothing_grows_in_the_hand(tmp_path: Path) -> None:
-    """A child has no more open after many runs, kept and given back, and an owner one token and one slate for each child."""
+def test_retaining_leaks_nothing(tmp_path: Path) -> None:
+    """A child has no more open files after many runs, and an owner has one token and one shared page for each child."""
     with open_rig(tmp_path, pool_containers=1, **NEVER_PAUSED) as here:
         functions = Repeated(here, ECHO), Repeated(here, ECHO)
         before = shared_by(os.getpid())
@@ -276,20 +276,20 @@ def test_nothing_grows_in_the_hand(tmp_path: Path) -> None:
                 counts.add(len(list(Path(f"/proc/{first.pid}/fd").iterdir())))
                 assert shared_by(os.getpid()) == (before[0] + 1, before[1] + 1)
             assert len(counts) == 1
-        wait_until(lambda: shared_by(os.getpid())[1] == before[1], "the slate went with the child")
+        wait_until(lambda: shared_by(os.getpid())[1] == before[1], "the shared page went with the child")
 
 
 def shared_by(pid: int) -> tuple[int, int]:
-    """How many tokens and slates a process holds."""
+    """How many tokens and shared pages a process holds."""
     tokens = 0
     for path in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # another thread's, closed meanwhile
+        with suppress(FileNotFoundError):  # another thread has closed it meanwhile
             tokens += str(path.readlink()) == "anon_inode:[eventfd]"
-    return tokens, Path(f"/proc/{pid}/maps").read_text().count("/memfd:slate")
+    return tokens, Path(f"/proc/{pid}/maps").read_text().count("/memfd:shared-page")
 
 
-def test_an_owner_that_is_gone_is_told_of(tmp_path: Path) -> None:
-    """A child that cannot reach one says so, whatever it had in hand."""
+def test_an_owner_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    """A child that cannot reach its owner raises, whatever it retained."""
     with open_rig(tmp_path, **NEVER_PAUSED) as here:
         function = Repeated(here, ECHO)
         function.succeed(1)
