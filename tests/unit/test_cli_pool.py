@@ -49,14 +49,14 @@ def shown(number: int = 1, **fields: Any) -> ContainerSnapshot:
 
 
 def printed(seen: PoolSnapshot, **options: bool) -> list[str]:
-    """The lines that a person sees on a wide terminal."""
+    """The lines on a wide terminal."""
     out = io.StringIO()
     Console(file=out, width=300).print(rendered(seen, Path("/data"), **options))
     return out.getvalue().splitlines()
 
 
 def pool(data_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """`nanogrid pool` as a process of its own, with its streams in pipes."""
+    """`nanogrid pool` as a process, with its streams in pipes."""
     environment = {**os.environ, "NANOGRID_DATA_DIR": str(data_dir)}
     return subprocess.run(
         [*ENTRY, "pool", *words], capture_output=True, text=True, env=environment, timeout=60, check=False
@@ -65,7 +65,7 @@ def pool(data_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def answering(owner: Owner, rows: list[dict[str, Any]]) -> Iterator[None]:
-    """A worker that holds these containers, as far as anybody can see who asks it over its socket."""
+    """A fake worker that reports these containers over its socket."""
     listener = socket.socket(socket.AF_UNIX)
     with short_path(owner.runs / "owner.sock") as address:
         listener.bind(address)
@@ -93,7 +93,7 @@ def answering(owner: Owner, rows: list[dict[str, Any]]) -> Iterator[None]:
 
 
 def row(**fields: Any) -> dict[str, Any]:
-    """A container as its worker tells it."""
+    """A container as its worker reports it."""
     described = vars(shown(**fields)).copy()
     del described["worker"]
     return described
@@ -114,7 +114,7 @@ def row(**fields: Any) -> dict[str, Any]:
     ],
 )
 def test_ages_are_for_people(age_s: float, text: str) -> None:
-    """The largest unit of which there is a whole one, and no more."""
+    """Only the largest unit that is not zero."""
     assert human_age(age_s) == text
 
 
@@ -122,11 +122,11 @@ def test_ages_are_for_people(age_s: float, text: str) -> None:
     ("memory_bytes", "text"), [(None, "? of 512 MiB"), (0, "0 of 512 MiB"), (12_900_000, "12 of 512 MiB")]
 )
 def test_memory_is_shown_with_its_limit(memory_bytes: int | None, text: str) -> None:
-    """A host that does not tell is no host that uses nothing."""
+    """An unknown use is not zero."""
     assert memory_of(shown(memory_bytes=memory_bytes)) == text
 
 
-def test_a_row_tells_all_of_a_container() -> None:
+def test_a_row_shows_the_whole_container() -> None:
     """Worker, name, state, function, request, ages, runs and memory, under headings that name them."""
     busy = shown(state="leased", request_id="r-1", age_s=7300, in_state_s=0.2)
     heading, line, _ = printed(PoolSnapshot([busy.worker], [busy]))
@@ -134,20 +134,20 @@ def test_a_row_tells_all_of_a_container() -> None:
     assert line.split() == ["012345", "nanogrid-thumbs-012345-1", "leased", "thumbs", "r-1", "2", "h", "0", "s", "7", "12", "of", "512", "MiB"]  # fmt: skip
 
 
-def test_what_a_container_does_not_have_stays_empty() -> None:
+def test_missing_values_stay_empty() -> None:
     """A prewarmed one has no function, an idle one no request."""
     seen = PoolSnapshot(["w"], [shown(state="prewarmed", function_id=None, runs=0)])
     assert printed(seen)[1].split() == ["012345", "nanogrid-thumbs-012345-1", "prewarmed", "5", "min", "3", "s", "0", "12", "of", "512", "MiB"]  # fmt: skip
 
 
 def test_names_are_not_markup() -> None:
-    """A function or request that is named like an instruction to the terminal is shown as it is named."""
+    """A name that looks like markup is shown as it is."""
     seen = PoolSnapshot(["w"], [shown(function_id="[red]f[/]", request_id="[/]")])
     assert "[red]f[/]  [/]" in printed(seen)[1]
 
 
 def test_the_summary_counts_by_state() -> None:
-    """In the order of a container's life, states without any left out, and with the memory of all."""
+    """In the order of a container's life, without states that no container has, and with the memory of all."""
     states = ["paused", "leased", "paused", "idle", "prewarmed"]
     held = [shown(number, state=state) for number, state in enumerate(states)]
     seen = PoolSnapshot(["w1", "w2"], [*held, shown(9, state="starting", memory_bytes=None)])
@@ -155,19 +155,19 @@ def test_the_summary_counts_by_state() -> None:
     assert summary(seen) == printed(seen)[-1] == printed(seen, summary_first=True)[0] == text
 
 
-def test_one_is_not_many() -> None:
+def test_singular_and_plural() -> None:
     """The noun follows the number."""
     assert [counted(number, "worker") for number in (0, 1, 2)] == ["0 workers", "1 worker", "2 workers"]
     assert summary(PoolSnapshot(["w"], [shown()])) == "1 container: 1 idle · 12 MiB in use · 1 worker"
 
 
-def test_every_state_has_its_place() -> None:
+def test_every_state_has_a_color() -> None:
     """No state of a container is missing from the summary."""
     assert set(COLOURS) == {state.value for state in State} | {"paused"}
 
 
 def test_nothing_to_show_is_a_sentence() -> None:
-    """It tells a worker without containers from no worker at all, and for that what to do."""
+    """It distinguishes a worker without containers from no worker, and says what to do without one."""
     assert printed(PoolSnapshot(["w"], [])) == [nothing_held(PoolSnapshot(["w"], []), Path("/data"))]
     assert nothing_held(PoolSnapshot(["w"], []), Path("/data")) == "1 worker of /data without any container"
     sentence = nothing_held(PoolSnapshot([], []), Path("/data"))
@@ -177,7 +177,7 @@ def test_nothing_to_show_is_a_sentence() -> None:
 
 
 def test_json_is_camel_case() -> None:
-    """As in all other messages; ages say their unit."""
+    """As in all other messages; ages have their unit in the name."""
     assert to_wire(shown()) == {
         "worker": "0123456789abcdef", "number": 1, "name": "nanogrid-thumbs-012345-1", "containerId": "c0ffee",
         "image": "image", "state": "idle", "functionId": "thumbs", "requestId": None, "ageSeconds": 300.5,
@@ -187,7 +187,7 @@ def test_json_is_camel_case() -> None:
 
 @pytest.mark.parametrize(("words", "stdout"), [((), ""), (("--json",), "[]\n")])
 def test_no_worker_exits_with_3(tmp_path: Path, words: tuple[str, ...], stdout: str) -> None:
-    """As `status` does; stdout holds an empty list for scripts and nothing for people, and no folder is made."""
+    """As `status` does; stdout holds an empty list with --json, else nothing, and no folder is created."""
     done = pool(tmp_path / "none", *words)
     assert (done.returncode, done.stdout) == (3, stdout)
     if words:
@@ -199,7 +199,7 @@ def test_no_worker_exits_with_3(tmp_path: Path, words: tuple[str, ...], stdout: 
 
 
 def test_a_worker_that_has_died_is_no_worker(data_dir: Path) -> None:
-    """What it left in the data folder is not taken for it."""
+    """What it left in the data folder does not count as a worker."""
     owner = Owner(data_dir)
     with answering(owner, []):
         assert look(data_dir).workers == [owner.id]
@@ -211,7 +211,7 @@ def test_a_worker_that_has_died_is_no_worker(data_dir: Path) -> None:
 
 
 def test_an_empty_pool_is_no_failure(data_dir: Path) -> None:
-    """A worker that has started no container yet is as it should be."""
+    """A worker without containers is healthy."""
     owner = Owner(data_dir)
     try:
         with answering(owner, []):
@@ -224,7 +224,7 @@ def test_an_empty_pool_is_no_failure(data_dir: Path) -> None:
 
 
 def test_containers_of_all_workers_are_shown(data_dir: Path) -> None:
-    """By worker and number; a pipe gets whole lines however long they are."""
+    """By worker and number. In a pipe, long lines are not cut."""
     first, second = sorted((Owner(data_dir), Owner(data_dir)), key=lambda owner: owner.id)
     name = "f" * 200
     try:
@@ -253,13 +253,13 @@ def test_containers_of_all_workers_are_shown(data_dir: Path) -> None:
         second.close()
 
 
-def test_somebody_elses_workers_are_not_taken_for_none(data_dir: Path) -> None:
-    """A user who may not ask them is told so."""
+def test_another_users_workers_are_an_error(data_dir: Path) -> None:
+    """A user who may not ask them gets an error, not an empty list."""
     owner = Owner(data_dir)
     (data_dir / "owners" / f"{owner.id}.lock").chmod(0)
     child = os.fork()
     if child == 0:
-        os.chdir(data_dir)  # before: the folders above it are closed to others
+        os.chdir(data_dir)  # before the change of user: other users may not enter the parent folders
         if os.geteuid() == 0:
             os.setuid(65534)
         try:
@@ -278,14 +278,14 @@ def test_somebody_elses_workers_are_not_taken_for_none(data_dir: Path) -> None:
     [(["--live"], "needs a terminal"), (["--live", "--json"], "give one of them"), (["--jsno"], "No such option")],
 )
 def test_wrong_use_exits_with_2(tmp_path: Path, words: list[str], message: str) -> None:
-    """--live has nothing to show in a pipe: it says so and does not fill it."""
+    """--live refuses to write to a pipe."""
     done = pool(tmp_path, *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
 
 
 def test_it_has_help() -> None:
-    """Help needs no worker, no Docker and no settings, and goes to stdout."""
+    """Help needs no worker, no Docker and no settings, and is written to stdout."""
     done = subprocess.run([*ENTRY, "pool", "--help"], capture_output=True, text=True, check=True)
     assert "Usage: " in done.stdout
     assert "--live" in done.stdout

@@ -46,7 +46,7 @@ def held(
     memory_mb: int = 10,
     since: float = 0.0,
 ) -> ContainerFacts:
-    """One container; by default an idle one of the function that is asked for."""
+    """One container; by default an idle one of the demanded function."""
     return ContainerFacts(number, state, kind, key, function_id, memory_mb, since)
 
 
@@ -56,7 +56,7 @@ def other(number: int, state: State = State.IDLE, **fields: int | float) -> Cont
 
 
 def prewarmed(number: int, kind: ContainerKind = PYTHON, **fields: int | float) -> ContainerFacts:
-    """One container without a function."""
+    """One prewarmed container."""
     return replace(held(number, State.PREWARMED, kind, None, None), **fields)  # type: ignore[arg-type]
 
 
@@ -70,12 +70,12 @@ def reason(decision: Decision) -> str:
 
 
 def test_an_empty_pool_creates() -> None:
-    """Where nothing is, a container is made and nobody has to go."""
+    """A container is created and none is evicted."""
     assert decide(DEMAND, [], ROOMY) == Create()
 
 
 def test_the_one_used_last_is_reused() -> None:
-    """Of a function's idle containers the youngest is given out, wherever it stands: the others grow old and leave."""
+    """The youngest of a function's idle containers is reused, in any order: the others grow old and expire."""
     pool = [held(1, since=1), held(2, since=3), held(3, since=2)]
     assert decide(DEMAND, pool, ROOMY) == decide(DEMAND, pool[::-1], ROOMY) == Reuse(2)
 
@@ -86,24 +86,24 @@ def test_a_container_of_other_code_is_never_reused() -> None:
 
 
 def test_a_function_of_the_same_code_shares_its_containers() -> None:
-    """What counts is the code, not the name under which it is asked for."""
+    """The code counts, not the function's id."""
     assert decide(DEMAND, [held(1, function_id="g")], ROOMY) == Reuse(1)
 
 
 @pytest.mark.parametrize("kind", [ONLINE, CPP])
-def test_a_container_of_another_image_or_network_is_never_given_out(kind: ContainerKind) -> None:
+def test_a_container_of_another_image_or_network_is_never_used(kind: ContainerKind) -> None:
     """Neither one that ran the same code, nor a prewarmed one."""
     assert decide(DEMAND, [held(1, kind=kind), prewarmed(2, kind)], ROOMY) == Create()
 
 
 @pytest.mark.parametrize("state", [State.STARTING, State.LEASED, State.ENDING])
 def test_a_container_that_is_not_idle_is_not_reused(state: State) -> None:
-    """A second request for code whose container is in use, or goes, gets a container of its own."""
+    """If the code's container is in use or is ending, the request gets a new container."""
     assert decide(DEMAND, [held(1, state)], ROOMY) == Create()
 
 
 def test_an_idle_container_goes_before_a_prewarmed_one() -> None:
-    """A warm start is the cheaper one, and spares the prewarmed one for unseen code."""
+    """A warm start is cheaper, and keeps the prewarmed container for new code."""
     assert decide(DEMAND, [prewarmed(1, since=9), held(2)], ROOMY) == Reuse(2)
 
 
@@ -111,7 +111,7 @@ def test_an_idle_container_goes_before_a_prewarmed_one() -> None:
 
 
 def test_a_container_that_is_cleaned_is_waited_for() -> None:
-    """It is ready within milliseconds: a new one would not be. Others may be served meanwhile."""
+    """It is ready within milliseconds, a new one is not. Later requests may be served meanwhile."""
     decision = decide(DEMAND, [held(1, State.CLEANING), prewarmed(2)], ROOMY)
     assert reason(decision) == "the function's own container is being cleaned"
     assert decision == Wait(reason(decision), WaitFor.CLEANING)
@@ -119,14 +119,14 @@ def test_a_container_that_is_cleaned_is_waited_for() -> None:
 
 @pytest.mark.parametrize(("earlier", "waits"), [(0, True), (1, True), (2, False), (3, False)])
 def test_only_as_many_wait_as_are_being_cleaned(earlier: int, waits: bool) -> None:
-    """With two that settle, the third request for them does not wait in vain."""
+    """If two are being cleaned, the third request does not wait in vain."""
     pool = [held(1, State.CLEANING), held(2, State.CLEANING), other(3, State.CLEANING)]
     decision = decide(replace(DEMAND, ahead=earlier), pool, ROOMY)
     assert isinstance(decision, Wait if waits else Create)
 
 
 def test_a_container_that_is_being_paused_is_waited_for() -> None:
-    """A pause takes milliseconds, and what follows is a warm start. The reason names the pause, not a cleaning."""
+    """A pause takes milliseconds, and a warm start follows. The reason names the pause."""
     decision = decide(DEMAND, [held(1, State.PAUSING), prewarmed(2)], ROOMY)
     assert decision == Wait("the function's own container is being paused", WaitFor.PAUSE)
 
@@ -140,7 +140,7 @@ def test_only_as_many_wait_as_will_be_ready(earlier: int, waits: bool) -> None:
 
 
 def test_a_pause_that_takes_long_is_not_waited_for() -> None:
-    """An engine that does not answer holds up a pause, and no request with it."""
+    """An engine that does not answer delays a pause, but no request."""
     impatient = replace(DEMAND, waits_for_pause=False)
     pool = [held(1, State.PAUSING)]
     assert decide(impatient, pool, ROOMY) == Create()
@@ -149,12 +149,12 @@ def test_a_pause_that_takes_long_is_not_waited_for() -> None:
 
 
 def test_a_prewarmed_container_that_is_being_paused_is_not_waited_for() -> None:
-    """It belongs to no function: any request could take it."""
+    """It belongs to no function: another request may get it first."""
     assert decide(DEMAND, [replace(prewarmed(1), state=State.PAUSING)], ROOMY) == Create()
 
 
 def test_another_functions_cleaning_is_not_waited_for() -> None:
-    """Only the own container is worth the wait."""
+    """A request waits only for its own container."""
     assert decide(DEMAND, [other(1, State.CLEANING), held(2, State.CLEANING, ONLINE)], ROOMY) == Create()
     assert decide(DEMAND, [other(1, State.PAUSING), held(2, State.PAUSING, ONLINE)], ROOMY) == Create()
 
@@ -163,7 +163,7 @@ def test_another_functions_cleaning_is_not_waited_for() -> None:
 
 
 def test_a_function_at_its_cap_waits() -> None:
-    """Others are served meanwhile, and the sentence holds both numbers."""
+    """Other requests are served meanwhile. The reason holds both numbers."""
     decision = decide(
         DEMAND, [held(1, State.LEASED), held(2, State.STARTING), other(3)], replace(ROOMY, of_one_function=2)
     )
@@ -173,26 +173,26 @@ def test_a_function_at_its_cap_waits() -> None:
 
 
 def test_the_cap_counts_containers_of_older_code() -> None:
-    """Uploading new code gives a function no further containers."""
+    """New code gives a function no additional containers."""
     pool = [held(1, State.LEASED, key="code of before")]
     assert isinstance(decide(DEMAND, pool, replace(ROOMY, of_one_function=1)), Wait)
 
 
 def test_at_its_cap_a_function_evicts_its_own_stale_container() -> None:
-    """The one of older code that is idle for longest makes place, although the pool has room."""
+    """The container of older code that is idle for longest is evicted, although the pool has room."""
     pool = [held(1, key="old", since=5), held(2, key="old", since=4), held(3, State.LEASED)]
     assert decide(DEMAND, pool, replace(ROOMY, of_one_function=3)) == Create(evict=(2,))
     assert decide(DEMAND, [*pool, prewarmed(4)], replace(ROOMY, of_one_function=3)) == UsePrewarmed(4, evict=(2,))
 
 
 def test_what_the_cap_evicts_makes_room_too() -> None:
-    """No second container has to go for the place that the stale one leaves."""
+    """No second container is evicted."""
     pool = [other(1, since=1), held(2, key="old", since=4)]
     assert decide(DEMAND, pool, Bounds(2, 100_000, 1)) == Create(evict=(2,))
 
 
 def test_a_warm_start_is_no_new_container_for_the_cap() -> None:
-    """A function at its cap reuses what it has."""
+    """A function at its cap reuses its own containers."""
     assert decide(DEMAND, [held(1)], replace(ROOMY, of_one_function=1)) == Reuse(1)
 
 
@@ -205,19 +205,19 @@ def test_without_a_cap_a_function_may_have_them_all() -> None:
 
 
 def test_a_prewarmed_container_gets_the_function() -> None:
-    """The one that is ready for longest."""
+    """The oldest one."""
     assert decide(DEMAND, [prewarmed(1, since=2), prewarmed(2, since=1), other(3)], ROOMY) == UsePrewarmed(2)
 
 
 def test_the_number_of_containers_is_bounded() -> None:
-    """At the bound, the container that is idle for longest is evicted: one, and no more."""
+    """At the bound, only the container that is idle for longest is evicted."""
     pool = [other(1, since=2), other(2, since=1), other(3, State.LEASED, since=0)]
     assert decide(DEMAND, pool, Bounds(3, 100_000)) == Create(evict=(2,))
     assert decide(DEMAND, pool, Bounds(4, 100_000)) == Create()
 
 
 def test_memory_is_bounded() -> None:
-    """As many of the longest idle go as are needed for the request's limit."""
+    """Containers are evicted, longest idle first, until the request's limit fits."""
     pool = [other(1, since=1, memory_mb=40), other(2, since=2, memory_mb=40), other(3, since=3, memory_mb=40)]
     assert decide(DEMAND, pool, Bounds(100, 220)) == Create()
     assert decide(DEMAND, pool, Bounds(100, 219)) == Create(evict=(1,))
@@ -226,14 +226,14 @@ def test_memory_is_bounded() -> None:
 
 
 def test_prewarmed_ones_are_evicted_last() -> None:
-    """However long they have been ready: they serve every function, an idle one only its own."""
+    """However old they are: they serve every function, an idle one only its own."""
     pool = [prewarmed(1, CPP, since=0), other(2, since=9)]
     assert decide(DEMAND, pool, Bounds(2, 100_000)) == Create(evict=(2,))
     assert decide(DEMAND, pool, Bounds(1, 100_000)) == Create(evict=(2, 1))
 
 
 def test_a_reused_container_counts_with_the_requests_limit() -> None:
-    """It used little while it was idle, and may use all it is given while it runs."""
+    """It used little while it was idle, and may use its whole limit while it runs."""
     pool = [held(1, memory_mb=10), other(2, memory_mb=50)]
     assert decide(DEMAND, pool, Bounds(100, 150)) == Reuse(1)
     assert decide(DEMAND, pool, Bounds(100, 149)) == Reuse(1, evict=(2,))
@@ -241,12 +241,12 @@ def test_a_reused_container_counts_with_the_requests_limit() -> None:
 
 
 def test_a_prewarmed_container_takes_no_second_place() -> None:
-    """What gets the function is not counted beside the function."""
+    """It is not counted twice."""
     assert decide(DEMAND, [prewarmed(1, memory_mb=90)], Bounds(1, 100)) == UsePrewarmed(1)
 
 
 def test_what_ends_takes_no_room() -> None:
-    """A container that is about to be removed is nobody's any more."""
+    """A container that is being removed does not count."""
     pool = [other(1, State.ENDING, memory_mb=1000), other(2, State.LEASED, memory_mb=50)]
     assert decide(DEMAND, pool, Bounds(2, 150)) == Create()
 
@@ -256,8 +256,8 @@ def test_what_ends_takes_no_room() -> None:
 
 @pytest.mark.parametrize("state", [State.LEASED, State.STARTING, State.CLEANING, State.PAUSING])
 @pytest.mark.parametrize("bounds", [Bounds(1, 100_000), Bounds(100, 149)])
-def test_where_all_are_in_use_the_request_waits(state: State, bounds: Bounds) -> None:
-    """Later requests wait behind it, and the sentence says what is in use and what there may be."""
+def test_if_all_are_in_use_the_request_waits(state: State, bounds: Bounds) -> None:
+    """Later requests wait behind it. The reason names what is in use and the bounds."""
     decision = decide(DEMAND, [other(1, state, memory_mb=50)], bounds)
     assert reason(decision) == (
         f"1 containers with 50 MiB are in use, and the pool may have {bounds.containers} with {bounds.memory_mb} MiB"
@@ -265,14 +265,14 @@ def test_where_all_are_in_use_the_request_waits(state: State, bounds: Bounds) ->
     assert decision == Wait(reason(decision), WaitFor.ROOM)
 
 
-def test_nobody_is_evicted_for_a_request_that_still_cannot_start() -> None:
+def test_nothing_is_evicted_for_a_request_that_still_cannot_start() -> None:
     """Evicting would only cost warm starts."""
     pool = [other(1, memory_mb=50), other(2, State.LEASED, memory_mb=80)]
     assert isinstance(decide(DEMAND, pool, Bounds(100, 150)), Wait)
 
 
 def test_a_request_larger_than_the_pool_runs_alone() -> None:
-    """It waits until nothing is in use, then everything idle goes for it."""
+    """It waits until nothing is in use, then everything idle is evicted."""
     large = replace(DEMAND, memory_mb=1000)
     idle = [other(1, since=1), prewarmed(2)]
     assert isinstance(decide(large, [*idle, other(3, State.LEASED)], Bounds(10, 500)), Wait)
@@ -282,7 +282,7 @@ def test_a_request_larger_than_the_pool_runs_alone() -> None:
     assert decide(large, [held(1), other(2)], Bounds(10, 500)) == Reuse(1, evict=(2,))
 
 
-# -- what is ended and made without being asked for
+# -- expiry and prewarming
 
 
 def test_only_idle_containers_expire() -> None:
@@ -294,8 +294,8 @@ def test_only_idle_containers_expire() -> None:
     assert expired(pool, 71.0, 0.0) == [1, 2]
 
 
-def test_the_first_kind_of_which_there_are_too_few_is_made_next() -> None:
-    """In the order in which they are wanted, until each has its number."""
+def test_the_first_missing_kind_is_prewarmed_next() -> None:
+    """In the given order, until there are enough of each."""
     wanted = [(PYTHON, 2), (CPP, 1)]
     assert missing([], wanted, ROOMY, 100) == PYTHON
     assert missing([prewarmed(1)], wanted, ROOMY, 100) == PYTHON
@@ -305,8 +305,8 @@ def test_the_first_kind_of_which_there_are_too_few_is_made_next() -> None:
 
 
 @pytest.mark.parametrize("state", [State.STARTING, State.PAUSING, State.PREWARMED])
-def test_what_is_being_made_or_paused_is_not_missing(state: State) -> None:
-    """A prewarmed container counts from its beginning, and while it is being paused."""
+def test_what_is_being_started_or_paused_is_not_missing(state: State) -> None:
+    """A prewarmed container counts from its start on, and while it is being paused."""
     assert missing([replace(prewarmed(1), state=state)], [(PYTHON, 1)], ROOMY, 100) is None
 
 
@@ -316,13 +316,13 @@ def test_a_container_that_has_a_function_is_not_prewarmed(state: State) -> None:
     assert missing([held(1, state)], [(PYTHON, 1)], ROOMY, 100) == PYTHON
 
 
-def test_a_dying_container_is_missed() -> None:
-    """What is ending is made anew."""
+def test_an_ending_container_is_missing() -> None:
+    """It is replaced."""
     assert missing([replace(prewarmed(1), state=State.ENDING)], [(PYTHON, 1)], Bounds(1, 100), 100) == PYTHON
 
 
-def test_nobody_is_evicted_for_a_prewarmed_container() -> None:
-    """It is made only where it fits beside what is there."""
+def test_nothing_is_evicted_for_a_prewarmed_container() -> None:
+    """It is prewarmed only if it fits without an eviction."""
     pool = [other(1, memory_mb=50)]
     assert missing(pool, [(PYTHON, 1)], Bounds(2, 150), 100) == PYTHON
     assert missing(pool, [(PYTHON, 1)], Bounds(1, 150), 100) is None
@@ -333,19 +333,19 @@ def test_nobody_is_evicted_for_a_prewarmed_container() -> None:
 
 
 def test_ending_follows_every_state_and_nothing_follows_ending() -> None:
-    """Every container can be given up at any moment, once."""
+    """Every container can be given up at any moment, but only once."""
     assert {state for state, after in MOVES.items() if State.ENDING in after} == set(State) - {State.ENDING}
     assert MOVES[State.ENDING] == frozenset()
 
 
 @pytest.mark.parametrize("state", State)
 def test_no_state_follows_itself(state: State) -> None:
-    """A move that changes nothing is a bug: somebody else made it already."""
+    """A move that changes nothing is a bug: another thread has made it already."""
     with pytest.raises(IllegalMoveError, match=f"cannot go from {state.value} to {state.value}"):
         check(state, state)
 
 
-# -- what holds for every pool
+# -- properties of every pool
 
 keys = st.sampled_from(["code", "old", "x", "y"])
 functions = st.sampled_from(["f", "g"])
@@ -382,7 +382,7 @@ pool_bounds = st.builds(
 
 
 def after(demand: Demand, pool: Sequence[ContainerFacts], decision: Decision, bounds: Bounds) -> list[ContainerFacts]:
-    """The containers that are alive once a decision is carried out, the given one last."""
+    """The containers that are alive after the decision, the one that it leases last."""
     assert not isinstance(decision, Wait)
     taken = None if isinstance(decision, Create) else decision.number
     gone = {*decision.evict, taken}
@@ -397,7 +397,7 @@ def fits(pool: Sequence[ContainerFacts], bounds: Bounds) -> bool:
 
 @given(demands, containers(), pool_bounds)
 def test_nothing_in_use_is_ever_evicted(demand: Demand, pool: list[ContainerFacts], bounds: Bounds) -> None:
-    """Only containers that wait are evicted, none twice, and never the one that is given out."""
+    """Only unused containers are evicted, none twice, and never the one that is leased."""
     decision = decide(demand, pool, bounds)
     event(type(decision).__name__)
     if isinstance(decision, Wait):
@@ -411,7 +411,7 @@ def test_nothing_in_use_is_ever_evicted(demand: Demand, pool: list[ContainerFact
 
 @given(demands, containers(), pool_bounds)
 def test_the_bounds_hold_or_it_runs_alone(demand: Demand, pool: list[ContainerFacts], bounds: Bounds) -> None:
-    """After every decision number and memory are within the bounds, except for one request larger than the pool."""
+    """After every decision, number and memory are within the bounds, except for one request larger than the pool."""
     decision = decide(demand, pool, bounds)
     if isinstance(decision, Wait):
         return
@@ -421,7 +421,7 @@ def test_the_bounds_hold_or_it_runs_alone(demand: Demand, pool: list[ContainerFa
 
 @given(demands, containers(), pool_bounds)
 def test_the_cap_of_a_function_holds(demand: Demand, pool: list[ContainerFacts], bounds: Bounds) -> None:
-    """No decision brings a function over its cap: it had more already, or has no more than it may."""
+    """No decision brings a function above its cap: it had more before, or stays within it."""
     decision = decide(demand, pool, bounds)
     if isinstance(decision, (Wait, Reuse)) or not bounds.of_one_function:
         return
@@ -431,10 +431,10 @@ def test_the_cap_of_a_function_holds(demand: Demand, pool: list[ContainerFacts],
 
 
 @given(demands, containers(), pool_bounds)
-def test_who_waits_for_room_could_not_have_been_served(
+def test_a_request_that_waits_for_room_cannot_be_served(
     demand: Demand, pool: list[ContainerFacts], bounds: Bounds
 ) -> None:
-    """Not even with every idle container gone; and something is in use, so that its turn will come."""
+    """Not even without any idle container. Something is in use, so its turn will come."""
     decision = decide(demand, pool, bounds)
     if not isinstance(decision, Wait) or decision.wait_for is not WaitFor.ROOM:
         return
@@ -454,23 +454,23 @@ def test_a_decision_depends_on_the_pool_alone(demand: Demand, pool: list[Contain
 
 
 @given(demands, containers(), pool_bounds)
-def test_given_containers_always_match(demand: Demand, pool: list[ContainerFacts], bounds: Bounds) -> None:
-    """A warm start is of this very code, image and network; a prewarmed one of this image and network and nobody's code."""
+def test_leased_containers_always_match(demand: Demand, pool: list[ContainerFacts], bounds: Bounds) -> None:
+    """A warm container has this code, image and network; a prewarmed one has this image and network and no code."""
     decision = decide(demand, pool, bounds)
     if isinstance(decision, (Wait, Create)):
         return
-    given_out = next(one for one in pool if one.number == decision.number)
-    assert given_out.kind == demand.kind
+    leased = next(one for one in pool if one.number == decision.number)
+    assert leased.kind == demand.kind
     if isinstance(decision, Reuse):
-        assert (given_out.key, given_out.state) == (demand.key, State.IDLE)
+        assert (leased.key, leased.state) == (demand.key, State.IDLE)
     else:
-        assert (given_out.key, given_out.state) == (None, State.PREWARMED)
-    assert State.LEASED in MOVES[given_out.state]
+        assert (leased.key, leased.state) == (None, State.PREWARMED)
+    assert State.LEASED in MOVES[leased.state]
 
 
 @given(demands, containers(), pool_bounds)
 def test_a_warm_container_is_never_passed_over(demand: Demand, pool: list[ContainerFacts], bounds: Bounds) -> None:
-    """Where an idle one of this code is, the request reuses one or waits for room."""
+    """If a container of this code is idle, the request reuses one or waits for room."""
     if any(one.state is State.IDLE and (one.key, one.kind) == (demand.key, demand.kind) for one in pool):
         decision = decide(demand, pool, bounds)
         assert isinstance(decision, Reuse) or (isinstance(decision, Wait) and decision.wait_for is WaitFor.ROOM)
@@ -480,7 +480,7 @@ def test_a_warm_container_is_never_passed_over(demand: Demand, pool: list[Contai
 def test_no_more_are_evicted_than_needed(
     pool: list[ContainerFacts], bounds: Bounds, count: int, memory_mb: int
 ) -> None:
-    """In the order of eviction the last one that goes was still needed; none goes where all together are too few."""
+    """The last container that is evicted is still needed. Nothing is evicted if all together are too few."""
     going = make_room(pool, bounds, containers=count, memory_mb=memory_mb)
     evictable = [one.number for one in pool if one.state in EVICTABLE]
 
@@ -502,7 +502,7 @@ def test_no_more_are_evicted_than_needed(
 def test_the_longest_idle_go_first_and_prewarmed_ones_last(
     pool: list[ContainerFacts], bounds: Bounds, count: int, memory_mb: int
 ) -> None:
-    """Nobody who stays had waited longer than one who goes, unless it is prewarmed and the other is not."""
+    """No container that stays has been idle longer than one that is evicted, unless it is prewarmed and the other is not."""
     going = make_room(pool, bounds, containers=count, memory_mb=memory_mb) or []
     rank = {one.number: (one.state is State.PREWARMED, one.since) for one in pool if one.state in EVICTABLE}
     assert [rank[number] for number in going] == sorted(rank[number] for number in going)
@@ -514,7 +514,7 @@ def test_the_longest_idle_go_first_and_prewarmed_ones_last(
 def test_prewarming_comes_to_an_end(
     pool: list[ContainerFacts], bounds: Bounds, wanted: list[tuple[ContainerKind, int]], memory_mb: int
 ) -> None:
-    """Making what is missing, again and again, stops within the bounds and with no more than was wanted."""
+    """Prewarming what is missing, again and again, stops within the bounds and with no more than requested."""
     for number in range(100, 120):
         kind = missing(pool, wanted, bounds, memory_mb)
         if kind is None:
