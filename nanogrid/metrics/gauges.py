@@ -1,6 +1,6 @@
-"""What is so right now, read when it is scraped.
+"""Gauges and counters that are read at each scrape.
 
-The rule: memory only, and no part that fails takes the others' numbers with it.
+The rule: a scrape reads memory only, and a part that fails does not affect the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`nanogrid pool` beside workers that really hold containers."""
+"""`nanogrid pool` with workers that hold real containers."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ HELLO = {"main.py": "print('hello')"}
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
-    """An owner that pauses no container before the test is long over."""
+    """An owner that pauses no container during the test."""
     with open_rig(tmp_path, pause_after_s=600.0) as here:
         yield here
 
 
 def environment(rig: Rig) -> dict[str, str]:
-    """What leads the command to this owner's data folder."""
+    """The environment that points the command to this owner's data folder."""
     return {**os.environ, "NANOGRID_DATA_DIR": str(rig.settings.data_dir)}
 
 
 def pool(rig: Rig, *words: str) -> str:
-    """What `nanogrid pool` prints, in a pipe."""
+    """The output of `nanogrid pool` in a pipe."""
     done = subprocess.run(
         [*ENTRY, "pool", *words], capture_output=True, text=True, env=environment(rig), timeout=60, check=False
     )
@@ -56,7 +56,7 @@ def only(rig: Rig, state: str) -> dict[str, Any]:
 
 
 class Terminal:
-    """`nanogrid pool` on a terminal, as a person sees it, 200 characters wide."""
+    """`nanogrid pool` on a terminal that is 200 characters wide."""
 
     def __init__(self, rig: Rig, *words: str) -> None:
         self._ours, theirs = pty.openpty()
@@ -76,12 +76,12 @@ class Terminal:
         try:
             while data := os.read(self._ours, 65_536):
                 self._shown += data
-        except OSError:  # how Linux says that the other end of a terminal is closed
+        except OSError:  # Linux reports that the other end of the terminal is closed
             return
 
     @property
     def text(self) -> str:
-        """Everything that was written so far, with what moves the cursor."""
+        """Everything that was written so far, including control sequences."""
         return self._shown.decode(errors="replace")
 
     def end(self) -> int:
@@ -92,7 +92,7 @@ class Terminal:
         return code
 
     def close(self) -> None:
-        """End it whatever it does."""
+        """Kill the process."""
         self.process.kill()
         self.process.wait()
         self._reader.join()
@@ -100,7 +100,7 @@ class Terminal:
 
 
 def test_a_containers_life_is_shown(rig: Rig) -> None:
-    """Leased to its request while it runs, idle afterwards, with its runs and the kernel's own figure of memory."""
+    """Leased to its request during the run, idle afterwards, with its runs and its memory as the kernel counts it."""
     wanted, timeout_s = rig.wanted(HELLO)
     with rig.pool.lease(wanted, None) as container:
         busy = only(rig, "leased")
@@ -120,7 +120,7 @@ def test_a_containers_life_is_shown(rig: Rig) -> None:
 
 
 def test_live_shows_what_changes_until_it_is_interrupted(rig: Rig) -> None:
-    """It starts with nothing, shows a container as soon as there is one, in place, and Ctrl-C is no failure."""
+    """It starts without containers, shows a new one in place, and Ctrl-C is not a failure."""
     screen = Terminal(rig, "--live")
     try:
         wait_until(lambda: "1 worker of " in screen.text, "the sentence is shown")
@@ -129,17 +129,17 @@ def test_live_shows_what_changes_until_it_is_interrupted(rig: Rig) -> None:
             wait_until(lambda: container.name in screen.text, "the container is shown")
             wait_until(lambda: "1 leased" in screen.text, "the summary is shown")
             assert screen.process.poll() is None
-        assert "\x1b[2K" in screen.text  # lines are taken back before they are written anew
+        assert "\x1b[2K" in screen.text  # lines are erased before they are written again
         assert screen.end() == 0
         assert "Traceback" not in screen.text
-        assert screen.text.endswith("\x1b[?25h")  # the cursor is there again
+        assert screen.text.endswith("\x1b[?25h")  # the cursor is visible again
     finally:
         if screen.process.returncode is None:
             screen.close()
 
 
 def test_the_local_stacks_containers_are_shown(tmp_path: Path) -> None:
-    """Without any setting the command finds the stack that runs, and says so on stderr."""
+    """Without any setting the command finds the running stack, and names it on stderr."""
     command = CommandLine(tmp_path / "stack")
     try:
         command.up()

@@ -1,4 +1,4 @@
-"""ChildSession, and what happens to containers when somebody dies."""
+"""Leases, and what happens to containers when a child or a worker dies."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SLEEP = {"main.py": "import time; print('up', flush=True); time.sleep(600)"}
 
 
 def in_another_process(tmp_path: Path, program: str) -> subprocess.Popen[str]:
-    """A process that opens a rig on `tmp_path`, runs `program` with it as `g`, and prints "ready"."""
+    """A process that opens a rig on `tmp_path`, runs `program` with the rig as `g`, and prints "ready"."""
     source = (
         "from tests.support.rig import rig\nfrom pathlib import Path\nimport time\n"
         f"with rig(Path({str(tmp_path)!r})) as g:\n    {program}\n    print('ready', flush=True)\n    time.sleep(600)"
@@ -54,13 +54,13 @@ def in_another_process(tmp_path: Path, program: str) -> subprocess.Popen[str]:
 
 
 def run_as_another_user(folder: Path, runtime: str) -> list[str]:
-    """What a function prints that a worker of another user runs, and the modes of that worker's folders."""
+    """The output of a function in a worker of another user, and the modes of that worker's folders."""
     files = {"main.py": "print('hello')", "run.sh": "echo hello"}
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            if os.geteuid() == 0:  # anybody else is that other user already
+            if os.geteuid() == 0:  # a test that does not run as root is another user already
                 os.setgroups([Path(DOCKER_SOCKET).stat().st_gid])
                 os.setgid(ANOTHER_USER)
                 os.setuid(ANOTHER_USER)
@@ -69,7 +69,7 @@ def run_as_another_user(folder: Path, runtime: str) -> list[str]:
                 folders = (here.owner.folder.parent, here.owner.folder)
                 modes = " ".join(oct(path.stat().st_mode & 0o777) for path in folders)
             os.write(writer, json.dumps([said, modes]).encode())
-        except BaseException:  # noqa: BLE001  # the parent is to see it, whatever it was
+        except BaseException:  # noqa: BLE001  # the parent must see it, whatever it is
             os.write(writer, json.dumps(traceback.format_exc()).encode())
         finally:
             os._exit(0)
@@ -88,10 +88,10 @@ def end(process: subprocess.Popen[str]) -> None:
 def test_a_container_whose_folder_has_changed_is_not_used_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever could write there: the next run has another container, and the log says why."""
+    """Whatever has changed it: the next run gets another container, and the log says why."""
     with open_rig(tmp_path, pause_after_s=0.0) as here:
         function = Repeated(here, "print('ran')")
-        # While the child has it: it is looked at when it is given back, which may be right after the run.
+        # During the lease: the folder is checked when the container is given back, maybe right after the run.
         first = function.run(during=lambda container: (container.folder.path / "new").touch())
         wait_until(lambda: first.container.name not in here.containers(), "the container is gone")
         assert function.run().container.id != first.container.id
@@ -99,14 +99,14 @@ def test_a_container_whose_folder_has_changed_is_not_used_again(
 
 
 def test_a_child_that_dies_loses_its_container(rig: Rig, tmp_path: Path) -> None:
-    """kill -9 of the lease's holder destroys container and run folder, without any timer."""
+    """kill -9 of the child destroys the container and its folder, without any timer."""
     wanted, _ = rig.wanted(SLEEP)
     child = os.fork()
     if child == 0:
         with rig.pool.lease(wanted, None) as container:
             container.run(timeout_s=600)
         os._exit(0)
-    wait_until(lambda: rig.containers_of(wanted.request_id), "the container is there")
+    wait_until(lambda: rig.containers_of(wanted.request_id), "the container exists")
     (name,) = rig.containers_of(wanted.request_id)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -115,7 +115,7 @@ def test_a_child_that_dies_loses_its_container(rig: Rig, tmp_path: Path) -> None
     wait_until(lambda: not slot.exists(), "its folder is gone")
 
 
-def test_orphans_of_a_killed_worker_go_at_the_next_start(tmp_path: Path) -> None:
+def test_the_next_start_removes_what_a_killed_worker_has_left(tmp_path: Path) -> None:
     """After kill -9 of an owner, the next owner of the same data folder removes its containers, folders and lock."""
     worker = in_another_process(
         tmp_path,
@@ -130,7 +130,7 @@ def test_orphans_of_a_killed_worker_go_at_the_next_start(tmp_path: Path) -> None
 
 
 def test_a_living_workers_containers_are_left_alone(tmp_path: Path) -> None:
-    """A reaper of the same data folder touches nothing of an owner that is alive."""
+    """A reaper of the same data folder removes nothing of an owner that is alive."""
     worker = in_another_process(
         tmp_path,
         "lease = g.pool.lease(g.wanted({'main.py': 'import time; time.sleep(600)'})[0], None); lease.__enter__()",
@@ -147,7 +147,7 @@ def test_a_living_workers_containers_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_starts_is_never_taken_for_dead(tmp_path: Path) -> None:
-    """Another worker's reaper may look before any line of its start: folder and lock are there afterwards."""
+    """Another worker's reaper may run before any line of the start: folder and lock exist afterwards."""
     data_dir = tmp_path / "data"
     with closing(Engine(Settings())) as engine:
         for owner in before_every_line(lambda: identity.Owner(data_dir), lambda: reap(data_dir, engine), identity):
@@ -158,8 +158,8 @@ def test_a_worker_that_starts_is_never_taken_for_dead(tmp_path: Path) -> None:
     assert list(identity.known_owners(data_dir)) == []
 
 
-def test_a_dead_worker_is_found_dead_by_all_who_ask_at_once(tmp_path: Path) -> None:
-    """Who asks whether a worker lives is not taken for that worker by the next who asks."""
+def test_concurrent_checks_all_find_a_dead_worker_dead(tmp_path: Path) -> None:
+    """A check is not mistaken for the worker by the next check."""
     dead = identity.Owner(tmp_path)
     dead.detach()
     others: list[bool] = []
@@ -172,8 +172,8 @@ def test_a_dead_worker_is_found_dead_by_all_who_ask_at_once(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("owner", [None, "", ".", "..", "../owners", "/owners", "a//b", "builds/../../owners"])
-def test_a_label_that_names_no_worker_costs_no_worker_its_folder(rig: Rig, owner: str | None) -> None:
-    """Whoever has made such a container: it is left alone, and so is everything that a path made of its label would lead to."""
+def test_a_label_that_names_no_worker_removes_no_folder(rig: Rig, owner: str | None) -> None:
+    """Such a container is left alone, and so is everything that a path made of its label would lead to."""
     names = {labels.DATA_LABEL: labels.data_id(rig.settings.data_dir)}
     names |= {} if owner is None else {labels.OWNER_LABEL: owner}
     made = rig.engine.create(f"nanogrid-test-label-{uuid.uuid4().hex[:8]}", {"Image": PYTHON_IMAGE, "Labels": names})
@@ -185,8 +185,8 @@ def test_a_label_that_names_no_worker_costs_no_worker_its_folder(rig: Rig, owner
         rig.engine.remove(made)
 
 
-def test_other_users_see_nothing_of_slots(tmp_path: Path) -> None:
-    """A worker's folder, and that of all workers, is closed; one that an older version left open is closed as well."""
+def test_other_users_cannot_see_slots(tmp_path: Path) -> None:
+    """A worker's folder and the folder of all workers are closed, also if an older version left them open."""
     runs = tmp_path / "runs"
     runs.mkdir()
     runs.chmod(0o711)
@@ -201,8 +201,8 @@ def test_other_users_see_nothing_of_slots(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("runtime", ["python", "sh"])
 def test_a_worker_that_is_not_root_runs_functions_from_closed_folders(runtime: str) -> None:
-    """The engine mounts the slots of a worker that is only in the engine's group, though nobody else may enter them."""
-    folder = Path(tempfile.mkdtemp(prefix="nanogrid-"))  # the folders of other tests are root's alone
+    """The engine mounts the slots of a worker that is only in the engine's group, although other users may not enter them."""
+    folder = Path(tempfile.mkdtemp(prefix="nanogrid-"))  # pytest's own folders are closed to other users
     try:
         if os.geteuid() == 0:
             os.chown(folder, ANOTHER_USER, ANOTHER_USER)
@@ -212,7 +212,7 @@ def test_a_worker_that_is_not_root_runs_functions_from_closed_folders(runtime: s
 
 
 def test_another_data_folders_containers_are_left_alone(tmp_path: Path) -> None:
-    """Of owners of another data folder nothing is known, so nothing is touched, dead or alive."""
+    """A reaper cannot judge owners of another data folder, so it removes nothing of theirs, dead or alive."""
     worker = in_another_process(
         tmp_path / "theirs", "lease = g.pool.lease(g.wanted({'main.py': 'pass'})[0], None); lease.__enter__()"
     )
@@ -225,7 +225,7 @@ def test_another_data_folders_containers_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_container_that_was_removed_by_hand_is_lost(rig: Rig) -> None:
-    """When somebody removes the container under a run, that is NanoGrid's trouble, and retryable."""
+    """If somebody removes the container during a run, the error is NanoGrid's, and retryable."""
 
     def remove_by_hand(container: Container) -> None:
         threading.Timer(1.0, rig.engine.remove, [container.id]).start()
@@ -235,8 +235,8 @@ def test_a_container_that_was_removed_by_hand_is_lost(rig: Rig) -> None:
         classify(run.report, run.container)
 
 
-def test_a_missing_image_is_told_with_what_to_do(rig: Rig) -> None:
-    """An image that is not there and may not be pulled is an error that names it and the ways out."""
+def test_a_missing_image_is_an_error_that_says_what_to_do(rig: Rig) -> None:
+    """The error of a missing image that may not be pulled names the image and what to do."""
     wanted, _ = rig.wanted({"main.py": "pass"})
     missing = type(wanted)(**{**vars(wanted), "image": "nanogrid/no-such:1"})
     with (
@@ -248,7 +248,7 @@ def test_a_missing_image_is_told_with_what_to_do(rig: Rig) -> None:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # docker-py drops the socket that could not connect
 def test_an_engine_that_is_away_is_a_retryable_error(tmp_path: Path) -> None:
-    """Without an engine a lease fails with a sentence, not with a hang."""
+    """Without an engine a lease raises, and does not hang."""
     sentence, retryable = failure_of(Engine(Settings(docker_url=f"unix://{tmp_path}/none.sock")))
     gc.collect()
     assert "Docker could not connect" in sentence
@@ -264,7 +264,7 @@ def failure_of(engine: Engine) -> tuple[str, bool]:
 
 
 def test_without_an_owner_there_is_no_lease(rig: Rig, tmp_path: Path) -> None:
-    """A child whose owner is gone is told so."""
+    """A child whose owner is gone gets an error."""
     wanted, _ = rig.wanted({"main.py": "pass"})
     with pytest.raises(PoolExhaustedError), Pool(tmp_path / "no.sock", rig.settings).lease(wanted, None):
         pass
@@ -279,7 +279,7 @@ def test_without_an_owner_there_is_no_lease(rig: Rig, tmp_path: Path) -> None:
     ],
 )
 def test_container_names_are_safe_and_short(request_id: str, name: str) -> None:
-    """A request id becomes a name that Docker takes; different ids never share one."""
+    """A request id becomes a name that Docker accepts; different ids have different names."""
     made = container_name(request_id)
     assert made.startswith(name)
     assert len(made) <= 80
@@ -287,7 +287,7 @@ def test_container_names_are_safe_and_short(request_id: str, name: str) -> None:
 
 
 def test_a_prewarmed_container_is_named_after_its_function(tmp_path: Path) -> None:
-    """People find a function's container by its name, also when it was made before anybody knew the function."""
+    """A function's container has the function's name, also if it was started before the function was known."""
     with open_rig(tmp_path, pause_after_s=0.05) as here:
         here.owner.prewarm(["python"])
         wait_until(
@@ -300,7 +300,7 @@ def test_a_prewarmed_container_is_named_after_its_function(tmp_path: Path) -> No
 
 
 def test_two_runs_of_one_request_id_do_not_collide(rig: Rig) -> None:
-    """A name that is still taken gets a suffix instead of failing the run."""
+    """Each run has its own container."""
     wanted, timeout_s = rig.wanted({"main.py": "print(1)"})
     with rig.pool.lease(wanted, None) as first, rig.pool.lease(wanted, None) as second:
         assert first.id != second.id
@@ -311,7 +311,7 @@ def test_two_runs_of_one_request_id_do_not_collide(rig: Rig) -> None:
 def test_the_pools_memory_holds_as_many_containers_as_the_limits_in_force_allow(
     tmp_path: Path, memory_mb: int, fits: int
 ) -> None:
-    """A limit that the tuner lowered buys density: 256 MiB are two runs of 128, or five of 48."""
+    """A lowered limit allows more containers: 256 MiB hold two runs of 128 MiB, or five of 48."""
     with open_rig(tmp_path, pool_memory_mb=256) as rig, ExitStack() as held:
         wanted, _ = rig.wanted({"main.py": "print('hello')"}, memoryMb=128)
         lowered = wanted.with_memory(memory_mb)

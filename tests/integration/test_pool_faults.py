@@ -1,4 +1,4 @@
-"""What breaks under the pool, on the real engine: every request ends right or may be tried again, and nothing is left."""
+"""Faults under the pool, on the real engine: every request succeeds or may be retried, and nothing is left."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from tests.support.second_engine import is_alive
 from tests.support.services import wait_until
 
 ECHO = "import sys; print('got', sys.stdin.read())"
-"""What `payload` was, so that nobody's result is taken for another's."""
+"""Prints its payload, so that no result is mistaken for another's."""
 
 SLOW = (
     "import os, sys, time\nopen(os.environ['NANOGRID_RESULT'], 'w').write('1')\n"
     "time.sleep(float(sys.stdin.read() or 600))\nprint('done')"
 )
-"""Says that it runs, and then takes as many seconds as the payload says."""
+"""Reports that it runs, and then takes as many seconds as the payload says."""
 
 NEVER_PAUSED = {"pause_after_s": 600.0}
 PAUSED_SOON = {"pause_after_s": 0.0}
@@ -46,7 +46,7 @@ Fault = Callable[[Rig, str], None]
 
 
 def kill_first_process(rig: Rig, container_id: str) -> None:
-    """Wait for its end where it can end: what stands still is killed when it goes on."""
+    """Wait for its end, unless it is paused: a frozen process ends when it is thawed."""
     pid = first_pid(rig, container_id)
     os.kill(pid, signal.SIGKILL)
     if engine_state(rig, container_id) == "running":
@@ -86,7 +86,7 @@ def resting(folder: Path, state: str, **changes: Any) -> Iterator[tuple[Rig, Rep
         yield here, function, container
 
 
-# -- containers that somebody ends
+# -- containers that are ended from outside
 
 
 @ENDS
@@ -101,7 +101,7 @@ def test_a_container_that_is_ended_while_idle_is_replaced(tmp_path: Path, end: F
 
 @ENDS
 def test_a_container_that_is_ended_while_paused_is_replaced(tmp_path: Path, end: Fault) -> None:
-    """The same for one that stands still. Where it dies only when it goes on, the request may be tried again."""
+    """The same for a paused container. If it dies only when it is thawed, the request may be retried."""
     with resting(tmp_path, "paused") as (here, function, container):
         end(here, container.container_id)
         assert function.retried(2) == "got 2\n"
@@ -111,7 +111,7 @@ def test_a_container_that_is_ended_while_paused_is_replaced(tmp_path: Path, end:
 
 @ENDS
 def test_a_container_that_is_ended_during_a_run_is_lost(tmp_path: Path, end: Fault) -> None:
-    """The run may be tried again: it is nobody's result. The next one is right."""
+    """The run may be retried and has no result. The next run succeeds."""
     with open_rig(tmp_path) as here:
         function = Repeated(here, SLOW)
         with pytest.raises(ContainerLostError) as lost:
@@ -123,8 +123,8 @@ def test_a_container_that_is_ended_during_a_run_is_lost(tmp_path: Path, end: Fau
         wait_until(lambda: here.containers() == [], "the engine has forgotten it")
 
 
-def test_a_dead_container_is_found_although_nobody_asks_for_it(tmp_path: Path) -> None:
-    """An idle container that has ended is removed by whoever looks after the pool."""
+def test_a_dead_container_is_found_without_a_request(tmp_path: Path) -> None:
+    """The upkeep of the pool removes an idle container that has ended."""
     with resting(tmp_path, "idle") as (here, _, container):
         kill_first_process(here, container.container_id)
         await_states(here)
@@ -132,7 +132,7 @@ def test_a_dead_container_is_found_although_nobody_asks_for_it(tmp_path: Path) -
 
 
 def test_prewarmed_containers_that_die_are_replaced(tmp_path: Path) -> None:
-    """A prewarmed container that was ended is made again, and a lease that comes first does not take the dead one."""
+    """A dead prewarmed container is replaced, and a lease that comes first does not get the dead one."""
     with open_rig(tmp_path, prewarmed={"python": 2}, **NEVER_PAUSED) as here:
         here.owner.prewarm(["python"])
         made = await_states(here, "prewarmed", "prewarmed")
@@ -144,11 +144,11 @@ def test_prewarmed_containers_that_die_are_replaced(tmp_path: Path) -> None:
         assert Repeated(here, ECHO).succeed(2) == (StartKind.PREWARMED, "got 2\n")
 
 
-# -- containers that somebody pauses, and lets go on
+# -- containers that are paused and unpaused from outside
 
 
-def test_an_idle_container_is_paused_for_all_to_see(tmp_path: Path) -> None:
-    """`docker ps` says Paused for a container that nobody uses, each time, and its processes do stand still."""
+def test_an_idle_container_is_visibly_paused(tmp_path: Path) -> None:
+    """`docker ps` shows an idle container as paused, each time, and its processes are frozen."""
     with resting(tmp_path, "paused") as (here, function, container):
         for number in range(2):
             assert engine_state(here, container.container_id) == "paused"
@@ -168,11 +168,11 @@ def test_a_container_that_is_paused_by_hand_while_idle_is_used_again(tmp_path: P
         pause(here, container.container_id)
         assert function.succeed(2) == (StartKind.WARM, "got 2\n")
         await_states(here, "paused")
-        wait_until(lambda: all(one.cgroup.is_frozen() for one in here.owner.stock.all()), "it stands still")
+        wait_until(lambda: all(one.cgroup.is_frozen() for one in here.owner.stock.all()), "it is frozen")
 
 
-def test_the_pool_pauses_a_container_of_which_the_engine_says_so_already(tmp_path: Path) -> None:
-    """Paused by hand, used, and idle again: the engine's "paused" is old then, and the container stands still anew."""
+def test_the_pool_pauses_a_container_that_the_engine_believes_paused(tmp_path: Path) -> None:
+    """Paused by hand, used, and idle again: the engine's "paused" is outdated then, and the container is frozen again."""
     with open_rig(tmp_path, pause_after_s=1.0) as here:
         function = Repeated(here, ECHO)
         function.succeed(1)
@@ -183,7 +183,7 @@ def test_the_pool_pauses_a_container_of_which_the_engine_says_so_already(tmp_pat
         assert all(one.cgroup.is_frozen() for one in here.owner.stock.all())
 
 
-def test_a_container_that_is_let_go_on_by_hand_is_used_again(tmp_path: Path) -> None:
+def test_a_container_that_is_unpaused_by_hand_is_used_again(tmp_path: Path) -> None:
     """Somebody's `docker unpause` costs no request either, and the container is paused again and can be removed."""
     with resting(tmp_path, "paused") as (here, function, container):
         unpause(here, container.container_id)
@@ -194,7 +194,7 @@ def test_a_container_that_is_let_go_on_by_hand_is_used_again(tmp_path: Path) -> 
 
 
 def test_a_container_that_is_paused_by_hand_during_a_run_is_lost(tmp_path: Path) -> None:
-    """The function is not blamed for a time that it was not given: the run may be tried again."""
+    """The function is not blamed for the time of the pause: the run may be retried."""
     with open_rig(tmp_path) as here:
         function = Repeated(here, SLOW)
         with pytest.raises(ContainerLostError, match="paused by somebody else") as lost:
@@ -208,7 +208,7 @@ def test_a_container_that_is_paused_by_hand_during_a_run_is_lost(tmp_path: Path)
 
 @pytest.fixture
 def read_only_cgroups(tmp_path: Path) -> Iterator[Path]:
-    """The host's cgroup tree, where it cannot be written."""
+    """The host's cgroup tree, mounted read-only."""
     folder = tmp_path / "cgroup"
     folder.mkdir()
     subprocess.run(["mount", "--rbind", "/sys/fs/cgroup", folder], check=True)
@@ -223,7 +223,7 @@ def read_only_cgroups(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_cgroups_that_cannot_be_written(tmp_path: Path, read_only_cgroups: Path) -> None:
-    """Pauses go through the engine; the peak of a container that was used before is not known, and is not invented."""
+    """Pauses go through the engine. The memory peak of a warm run is unknown, and is not invented."""
     with open_rig(tmp_path / "rig", cgroup_dir=read_only_cgroups, **PAUSED_SOON) as here:
         function = Repeated(here, ECHO)
         first = function.run(1)
@@ -240,8 +240,8 @@ def test_cgroups_that_cannot_be_written(tmp_path: Path, read_only_cgroups: Path)
         assert slow.outcome is Outcome.TIMED_OUT
 
 
-def test_cgroups_that_are_not_there(tmp_path: Path) -> None:
-    """Runs are right without any account, also one that runs out of memory; figures are not known then."""
+def test_cgroups_that_do_not_exist(tmp_path: Path) -> None:
+    """Runs are correct without accounts, also one that runs out of memory; usage is unknown then."""
     with open_rig(tmp_path, cgroup_dir=tmp_path / "none", **PAUSED_SOON) as here:
         function = Repeated(here, ECHO)
         function.succeed(1)
@@ -260,7 +260,7 @@ def test_cgroups_that_are_not_there(tmp_path: Path) -> None:
 
 @pytest.fixture
 def own_image(rig: Rig, unique: str) -> Iterator[Callable[[int], str]]:
-    """A name of an image that stands for another image each time it is asked for with another number."""
+    """An image name that stands for another image with each number."""
     name = f"nanogrid-test-{unique}"
     api = rig.engine.api
     base = api.create_container(PYTHON_IMAGE, ["true"], name=f"{name}-base")["Id"]
@@ -273,7 +273,7 @@ def own_image(rig: Rig, unique: str) -> Iterator[Callable[[int], str]]:
     yield tag
     rig.engine.remove(base)
     for image in ids:
-        with contextlib.suppress(ImageNotFound):  # a test may have removed it itself
+        with contextlib.suppress(ImageNotFound):  # the test may have removed it
             api.remove_image(image, force=True)
 
 
@@ -281,7 +281,7 @@ def own_image(rig: Rig, unique: str) -> Iterator[Callable[[int], str]]:
 def test_an_image_that_is_updated_under_the_pool(
     tmp_path: Path, own_image: Callable[[int], str], retained: bool
 ) -> None:
-    """Warm and prewarmed containers of the old image are not used again, and go without being asked for."""
+    """Warm and prewarmed containers of the old image are not used again, and are removed without a request."""
     name = own_image(1)
     changes: dict[str, Any] = {"python_image": name, "prewarmed": {"python": 1}, "image_check_s": 0.2}
     ready, idle = ("prewarmed", "idle") if retained else ("paused", "paused")
@@ -293,7 +293,8 @@ def test_an_image_that_is_updated_under_the_pool(
         old = {one.container_id for one in await_states(here, ready, idle)}
         own_image(2)
         wait_until(
-            lambda: len(shown(here)) == 1 and not old & {one.container_id for one in shown(here)}, "all old ones go"
+            lambda: len(shown(here)) == 1 and not old & {one.container_id for one in shown(here)},
+            "all old ones are removed",
         )
         await_states(here, ready)
         assert function.succeed(2) == (StartKind.PREWARMED, "got 2\n")
@@ -303,7 +304,7 @@ def test_an_image_that_is_updated_under_the_pool(
 
 
 def test_an_image_that_is_removed_under_the_pool(tmp_path: Path, own_image: Callable[[int], str]) -> None:
-    """Without the image there is no new container, and a sentence says why; with it there is one again."""
+    """Without the image no container can start, and the error says why. With it, runs succeed again."""
     name = own_image(1)
     with open_rig(tmp_path, python_image=name, image_check_s=0.2, idle_timeout_s=0) as here:
         function = Repeated(here, ECHO)
@@ -317,7 +318,7 @@ def test_an_image_that_is_removed_under_the_pool(tmp_path: Path, own_image: Call
 
 
 def refusal(function: Repeated) -> str | None:
-    """Why the function cannot be run now, None where it can."""
+    """Why the function cannot run now; None if it can."""
     try:
         function.run(0)
     except NanoGridError as error:
@@ -339,7 +340,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill_bytes(disk: Path) -> list[Path]:
-    """Leave no room for a byte; the files to remove."""
+    """Fill the disk to the last byte. Returns the files to remove."""
     filler = disk / "filler"
     with suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
@@ -348,7 +349,7 @@ def fill_bytes(disk: Path) -> list[Path]:
 
 
 def fill_files(disk: Path) -> list[Path]:
-    """Leave no room for a file; the files to remove."""
+    """Use up all inodes. Returns the files to remove."""
     fillers = [disk / f"filler-{number}" for number in range(200)]
     with suppress(OSError):
         for filler in fillers:
@@ -362,9 +363,9 @@ def fill_files(disk: Path) -> list[Path]:
     ids=["bytes", "files"],
 )
 def test_a_full_disk(small_disk: Path, fill: Callable[[Path], list[Path]], files: dict[str, str], runtime: str) -> None:
-    """What finds no room fails with a sentence and may be tried again, nothing is left, and with room it works.
+    """A start without room fails with an error that may be retried, leaves nothing, and succeeds once there is room.
 
-    A warm run needs none: what it is given and gives back is on no disk. A launched one finds it there.
+    A warm run needs no disk: its payload and its result are in memory. A launched run has them on disk.
     """
     with open_rig(small_disk) as here:
         function, other = Repeated(here, ECHO), Repeated(here, files, runtime)
@@ -377,7 +378,7 @@ def test_a_full_disk(small_disk: Path, fill: Callable[[Path], list[Path]], files
             ) as full:
                 other.run("x" * 20_000)
             assert full.value.retryable
-            fill(small_disk)  # what the container had goes with it
+            fill(small_disk)  # the failed start has freed its room
         text = "x" * 20_000
         assert function.succeed(text) == (StartKind.WARM, f'got "{text}"\n')
         for filler in fillers:
@@ -391,23 +392,23 @@ def test_a_full_disk(small_disk: Path, fill: Callable[[Path], list[Path]], files
 
 
 def test_more_functions_than_containers(tmp_path: Path) -> None:
-    """The function that was used longest ago loses its container; every result is the function's own."""
+    """The function that was used longest ago loses its container; every function gets its own result."""
     with open_rig(tmp_path, pool_containers=2, **NEVER_PAUSED) as here:
         functions = [Repeated(here, f"import sys; print({name!r}, sys.stdin.read())") for name in "abcd"]
         for turn in range(2):
             for name, function in zip("abcd", functions, strict=True):
                 assert function.succeed(turn) == (StartKind.COLD, f"{name} {turn}\n")
-                assert len(here.containers()) <= 3  # the one that was evicted may be on its way out
+                assert len(here.containers()) <= 3  # the evicted one may not be removed yet
         assert functions[3].succeed(2) == (StartKind.WARM, "d 2\n")
         assert functions[2].succeed(2) == (StartKind.WARM, "c 2\n")
-        await_states(here, "idle", "idle")  # of what is being cleaned nothing is evicted
+        await_states(here, "idle", "idle")  # a container that is being cleaned is not evicted
         assert functions[0].succeed(2) == (StartKind.COLD, "a 2\n")
         assert functions[2].succeed(3) == (StartKind.WARM, "c 3\n")
         wait_until(lambda: len(here.containers()) == 2, "the evicted ones are gone")
 
 
 def test_less_memory_than_functions_ask_for(tmp_path: Path) -> None:
-    """Idle containers count with what they use; running ones with their limit, and then the others have to go, or to wait."""
+    """Idle containers count with what they use, running ones with their limit: then others are evicted, or wait."""
     with open_rig(tmp_path, pool_memory_mb=300, **PAUSED_SOON) as here:
         small = [Repeated(here, ECHO, memoryMb=200) for _ in range(3)]
         for number, function in enumerate(small):
@@ -425,14 +426,14 @@ def test_less_memory_than_functions_ask_for(tmp_path: Path) -> None:
 
 
 def test_a_request_that_is_larger_than_the_pool_runs_alone(tmp_path: Path) -> None:
-    """What can never fit is not left to wait for ever: it runs while nothing else does."""
+    """A request that can never fit does not wait forever: it runs while nothing else does."""
     with open_rig(tmp_path, pool_memory_mb=100) as here:
         Repeated(here, ECHO, memoryMb=64).succeed(1)
         assert Repeated(here, ECHO, memoryMb=256).succeed(2) == (StartKind.COLD, "got 2\n")
 
 
 def test_a_function_with_one_container_runs_one_at_a_time(tmp_path: Path) -> None:
-    """With `function_containers` = 1 the second of two requests waits for the first one's container and finds it warm."""
+    """With `function_containers` = 1 the second request waits for the first one's container and gets it warm."""
     with open_rig(tmp_path, function_containers=1) as here:
         function = Repeated(here, ECHO)
         found: list[tuple[StartKind, str]] = []
@@ -442,7 +443,7 @@ def test_a_function_with_one_container_runs_one_at_a_time(tmp_path: Path) -> Non
             second.start()
             wait_until(lambda: here.owner.stock.waiting() == 1, "the second request waits")
             assert states(here) == ["leased"]
-            # A container that is given back without a run is destroyed, so the one that waits is run in a new one.
+            # A container that is given back without a run is destroyed, so the second request runs in a new one.
         second.join()
         assert found == [(StartKind.COLD, "got 2\n")]
         threads = [threading.Thread(target=lambda: found.append(function.succeed(3))) for _ in range(3)]
@@ -455,7 +456,7 @@ def test_a_function_with_one_container_runs_one_at_a_time(tmp_path: Path) -> Non
 
 
 def test_waiting_when_all_containers_are_in_use(tmp_path: Path) -> None:
-    """Who waits in vain is told what was in the way and may try again; who waits long enough gets a container."""
+    """A request that waits in vain gets a retryable error that says why; one that waits long enough gets a container."""
     with open_rig(tmp_path, pool_containers=1) as here:
         holder, waiter = Repeated(here, SLOW), Repeated(here, ECHO)
         with holder.hold(), pytest.raises(PoolExhaustedError) as exhausted:
@@ -473,7 +474,7 @@ def test_waiting_when_all_containers_are_in_use(tmp_path: Path) -> None:
 
 
 def test_a_request_that_is_given_up_while_it_waits_leaves_no_trace(tmp_path: Path) -> None:
-    """A child that dies in the queue is taken out of it: its turn goes to the next one."""
+    """A child that dies in the queue leaves it: the next one gets its turn."""
     with open_rig(tmp_path, pool_containers=1) as here:
         holder, waiter = Repeated(here, SLOW), Repeated(here, ECHO)
         with holder.hold():
@@ -484,12 +485,12 @@ def test_a_request_that_is_given_up_while_it_waits_leaves_no_trace(tmp_path: Pat
             wait_until(lambda: here.owner.stock.waiting() == 1, "the child waits")
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            wait_until(lambda: here.owner.stock.waiting() == 0, "nobody waits", 5)
+            wait_until(lambda: here.owner.stock.waiting() == 0, "no request waits", 5)
         assert waiter.succeed(2) == (StartKind.COLD, "got 2\n")
 
 
-def test_an_idle_container_goes_after_its_time(tmp_path: Path) -> None:
-    """After `idle_timeout_s` without a request the container is removed, paused as it is."""
+def test_an_idle_container_expires(tmp_path: Path) -> None:
+    """After `idle_timeout_s` without a request the container is removed, although it is paused."""
     with open_rig(tmp_path, idle_timeout_s=0.5, **PAUSED_SOON) as here:
         function = Repeated(here, ECHO)
         function.succeed(1)
@@ -498,7 +499,7 @@ def test_an_idle_container_goes_after_its_time(tmp_path: Path) -> None:
 
 
 def test_no_container_is_reused_without_idle_time(tmp_path: Path) -> None:
-    """With `idle_timeout_s` = 0 every run has a container of its own, however soon the next one comes."""
+    """With `idle_timeout_s` = 0 every run gets a new container, however soon the next one comes."""
     with open_rig(tmp_path, idle_timeout_s=0) as here:
         function = Repeated(here, ECHO)
         used = {function.run(number).container.id for number in range(3)}
@@ -507,7 +508,7 @@ def test_no_container_is_reused_without_idle_time(tmp_path: Path) -> None:
 
 
 def test_limits_follow_the_request(tmp_path: Path) -> None:
-    """A container that is used again has the limits of the request at hand, up or down, with the engine and the kernel."""
+    """A reused container has the limits of the current request, higher or lower, in the engine and in the kernel."""
     with open_rig(tmp_path) as here:
         function = Repeated(here, ECHO)
         limits = function.wanted.limits
@@ -525,8 +526,8 @@ def test_limits_follow_the_request(tmp_path: Path) -> None:
             assert int(file.read_text()) == memory_mb * MIB
 
 
-def test_a_smaller_limit_is_in_force_for_the_run(tmp_path: Path) -> None:
-    """A run with less memory than the one before runs out of it."""
+def test_a_lower_limit_applies_to_the_run(tmp_path: Path) -> None:
+    """A run with less memory than the previous one runs out of memory."""
     hungry = "import sys; x = bytearray(int(sys.stdin.read()) << 20); print(len(x) >> 20)"
     with open_rig(tmp_path) as here:
         function = Repeated(here, hungry)
@@ -541,7 +542,7 @@ def test_a_smaller_limit_is_in_force_for_the_run(tmp_path: Path) -> None:
 
 
 def test_an_owner_that_stops_leaves_nothing(tmp_path: Path) -> None:
-    """Paused, idle, prewarmed and leased containers all go; the run that was under way may be tried again."""
+    """Paused, idle, prewarmed and leased containers are all removed; the current run may be retried."""
     lost: list[BaseException] = []
 
     def run(function: Repeated) -> None:
@@ -564,12 +565,12 @@ def test_an_owner_that_stops_leaves_nothing(tmp_path: Path) -> None:
     assert error.retryable
 
 
-def test_an_owner_that_stops_removes_what_the_engine_did_not(tmp_path: Path) -> None:
-    """A container that the engine failed to remove when it was to go is found by its labels, and goes with its owner."""
+def test_an_owner_that_stops_removes_leaked_containers(tmp_path: Path) -> None:
+    """A container that the engine failed to remove is found by its labels and removed when its owner stops."""
     with open_rig(tmp_path) as here:
         Repeated(here, ECHO).succeed(1)
         (known,) = here.engine.find({DATA_LABEL: data_id(here.settings.data_dir)})
-        # The sweep of the start has passed by now, and the next one is far away.
+        # The sweep of the start is over, and the next one is far away.
         here.engine.create("left", {"Image": PYTHON_IMAGE, "Labels": {**known.labels, NUMBER_LABEL: "1000"}})
 
 
@@ -597,14 +598,14 @@ with rig(Path(sys.argv[1]), prewarmed={"python": 1}, pause_after_s=float(sys.arg
 
 @pytest.mark.parametrize("pause_after_s", ["0", "600"])
 def test_functions_end_with_an_owner_that_is_killed(tmp_path: Path, pause_after_s: str) -> None:
-    """After kill -9 of a worker its runners end what runs, and the next owner removes every container, paused or not."""
+    """After kill -9 of a worker its runners end their runs, and the next owner removes every container, paused or not."""
     source = [sys.executable, "-c", OWNER, str(tmp_path), pause_after_s]
     with subprocess.Popen(source, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
         pids = [int(word) for word in worker.stdout.readline().split()]
         worker.kill()
     assert pids
-    wait_until(lambda: not any(map(is_alive, pids)), "what was not paused has ended by itself", 10)
+    wait_until(lambda: not any(map(is_alive, pids)), "the containers that were not paused have ended", 10)
     with open_rig(tmp_path) as here:
         wait_until(lambda: here.containers() == [], "the dead owner's containers are gone")
         assert Repeated(here, ECHO).succeed(1) == (StartKind.COLD, "got 1\n")

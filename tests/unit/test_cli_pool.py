@@ -17,16 +17,16 @@ import pytest
 from rich.console import Console
 
 from nanogrid.cli.pool import (
-    COLOURS,
+    COLORS,
     PoolSnapshot,
-    counted,
     human_age,
-    look,
     memory_of,
-    nothing_held,
+    number_of,
     rendered,
     summary,
+    take_snapshot,
     to_wire,
+    without_containers,
 )
 from nanogrid.errors import ConfigurationError
 from nanogrid.execution.pool.identity import Owner
@@ -48,10 +48,10 @@ def shown(number: int = 1, **fields: Any) -> ContainerSnapshot:
     return ContainerSnapshot(**{**base, **fields})
 
 
-def printed(seen: PoolSnapshot, **options: bool) -> list[str]:
+def printed(snapshot: PoolSnapshot, **options: bool) -> list[str]:
     """The lines on a wide terminal."""
     out = io.StringIO()
-    Console(file=out, width=300).print(rendered(seen, Path("/data"), **options))
+    Console(file=out, width=300).print(rendered(snapshot, Path("/data"), **options))
     return out.getvalue().splitlines()
 
 
@@ -136,41 +136,41 @@ def test_a_row_shows_the_whole_container() -> None:
 
 def test_missing_values_stay_empty() -> None:
     """A prewarmed one has no function, an idle one no request."""
-    seen = PoolSnapshot(["w"], [shown(state="prewarmed", function_id=None, runs=0)])
-    assert printed(seen)[1].split() == ["012345", "nanogrid-thumbs-012345-1", "prewarmed", "5", "min", "3", "s", "0", "12", "of", "512", "MiB"]  # fmt: skip
+    snapshot = PoolSnapshot(["w"], [shown(state="prewarmed", function_id=None, runs=0)])
+    assert printed(snapshot)[1].split() == ["012345", "nanogrid-thumbs-012345-1", "prewarmed", "5", "min", "3", "s", "0", "12", "of", "512", "MiB"]  # fmt: skip
 
 
 def test_names_are_not_markup() -> None:
     """A name that looks like markup is shown as it is."""
-    seen = PoolSnapshot(["w"], [shown(function_id="[red]f[/]", request_id="[/]")])
-    assert "[red]f[/]  [/]" in printed(seen)[1]
+    snapshot = PoolSnapshot(["w"], [shown(function_id="[red]f[/]", request_id="[/]")])
+    assert "[red]f[/]  [/]" in printed(snapshot)[1]
 
 
 def test_the_summary_counts_by_state() -> None:
     """In the order of a container's life, without states that no container has, and with the memory of all."""
     states = ["paused", "leased", "paused", "idle", "prewarmed"]
     held = [shown(number, state=state) for number, state in enumerate(states)]
-    seen = PoolSnapshot(["w1", "w2"], [*held, shown(9, state="starting", memory_bytes=None)])
+    snapshot = PoolSnapshot(["w1", "w2"], [*held, shown(9, state="starting", memory_bytes=None)])
     text = "6 containers: 1 starting, 1 prewarmed, 1 leased, 1 idle, 2 paused · 60 MiB in use · 2 workers"
-    assert summary(seen) == printed(seen)[-1] == printed(seen, summary_first=True)[0] == text
+    assert summary(snapshot) == printed(snapshot)[-1] == printed(snapshot, summary_first=True)[0] == text
 
 
 def test_singular_and_plural() -> None:
     """The noun follows the number."""
-    assert [counted(number, "worker") for number in (0, 1, 2)] == ["0 workers", "1 worker", "2 workers"]
+    assert [number_of(number, "worker") for number in (0, 1, 2)] == ["0 workers", "1 worker", "2 workers"]
     assert summary(PoolSnapshot(["w"], [shown()])) == "1 container: 1 idle · 12 MiB in use · 1 worker"
 
 
 def test_every_state_has_a_color() -> None:
     """No state of a container is missing from the summary."""
-    assert set(COLOURS) == {state.value for state in State} | {"paused"}
+    assert set(COLORS) == {state.value for state in State} | {"paused"}
 
 
 def test_nothing_to_show_is_a_sentence() -> None:
     """It distinguishes a worker without containers from no worker, and says what to do without one."""
-    assert printed(PoolSnapshot(["w"], [])) == [nothing_held(PoolSnapshot(["w"], []), Path("/data"))]
-    assert nothing_held(PoolSnapshot(["w"], []), Path("/data")) == "1 worker of /data without any container"
-    sentence = nothing_held(PoolSnapshot([], []), Path("/data"))
+    assert printed(PoolSnapshot(["w"], [])) == [without_containers(PoolSnapshot(["w"], []), Path("/data"))]
+    assert without_containers(PoolSnapshot(["w"], []), Path("/data")) == "1 worker of /data without any container"
+    sentence = without_containers(PoolSnapshot([], []), Path("/data"))
     assert sentence.startswith("no worker runs with the data folder /data: ")
     assert "nanogrid up --detach" in sentence
     assert "NANOGRID_DATA_DIR" in sentence
@@ -202,11 +202,11 @@ def test_a_worker_that_has_died_is_no_worker(data_dir: Path) -> None:
     """What it left in the data folder does not count as a worker."""
     owner = Owner(data_dir)
     with answering(owner, []):
-        assert look(data_dir).workers == [owner.id]
+        assert take_snapshot(data_dir).workers == [owner.id]
     runs = owner.runs
     owner.close()
     assert runs.exists()
-    assert look(data_dir) == PoolSnapshot([], [])
+    assert take_snapshot(data_dir) == PoolSnapshot([], [])
     assert pool(data_dir).returncode == 3
 
 
@@ -263,9 +263,9 @@ def test_another_users_workers_are_an_error(data_dir: Path) -> None:
         if os.geteuid() == 0:
             os.setuid(65534)
         try:
-            look(Path())
+            take_snapshot(Path())
         except ConfigurationError as error:
-            os._exit(0 if "belongs to somebody else: run this command as the user of" in str(error) else 1)
+            os._exit(0 if "belongs to another user: run this command as the user of" in str(error) else 1)
         os._exit(2)
     try:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
