@@ -1,6 +1,6 @@
-"""Gauges and counters that are read at each scrape.
+"""What is so right now, read when it is scraped.
 
-The rule: a scrape reads memory only, and a part that fails does not affect the others.
+The rule: memory only, and no part that fails takes the others' numbers with it.
 """
 
 from __future__ import annotations

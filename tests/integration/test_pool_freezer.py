@@ -124,6 +124,15 @@ def test_a_request_that_comes_while_the_container_is_paused(meeting: Meeting, mo
     check(meeting, requests[0])
 
 
+def test_a_request_that_comes_while_a_pause_hangs(meeting: Meeting) -> None:
+    """It does not wait for the pause to end: it runs in a new container."""
+    results = []
+    meeting.before(State.IDLE, lambda: results.append(meeting.request().result(2 * TIMEOUT_S)))
+    meeting.pause()
+    assert results == [(StartKind.COLD, "got 2\n")]
+    assert meeting.pooled.state is State.IDLE
+
+
 def test_a_request_before_the_kernel_has_stopped_the_container(meeting: Meeting) -> None:
     """The pause is done for the owner, but the kernel stops the container only while the function runs."""
     meeting.freezer.keeps_up.clear()

@@ -147,7 +147,7 @@ class Upkeep:
         self._stock.move(pooled, before)
 
     def _rename(self, pooled: Pooled) -> None:
-        """Name a container that was prewarmed after its function."""
+        """Rename a container that was prewarmed to the name of its function."""
         name = self._starter.name_of(pooled)
         if name != pooled.name:
             self._engine.rename(str(pooled.id), name)
@@ -179,12 +179,12 @@ class Upkeep:
     def _prewarm_one(self) -> bool:
         """Prewarm one container. False if none is missing."""
         limits = Confinement(self._settings.memory_mb, self._settings.cpus, "none")
-        wanted = self._wanted()
-        counts = [(kind, count) for kind, count, _, _ in wanted]
+        targets = self._prewarm_targets()
+        counts = [(kind, count) for kind, count, _, _ in targets]
         kind = policy.missing(self._facts(), counts, self._bounds, self._settings.memory_mb)
         if kind is None:
             return False
-        image, interpreter = next((image, program) for one, _, image, program in wanted if one == kind)
+        image, interpreter = next((image, program) for one, _, image, program in targets if one == kind)
         pooled = self._stock.create(kind, image, limits)
         if pooled is None:
             return False
@@ -201,7 +201,7 @@ class Upkeep:
     def _facts(self) -> list[ContainerFacts]:
         return [pooled.facts for pooled in self._stock.all()]
 
-    def _wanted(self) -> list[tuple[ContainerKind, int, str, str]]:
+    def _prewarm_targets(self) -> list[tuple[ContainerKind, int, str, str]]:
         """Kind, count, image and interpreter of every runtime with prewarmed containers."""
         found = []
         for name in self._runtimes:
