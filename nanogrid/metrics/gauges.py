@@ -100,18 +100,18 @@ def of_pool(stock: Stock) -> Part:
         memory_mb = sum(pooled.facts.memory_mb for pooled in containers if pooled.state is not State.ENDING)
         yield _gauge(
             "pool_memory_bytes",
-            "Memory as the pool counts it: limits of containers in use, real use of the others.",
+            "Memory as the pool counts it: limits of containers in use, actual use of the others.",
             memory_mb * MIB,
         )
-        yield _gauge("pool_limit_memory_bytes", "Memory that the pool may have.", stock.bounds.memory_mb * MIB)
+        yield _gauge("pool_limit_memory_bytes", "Memory that the pool may use.", stock.bounds.memory_mb * MIB)
         yield _gauge("pool_limit_containers", "Containers that the pool may have.", stock.bounds.containers)
         yield _gauge("pool_waiters", "Requests that wait for a container now.", stock.waiting())
         starts = {kind.value: count for kind, count in stock.starts().items()}
-        yield _counters("starts", "Runs that got a container, by kind of start.", "kind", starts)
+        yield _counters("starts", "Containers leased, by kind of start.", "kind", starts)
         counters = stock.counters
         for name, text, what, label, values in (
-            ("pool_evictions", "Evicted containers.", PoolCounter.EVICTIONS, "reason", Eviction),
-            ("pool_leaks_reaped", "Leaked containers that were removed.", PoolCounter.LEAKS, "of", Leak),
+            ("pool_evictions", "Idle and prewarmed containers removed.", PoolCounter.EVICTIONS, "reason", Eviction),
+            ("pool_leaks_reaped", "Containers that nothing held, removed.", PoolCounter.LEAKS, "of", Leak),
         ):
             yield _counters(name, text, label, {value.value: counters.of(what, value.value) for value in values})
         yield _counters(
@@ -120,9 +120,9 @@ def of_pool(stock: Stock) -> Part:
             "end",
             {end: counters.of(PoolCounter.WAITS, end) for end in (GRANTED, GIVEN_UP)},
         )
-        yield _counter("pool_refills", "Containers prewarmed.", counters.of(PoolCounter.REFILLS))
+        yield _counter("pool_refills", "Prewarmed containers created.", counters.of(PoolCounter.REFILLS))
         failures = counters.of(PoolCounter.START_FAILURES)
-        yield _counter("pool_start_failures", "Containers that could not be started.", failures)
+        yield _counter("pool_start_failures", "Containers that could not be created.", failures)
 
     return read
 
