@@ -47,9 +47,9 @@ from nanogrid.sqs.submission import (
     refuse_without_id,
 )
 from nanogrid.telemetry import counters, stages, tracing
-from nanogrid.telemetry.events import happened
-from nanogrid.tuner.advised import Advised
-from nanogrid.tuner.store import READ_BY_RUNS, advised, key_of
+from nanogrid.telemetry.events import count
+from nanogrid.tuner.decision import Decision
+from nanogrid.tuner.store import READ_BY_RUNS, decision_for, key_of
 from nanogrid.wire.names import EXECUTE, NOT_LOWERED, REDUCE, SENT_AT
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def answer(task: FunctionTask, data: object, prepare: Prepare = lambda request: 
     try:
         return _effectively_once(task, request, prepare)
     except redis.RedisError as error:
-        happened(counters.ATTEMPT_FAILED, "redis")
+        count(counters.ATTEMPT_FAILED, "redis")
         return _again_or_give_up(task, request, f"Redis does not answer: {error}")
 
 
@@ -199,23 +199,23 @@ def _effectively_once(task: FunctionTask, request: FunctionRequest, prepare: Pre
     claims, token, key = _claims(task.app.settings), uuid.uuid4().hex, str(task.request.id)
     beside = key_of(request.function_id), READ_BY_RUNS
     while True:
-        stored, taken, tuner = claims.look_and_take(key, token, task.backend.get_key_for_task(key), beside)
+        stored, taken, tuner = claims.read_and_take(key, token, task.backend.get_key_for_task(key), beside)
         if (final := final_result(stored)) is not None:
             if taken:
                 claims.release(key, token)
-            happened(counters.DUPLICATE, counters.ANSWERED)
+            count(counters.DUPLICATE, counters.ANSWERED)
             return final
         if taken:
             break
         log.info("request %s is running elsewhere; waiting for it", key)
-        happened(counters.DUPLICATE, counters.WAITED)
+        count(counters.DUPLICATE, counters.WAITED)
         try:
             claims.wait(key, task.app.settings.longest_run_s)
         except (ClaimBusyError, SoftTimeLimitExceeded):
             # The run that is under way has the only say; this delivery goes back to its queue.
             raise Reject(f"request {key} is still running elsewhere", requeue=True) from None
     with claims.hold(key, token):
-        outcome = _attempt(task, request, prepare, advised(request.function_id, tuner, task.app.settings))
+        outcome = _attempt(task, request, prepare, decision_for(request.function_id, tuner, task.app.settings))
     if isinstance(outcome, ExecutionResult):
         return outcome
     claims.release(key, token)
@@ -223,7 +223,7 @@ def _effectively_once(task: FunctionTask, request: FunctionRequest, prepare: Pre
 
 
 def _attempt(
-    task: FunctionTask, request: FunctionRequest, prepare: Prepare, tuned: Advised
+    task: FunctionTask, request: FunctionRequest, prepare: Prepare, tuned: Decision
 ) -> ExecutionResult | NanoGridError | str:
     """One attempt: a result, or NanoGrid's own trouble, that another attempt may not meet."""
     settings: Settings = task.app.settings
@@ -234,15 +234,15 @@ def _attempt(
         return executor.execute(prepare(request), attempt=task.request.retries + 1, queue_ms=_age_ms(task), tuned=tuned)
     except NanoGridError as error:
         if error.retryable:
-            happened(counters.ATTEMPT_FAILED, _cause(error))
+            count(counters.ATTEMPT_FAILED, _cause(error))
             return error
         return _not_run(task, request.request_id, request.function_id, str(error), request.runtime)
     except SoftTimeLimitExceeded:
-        happened(counters.ATTEMPT_FAILED, "time")
+        count(counters.ATTEMPT_FAILED, "time")
         return f"it took longer than timeoutMs and {settings.overhead_s:g} s of overhead"
     except Exception as error:  # a bug of ours must not lose the request
         log.exception("request %s: unexpected error", request.request_id)
-        happened(counters.ATTEMPT_FAILED, "unexpected")
+        count(counters.ATTEMPT_FAILED, "unexpected")
         return f"unexpected {type(error).__name__}: {error}"
 
 
@@ -264,12 +264,12 @@ def _again_or_give_up(task: FunctionTask, request: FunctionRequest, trouble: Nan
     if attempt < settings.max_attempts:
         wait_s = backoff_s(attempt, settings)
         stages.retrying(request.request_id, request.function_id, attempt, str(trouble), wait_s)
-        happened(counters.RETRY)
+        count(counters.RETRY)
         headers = {SENT_AT: task.request.get(SENT_AT)}
         if isinstance(trouble, LimitLoweredError) or task.request.get(NOT_LOWERED):
             headers[NOT_LOWERED] = True
         raise task.retry(countdown=wait_s, headers=headers, throw=False)
-    happened(counters.GAVE_UP)
+    count(counters.GAVE_UP)
     reason = f"NanoGrid gave up after {attempt} attempts; the last one failed: {trouble}"
     return _not_run(task, request.request_id, request.function_id, reason, request.runtime)
 

@@ -20,14 +20,14 @@ from nanogrid.execution.container.engine import Engine
 from nanogrid.execution.container.hardening import MOUNT, Confinement, environment
 from nanogrid.execution.container.report import Ended, Result, RunReport
 from nanogrid.execution.layers import LayerStore
-from nanogrid.execution.observer import Ran, Watcher
+from nanogrid.execution.observer import RunFacts, RunObserver
 from nanogrid.execution.pool.child.lease import Container, Pool
 from nanogrid.execution.pool.protocol import LeaseRequest
 from nanogrid.request import FunctionRequest
 from nanogrid.result import ExecutionResult, Outcome, Phases
 from nanogrid.settings import Settings
 from nanogrid.telemetry import stages, tracing
-from nanogrid.tuner.advised import NOT_TUNED, Advised
+from nanogrid.tuner.decision import NOT_TUNED, Decision
 from nanogrid.wire.json_bounds import problem_of_value
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Executor:
         *,
         attempt: int = 1,
         queue_ms: float | None = None,
-        tuned: Advised = NOT_TUNED,
+        tuned: Decision = NOT_TUNED,
     ) -> ExecutionResult:
         """Run the function, under the memory limit that the tuner has for it.
 
@@ -74,7 +74,7 @@ class Executor:
                 request.s3_bucket, request.s3_key, sha256=request.code_sha256, required=required
             ) as code,
             self._layers.prepare(code, runtime) as prepared,
-            stages.Run(request.request_id, request.function_id, attempt) as stage,
+            stages.RunStages(request.request_id, request.function_id, attempt) as stage,
         ):
             wanted = LeaseRequest(
                 request.request_id,
@@ -91,7 +91,7 @@ class Executor:
             stage.code_ready(
                 cached=code.cached, fetch_ms=code.fetch_ms, unpack_ms=code.unpack_ms, build_ms=prepared.build_ms
             )
-            watch = Watcher(request, prepared.key, learns=tuned.learns)
+            watch = RunObserver(request, prepared.key, learns=tuned.learns)
             tip = tuned.tip(request.memory_mb)
             lowered_mb = wanted.limits.memory_mb
             if lowered_mb == request.memory_mb:
@@ -137,7 +137,7 @@ class Executor:
             attempt=attempt,
         )
 
-    def _run(self, request: FunctionRequest, wanted: LeaseRequest, stage: stages.Run) -> Ran:
+    def _run(self, request: FunctionRequest, wanted: LeaseRequest, stage: stages.RunStages) -> RunFacts:
         """One run in one container."""
         asked = time.monotonic()
         with self._pool.lease(wanted, request.input) as container:
@@ -156,7 +156,7 @@ class Executor:
             ended = time.monotonic()
             outcome, exit_code = classify(report, container)
             value, complaint = self._value(report.result)
-        return Ran(
+        return RunFacts(
             report=report,
             outcome=outcome,
             exit_code=exit_code,
@@ -171,8 +171,8 @@ class Executor:
         )
 
     def _under_less(
-        self, request: FunctionRequest, wanted: LeaseRequest, watch: Watcher, stage: stages.Run
-    ) -> Ran | None:
+        self, request: FunctionRequest, wanted: LeaseRequest, watch: RunObserver, stage: stages.RunStages
+    ) -> RunFacts | None:
         """Run with less memory than the request asks for. None where that was too little, whatever the function made of it."""
         try:
             ran = self._run(request, wanted, stage)

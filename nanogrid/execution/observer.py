@@ -11,11 +11,11 @@ from nanogrid.execution.container.report import RunReport
 from nanogrid.request import FunctionRequest
 from nanogrid.result import Outcome, StartKind
 from nanogrid.telemetry.counters import RERUN
-from nanogrid.telemetry.events import RunObserved, happened, tell
+from nanogrid.telemetry.events import RunEvent, count, emit
 
 
 @dataclass(frozen=True)
-class Ran:
+class RunFacts:
     """One run in one container, to its end. `complaint` is a line for stderr about a value that cannot be used."""
 
     report: RunReport
@@ -37,18 +37,18 @@ class Ran:
 
 
 @dataclass(frozen=True)
-class Watcher:
+class RunObserver:
     """Tells the runs of one request. `code` names the code with its layers; `learns`: somebody wants to know."""
 
     request: FunctionRequest
     code: str
     learns: bool
 
-    def observed(self, ran: Ran, *, rerun: bool = False) -> Ran:
+    def observed(self, ran: RunFacts, *, rerun: bool = False) -> RunFacts:
         """Tell a run, and hand it on."""
         usage = ran.report.usage
         if rerun:
-            happened(RERUN)
+            count(RERUN)
         if self.learns:
             self._tell(
                 ran.limit_mb,
@@ -85,8 +85,8 @@ class Watcher:
         killed_for_memory: bool,
         rerun: bool,
     ) -> None:
-        tell(
-            RunObserved(
+        emit(
+            RunEvent(
                 function_id=self.request.function_id,
                 code=self.code,
                 at_s=time.time(),

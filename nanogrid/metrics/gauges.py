@@ -21,7 +21,7 @@ from nanogrid.execution.pool.owner.stock import Stock
 from nanogrid.execution.pool.owner.tally import GIVEN_UP, GRANTED, Counted, Eviction, Leak
 from nanogrid.execution.pool.states import State
 from nanogrid.metrics.health import Disk, Health
-from nanogrid.metrics.queue_depths import QueueLook
+from nanogrid.metrics.queue_depths import QueueDepths
 from nanogrid.sqs.transport.readers import readings
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def of_pool(stock: Stock) -> Part:
     return read
 
 
-def of_queues(look: QueueLook, stale_after_s: float) -> Part:
+def of_queues(look: QueueDepths, stale_after_s: float) -> Part:
     """What waits in SQS, as of the last look, and what this worker has received. Looks that are too old are not shown."""
 
     def read() -> Iterator[Metric]:

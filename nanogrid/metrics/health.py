@@ -139,7 +139,7 @@ class Disk:
         return f"{usage.free // MIB} MiB free"
 
 
-def engine_look(engine: Engine) -> Look:
+def check_engine(engine: Engine) -> Look:
     """Whether the Docker engine answers."""
 
     def look() -> str:
@@ -148,7 +148,7 @@ def engine_look(engine: Engine) -> Look:
     return look
 
 
-def redis_look(url: str) -> Look:
+def check_redis(url: str) -> Look:
     """Whether a Redis answers; a connection of its own each time, so that a restart is seen."""
 
     def look() -> str:

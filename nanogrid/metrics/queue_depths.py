@@ -21,7 +21,7 @@ SURELY_EMPTY = 2
 
 
 @dataclass
-class Seen:
+class QueueObservation:
     """What the looks at one queue found. Times are seconds since 1970."""
 
     first_at: float
@@ -39,7 +39,7 @@ class Seen:
             self.empty_at = at
 
 
-def oldest_age_s(seen: Seen, newest_received_at: float | None, now: float) -> float:
+def oldest_age_s(seen: QueueObservation, newest_received_at: float | None, now: float) -> float:
     """How long the oldest message has waited, as far as can be told; 0 where none waits.
 
     Queues are read roughly in the order of sending, so what waits was sent after the youngest message that was received,
@@ -51,7 +51,7 @@ def oldest_age_s(seen: Seen, newest_received_at: float | None, now: float) -> fl
     return max(0.0, now - (max(known) if known else seen.first_at))
 
 
-class QueueLook:
+class QueueDepths:
     """Looks at the queues that `names` names. Addresses are looked up once. Used by one thread at a time.
 
     All mutable state: `seen` by queue, replaced as a whole, so that others may read it.
@@ -63,7 +63,7 @@ class QueueLook:
         self._names = names
         self._client: Any = None
         self._addresses: dict[str, Addresses] = {}
-        self.seen: dict[str, Seen] = {}
+        self.seen: dict[str, QueueObservation] = {}
 
     def connect(self) -> None:
         """Make the client, so that no thread has to."""
@@ -90,7 +90,7 @@ class QueueLook:
             for name, seen in self.seen.items()
         }
 
-    def _found(self, name: str) -> Seen:
+    def _found(self, name: str) -> QueueObservation:
         try:
             if name not in self._addresses:
                 self._addresses[name] = queues.addresses(name, self._settings, self._client)
@@ -100,6 +100,6 @@ class QueueLook:
             raise
         now = time.time()
         before = self.seen.get(name)
-        seen = Seen(now, now, depth) if before is None else Seen(**vars(before))
+        seen = QueueObservation(now, now, depth) if before is None else QueueObservation(**vars(before))
         seen.found(depth, now)
         return seen

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from nanogrid.execution.pool.owner.stock import Stock
 from nanogrid.execution.pool.states import State
-from nanogrid.metrics.queue_depths import QueueLook
+from nanogrid.metrics.queue_depths import QueueDepths
 from nanogrid.settings import Settings
 from nanogrid.sqs.transport.readers import readings
 
@@ -41,7 +41,7 @@ LIMITS = (
 """Settings that bound what a request may ask for, or what a worker keeps."""
 
 
-def queues(look: QueueLook) -> dict[str, Any]:
+def queues(look: QueueDepths) -> dict[str, Any]:
     """Each queue: what SQS counted at the last look, and how this worker reads it."""
     now, ages, read = time.time(), look.ages_s(), dict(readings())
     shown: dict[str, Any] = {}

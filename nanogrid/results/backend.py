@@ -35,7 +35,7 @@ from nanogrid.results.stream.entry import fields_of
 from nanogrid.sqs import canvas
 from nanogrid.telemetry import stages, tracing
 from nanogrid.telemetry.counters import NOT_APPENDED
-from nanogrid.telemetry.events import RequestEnded, happened, tell
+from nanogrid.telemetry.events import RequestEvent, count, emit
 
 log = get_logger(__name__)
 
@@ -240,7 +240,7 @@ class ResultBackend(RedisBackend):
                     "%s was gone from Redis when it had just been stored, and is stored again: Redis lost data", key
                 )
         if told == 1:
-            tell(_ended(stored))
+            emit(_ended(stored))
             stages.finished(stored)
             tracing.stored(stored)
         else:
@@ -306,7 +306,7 @@ class ResultBackend(RedisBackend):
             if number:
                 self._look_at(number)
             if refused:
-                happened(NOT_APPENDED)
+                count(NOT_APPENDED)
                 log.warning(
                     "%s is stored, and could not be appended to the stream %s: %s", _text(key), stream, _text(refused)
                 )
@@ -448,8 +448,8 @@ def _context_of(part: dict[str, Any]) -> Context:
     )
 
 
-def _ended(result: ExecutionResult) -> RequestEnded:
-    return RequestEnded(
+def _ended(result: ExecutionResult) -> RequestEvent:
+    return RequestEvent(
         function_id=result.function_id,
         runtime=result.runtime,
         outcome=result.outcome.value,

@@ -54,7 +54,7 @@ class Claims:
         """Claim a request id, or renew the claim where `token` holds it already. False: somebody else holds it."""
         return bool(self._redis.eval(TAKE, 1, _key(request_id), token, self._ttl_ms))
 
-    def look_and_take(
+    def read_and_take(
         self, request_id: str, token: str, result_key: str, beside: tuple[str, Sequence[str]]
     ) -> tuple[str | None, bool, list[str | None]]:
         """What is stored under `result_key`, whether the claim was free and is ours now, and what else a run needs to know:

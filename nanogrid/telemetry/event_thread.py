@@ -10,7 +10,7 @@ import select
 import threading
 from collections.abc import Callable, Sequence
 
-from nanogrid.telemetry.events import Event, Reader
+from nanogrid.telemetry.events import Event, EventPipe
 
 log = logging.getLogger(__name__)
 
@@ -21,14 +21,14 @@ Taker = Callable[[Sequence[Event]], None]
 """Takes a batch of events. What it raises is logged; the batch is not handed to it again."""
 
 
-class Ledger:
+class EventThread:
     """One thread. Takers are called one after the other, in the order given."""
 
     def __init__(self, takers: Sequence[Taker]) -> None:
-        self._reader = Reader()
+        self._reader = EventPipe()
         self._takers = list(takers)
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
         """Begin. Children that are forked from now on can tell."""

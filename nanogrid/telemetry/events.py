@@ -26,7 +26,7 @@ NAME_LENGTH = 200
 
 
 @dataclass(frozen=True)
-class RunObserved:
+class RunEvent:
     """One run of a function in a container, to whatever end: what the tuner learns from.
 
     `at_s` is seconds since 1970. `code` names the code and its layers. `peak_bytes` is that of this run alone, None where it
@@ -49,7 +49,7 @@ class RunObserved:
 
 
 @dataclass(frozen=True)
-class RequestEnded:
+class RequestEvent:
     """The one end of a request: what is counted. Milliseconds by phase; None and missing: did not take place."""
 
     function_id: str
@@ -63,7 +63,7 @@ class RequestEnded:
 
 
 @dataclass(frozen=True)
-class Happened:
+class CountEvent:
     """Something that is counted by its name, with at most one label whose values are few."""
 
     name: str
@@ -71,8 +71,8 @@ class Happened:
     amount: float = 1
 
 
-Event = RunObserved | RequestEnded | Happened
-KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in (RunObserved, RequestEnded, Happened)}
+Event = RunEvent | RequestEvent | CountEvent
+KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in (RunEvent, RequestEvent, CountEvent)}
 
 LOST = "events_lost"
 """Name of the event that says how many others were dropped."""
@@ -85,13 +85,13 @@ class _Writer:
     dropped: ClassVar[int] = 0
 
 
-def tell(event: Event) -> None:
+def emit(event: Event) -> None:
     """Tell the main process of this worker. Never waits and never fails; outside of a worker it does nothing."""
     if _Writer.descriptor is None:
         return
     lines = [_line(event)]
     if _Writer.dropped:
-        lines.append(_line(Happened(LOST, amount=_Writer.dropped)))
+        lines.append(_line(CountEvent(LOST, amount=_Writer.dropped)))
     data = b"".join(lines)
     try:
         if len(data) > LONGEST_LINE:
@@ -102,12 +102,12 @@ def tell(event: Event) -> None:
         _Writer.dropped += 1
 
 
-def happened(name: str, label: str = "", amount: float = 1) -> None:
+def count(name: str, label: str = "", amount: float = 1) -> None:
     """Tell that something happened that is counted."""
-    tell(Happened(name, label, amount))
+    emit(CountEvent(name, label, amount))
 
 
-class Reader:
+class EventPipe:
     """The main process's end. Making it opens the pipe, so that children that are forked from then on can tell."""
 
     def __init__(self) -> None:

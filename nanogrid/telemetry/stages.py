@@ -55,7 +55,7 @@ class Stage:
         return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-class Run:
+class RunStages:
     """Says what comes between the lines of a request's beginning and end: code, container, started.
 
     The warm path has nothing to write before its function runs: the line about code that was there already waits for the
@@ -66,7 +66,7 @@ class Run:
         self._of = request, function, attempt
         self._waiting: Stage | None = None
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> RunStages:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -95,12 +95,12 @@ class Run:
         acquired = {"container": container, "startKind": start.value, "acquireMillis": _rounded(acquire_ms)}
         began = {"timeoutMs": timeout_ms, "memoryMb": memory_mb, "cpus": cpus}
         self._write_waiting()
-        say(logging.INFO, Stage("container", *self._of, acquired))
-        say(logging.INFO, Stage("started", *self._of, began))
+        write(logging.INFO, Stage("container", *self._of, acquired))
+        write(logging.INFO, Stage("started", *self._of, began))
 
     def _write_waiting(self) -> None:
         if self._waiting is not None:
-            say(logging.INFO, self._waiting)
+            write(logging.INFO, self._waiting)
             self._waiting = None
 
 
@@ -110,7 +110,7 @@ def received(
     """A worker's main process has a message. Nothing of it was checked yet."""
     if log.isEnabledFor(logging.INFO):
         fields = {"queue": queue, "deliveries": deliveries, "ageMillis": _rounded(age_ms)}
-        say(logging.INFO, Stage("received", request, function, attempt, fields))
+        write(logging.INFO, Stage("received", request, function, attempt, fields))
 
 
 def finished(result: ExecutionResult) -> None:
@@ -129,22 +129,22 @@ def finished(result: ExecutionResult) -> None:
         }
         if result.outcome in WITH_REASON:
             fields["reason"] = _first_line(result.stderr)
-        say(level, Stage("finished", result.request_id, result.function_id, result.attempt, fields))
+        write(level, Stage("finished", result.request_id, result.function_id, result.attempt, fields))
 
 
 def retrying(request: str, function: str, attempt: int, trouble: str, wait_s: float) -> None:
     """An attempt met trouble of NanoGrid's own; another one comes in `wait_s` seconds."""
     fields = {"trouble": _first_line(trouble), "waitSeconds": round(wait_s, 1)}
-    say(logging.WARNING, Stage("retrying", request, function, attempt, fields))
+    write(logging.WARNING, Stage("retrying", request, function, attempt, fields))
 
 
 def answered(result: ExecutionResult) -> None:
     """A result was not stored: there was one. `result` is what would have been stored."""
     fields = {"outcome": result.outcome.value}
-    say(logging.INFO, Stage("answered", result.request_id, result.function_id, result.attempt, fields))
+    write(logging.INFO, Stage("answered", result.request_id, result.function_id, result.attempt, fields))
 
 
-def say(level: int, stage: Stage) -> None:
+def write(level: int, stage: Stage) -> None:
     """Hand a line to logging, without its search for the line of source that called: that is the same each time."""
     if log.isEnabledFor(level):
         record = log.makeRecord(log.name, level, __file__, 0, stage, (), None)

@@ -14,8 +14,8 @@ from itertools import islice
 
 import redis
 
-from nanogrid.telemetry.events import Event, RunObserved
-from nanogrid.tuner.store import Lesson, Tuning
+from nanogrid.telemetry.events import Event, RunEvent
+from nanogrid.tuner.store import SampleBatch, TunerStore
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,9 @@ class Learner:
     `make` makes the client of Redis; it is called in the thread that uses it.
     """
 
-    def __init__(self, make: Callable[[], Tuning]) -> None:
+    def __init__(self, make: Callable[[], TunerStore]) -> None:
         self._make = make
-        self._waiting: deque[RunObserved] = deque()
+        self._waiting: deque[RunEvent] = deque()
         self._under_way = 0
         self._dropped = 0
         self._changed = threading.Condition()
@@ -49,7 +49,7 @@ class Learner:
 
     def __call__(self, events: Sequence[Event]) -> None:
         """Take the runs of a batch. Never waits for Redis."""
-        runs = [event for event in events if isinstance(event, RunObserved)]
+        runs = [event for event in events if isinstance(event, RunEvent)]
         if not runs:
             return
         with self._changed:
@@ -72,16 +72,16 @@ class Learner:
 
     def _run(self) -> None:
         tuning = self._make()
-        while lesson := self._next():
+        while batch := self._next():
             try:
-                if not self._learn(lesson, tuning):
+                if not self._learn(batch, tuning):
                     return
             except Exception:  # what one run holds must not keep the tuner from all others
-                log.exception("the tuner could not learn from %s", ", ".join(lesson.runs))
+                log.exception("the tuner could not learn from %s", ", ".join(batch.runs))
             with self._changed:
                 self._under_way = 0
 
-    def _next(self) -> Lesson | None:
+    def _next(self) -> SampleBatch | None:
         """The next runs, as soon as there are any. None: the end has come, and all is written."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._stopping)
@@ -89,14 +89,14 @@ class Learner:
             for _ in runs:
                 self._waiting.popleft()
             self._under_way = len(runs)
-        return Lesson.of(runs) if runs else None
+        return SampleBatch.of(runs) if runs else None
 
-    def _learn(self, lesson: Lesson, tuning: Tuning) -> bool:
-        """Write a lesson, as soon as Redis lets us. False: the end came first."""
+    def _learn(self, batch: SampleBatch, tuning: TunerStore) -> bool:
+        """Write a batch, as soon as Redis lets us. False: the end came first."""
         away = False
         while True:
             try:
-                tuning.learn(lesson)
+                tuning.learn(batch)
                 break
             except redis.RedisError as error:
                 if not away:

@@ -60,7 +60,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """All runs at one size.
 
     `outcome` is SUCCEEDED where all runs succeeded, else that of the first that did not. `runs` counts without warm-ups,
@@ -124,7 +124,7 @@ def standard_error(times: Sequence[float]) -> float:
     return stdev(moved) / (len(kept) / len(times) * sqrt(len(times)))
 
 
-def summarise(size: Size, samples: Sequence[Sample]) -> Measured:
+def summarise(size: Size, samples: Sequence[Sample]) -> Measurement:
     """What the samples of one size come to. Times are those of warm runs, where any run was warm. Raises ValueError without samples."""
     if not samples:
         raise ValueError(f"no samples of {size}")
@@ -134,7 +134,7 @@ def summarise(size: Size, samples: Sequence[Sample]) -> Measured:
     kept = trimmed([sample.time_ms for sample in timed])
     cpu = [sample.cpu_ms for sample in timed if sample.cpu_ms is not None]
     failed = [sample.outcome for sample in samples if sample.outcome is not Outcome.SUCCEEDED]
-    return Measured(
+    return Measurement(
         size,
         failed[0] if failed else Outcome.SUCCEEDED,
         runs=len(counted),
@@ -148,7 +148,7 @@ def summarise(size: Size, samples: Sequence[Sample]) -> Measured:
     )
 
 
-def choose(measured: Sequence[Measured], strategy: Strategy) -> Size | None:
+def choose(measured: Sequence[Measurement], strategy: Strategy) -> Size | None:
     """The smallest size that may be as good as the best one, for all the noise tells. None where no size succeeded.
 
     Good is, for t the mean time and g = GB-seconds of one run:
@@ -174,7 +174,7 @@ class TimeRange(NamedTuple):
     longest_ms: float
 
 
-def time_range(one: Measured) -> TimeRange:
+def time_range(one: Measurement) -> TimeRange:
     """The mean and NOISE_ERRORS standard errors both ways, downwards NOISE and NOISE_MS at least: less is no gain to anybody.
 
     Raises ValueError where it has no times.

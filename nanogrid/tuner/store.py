@@ -21,9 +21,9 @@ import redis
 
 from nanogrid.result import Outcome
 from nanogrid.settings import Settings
-from nanogrid.telemetry.events import RunObserved
+from nanogrid.telemetry.events import RunEvent
 from nanogrid.tuner.advice import Advice, decide
-from nanogrid.tuner.advised import Advised
+from nanogrid.tuner.decision import Decision
 from nanogrid.tuner.record import Record, Sample, learn
 from nanogrid.tuner.rules import Rules
 from nanogrid.tuner.sizes import is_measured
@@ -64,7 +64,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Known:
+class TunerEntry:
     """All that is known of one function. `mode` is None where the deployment's counts. `version` is for the next save."""
 
     function_id: str
@@ -75,16 +75,16 @@ class Known:
 
 
 @dataclass
-class Lesson:
+class SampleBatch:
     """Runs that are to be learned, by function. `token` marks what was written of it, so that nothing counts twice."""
 
-    runs: dict[str, list[RunObserved]]
+    runs: dict[str, list[RunEvent]]
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod
-    def of(cls, runs: Iterable[RunObserved]) -> Lesson:
+    def of(cls, runs: Iterable[RunEvent]) -> SampleBatch:
         """These runs, each function's in their order."""
-        by_function: dict[str, list[RunObserved]] = {}
+        by_function: dict[str, list[RunEvent]] = {}
         for run in runs:
             by_function.setdefault(run.function_id, []).append(run)
         return cls(by_function)
@@ -109,15 +109,15 @@ def rules_of(settings: Settings) -> Rules:
     )
 
 
-def advised(function_id: str, read: Sequence[str | None], settings: Settings) -> Advised:
+def decision_for(function_id: str, read: Sequence[str | None], settings: Settings) -> Decision:
     """What holds for the next run of a function, from what `READ_BY_RUNS` gave."""
     advice_json, mode = read
     if is_measured(function_id):
-        return Advised(Mode.OFF, None)
-    return Advised(_mode(mode) or settings.tuner_mode, _advice(advice_json))
+        return Decision(Mode.OFF, None)
+    return Decision(_mode(mode) or settings.tuner_mode, _advice(advice_json))
 
 
-class Tuning:
+class TunerStore:
     """The records in one Redis. Thread-safe, as its client is."""
 
     def __init__(self, settings: Settings, client: redis.Redis) -> None:
@@ -133,7 +133,7 @@ class Tuning:
         """The numbers that this deployment tunes by."""
         return self._rules
 
-    def load(self, function_ids: Sequence[str]) -> list[Known]:
+    def load(self, function_ids: Sequence[str]) -> list[TunerEntry]:
         """What is known of these functions, in their order. One round trip."""
         with self._redis.pipeline(transaction=False) as many:
             for function_id in function_ids:
@@ -141,29 +141,29 @@ class Tuning:
             found = many.execute()
         return [self._known(function_id, fields) for function_id, fields in zip(function_ids, found, strict=True)]
 
-    def all(self) -> Iterator[Known]:
+    def all(self) -> Iterator[TunerEntry]:
         """Every function that something is known of, in no order."""
         for keys in _batches(self._redis.scan_iter(match=PREFIX + "*", count=SCAN_COUNT), SCAN_COUNT):
             yield from self.load([key.removeprefix(PREFIX) for key in keys])
 
-    def learn(self, lesson: Lesson) -> None:
-        """Add a lesson's runs to their functions' records, and take out of it what is written.
+    def learn(self, batch: SampleBatch) -> None:
+        """Add a batch's runs to their functions' records, and take out of it what is written.
 
-        Raises RedisError where Redis does not answer; the same lesson can then be given again, however far this one came.
+        Raises RedisError where Redis does not answer; the same batch can then be given again, however far this one came.
         """
-        while lesson.runs:
-            known = self.load(list(lesson.runs))
-            written = [one.function_id for one in known if one.version == lesson.token]  # before an answer was lost
+        while batch.runs:
+            known = self.load(list(batch.runs))
+            written = [one.function_id for one in known if one.version == batch.token]  # before an answer was lost
             for function_id in written:
-                del lesson.runs[function_id]
-            new = [one for one in known if one.version != lesson.token]
+                del batch.runs[function_id]
+            new = [one for one in known if one.version != batch.token]
             with self._redis.pipeline(transaction=False) as many:
                 for one in new:
-                    self._write(one, lesson, many)
+                    self._write(one, batch, many)
                 saved = many.execute()
             for one, done in zip(new, saved, strict=True):
                 if done:  # otherwise another worker was faster: read what it wrote, and add to that
-                    del lesson.runs[one.function_id]
+                    del batch.runs[one.function_id]
 
     def set_mode(self, function_id: str, mode: Mode | None) -> None:
         """Set a function's own mode, or with None let it follow the deployment's again."""
@@ -177,8 +177,8 @@ class Tuning:
         self._forget(keys=[key_of(function_id)])
         return learned
 
-    def _write(self, known: Known, lesson: Lesson, pipeline: Any) -> None:
-        record, runs = known.record, lesson.runs[known.function_id]
+    def _write(self, known: TunerEntry, batch: SampleBatch, pipeline: Any) -> None:
+        record, runs = known.record, batch.runs[known.function_id]
         for run in runs:
             record = learn(record, _sample(run), self._rules)
         advice = decide(record, runs[-1].requested_mb, runs[-1].code, self._rules, time.time())
@@ -186,7 +186,7 @@ class Tuning:
             keys=[key_of(known.function_id)],
             args=[
                 known.version,
-                lesson.token,
+                batch.token,
                 _text(record.to_json()),
                 _text(advice.to_json()),
                 self._settings.tuner_expires_s,
@@ -194,8 +194,8 @@ class Tuning:
             client=pipeline,
         )
 
-    def _known(self, function_id: str, fields: dict[str, str]) -> Known:
-        return Known(
+    def _known(self, function_id: str, fields: dict[str, str]) -> TunerEntry:
+        return TunerEntry(
             function_id,
             self._record(function_id, fields.get("record")),
             _advice(fields.get("advice")),
@@ -213,7 +213,7 @@ class Tuning:
             return Record.empty(self._rules)
 
 
-def _sample(run: RunObserved) -> Sample:
+def _sample(run: RunEvent) -> Sample:
     """A run as the tuner sees it. A kill for memory that the function coped with is one all the same: it needed more."""
     lowered = run.limit_mb < run.requested_mb
     return Sample(

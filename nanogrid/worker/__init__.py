@@ -21,12 +21,12 @@ from celery.worker import components
 
 from nanogrid.celery import app
 from nanogrid.worker import children
-from nanogrid.worker.metrics_step import Metrics
-from nanogrid.worker.owner_step import Containers
-from nanogrid.worker.prefork_step import PreforkOnly
-from nanogrid.worker.preparation_step import Preparation
-from nanogrid.worker.stall_step import Stalls
-from nanogrid.worker.telemetry_step import Accounts
+from nanogrid.worker.metrics_step import MetricsStep
+from nanogrid.worker.owner_step import OwnerStep
+from nanogrid.worker.prefork_step import PreforkStep
+from nanogrid.worker.preparation_step import PreparationStep
+from nanogrid.worker.stall_step import StallStep
+from nanogrid.worker.telemetry_step import TelemetryStep
 
 __all__ = ["Accounts", "Containers", "Metrics", "PreforkOnly", "Preparation", "Stalls", "children"]
 
@@ -38,6 +38,6 @@ def _begins(instance: Any, **_: Any) -> None:
 
 logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells at INFO, for each client, where it found credentials
 
-app.steps["worker"] |= {Accounts, Containers, Metrics, PreforkOnly, Preparation, Stalls}
+app.steps["worker"] |= {TelemetryStep, OwnerStep, MetricsStep, PreforkStep, PreparationStep, StallStep}
 # Celery orders steps by what they require: the process pool comes after the owner and the HTTP port, and goes before them.
-components.Pool.requires = (*components.Pool.requires, Containers, Metrics)
+components.Pool.requires = (*components.Pool.requires, OwnerStep, MetricsStep)

@@ -19,15 +19,15 @@ from nanogrid.execution.container.engine import Engine
 from nanogrid.execution.layers import LayerStore
 from nanogrid.metrics import gauges, status
 from nanogrid.metrics.address import Address, publish
-from nanogrid.metrics.health import DEADLINE_S, Disk, Health, engine_look, redis_look
-from nanogrid.metrics.queue_depths import QueueLook
+from nanogrid.metrics.background import BackgroundChecks
+from nanogrid.metrics.health import DEADLINE_S, Disk, Health, check_engine, check_redis
+from nanogrid.metrics.queue_depths import QueueDepths
 from nanogrid.metrics.server import Page, Server
-from nanogrid.metrics.watcher import Watch
 from nanogrid.settings import OFF, Settings
 from nanogrid.sqs.transport.readers import readings
-from nanogrid.worker.owner_step import Containers
-from nanogrid.worker.stall_step import Stalls
-from nanogrid.worker.telemetry_step import Accounts
+from nanogrid.worker.owner_step import OwnerStep
+from nanogrid.worker.stall_step import StallStep
+from nanogrid.worker.telemetry_step import TelemetryStep
 
 log = get_logger(__name__)
 
@@ -36,10 +36,10 @@ STALE_LOOKS = 3
 """Depths are shown for as long as so many looks take, if these fail."""
 
 
-class Metrics(bootsteps.StartStopStep):
+class MetricsStep(bootsteps.StartStopStep):
     """Listens before the children are there, and until they are gone: a worker that starts or drains says so."""
 
-    requires = (components.Hub, Accounts, Containers)
+    requires = (components.Hub, TelemetryStep, OwnerStep)
     server: Server | None = None
     """The server of this process, where it has one; a child finds its parent's."""
 
@@ -58,14 +58,14 @@ class Metrics(bootsteps.StartStopStep):
         server = self._bound()
         if server is None:
             return
-        self._look = QueueLook(self._settings, lambda: list(self._app.amqp.queues.consume_from))
+        self._look = QueueDepths(self._settings, lambda: list(self._app.amqp.queues.consume_from))
         self._look.connect()
         self._engine = Engine(self._settings)
         self._disk = Disk(self._settings)
         self._health = Health(
             {
-                "docker": engine_look(self._engine),
-                "redis": redis_look(self._settings.result_url),
+                "docker": check_engine(self._engine),
+                "redis": check_redis(self._settings.result_url),
                 "sqs": self._look.look,
                 "disk": self._disk.look,
             }
@@ -74,23 +74,23 @@ class Metrics(bootsteps.StartStopStep):
             "code": CodeStore(self._settings).usage,
             "layers": LayerStore(self._settings, self._engine).usage,
         }
-        self._watch = Watch(self._health, caches, self._settings.metrics_look_s)
+        self._watch = BackgroundChecks(self._health, caches, self._settings.metrics_look_s)
         self._register()
         signals.worker_ready.connect(self._ready, weak=False)
         signals.worker_shutting_down.connect(self._draining, weak=False)
-        Metrics.server = server
+        MetricsStep.server = server
         server.start()
         self._watch.start()
         log.info("metrics: http://%s/metrics, /healthz, /readyz, /status", server.address)
 
     def stop(self, worker: Any) -> None:
         """Listen no more."""
-        if Metrics.server is None:
+        if MetricsStep.server is None:
             return
         signals.worker_ready.disconnect(self._ready)
         signals.worker_shutting_down.disconnect(self._draining)
-        Metrics.server.stop()
-        Metrics.server = None
+        MetricsStep.server.stop()
+        MetricsStep.server = None
         self._watch.stop()
         self._engine.close()
         self._look.close()
@@ -114,27 +114,27 @@ class Metrics(bootsteps.StartStopStep):
                 address, error.strerror or error,
             )  # fmt: skip
             return None
-        assert Containers.owner is not None
+        assert OwnerStep.owner is not None
         try:
-            publish(server.address, Containers.owner.folder)
+            publish(server.address, OwnerStep.owner.folder)
         except OSError as error:
             log.warning("metrics: nanogrid doctor will not find %s: %s", server.address, error)
         return server
 
     def _register(self) -> None:
-        assert Containers.owner is not None
-        ProcessCollector(registry=Accounts.registry)
+        assert OwnerStep.owner is not None
+        ProcessCollector(registry=TelemetryStep.registry)
         stale_after_s = STALE_LOOKS * (self._settings.metrics_look_s + DEADLINE_S)
         parts: list[gauges.Part] = [
             gauges.build_info,
             gauges.of_worker(lambda: self._unready() is None, self._children, lambda: len(state.active_requests)),
-            gauges.of_stalls(lambda: self._stalled() is not None, lambda: Stalls.mends),
-            gauges.of_pool(Containers.owner.stock),
+            gauges.of_stalls(lambda: self._stalled() is not None, lambda: StallStep.mends),
+            gauges.of_pool(OwnerStep.owner.stock),
             gauges.of_queues(self._look, stale_after_s),
             gauges.of_caches(self._watch.usages),
             gauges.of_health(self._health, self._disk),
         ]
-        gauges.Gauges(Accounts.registry, parts)
+        gauges.Gauges(TelemetryStep.registry, parts)
 
     def _children(self) -> int:
         """How many there are to be now: remote control may have changed it."""
@@ -162,12 +162,12 @@ class Metrics(bootsteps.StartStopStep):
         return self._stalled()
 
     def _stalled(self) -> str | None:
-        return None if Stalls.current is None else Stalls.current.problem()
+        return None if StallStep.current is None else StallStep.current.problem()
 
     # -- pages
 
     def _metrics(self) -> Page:
-        return Page(generate_latest(Accounts.registry), CONTENT_TYPE_PLAIN_0_0_4)
+        return Page(generate_latest(TelemetryStep.registry), CONTENT_TYPE_PLAIN_0_0_4)
 
     def _healthz(self) -> Page:
         found = self._health.report()
@@ -179,7 +179,7 @@ class Metrics(bootsteps.StartStopStep):
         return _json({"ready": reason is None, "reason": reason}, ok=reason is None)
 
     def _status(self) -> Page:
-        owner = Containers.owner
+        owner = OwnerStep.owner
         return _json(
             {
                 "version": gauges.VERSION,
@@ -197,7 +197,7 @@ class Metrics(bootsteps.StartStopStep):
                 "queues": status.queues(self._look),
                 "pool": None if owner is None else status.pool(owner.stock),
                 "caches": {name: vars(usage) for name, usage in dict(self._watch.usages).items()},
-                "tuner": status.tuner(Accounts.registry, self._settings),
+                "tuner": status.tuner(TelemetryStep.registry, self._settings),
                 "health": {name: one.to_json() for name, one in self._health.known().items()},
                 "limits": status.limits(self._settings),
             }

@@ -16,7 +16,7 @@ from nanogrid.execution.pool.child.lease import use_owner
 from nanogrid.execution.pool.owner.owner import Owner
 from nanogrid.settings import Settings
 from nanogrid.telemetry import tracing
-from nanogrid.worker.telemetry_step import Accounts
+from nanogrid.worker.telemetry_step import TelemetryStep
 
 log = get_logger(__name__)
 
@@ -25,10 +25,10 @@ SWITCH_S = 0.0005
 USED_BY_THREADS = ("docker", "docker.errors", "docker.utils", "requests.exceptions")
 
 
-class Containers(bootsteps.StartStopStep):
+class OwnerStep(bootsteps.StartStopStep):
     """Owns the containers of this worker. Starts before the children and stops after them."""
 
-    requires = (components.Hub, Accounts)
+    requires = (components.Hub, TelemetryStep)
     owner: Owner | None = None
     """The owner of this process, where it has one; a child finds its parent's."""
     main_pid = 0
@@ -39,7 +39,7 @@ class Containers(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         """Take the data folder, remove what dead workers left, and listen for the children."""
-        Containers.main_pid = os.getpid()
+        OwnerStep.main_pid = os.getpid()
         # A child that is forked while a thread imports something finds that module locked for ever: import it all before.
         for module in USED_BY_THREADS:
             importlib.import_module(module)
@@ -51,15 +51,15 @@ class Containers(bootsteps.StartStopStep):
             log.critical("the worker cannot start: %s", error)
             raise SystemExit(1) from None
         owner.start()
-        Containers.owner = owner
+        OwnerStep.owner = owner
         use_owner(owner.address)
         log.info("containers: owner %s in %s", owner.id, self._settings.data_dir)
 
     def stop(self, worker: Any) -> None:
         """Destroy every container of this worker."""
-        if Containers.owner is not None:
+        if OwnerStep.owner is not None:
             use_owner(None)
-            Containers.owner.stop()
-            Containers.owner = None
+            OwnerStep.owner.stop()
+            OwnerStep.owner = None
 
     terminate = stop

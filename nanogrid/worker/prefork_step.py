@@ -12,7 +12,7 @@ from celery.utils.log import get_logger
 log = get_logger(__name__)
 
 
-class PreforkOnly(bootsteps.StartStopStep):
+class PreforkStep(bootsteps.StartStopStep):
     """A child is killed where its function has to end; a thread or a greenlet cannot be, and the main process must not be."""
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:

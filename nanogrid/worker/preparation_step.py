@@ -19,14 +19,14 @@ from nanogrid.sqs.dead_letters import DeadLetterReader, DeadRequest
 from nanogrid.sqs.queues import check_queues
 from nanogrid.tasks import load_result
 from nanogrid.telemetry import counters
-from nanogrid.telemetry.events import happened
+from nanogrid.telemetry.events import count
 from nanogrid.wire.names import EXECUTE
-from nanogrid.worker.owner_step import Containers
+from nanogrid.worker.owner_step import OwnerStep
 
 log = get_logger(__name__)
 
 
-class Preparation(bootsteps.StartStopStep):
+class PreparationStep(bootsteps.StartStopStep):
     """Says at start what is wrong with the queues, fetches missing images, and answers for what died in a queue."""
 
     requires = (components.Pool,)
@@ -73,8 +73,8 @@ class Preparation(bootsteps.StartStopStep):
                 except NanoGridError as error:
                     log.warning("runtime %s: %s", name, error)
                 ready.append(name)
-        if Containers.owner is not None:
-            Containers.owner.prewarm(ready)
+        if OwnerStep.owner is not None:
+            OwnerStep.owner.prewarm(ready)
 
     def _dead_letters(self) -> None:
         reader = DeadLetterReader(self._app.settings, self._answer_for_dead)
@@ -93,5 +93,5 @@ class Preparation(bootsteps.StartStopStep):
         context = Context(dead.context)
         task.backend.mark_as_done(dead.request_id, result, request=context)
         task.backend.answer_after(context, result)
-        happened(counters.DEAD_LETTER)
+        count(counters.DEAD_LETTER)
         return True

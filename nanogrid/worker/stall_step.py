@@ -30,11 +30,11 @@ EXIT_CODE = 70
 """EX_SOFTWARE."""
 
 
-class Stalls(bootsteps.StartStopStep):
+class StallStep(bootsteps.StartStopStep):
     """Looks once a second. A worker that starts or drains is let alone."""
 
     requires = (components.Pool,)
-    current: Stalls | None = None
+    current: StallStep | None = None
     """That of this process, while the worker takes requests."""
     mends = 0
     """How often the pool of this process was mended."""
@@ -71,12 +71,12 @@ class Stalls(bootsteps.StartStopStep):
         self._entry = hub.call_repeatedly(LOOK_S, self._mend)
 
     def _begin(self, **_: Any) -> None:
-        if Stalls.current is None:
-            Stalls.current = self
+        if StallStep.current is None:
+            StallStep.current = self
             threading.Thread(target=self._run, name="worker-stalls", daemon=True).start()
 
     def _end(self, **_: Any) -> None:
-        Stalls.current = None
+        StallStep.current = None
         self._stopped.set()
 
     # -- seeing
@@ -114,7 +114,7 @@ class Stalls(bootsteps.StartStopStep):
     # -- mending, in the event loop
 
     def _mend(self) -> None:
-        if Stalls.current is None:
+        if StallStep.current is None:
             return
         now_s = time.monotonic()
         if self._lost_slots():
@@ -127,7 +127,7 @@ class Stalls(bootsteps.StartStopStep):
             self._told(self._replace_children)
 
     def _told(self, mend: Callable[[], None]) -> None:
-        Stalls.mends += 1
+        StallStep.mends += 1
         self._lost_since, self._mended_at = 0.0, time.monotonic()
         mend()
 

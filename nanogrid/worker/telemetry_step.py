@@ -9,21 +9,21 @@ from celery.worker import components
 from prometheus_client import CollectorRegistry
 
 from nanogrid.connections.result_redis import connect
-from nanogrid.metrics.account import Account
+from nanogrid.metrics.event_metrics import EventMetrics
 from nanogrid.settings import Settings
-from nanogrid.telemetry.event_thread import Ledger
+from nanogrid.telemetry.event_thread import EventThread
 from nanogrid.tuner.learner import Learner
-from nanogrid.tuner.store import Tuning
+from nanogrid.tuner.store import TunerStore
 
 FAREWELL_S = 5.0
 """How long a worker that ends waits for the last runs to be learned."""
 
 
-class Accounts(bootsteps.StartStopStep):
+class TelemetryStep(bootsteps.StartStopStep):
     """Listens before the children are there, and until they are gone."""
 
     requires = (components.Hub,)
-    ledger: Ledger | None = None
+    ledger: EventThread | None = None
     """The ledger of this process, where it has one; a child finds its parent's."""
 
     registry: CollectorRegistry
@@ -32,20 +32,20 @@ class Accounts(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self._settings: Settings = worker.app.settings
-        self._learner = Learner(lambda: Tuning(self._settings, connect(self._settings, retries=1)))
+        self._learner = Learner(lambda: TunerStore(self._settings, connect(self._settings, retries=1)))
 
     def start(self, worker: Any) -> None:
         """Open the pipe that children tell through."""
-        Accounts.registry = CollectorRegistry()
+        TelemetryStep.registry = CollectorRegistry()
         self._learner.start()
-        Accounts.ledger = Ledger((self._learner, Account(Accounts.registry, self._settings)))
-        Accounts.ledger.start()
+        TelemetryStep.ledger = EventThread((self._learner, EventMetrics(TelemetryStep.registry, self._settings)))
+        TelemetryStep.ledger.start()
 
     def stop(self, worker: Any) -> None:
-        """Account for what was told, and end."""
-        if Accounts.ledger is not None:
-            Accounts.ledger.stop()
-            Accounts.ledger = None
+        """Count the last events and stop."""
+        if TelemetryStep.ledger is not None:
+            TelemetryStep.ledger.stop()
+            TelemetryStep.ledger = None
             self._learner.stop(FAREWELL_S)
 
     terminate = stop

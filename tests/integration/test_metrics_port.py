@@ -21,10 +21,10 @@ from nanogrid.execution.container.engine import Engine
 from nanogrid.execution.pool.identity import Owner
 from nanogrid.metrics import server as serving
 from nanogrid.metrics.address import Address, publish, published
-from nanogrid.metrics.health import Disk, Health, engine_look, redis_look
-from nanogrid.metrics.queue_depths import QueueLook
+from nanogrid.metrics.background import BackgroundChecks
+from nanogrid.metrics.health import Disk, Health, check_engine, check_redis
+from nanogrid.metrics.queue_depths import QueueDepths
 from nanogrid.metrics.server import MOST_CLIENTS, Page, Server
-from nanogrid.metrics.watcher import Watch
 from nanogrid.settings import Settings
 from nanogrid.sqs import queues
 from nanogrid.sqs.transport.readers import reading
@@ -243,7 +243,7 @@ def test_the_parts_of_this_machine_are_well(redis_url: str, data_dir: Path) -> N
     disk = Disk(settings)
     with closing(Engine(settings)) as engine:
         found = Health(
-            {"docker": engine_look(engine), "redis": redis_look(redis_url), "disk": disk.look}, deadline_s=PATIENCE_S
+            {"docker": check_engine(engine), "redis": check_redis(redis_url), "disk": disk.look}, deadline_s=PATIENCE_S
         ).report()
     assert {name for name, one in found.items() if one.ok} == {"docker", "redis", "disk"}, found
     assert disk.free_bytes is not None
@@ -256,8 +256,8 @@ def test_parts_that_are_away_are_named(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "missing", docker_url="tcp://127.0.0.1:9")
     with closing(Engine(settings)) as engine:
         looks = {
-            "docker": engine_look(engine),
-            "redis": redis_look("redis://:secret@127.0.0.1:9/0"),
+            "docker": check_engine(engine),
+            "redis": check_redis("redis://:secret@127.0.0.1:9/0"),
             "disk": Disk(settings).look,
         }
         found = Health(looks, deadline_s=PATIENCE_S).report()
@@ -269,7 +269,7 @@ def test_parts_that_are_away_are_named(tmp_path: Path) -> None:
 def test_a_redis_that_accepts_and_says_nothing_fails_its_check() -> None:
     """Its own time limit ends the look, so that no thread is left."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        health = Health({"redis": redis_look(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0")}, deadline_s=0.2)
+        health = Health({"redis": check_redis(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0")}, deadline_s=0.2)
         assert not health.report()["redis"].ok
         wait_until(lambda: "no answer for" not in health.known()["redis"].found, "the look has ended")
         assert not health.known()["redis"].ok
@@ -299,7 +299,7 @@ def test_what_waits_is_seen_with_its_age(settings: Settings) -> None:
     """Depths of both queues and of a dead-letter queue; the age begins with what was received, or the first look."""
     with (
         closing(sqs_client(settings)) as client,
-        closing(QueueLook(settings, lambda: ["python", "cpp"])) as look,
+        closing(QueueDepths(settings, lambda: ["python", "cpp"])) as look,
     ):
         where = queues.addresses("python", settings, client)
         for url in (where.url, where.url, where.dead_letter_url):
@@ -320,14 +320,14 @@ def test_the_age_is_that_since_the_youngest_message_received_was_sent(settings: 
         client.send_message(QueueUrl=queues.resolve(name, settings, client), MessageBody="x")
     reading(name).message((time.time() - 100) * 1000)
     reading(name).message((time.time() - 500) * 1000)
-    with closing(QueueLook(settings, lambda: [name])) as look:
+    with closing(QueueDepths(settings, lambda: [name])) as look:
         look.look()
         assert 100 <= look.ages_s()[name] < 100 + PATIENCE_S
 
 
 def test_a_look_creates_nothing_and_finds_a_queue_made_anew(settings: Settings) -> None:
     """Also where the settings let workers create queues. An address that is wrong by now is looked up again."""
-    with closing(sqs_client(settings)) as client, closing(QueueLook(settings, lambda: ["python"])) as look:
+    with closing(sqs_client(settings)) as client, closing(QueueDepths(settings, lambda: ["python"])) as look:
         look.look()
         where = queues.addresses("python", settings, client)
         client.delete_queue(QueueUrl=where.url)
@@ -353,7 +353,9 @@ def test_a_watch_keeps_health_and_caches_up_to_date(settings: Settings, redis_se
     from nanogrid.execution.code.cache import Usage
 
     usage = Usage(1, 2, 3)
-    watch = Watch(Health({"one": look}, fresh_s=0.0), {"bad": unreadable, "code": lambda: usage}, every_s=0.02)
+    watch = BackgroundChecks(
+        Health({"one": look}, fresh_s=0.0), {"bad": unreadable, "code": lambda: usage}, every_s=0.02
+    )
     watch.start()
     wait_until(lambda: len(looks) >= 3, "it looks again and again")
     watch.stop()

@@ -17,8 +17,8 @@ from nanogrid.result import not_run
 from nanogrid.results.claims import Claims
 from nanogrid.results.stream.append import counter_key
 from nanogrid.settings import Settings
-from nanogrid.telemetry.events import RequestEnded
-from nanogrid.tuner.store import Lesson, Tuning
+from nanogrid.telemetry.events import RequestEvent
+from nanogrid.tuner.store import SampleBatch, TunerStore
 from tests.integration.test_result_backend import context, worker_app
 from tests.integration.test_tuning import run
 from tests.support.redis_proxy import RedisProxy
@@ -52,7 +52,7 @@ def claims(settings: Settings) -> Iterator[Claims]:
 
 def take(claims: Claims, request_id: str, token: str = "token") -> bool:
     """Whether a claim is free, and taken."""
-    return claims.look_and_take(request_id, token, "nanogrid:none", ("nanogrid:none", ["x"]))[1]
+    return claims.read_and_take(request_id, token, "nanogrid:none", ("nanogrid:none", ["x"]))[1]
 
 
 class Told:
@@ -93,10 +93,10 @@ def told(settings: Settings, redis_url: str, unique: str) -> Iterator[Told]:
 
 
 @pytest.fixture
-def ended(monkeypatch: pytest.MonkeyPatch) -> list[RequestEnded]:
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[RequestEvent]:
     """What the backend tells the main process."""
-    events: list[RequestEnded] = []
-    monkeypatch.setattr("nanogrid.results.backend.tell", events.append)
+    events: list[RequestEvent] = []
+    monkeypatch.setattr("nanogrid.results.backend.emit", events.append)
     return events
 
 
@@ -126,7 +126,7 @@ def test_a_claim_that_is_taken_again_lasts_as_long_as_a_new_one(
 
 
 @pytest.fixture
-def app(settings: Settings, unique: str, ended: list[RequestEnded]) -> Iterator[NanoGrid]:
+def app(settings: Settings, unique: str, ended: list[RequestEvent]) -> Iterator[NanoGrid]:
     """A worker's app whose scripts Redis knows, so that the next command is the one that counts."""
     with worker_app(settings) as here:
         store(here, f"{unique}-first", "first")
@@ -142,7 +142,7 @@ def end_of(request_id: str) -> re.Pattern[bytes]:
 
 @pytest.mark.parametrize("lost", [1, 2])
 def test_an_end_whose_answer_was_lost_is_told_once(
-    lost: int, proxy: RedisProxy, app: NanoGrid, told: Told, unique: str, ended: list[RequestEnded]
+    lost: int, proxy: RedisProxy, app: NanoGrid, told: Told, unique: str, ended: list[RequestEvent]
 ) -> None:
     """Both steps of storing: whichever answer is lost, there is one message, one entry and one count."""
     proxy.at(lost, end_of(unique), None)
@@ -162,7 +162,7 @@ def test_an_end_that_was_stored_and_not_told_is_told_by_whoever_finds_it(
     app: NanoGrid,
     told: Told,
     unique: str,
-    ended: list[RequestEnded],
+    ended: list[RequestEvent],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A child that ends between the two steps: its next delivery tells what is stored, once, whatever it has itself."""
@@ -196,10 +196,10 @@ def test_a_state_whose_answer_was_lost_is_told_once(proxy: RedisProxy, app: Nano
 def test_a_lesson_whose_answer_was_lost_counts_once(proxy: RedisProxy, settings: Settings, unique: str) -> None:
     """The tuner's record."""
     with closing(connect(settings)) as client:
-        tuning = Tuning(settings, client)
-        tuning.learn(Lesson.of([run(unique)]))
+        tuning = TunerStore(settings, client)
+        tuning.learn(SampleBatch.of([run(unique)]))
         proxy.at(2, re.compile(unique.encode()), None)  # the first one reads
-        tuning.learn(Lesson.of([run(unique)]))
+        tuning.learn(SampleBatch.of([run(unique)]))
         (known,) = tuning.load([unique])
         assert known.record.runs == 2
 
@@ -209,9 +209,9 @@ def test_a_reset_whose_answer_was_lost_says_that_something_was_learned(
 ) -> None:
     """And a second one that nothing was."""
     with closing(connect(settings)) as client:
-        tuning = Tuning(settings, client)
+        tuning = TunerStore(settings, client)
         assert not tuning.reset(unique)
-        tuning.learn(Lesson.of([run(unique)]))
+        tuning.learn(SampleBatch.of([run(unique)]))
         proxy.at(1, re.compile(rb"EVALSHA.*%s" % unique.encode(), re.DOTALL), None)
         assert tuning.reset(unique)
         assert not tuning.reset(unique)

@@ -20,7 +20,7 @@ from nanogrid.results.stream.entry import StreamedResult
 from nanogrid.results.stream.follower import follow as follow_stream
 from nanogrid.settings import Settings
 from nanogrid.telemetry.counters import NOT_APPENDED
-from nanogrid.telemetry.events import Happened, Reader
+from nanogrid.telemetry.events import CountEvent, EventPipe
 from nanogrid.wire.names import EXECUTE
 from tests.support.redis_proxy import RedisProxy
 from tests.support.services import Service, wait_until
@@ -130,10 +130,10 @@ def test_no_stream_where_its_limit_is_zero(stream: Stream) -> None:
 def test_what_cannot_be_appended_is_stored_counted_and_logged(stream: Stream, caplog: pytest.LogCaptureFixture) -> None:
     """Something else lies under the stream's name: no result is lost by that, and followers see by the number that there was one."""
     stream.redis.set(stream.name, "no stream")
-    with closing(Reader()) as reader:
+    with closing(EventPipe()) as reader:
         stream.store("a")
-        told = [event for event in reader.read() if isinstance(event, Happened)]
-    assert told == [Happened(NOT_APPENDED)]
+        told = [event for event in reader.read() if isinstance(event, CountEvent)]
+    assert told == [CountEvent(NOT_APPENDED)]
     assert "could not be appended" in caplog.text
     assert "WRONGTYPE" in caplog.text
     assert stream.client.result(stream.id("a")).outcome is Outcome.NOT_RUN

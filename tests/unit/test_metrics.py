@@ -18,15 +18,15 @@ from nanogrid.execution.pool.owner.policy import Bounds, Kind, Wish
 from nanogrid.execution.pool.owner.stock import Stock
 from nanogrid.execution.pool.owner.tally import Counted, Eviction, Tally
 from nanogrid.execution.pool.states import State
-from nanogrid.metrics.account import KEPT, LOWERED, MOST_VALUES, OTHER, Account
 from nanogrid.metrics.address import Address
+from nanogrid.metrics.event_metrics import KEPT, LOWERED, MOST_VALUES, OTHER, EventMetrics
 from nanogrid.metrics.gauges import Gauges, build_info, of_pool
-from nanogrid.metrics.queue_depths import Seen, oldest_age_s
+from nanogrid.metrics.queue_depths import QueueObservation, oldest_age_s
 from nanogrid.result import Outcome
 from nanogrid.settings import Settings
 from nanogrid.sqs.queues import QueueDepth
 from nanogrid.telemetry import counters
-from nanogrid.telemetry.events import LOST, Happened, RequestEnded, RunObserved
+from nanogrid.telemetry.events import LOST, CountEvent, RequestEvent, RunEvent
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "deploy" / "observability"
@@ -42,14 +42,14 @@ def registry() -> CollectorRegistry:
 
 
 @pytest.fixture
-def account(registry: CollectorRegistry) -> Account:
-    """An account with the built-in runtimes."""
-    return Account(registry, Settings())
+def event_metrics(registry: CollectorRegistry) -> EventMetrics:
+    """An event_metrics with the built-in runtimes."""
+    return EventMetrics(registry, Settings())
 
 
-def ended(runtime: str | None = "python", outcome: str = "SUCCEEDED", **fields: Any) -> RequestEnded:
+def ended(runtime: str | None = "python", outcome: str = "SUCCEEDED", **fields: Any) -> RequestEvent:
     """The end of a request."""
-    return RequestEnded("a-function", runtime, outcome, **fields)
+    return RequestEvent("a-function", runtime, outcome, **fields)
 
 
 def of(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
@@ -57,10 +57,10 @@ def of(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
     return registry.get_sample_value(f"nanogrid_{name}", labels)
 
 
-# -- the account
+# -- the event_metrics
 
 
-def test_what_has_not_happened_stands_at_zero(registry: CollectorRegistry, account: Account) -> None:
+def test_what_has_not_happened_stands_at_zero(registry: CollectorRegistry, event_metrics: EventMetrics) -> None:
     """Prometheus sees the first time as a change from zero, for every runtime and outcome."""
     for runtime in ("python", "cpp", OTHER):
         for outcome in Outcome:
@@ -71,10 +71,10 @@ def test_what_has_not_happened_stands_at_zero(registry: CollectorRegistry, accou
 
 
 def test_an_end_is_counted_with_its_phases_in_seconds_and_memory_in_bytes(
-    registry: CollectorRegistry, account: Account
+    registry: CollectorRegistry, event_metrics: EventMetrics
 ) -> None:
     """Milliseconds and MiB of the events become base units; a phase that did not take place is not observed."""
-    account([ended(phases={"run": 1500.0, "fetch": None}, peak_bytes=3 * MIB, limit_mb=128)])
+    event_metrics([ended(phases={"run": 1500.0, "fetch": None}, peak_bytes=3 * MIB, limit_mb=128)])
     assert of(registry, "requests_ended_total", runtime="python", outcome="SUCCEEDED") == 1
     assert of(registry, "request_phase_seconds_sum", phase="run", runtime="python") == 1.5
     assert of(registry, "request_phase_seconds_bucket", phase="run", runtime="python", le="1.0") == 0
@@ -86,20 +86,20 @@ def test_an_end_is_counted_with_its_phases_in_seconds_and_memory_in_bytes(
 
 @pytest.mark.parametrize("runtime", ["haskell", None, "", "x" * 1000])
 def test_a_runtime_that_nobody_knows_is_other(
-    registry: CollectorRegistry, account: Account, runtime: str | None
+    registry: CollectorRegistry, event_metrics: EventMetrics, runtime: str | None
 ) -> None:
     """What a sender writes never becomes a label."""
     before = {sample.name for metric in registry.collect() for sample in metric.samples}
-    account([ended(runtime, "NOT_RUN", phases={"run": 1.0}, limit_mb=1)])
+    event_metrics([ended(runtime, "NOT_RUN", phases={"run": 1.0}, limit_mb=1)])
     assert of(registry, "requests_ended_total", runtime=OTHER, outcome="NOT_RUN") == 1
     assert {sample.name for metric in registry.collect() for sample in metric.samples} == before
 
 
-def test_an_alias_counts_as_its_runtime(registry: CollectorRegistry, account: Account) -> None:
+def test_an_alias_counts_as_its_runtime(registry: CollectorRegistry, event_metrics: EventMetrics) -> None:
     """A request that was refused carries the name its sender used."""
     aliases = [(alias, name) for name, runtime in Settings().runtime_table.items() for alias in runtime.aliases]
     assert aliases
-    account([ended(alias) for alias, _ in aliases])
+    event_metrics([ended(alias) for alias, _ in aliases])
     counted_ones = sum(
         of(registry, "requests_ended_total", runtime=name, outcome="SUCCEEDED") or 0
         for name in {name for _, name in aliases}
@@ -107,12 +107,14 @@ def test_an_alias_counts_as_its_runtime(registry: CollectorRegistry, account: Ac
     assert counted_ones == len(aliases)
 
 
-def test_what_a_run_used_is_told_beside_what_it_was_given(registry: CollectorRegistry, account: Account) -> None:
+def test_what_a_run_used_is_told_beside_what_it_was_given(
+    registry: CollectorRegistry, event_metrics: EventMetrics
+) -> None:
     """Memory times duration, as requested, limited and used; without a peak a run says nothing of slack."""
-    account(
+    event_metrics(
         [
-            RunObserved("f", "abc", 1.0, "SUCCEEDED", 2000.0, 500.0, 10 * MIB, 64, 256, killed_for_memory=True),
-            RunObserved("f", "abc", 1.0, "SUCCEEDED", 2000.0, None, None, 64, 256, killed_for_memory=False),
+            RunEvent("f", "abc", 1.0, "SUCCEEDED", 2000.0, 500.0, 10 * MIB, 64, 256, killed_for_memory=True),
+            RunEvent("f", "abc", 1.0, "SUCCEEDED", 2000.0, None, None, 64, 256, killed_for_memory=False),
         ]
     )
     found = {name: of(registry, "run_memory_byte_seconds_total", of=name) for name in ("requested", "limit", "peak")}
@@ -121,20 +123,20 @@ def test_what_a_run_used_is_told_beside_what_it_was_given(registry: CollectorReg
     assert of(registry, "runs_killed_for_memory_total") == 1
 
 
-def test_the_tuner_is_seen_by_the_limits_of_runs(registry: CollectorRegistry, account: Account) -> None:
+def test_the_tuner_is_seen_by_the_limits_of_runs(registry: CollectorRegistry, event_metrics: EventMetrics) -> None:
     """Lowered or kept; the run that follows a limit that was too little is no choice of its own."""
 
-    def run(limit_mb: int, *, rerun: bool = False) -> RunObserved:
-        return RunObserved("f", "abc", 1.0, "SUCCEEDED", 1.0, None, None, limit_mb, 256, False, rerun)
+    def run(limit_mb: int, *, rerun: bool = False) -> RunEvent:
+        return RunEvent("f", "abc", 1.0, "SUCCEEDED", 1.0, None, None, limit_mb, 256, False, rerun)
 
-    account([run(64), run(64), run(256), run(256, rerun=True), Happened(counters.RERUN)])
+    event_metrics([run(64), run(64), run(256), run(256, rerun=True), CountEvent(counters.RERUN)])
     assert of(registry, "tuner_decisions_total", decision=LOWERED) == 2
     assert of(registry, "tuner_decisions_total", decision=KEPT) == 1
     assert of(registry, "tuner_reruns_total") == 1
 
 
 def test_everything_that_can_be_told_by_name_is_counted(
-    registry: CollectorRegistry, account: Account, caplog: pytest.LogCaptureFixture
+    registry: CollectorRegistry, event_metrics: EventMetrics, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each name of `counted` has a metric, and so has the loss of events."""
     labels = {
@@ -151,7 +153,7 @@ def test_everything_that_can_be_told_by_name_is_counted(
     assert len(told) >= 10
     before = total(registry)
     for name in [*told, LOST]:
-        account([Happened(name, labels.get(name, ""), 2)])
+        event_metrics([CountEvent(name, labels.get(name, ""), 2)])
         assert total(registry) > before, name
         before = total(registry)
     assert caplog.text == ""
@@ -162,16 +164,18 @@ def total(registry: CollectorRegistry) -> float:
     return sum(sample.value for metric in registry.collect() for sample in metric.samples)
 
 
-def test_a_name_without_a_metric_is_said_once_in_the_log(account: Account, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_name_without_a_metric_is_said_once_in_the_log(
+    event_metrics: EventMetrics, caplog: pytest.LogCaptureFixture
+) -> None:
     """It is a bug of ours, which must cost neither the other events nor the log."""
-    account([Happened("nonsense"), Happened("nonsense"), Happened("nonsense")])
+    event_metrics([CountEvent("nonsense"), CountEvent("nonsense"), CountEvent("nonsense")])
     assert caplog.text.count("'nonsense' is told and not counted") == 1
 
 
-def test_values_of_a_label_are_bounded(registry: CollectorRegistry, account: Account) -> None:
+def test_values_of_a_label_are_bounded(registry: CollectorRegistry, event_metrics: EventMetrics) -> None:
     """Whatever is told as a cause, a bound is kept, and the rest is one series."""
-    account([Happened(counters.ATTEMPT_FAILED, f"value-{number}") for number in range(100)])
-    account([Happened(counters.ATTEMPT_FAILED, "pool")])
+    event_metrics([CountEvent(counters.ATTEMPT_FAILED, f"value-{number}") for number in range(100)])
+    event_metrics([CountEvent(counters.ATTEMPT_FAILED, "pool")])
     (metric,) = [metric for metric in registry.collect() if metric.name == "nanogrid_attempts_failed"]
     assert len(metric.samples) == len(counters.CAUSES) + MOST_VALUES + 1
     assert of(registry, "attempts_failed_total", cause=OTHER) == 100 - MOST_VALUES
@@ -266,13 +270,13 @@ def test_the_age_of_the_oldest_message(
     visible: int, empty_at: float | None, newest_received_at: float | None, age_s: float
 ) -> None:
     """At 100, after a first look at 50."""
-    seen = Seen(50.0, 100.0, depth(visible), empty_at=empty_at)
+    seen = QueueObservation(50.0, 100.0, depth(visible), empty_at=empty_at)
     assert oldest_age_s(seen, newest_received_at, 100.0) == age_s
 
 
 def test_a_queue_is_empty_only_when_two_looks_say_so() -> None:
     """SQS' counts are approximate: one zero between others says nothing."""
-    seen = Seen(0.0, 0.0, depth(3))
+    seen = QueueObservation(0.0, 0.0, depth(3))
     for at, visible in enumerate([0, 4, 0, 0, 2]):
         seen.found(depth(visible), float(at))
     assert (seen.empty_at, seen.at, seen.depth.visible) == (3.0, 4.0, 2)
@@ -349,8 +353,8 @@ def plain(text: str) -> str:
     return text.replace("`", "")
 
 
-def test_the_handbook_lists_every_metric(registry: CollectorRegistry, account: Account) -> None:
-    """docs/operations.md has one table row per metric of the account, and one for each name that dashboard and alerts use."""
+def test_the_handbook_lists_every_metric(registry: CollectorRegistry, event_metrics: EventMetrics) -> None:
+    """docs/operations.md has one table row per metric of the event_metrics, and one for each name that dashboard and alerts use."""
     documented = set(re.findall(r"^\| `(nanogrid_\w+)`", OPERATIONS, re.MULTILINE))
     families = {f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in registry.collect()}
     text = (SHIPPED / "alerts.yml").read_text() + json.dumps(DASHBOARD)

@@ -15,7 +15,7 @@ from nanogrid.tuner.sizes import (
     MEASURED,
     NOISE,
     NOISE_MS,
-    Measured,
+    Measurement,
     Sample,
     Size,
     Strategy,
@@ -40,7 +40,7 @@ def samples(*times_ms: float, outcome: Outcome = OK, warm: bool = True) -> list[
 
 def measured(
     memory_mb: int, time_ms: float, *, spread: float = 0.0, cpus: float = 1.0, outcome: Outcome = OK
-) -> Measured:
+) -> Measurement:
     """A size at which three runs took so long, two of them shorter and longer by a share."""
     times = (time_ms * (1 - spread), time_ms, time_ms * (1 + spread))
     return summarise(Size(memory_mb, cpus), samples(*times, outcome=outcome))
@@ -191,7 +191,7 @@ STRATEGIES = st.sampled_from(Strategy)
 
 
 @given(MEASUREMENTS, STRATEGIES)
-def test_the_choice_is_a_size_that_succeeded(sizes: list[Measured], strategy: Strategy) -> None:
+def test_the_choice_is_a_size_that_succeeded(sizes: list[Measurement], strategy: Strategy) -> None:
     """One is chosen wherever there is one, in whatever order they come, and failing ones change nothing."""
     working = [one for one in sizes if one.succeeded]
     choice = choose(sizes, strategy)
@@ -201,7 +201,7 @@ def test_the_choice_is_a_size_that_succeeded(sizes: list[Measured], strategy: St
 
 
 @given(MEASUREMENTS, STRATEGIES)
-def test_the_choice_is_nearly_the_best_and_no_smaller_one_is(sizes: list[Measured], strategy: Strategy) -> None:
+def test_the_choice_is_nearly_the_best_and_no_smaller_one_is(sizes: list[Measurement], strategy: Strategy) -> None:
     """It is not worse than the best by more than the noise of its own time; every smaller size is."""
     working = {one.size: time_range(one) for one in sizes if one.succeeded}
     choice = choose(sizes, strategy)
@@ -214,7 +214,7 @@ def test_the_choice_is_nearly_the_best_and_no_smaller_one_is(sizes: list[Measure
 
 
 @given(MEASUREMENTS)
-def test_a_time_stands_for_a_range_around_it(sizes: list[Measured]) -> None:
+def test_a_time_stands_for_a_range_around_it(sizes: list[Measurement]) -> None:
     """Downwards a twentieth and a millisecond at least, and never below zero."""
     for one in sizes:
         if one.time_ms is not None:
@@ -224,7 +224,7 @@ def test_a_time_stands_for_a_range_around_it(sizes: list[Measured]) -> None:
 
 
 @given(MEASUREMENTS, STRATEGIES)
-def test_no_choice_is_beaten_in_both(sizes: list[Measured], strategy: Strategy) -> None:
+def test_no_choice_is_beaten_in_both(sizes: list[Measurement], strategy: Strategy) -> None:
     """No size that is as small or smaller is faster than it beyond all noise."""
     chosen = next((one for one in sizes if one.size == choose(sizes, strategy)), None)
     if chosen is None:

@@ -71,7 +71,7 @@ def record_of(message: object, *args: object, level: int = logging.INFO, **more:
 def say_all() -> None:
     """Every stage that there is, once."""
     stages.received("r-1", "hello", 1, queue="python", deliveries=1, age_ms=8.4)
-    with stages.Run("r-1", "hello", 1) as run:
+    with stages.RunStages("r-1", "hello", 1) as run:
         run.code_ready(cached=True, fetch_ms=0.61, unpack_ms=0.0, build_ms=None)
         run.started(**STARTED)
     stages.retrying("r-1", "hello", 1, "S3 does not answer\nand more", 1.54)
@@ -120,12 +120,12 @@ def test_no_line_holds_what_a_function_wrote(written: io.StringIO, caplog: pytes
 
 def test_a_warm_run_writes_nothing_before_it_has_begun(written: io.StringIO) -> None:
     """The line about code that was there waits for the others, with its own time, and is written where none comes."""
-    with stages.Run("r-1", "hello", 1) as run:
+    with stages.RunStages("r-1", "hello", 1) as run:
         run.code_ready(cached=True, fetch_ms=0.61, unpack_ms=0.0, build_ms=None)
         assert written.getvalue() == ""
         run.started(**STARTED)
         assert [line.split()[1] for line in written.getvalue().splitlines()] == ["code", "container", "started"]
-    with stages.Run("r-2", "hello", 1) as run:
+    with stages.RunStages("r-2", "hello", 1) as run:
         run.code_ready(cached=True, fetch_ms=0.61, unpack_ms=0.0, build_ms=None)
     assert written.getvalue().splitlines()[3:] == ["[INFO/MainProcess] code      r-2  hello  cached, fetch 0.6 ms"]
 
@@ -133,7 +133,7 @@ def test_a_warm_run_writes_nothing_before_it_has_begun(written: io.StringIO) -> 
 @pytest.mark.parametrize(("cached", "build_ms"), [(False, None), (True, 800.0)])
 def test_what_took_its_time_is_told_at_once(written: io.StringIO, cached: bool, build_ms: float | None) -> None:
     """Code that was fetched or built is a line before the request asks for a container."""
-    with stages.Run("r-1", "hello", 1) as run:
+    with stages.RunStages("r-1", "hello", 1) as run:
         run.code_ready(cached=cached, fetch_ms=90.0, unpack_ms=3.0, build_ms=build_ms)
         assert written.getvalue().count("\n") == 1
 
@@ -143,7 +143,7 @@ def test_a_line_tells_the_time_of_its_stage(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.INFO, stages.log.name):
         stage = stages.Stage("answered", "r-1", "hello", 1, {"outcome": "SUCCEEDED"})
         stage.at = 61.25
-        stages.say(logging.INFO, stage)
+        stages.write(logging.INFO, stage)
     assert as_json(caplog.records[0])["time"] == "1970-01-01T00:01:01.250Z"
 
 

@@ -19,7 +19,7 @@ from nanogrid.connections.result_redis import passes
 from nanogrid.errors import ConfigurationError
 from nanogrid.results.stream.entry import StreamedResult, streamed
 from nanogrid.results.stream.position import ALL, NOW, check_start
-from nanogrid.results.stream.readers import Alone, Grouped, Reading
+from nanogrid.results.stream.readers import GroupReader, SingleReader, StreamReader
 from nanogrid.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -70,12 +70,12 @@ def _follow(
     abandoned_s: float,
 ) -> Generator[StreamedResult, None, None]:
     with closing(_connect(settings)) as client:
-        reading: Reading
+        reading: StreamReader
         if group is None:
-            reading = Alone(client, settings.stream_name, start or NOW)
+            reading = SingleReader(client, settings.stream_name, start or NOW)
         else:
             name = consumer or socket.gethostname()
-            reading = Grouped(
+            reading = GroupReader(
                 client, settings.stream_name, start or ALL, group=group, consumer=name, abandoned_s=abandoned_s
             )
         reading.open()
@@ -125,7 +125,7 @@ def _result(
         return None
 
 
-def _wait_for_redis(client: redis.Redis, reading: Reading, error: BaseException) -> None:
+def _wait_for_redis(client: redis.Redis, reading: StreamReader, error: BaseException) -> None:
     """Return when Redis answers again and the place to go on from is found."""
     since, pause_s = time.monotonic(), SHORTEST_PAUSE_S
     log.warning("Redis does not answer (%s); the results stream goes on when it does", error)

@@ -42,7 +42,7 @@ class Batch:
     caught_up: bool = False
 
 
-class Reading(Protocol):
+class StreamReader(Protocol):
     """A way to read. Whatever it asks of Redis may fail; `open` comes before the first `read` and after every failure."""
 
     @property
@@ -62,7 +62,7 @@ class Reading(Protocol):
         """Like `done`, for entries that nobody handles; may be told to Redis later, together."""
 
 
-class Alone:
+class SingleReader:
     """Reads without a group: every reader gets all entries, and where it is goes with it."""
 
     def __init__(self, client: redis.Redis, stream: str, start: str) -> None:
@@ -116,7 +116,7 @@ class Alone:
     skip = done
 
 
-class Grouped:
+class GroupReader:
     """Reads as one consumer of a group: Redis keeps the place, and hands out again what was not acknowledged.
 
     First comes what this consumer was given before and did not acknowledge, then what others of the group left lying for

@@ -10,38 +10,38 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from nanogrid.telemetry.event_thread import Ledger
-from nanogrid.telemetry.events import LOST, Event, Happened, Reader, RequestEnded, RunObserved, happened, tell
+from nanogrid.telemetry.event_thread import EventThread
+from nanogrid.telemetry.events import LOST, CountEvent, Event, EventPipe, RequestEvent, RunEvent, count, emit
 
-RUN = RunObserved("f", "abc", 1.5, "SUCCEEDED", 2.5, None, 4096, 128, 256, killed_for_memory=False)
+RUN = RunEvent("f", "abc", 1.5, "SUCCEEDED", 2.5, None, 4096, 128, 256, killed_for_memory=False)
 
 
 @pytest.fixture
-def reader() -> Iterator[Reader]:
-    made = Reader()
+def reader() -> Iterator[EventPipe]:
+    made = EventPipe()
     yield made
     made.close()
 
 
-def test_what_is_told_comes_out_as_it_was(reader: Reader) -> None:
-    ended = RequestEnded("f", "python", "FAILED", "warm", {"run": 1.25, "store": None}, 4096, 128, 2)
-    tell(RUN)
-    tell(ended)
-    happened("retries", "S3", 3)
-    assert reader.read() == [RUN, ended, Happened("retries", "S3", 3)]
+def test_what_is_told_comes_out_as_it_was(reader: EventPipe) -> None:
+    ended = RequestEvent("f", "python", "FAILED", "warm", {"run": 1.25, "store": None}, 4096, 128, 2)
+    emit(RUN)
+    emit(ended)
+    count("retries", "S3", 3)
+    assert reader.read() == [RUN, ended, CountEvent("retries", "S3", 3)]
     assert reader.read() == []
 
 
 def test_outside_of_a_worker_nothing_is_told() -> None:
-    tell(RUN)  # there is no pipe: neither an error nor a wait
+    emit(RUN)  # there is no pipe: neither an error nor a wait
 
 
-def test_events_of_several_processes_never_mix(reader: Reader) -> None:
+def test_events_of_several_processes_never_mix(reader: EventPipe) -> None:
     context = multiprocessing.get_context("fork")
 
     def child(number: int) -> None:
-        for count in range(200):
-            happened(f"child-{number}", "x" * 300, count)
+        for amount in range(200):
+            count(f"child-{number}", "x" * 300, amount)
 
     children = [context.Process(target=child, args=(number,)) for number in range(4)]
     for process in children:
@@ -53,33 +53,33 @@ def test_events_of_several_processes_never_mix(reader: Reader) -> None:
     for process in children:
         process.join()
     for number in range(4):
-        told = [event for event in seen if isinstance(event, Happened) and event.name == f"child-{number}"]
-        lost = sum(event.amount for event in seen if isinstance(event, Happened) and event.name == LOST)
+        told = [event for event in seen if isinstance(event, CountEvent) and event.name == f"child-{number}"]
+        lost = sum(event.amount for event in seen if isinstance(event, CountEvent) and event.name == LOST)
         assert lost == 0
         assert [event.amount for event in told] == list(range(200))
 
 
-def test_what_does_not_fit_is_dropped_counted_and_told_later(reader: Reader) -> None:
+def test_what_does_not_fit_is_dropped_counted_and_told_later(reader: EventPipe) -> None:
     told = 0
     while not reader_is_full(reader):
-        happened("filler", "x" * 3500)
+        count("filler", "x" * 3500)
         told += 1
-    happened("filler", "x" * 3500)
-    happened("filler", "x" * 3500)
+    count("filler", "x" * 3500)
+    count("filler", "x" * 3500)
     first = reader.read()
-    happened("after")
-    happened("after")
+    count("after")
+    count("after")
     events = first + reader.read()
-    names = [event.name for event in events if isinstance(event, Happened)]
-    lost = [event.amount for event in events if isinstance(event, Happened) and event.name == LOST]
+    names = [event.name for event in events if isinstance(event, CountEvent)]
+    lost = [event.amount for event in events if isinstance(event, CountEvent) and event.name == LOST]
     assert names.count("after") == 2
     assert sum(lost) + names.count("filler") == told + 2
     assert sum(lost) >= 2
 
 
-def reader_is_full(reader: Reader) -> bool:
+def reader_is_full(reader: EventPipe) -> bool:
     """Whether one more line of the kernel's size finds no room."""
-    line = json.dumps(["Happened", {"name": "probe", "label": "y" * 3500, "amount": 0}]).encode() + b"\n"
+    line = json.dumps(["CountEvent", {"name": "probe", "label": "y" * 3500, "amount": 0}]).encode() + b"\n"
     try:
         os.write(reader._writing, line)
     except BlockingIOError:
@@ -88,10 +88,10 @@ def reader_is_full(reader: Reader) -> bool:
 
 
 def test_a_line_that_nobody_understands_is_told_in_the_log_and_costs_no_other(
-    reader: Reader, caplog: pytest.LogCaptureFixture
+    reader: EventPipe, caplog: pytest.LogCaptureFixture
 ) -> None:
     os.write(reader._writing, b'["Unknown",{}]\nno json\n')
-    tell(RUN)
+    emit(RUN)
     assert reader.read() == [RUN]
     assert caplog.text.count("cannot be understood") == 2
 
@@ -108,14 +108,14 @@ def test_a_ledger_hands_everything_to_each_taker_also_when_one_fails(caplog: pyt
         if len(taken) == 2:
             all_there.set()
 
-    ledger = Ledger([fails, takes])
+    ledger = EventThread([fails, takes])
     ledger.start()
     try:
-        tell(RUN)
-        happened("something")
+        emit(RUN)
+        count("something")
         assert all_there.wait(30)
     finally:
-        happened("last")  # what is told until the end is handed on, too
+        count("last")  # what is told until the end is handed on, too
         ledger.stop()
-    assert taken == [RUN, Happened("something"), Happened("last")]
+    assert taken == [RUN, CountEvent("something"), CountEvent("last")]
     assert "this account is broken" in caplog.text

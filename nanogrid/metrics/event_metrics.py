@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from nanogrid.result import Outcome, Phases
 from nanogrid.settings import Settings
 from nanogrid.telemetry import counters
-from nanogrid.telemetry.events import LOST, Event, Happened, RequestEnded, RunObserved
+from nanogrid.telemetry.events import LOST, CountEvent, Event, RequestEvent, RunEvent
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +30,11 @@ DURATION_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2
 MEMORY_BUCKETS_BYTES = tuple(MIB * 2**power for power in range(2, 14))
 LOWERED, KEPT = "lowered", "kept"
 
-Count = Callable[[Happened], None]
+Count = Callable[[CountEvent], None]
 Metric = TypeVar("Metric")
 
 
-class Account:
+class EventMetrics:
     """Takes batches of events. Made once per registry; called by one thread, read by any."""
 
     def __init__(self, registry: CollectorRegistry, settings: Settings) -> None:
@@ -77,14 +77,14 @@ class Account:
         """Count a batch."""
         for event in events:
             match event:
-                case RequestEnded():
+                case RequestEvent():
                     self._request_ended(event)
-                case RunObserved():
+                case RunEvent():
                     self._run_observed(event)
-                case Happened():
+                case CountEvent():
                     self._happened(event)
 
-    def _request_ended(self, event: RequestEnded) -> None:
+    def _request_ended(self, event: RequestEvent) -> None:
         runtime = (self._table.canonical(event.runtime) if event.runtime else None) or OTHER
         self._ended[runtime, event.outcome].inc()
         for phase, duration_ms in event.phases.items():
@@ -95,7 +95,7 @@ class Account:
         if event.limit_mb is not None:
             self._limit[runtime,].observe(event.limit_mb * MIB)
 
-    def _run_observed(self, event: RunObserved) -> None:
+    def _run_observed(self, event: RunEvent) -> None:
         if not event.rerun:  # the second run of a request is no choice
             self._decisions[LOWERED if event.limit_mb < event.requested_mb else KEPT,].inc()
         if event.cpu_ms is not None:
@@ -108,7 +108,7 @@ class Account:
             self._byte_seconds["limit",].inc(event.limit_mb * MIB * duration_s)
             self._byte_seconds["peak",].inc(event.peak_bytes * duration_s)
 
-    def _happened(self, event: Happened) -> None:
+    def _happened(self, event: CountEvent) -> None:
         count = self._counts.get(event.name)
         if count is not None:
             count(event)
@@ -166,7 +166,7 @@ def _labelled(registry: CollectorRegistry, name: str, text: str, label: str, val
     series = _counter(registry, name, text, **{label: [*values]})
     most = len(known) + MOST_VALUES
 
-    def count(event: Happened) -> None:
+    def count(event: CountEvent) -> None:
         value = event.label
         if value not in known:
             if len(known) < most:

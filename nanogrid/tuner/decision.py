@@ -9,7 +9,7 @@ from nanogrid.wire.tuner_mode import Mode
 
 
 @dataclass(frozen=True)
-class Advised:
+class Decision:
     """The mode in force for a function, and the advice for its next run. None: nothing was learned of it yet."""
 
     mode: Mode
@@ -40,5 +40,5 @@ class Advised:
         return self.advice.sentence
 
 
-NOT_TUNED = Advised(Mode.OFF, None)
+NOT_TUNED = Decision(Mode.OFF, None)
 """For a run that the tuner has nothing to do with."""

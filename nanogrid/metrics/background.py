@@ -16,7 +16,7 @@ CACHES_EVERY_LOOKS = 4
 """A look at a cache reads a small file for each entry, so that not every look takes in the caches."""
 
 
-class Watch:
+class BackgroundChecks:
     """One thread. `usages` holds what each cache held at the last look."""
 
     def __init__(self, health: Health, caches: Mapping[str, Callable[[], Usage]], every_s: float) -> None:
