@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 import sys
 import time
 import weakref
@@ -23,7 +22,7 @@ from celery.backends.redis import RedisBackend
 from celery.states import FAILURE, SUCCESS
 from celery.utils.log import get_logger
 
-from nanogrid.connections import result_redis
+from nanogrid.connections import forks, result_redis
 from nanogrid.connections.result_redis import passes
 from nanogrid.errors import NanoGridError, RedisUnavailableError
 from nanogrid.monitoring.connections import settings_of
@@ -123,6 +122,7 @@ class ResultBackend(RedisBackend):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _backends.add(self)
+        forks.renew_in_child(self)
 
     def begin_anew(self) -> None:
         """As it was made, with nothing that belongs to the process that this one was forked from.
@@ -471,17 +471,10 @@ def _sentence(exc: BaseException) -> str:
     return str(exc) if isinstance(exc, NanoGridError) else f"unexpected {type(exc).__name__}: {exc}"
 
 
-def _begin_anew_in_child() -> None:
-    """Connections that cross a fork would give each side what the other one asked for."""
-    for backend in list(_backends):
-        backend.begin_anew()
-
-
 def _end() -> None:
     """Before the interpreter comes apart: what is collected afterwards can neither connect nor import."""
     for backend in list(_backends):
         backend.result_consumer.end()
 
 
-os.register_at_fork(after_in_child=_begin_anew_in_child)
 atexit.register(_end)

@@ -132,7 +132,7 @@ def get(event, context):
         assert result.success, result.stderr
         assert result.start_kind in kinds
         assert result.value == {"price": 1.1, "rate": None, "name": request["functionId"]}
-        assert result.stderr == "nanogrid: the value holds NaN, which JSON cannot: null is in its place\n"
+        assert result.stderr == "nanogrid: the value holds NaN, which JSON does not have; replaced by null\n"
         level, _, request_id, message = result.stdout.split("\t")
         assert (level, request_id, message) == ("[INFO]", request["requestId"], f"asked for {number}\n")
 

@@ -101,7 +101,7 @@ def test_a_function_that_asks_for_too_much_gets_its_tuned_limit_and_a_larger_run
     assert large.stdout == "300\n"
     assert large.stderr == ""
     assert large.memory_limit_mb == 512
-    assert "were too little" in str(large.optimization_tip)
+    assert "was too small" in str(large.optimization_tip)
 
     wait_until(
         lambda: (advice := tuning.load(["thumbs"])[0].advice) and (advice.recommended_mb or 0) > 300,

@@ -190,7 +190,7 @@ def test_slots_that_were_lost_are_found_and_returned(here: Grid, worker: Worker)
     mends = number(here, "nanogrid_worker_mends_total")
     here.app.control.broadcast("lose_slots", arguments={"slots": 2}, reply=True)
     assert works(here)
-    assert worker.said("2 of 2 slots were held by nobody and are returned")
+    assert worker.said("2 of 2 slots were held by no request and are released")
     assert number(here, "nanogrid_worker_mends_total") == mends + 1
     wait_until(lambda: page(here, "/readyz")[0] == 200, "it is ready again")
 

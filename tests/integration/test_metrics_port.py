@@ -80,7 +80,7 @@ def test_pages_are_served(server: Server, caplog: pytest.LogCaptureFixture) -> N
     assert get(server, "/") == (200, "here\n")
     assert get(server, "/?debug=1") == (200, "here\n")
     assert get(server, "/", "HEAD") == (200, "")
-    assert get(server, "/nothing") == (404, "there is only /, /broken\n")
+    assert get(server, "/nothing") == (404, "not found; the pages are /, /broken\n")
     assert get(server, "/", "POST")[0] == 501
     assert get(server, "/broken")[0] == 500
     assert "this page is broken" in caplog.text
@@ -201,14 +201,14 @@ def test_a_check_that_hangs_does_not_hang_the_answer() -> None:
             began = time.monotonic()
             found = health.report()
             assert time.monotonic() - began < PATIENCE_S
-            assert (found["well"].ok, found["well"].found) == (True, "fine")
+            assert (found["well"].ok, found["well"].text) == (True, "fine")
             assert not found["hung"].ok
-            assert found["hung"].found.startswith("no answer for ")
+            assert found["hung"].text.startswith("no answer for ")
         assert hung.looks == 1
     finally:
         hung.go.set()
-    wait_until(lambda: health.known()["hung"].ok, "it is well again")
-    assert health.known()["hung"].found == "it answers after all"
+    wait_until(lambda: health.last_results()["hung"].ok, "it is well again")
+    assert health.last_results()["hung"].text == "it answers after all"
 
 
 def test_what_was_well_a_moment_ago_is_not_looked_for_again_and_what_was_wrong_is() -> None:
@@ -229,12 +229,12 @@ def test_what_was_well_a_moment_ago_is_not_looked_for_again_and_what_was_wrong_i
     reports = [health.report() for _ in range(5)]
     assert (looks.count("well"), looks.count("failing")) == (1, 3)
     assert [report["failing"].ok for report in reports] == [False, False, True, True, True]
-    assert reports[0]["failing"].found == "not there yet"
+    assert reports[0]["failing"].text == "not there yet"
 
 
 def test_nothing_is_known_before_the_first_look() -> None:
     """A gauge of a check that was never made would be a lie."""
-    assert Health({"any": lambda: "fine"}).known() == {}
+    assert Health({"any": lambda: "fine"}).last_results() == {}
 
 
 def test_the_parts_of_this_machine_are_well(redis_url: str, data_dir: Path) -> None:
@@ -243,7 +243,7 @@ def test_the_parts_of_this_machine_are_well(redis_url: str, data_dir: Path) -> N
     disk = Disk(settings)
     with closing(Engine(settings)) as engine:
         found = Health(
-            {"docker": check_engine(engine), "redis": check_redis(redis_url), "disk": disk.look}, deadline_s=PATIENCE_S
+            {"docker": check_engine(engine), "redis": check_redis(redis_url), "disk": disk.check}, deadline_s=PATIENCE_S
         ).report()
     assert {name for name, one in found.items() if one.ok} == {"docker", "redis", "disk"}, found
     assert disk.free_bytes is not None
@@ -258,11 +258,11 @@ def test_parts_that_are_away_are_named(tmp_path: Path) -> None:
         looks = {
             "docker": check_engine(engine),
             "redis": check_redis("redis://:secret@127.0.0.1:9/0"),
-            "disk": Disk(settings).look,
+            "disk": Disk(settings).check,
         }
         found = Health(looks, deadline_s=PATIENCE_S).report()
     assert [name for name, one in found.items() if one.ok] == []
-    assert "missing cannot be written" in found["disk"].found
+    assert "missing is not writable" in found["disk"].text
     assert "secret" not in json.dumps([one.to_json() for one in found.values()])
 
 
@@ -271,14 +271,14 @@ def test_a_redis_that_accepts_and_says_nothing_fails_its_check() -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         health = Health({"redis": check_redis(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0")}, deadline_s=0.2)
         assert not health.report()["redis"].ok
-        wait_until(lambda: "no answer for" not in health.known()["redis"].found, "the look has ended")
-        assert not health.known()["redis"].ok
+        wait_until(lambda: "no answer for" not in health.last_results()["redis"].text, "the look has ended")
+        assert not health.last_results()["redis"].ok
 
 
 def test_a_disk_without_room_for_a_function_is_not_well(data_dir: Path) -> None:
     """The largest archive and what it unpacks to have to fit."""
-    look = Disk(Settings(data_dir=data_dir, archive_limit_mb=10**9)).look
-    with pytest.raises(OSError, match="MiB free, and the largest function needs"):
+    look = Disk(Settings(data_dir=data_dir, archive_limit_mb=10**9)).check
+    with pytest.raises(OSError, match="MiB free, but the largest function needs"):
         look()
 
 
@@ -299,16 +299,16 @@ def test_what_waits_is_seen_with_its_age(settings: Settings) -> None:
     """Depths of both queues and of a dead-letter queue; the age begins with what was received, or the first look."""
     with (
         closing(sqs_client(settings)) as client,
-        closing(QueueDepths(settings, lambda: ["python", "cpp"])) as look,
+        closing(QueueDepths(settings, lambda: ["python", "cpp"])) as depths,
     ):
         where = queues.addresses("python", settings, client)
         for url in (where.url, where.url, where.dead_letter_url):
             client.send_message(QueueUrl=url, MessageBody="x")
         before = time.time()
-        assert look.look() == "2 queues answer"
-        depths = {name: (seen.depth.visible, seen.depth.dead_letters) for name, seen in look.seen.items()}
-        assert depths == {"python": (2, 1), "cpp": (0, 0)}
-        ages = look.ages_s()
+        assert depths.check() == "2 queues answer"
+        by_name = {name: (seen.depth.visible, seen.depth.dead_letters) for name, seen in depths.observations.items()}
+        assert by_name == {"python": (2, 1), "cpp": (0, 0)}
+        ages = depths.ages_s()
         assert ages["cpp"] == 0
         assert 0 <= ages["python"] <= time.time() - before
 
@@ -320,23 +320,23 @@ def test_the_age_is_that_since_the_youngest_message_received_was_sent(settings: 
         client.send_message(QueueUrl=queues.resolve(name, settings, client), MessageBody="x")
     reading(name).message((time.time() - 100) * 1000)
     reading(name).message((time.time() - 500) * 1000)
-    with closing(QueueDepths(settings, lambda: [name])) as look:
-        look.look()
-        assert 100 <= look.ages_s()[name] < 100 + PATIENCE_S
+    with closing(QueueDepths(settings, lambda: [name])) as depths:
+        depths.check()
+        assert 100 <= depths.ages_s()[name] < 100 + PATIENCE_S
 
 
 def test_a_look_creates_nothing_and_finds_a_queue_made_anew(settings: Settings) -> None:
     """Also where the settings let workers create queues. An address that is wrong by now is looked up again."""
-    with closing(sqs_client(settings)) as client, closing(QueueDepths(settings, lambda: ["python"])) as look:
-        look.look()
+    with closing(sqs_client(settings)) as client, closing(QueueDepths(settings, lambda: ["python"])) as depths:
+        depths.check()
         where = queues.addresses("python", settings, client)
         client.delete_queue(QueueUrl=where.url)
         with pytest.raises(Exception, match="does not exist"):
-            look.look()
+            depths.check()
         with pytest.raises(ConfigurationError, match="does not exist"):
-            look.look()
+            depths.check()
         queues.resolve("python", settings, client)
-        assert look.look() == "1 queues answer"
+        assert depths.check() == "1 queues answer"
 
 
 def test_a_watch_keeps_health_and_caches_up_to_date(settings: Settings, redis_server: Service) -> None:

@@ -81,7 +81,7 @@ def test_numbers_that_json_has_not_are_null_and_told(written: bytes, value: obje
     """The rest of the value stays, and nobody who reads the result meets a word that is no JSON."""
     found, told = value_of(written)
     assert found == value
-    assert told == (f"nanogrid: the value holds {line}, which JSON cannot: null is in its place\n" if line else "")
+    assert told == (f"nanogrid: the value holds {line}, which JSON does not have; replaced by null\n" if line else "")
 
 
 @pytest.mark.parametrize("written", [b"{", b"\x89PNG", b"[" * 100_000, b"1" * 5000, b'{"a": nan}', b"\xff\xfe"])
@@ -89,7 +89,7 @@ def test_what_is_no_json_is_no_value(written: bytes) -> None:
     """One line says so."""
     found, told = value_of(written)
     assert found is None
-    assert told.startswith("nanogrid: the value in NANOGRID_RESULT is no JSON: ")
+    assert told.startswith("nanogrid: the value in NANOGRID_RESULT is not JSON: ")
 
 
 def test_a_value_is_nested_as_deep_as_its_readers_follow() -> None:
@@ -102,5 +102,5 @@ def test_a_value_is_nested_as_deep_as_its_readers_follow() -> None:
         found, told = value_of(b"[" * deep + b"]" * deep)
         assert found is None
         assert told.startswith(
-            "nanogrid: the value in NANOGRID_RESULT is left out, for it is nested more than 200 levels deep"
+            "nanogrid: the value in NANOGRID_RESULT is left out because it is nested more than 200 levels deep"
         )

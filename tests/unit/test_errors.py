@@ -10,6 +10,7 @@ from celery.backends.base import Backend
 
 from nanogrid import errors
 from nanogrid.celery import make_app
+from nanogrid.telemetry.counters import CAUSES
 
 CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, errors.NanoGridError)]
 
@@ -53,3 +54,10 @@ def test_only_platform_trouble_is_retryable() -> None:
         "PoolExhaustedError",
         "RedisUnavailableError",
     }
+
+
+@pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls.retryable])
+def test_every_retryable_error_is_counted_under_a_known_cause(cls: type[errors.NanoGridError]) -> None:
+    """The metric's labels are few and known. A busy claim ends no attempt, so it has no cause of its own."""
+    assert cls.cause in CAUSES
+    assert (cls.cause == "unexpected") == (cls is errors.ClaimBusyError)

@@ -1,4 +1,4 @@
-"""What processes of a worker tell, and who takes it."""
+"""Events from the processes of a worker, and who handles them."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ RUN = RunEvent("f", "abc", 1.5, "SUCCEEDED", 2.5, None, 4096, 128, 256, killed_f
 
 
 @pytest.fixture
-def reader() -> Iterator[EventPipe]:
+def pipe() -> Iterator[EventPipe]:
     made = EventPipe()
     yield made
     made.close()
 
 
-def test_what_is_told_comes_out_as_it_was(reader: EventPipe) -> None:
+def test_what_is_told_comes_out_as_it_was(pipe: EventPipe) -> None:
     ended = RequestEvent("f", "python", "FAILED", "warm", {"run": 1.25, "store": None}, 4096, 128, 2)
     emit(RUN)
     emit(ended)
     count("retries", "S3", 3)
-    assert reader.read() == [RUN, ended, CountEvent("retries", "S3", 3)]
-    assert reader.read() == []
+    assert pipe.read() == [RUN, ended, CountEvent("retries", "S3", 3)]
+    assert pipe.read() == []
 
 
 def test_outside_of_a_worker_nothing_is_told() -> None:
     emit(RUN)  # there is no pipe: neither an error nor a wait
 
 
-def test_events_of_several_processes_never_mix(reader: EventPipe) -> None:
+def test_events_of_several_processes_never_mix(pipe: EventPipe) -> None:
     context = multiprocessing.get_context("fork")
 
     def child(number: int) -> None:
@@ -48,8 +48,8 @@ def test_events_of_several_processes_never_mix(reader: EventPipe) -> None:
         process.start()
     seen: list[Event] = []
     while any(process.is_alive() for process in children):
-        seen += reader.read()
-    seen += reader.read()
+        seen += pipe.read()
+    seen += pipe.read()
     for process in children:
         process.join()
     for number in range(4):
@@ -59,17 +59,17 @@ def test_events_of_several_processes_never_mix(reader: EventPipe) -> None:
         assert [event.amount for event in told] == list(range(200))
 
 
-def test_what_does_not_fit_is_dropped_counted_and_told_later(reader: EventPipe) -> None:
+def test_what_does_not_fit_is_dropped_counted_and_told_later(pipe: EventPipe) -> None:
     told = 0
-    while not reader_is_full(reader):
+    while not is_full(pipe):
         count("filler", "x" * 3500)
         told += 1
     count("filler", "x" * 3500)
     count("filler", "x" * 3500)
-    first = reader.read()
+    first = pipe.read()
     count("after")
     count("after")
-    events = first + reader.read()
+    events = first + pipe.read()
     names = [event.name for event in events if isinstance(event, CountEvent)]
     lost = [event.amount for event in events if isinstance(event, CountEvent) and event.name == LOST]
     assert names.count("after") == 2
@@ -77,26 +77,28 @@ def test_what_does_not_fit_is_dropped_counted_and_told_later(reader: EventPipe) 
     assert sum(lost) >= 2
 
 
-def reader_is_full(reader: EventPipe) -> bool:
+def is_full(pipe: EventPipe) -> bool:
     """Whether one more line of the kernel's size finds no room."""
     line = json.dumps(["CountEvent", {"name": "probe", "label": "y" * 3500, "amount": 0}]).encode() + b"\n"
     try:
-        os.write(reader._writing, line)
+        os.write(pipe._writing, line)
     except BlockingIOError:
         return True
     return False
 
 
 def test_a_line_that_nobody_understands_is_told_in_the_log_and_costs_no_other(
-    reader: EventPipe, caplog: pytest.LogCaptureFixture
+    pipe: EventPipe, caplog: pytest.LogCaptureFixture
 ) -> None:
-    os.write(reader._writing, b'["Unknown",{}]\nno json\n')
+    os.write(pipe._writing, b'["Unknown",{}]\nno json\n')
     emit(RUN)
-    assert reader.read() == [RUN]
-    assert caplog.text.count("cannot be understood") == 2
+    assert pipe.read() == [RUN]
+    assert caplog.text.count("cannot be parsed") == 2
 
 
-def test_a_ledger_hands_everything_to_each_taker_also_when_one_fails(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_event_thread_hands_everything_to_each_consumer_also_when_one_fails(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     taken: list[Event] = []
     all_there = threading.Event()
 
@@ -108,14 +110,14 @@ def test_a_ledger_hands_everything_to_each_taker_also_when_one_fails(caplog: pyt
         if len(taken) == 2:
             all_there.set()
 
-    ledger = EventThread([fails, takes])
-    ledger.start()
+    event_thread = EventThread([fails, takes])
+    event_thread.start()
     try:
         emit(RUN)
         count("something")
         assert all_there.wait(30)
     finally:
         count("last")  # what is told until the end is handed on, too
-        ledger.stop()
+        event_thread.stop()
     assert taken == [RUN, CountEvent("something"), CountEvent("last")]
     assert "this account is broken" in caplog.text

@@ -169,7 +169,7 @@ def test_a_name_without_a_metric_is_said_once_in_the_log(
 ) -> None:
     """It is a bug of ours, which must cost neither the other events nor the log."""
     event_metrics([CountEvent("nonsense"), CountEvent("nonsense"), CountEvent("nonsense")])
-    assert caplog.text.count("'nonsense' is told and not counted") == 1
+    assert caplog.text.count("events named 'nonsense' are not counted") == 1
 
 
 def test_values_of_a_label_are_bounded(registry: CollectorRegistry, event_metrics: EventMetrics) -> None:
@@ -278,7 +278,7 @@ def test_a_queue_is_empty_only_when_two_looks_say_so() -> None:
     """SQS' counts are approximate: one zero between others says nothing."""
     seen = QueueObservation(0.0, 0.0, depth(3))
     for at, visible in enumerate([0, 4, 0, 0, 2]):
-        seen.found(depth(visible), float(at))
+        seen.update(depth(visible), float(at))
     assert (seen.empty_at, seen.at, seen.depth.visible) == (3.0, 4.0, 2)
 
 

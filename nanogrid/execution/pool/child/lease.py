@@ -264,19 +264,3 @@ class Pool:
 
 def _rank(connection: Connection, wanted: LeaseRequest) -> int:
     return 2 if connection.serves(wanted) else int(connection.kept is None)
-
-
-_owner_address: Path | None = None
-
-
-def use_owner(address: Path | None) -> None:
-    """Say where the owner of this process's containers listens. Set by a worker before it forks its children."""
-    global _owner_address
-    _owner_address = address
-
-
-def own_pool(settings: Settings) -> Pool:
-    """The pool of this process's worker. Raises PoolExhaustedError outside of one."""
-    if _owner_address is None:
-        raise PoolExhaustedError("this process has no container owner: functions run only in a NanoGrid worker")
-    return Pool(_owner_address, settings)
