@@ -104,7 +104,7 @@ def test_a_value_comes_back(client: Client, functions: Functions) -> None:
     assert run(client, functions.request(programs.SQUARE, payload=7)).value == 49
     broken = run(client, functions.request("import os; open(os.environ['NANOGRID_RESULT'], 'w').write('{')"))
     assert broken.value is None
-    assert "no JSON" in broken.stderr
+    assert "not JSON" in broken.stderr
 
 
 def test_a_handler_is_called(client: Client, functions: Functions) -> None:

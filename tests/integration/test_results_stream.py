@@ -307,7 +307,7 @@ def test_what_somebody_else_put_there_is_passed_over(stream: Stream, caplog: pyt
     stream.store("a")
     stream.redis.xadd(stream.name, {"what": "else"}, id="9999999999999-2")
     assert stream.names(group="g") == ["a"]
-    assert "entry 9999999999999-2 of the results stream is none of NanoGrid's" in caplog.text
+    assert "entry 9999999999999-2 of the results stream was not written by NanoGrid" in caplog.text
 
 
 def test_redis_that_is_away_at_the_beginning_is_an_error(redis_server: Service) -> None:

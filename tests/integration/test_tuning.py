@@ -131,7 +131,7 @@ def test_a_learner_that_ends_without_redis_says_what_is_lost(
         learner([run(), run(), run()])
         wait_until(lambda: "cannot learn now" in caplog.text, "the learner noticed")
         learner.stop(30)
-    assert "has not learned of 3 runs" in caplog.text
+    assert "has not learned from 3 runs" in caplog.text
 
 
 def test_advice_comes_out_as_it_was_decided(tuning: TunerStore, client: redis.Redis, settings: Settings) -> None:
@@ -192,7 +192,7 @@ def test_a_record_that_cannot_be_read_is_learned_anew(
     (known,) = tuning.load(["f"])
     assert (known.record.runs, known.mode) == (1, None)
     assert known.advice is not None
-    assert "what was learned of f cannot be read" in caplog.text
+    assert "the tuner's record of f cannot be parsed" in caplog.text
 
 
 def test_a_record_is_small_however_many_runs_it_saw(tuning: TunerStore, client: redis.Redis) -> None:

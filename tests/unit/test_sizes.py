@@ -24,7 +24,7 @@ from nanogrid.tuner.sizes import (
     is_measured,
     score,
     standard_error,
-    summarise,
+    summarize,
     time_range,
     trimmed,
 )
@@ -43,7 +43,7 @@ def measured(
 ) -> Measurement:
     """A size at which three runs took so long, two of them shorter and longer by a share."""
     times = (time_ms * (1 - spread), time_ms, time_ms * (1 + spread))
-    return summarise(Size(memory_mb, cpus), samples(*times, outcome=outcome))
+    return summarize(Size(memory_mb, cpus), samples(*times, outcome=outcome))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_times_that_spread_need_more_runs_to_be_told_apart() -> None:
     spread = [measured(128, 100, spread=0.15), measured(256, 90, spread=0.15)]
     assert choose(spread, Strategy.SPEED) == Size(128, 1)
     many = [
-        summarise(Size(memory_mb, 1), samples(*[time_ms * share for share in (0.85, 1, 1.15)] * 30))
+        summarize(Size(memory_mb, 1), samples(*[time_ms * share for share in (0.85, 1, 1.15)] * 30))
         for memory_mb, time_ms in ((128, 100), (256, 90))
     ]
     assert choose(many, Strategy.SPEED) == Size(256, 1)
@@ -98,7 +98,7 @@ def test_more_cores_are_taken_only_where_they_help() -> None:
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not OK])
 def test_a_size_with_a_failure_is_not_chosen(outcome: Outcome) -> None:
     """However fast it failed, and whether or not other runs of it succeeded."""
-    failing = summarise(Size(64, 1), [*samples(1, 1, 1), *samples(1, outcome=outcome), *samples(1)])
+    failing = summarize(Size(64, 1), [*samples(1, 1, 1), *samples(1, outcome=outcome), *samples(1)])
     assert failing.outcome is outcome
     assert choose([failing, measured(512, 900)], Strategy.COST) == Size(512, 1)
     assert choose([failing], Strategy.SPEED) is None
@@ -108,7 +108,7 @@ def test_without_any_size_there_is_no_choice() -> None:
     """None, and not an error; but a size without samples is a mistake of the caller's."""
     assert choose([], Strategy.COST) is None
     with pytest.raises(ValueError, match="no samples"):
-        summarise(Size(64, 1), [])
+        summarize(Size(64, 1), [])
 
 
 def test_outliers_are_trimmed_at_both_ends() -> None:
@@ -116,7 +116,7 @@ def test_outliers_are_trimmed_at_both_ends() -> None:
     assert trimmed([5, 1, 3, 1000]) == [1, 3, 5, 1000]
     assert trimmed([5, 1, 3, 1000, 4]) == [3, 4, 5]
     assert trimmed([10, 9, 8, 7, 6, 5, 4, 3, 2, 1000]) == [4, 5, 6, 7, 8, 9]
-    found = summarise(Size(64, 1), samples(5, 1, 3, 1000, 4))
+    found = summarize(Size(64, 1), samples(5, 1, 3, 1000, 4))
     assert (found.time_ms, found.shortest_ms, found.longest_ms, found.runs) == (4, 3, 5, 5)
 
 
@@ -132,30 +132,30 @@ def test_a_warm_up_counts_for_memory_only() -> None:
     """Its time is that of a start, but the limit has to hold for it."""
     warm_up = Sample(OK, 900, peak_memory_bytes=50 * MIB, cpu_ms=700, warm=False, counted=False)
     run = Sample(OK, 10, peak_memory_bytes=20 * MIB, cpu_ms=8)
-    found = summarise(Size(64, 1), [warm_up, run, replace(run, peak_memory_bytes=None, cpu_ms=None)])
+    found = summarize(Size(64, 1), [warm_up, run, replace(run, peak_memory_bytes=None, cpu_ms=None)])
     assert (found.time_ms, found.cpu_ms, found.runs, found.not_warm) == (10, 8, 2, 0)
     assert found.peak_memory_bytes == 50 * MIB
 
 
 def test_a_warm_up_that_fails_takes_the_size_out() -> None:
     """There are no times then, and no GB-seconds."""
-    found = summarise(Size(64, 1), [Sample(Outcome.OUT_OF_MEMORY, 30, counted=False)])
+    found = summarize(Size(64, 1), [Sample(Outcome.OUT_OF_MEMORY, 30, counted=False)])
     assert (found.outcome, found.runs, found.time_ms, found.gb_seconds) == (Outcome.OUT_OF_MEMORY, 0, None, None)
     assert not found.succeeded
 
 
 def test_a_warm_up_alone_is_no_measurement() -> None:
     """A size that was never timed is not chosen."""
-    found = summarise(Size(64, 1), [Sample(OK, 30, counted=False)])
+    found = summarize(Size(64, 1), [Sample(OK, 30, counted=False)])
     assert choose([found], Strategy.COST) is None
 
 
 def test_runs_that_were_not_warm_are_counted_and_not_timed() -> None:
     """Unless none was warm, as with images that have a container for each run."""
     cold = samples(400, 500, warm=False)
-    assert summarise(Size(64, 1), [*cold, *samples(10)]).time_ms == 10
-    assert summarise(Size(64, 1), [*cold, *samples(10)]).not_warm == 2
-    assert summarise(Size(64, 1), cold).time_ms == 450
+    assert summarize(Size(64, 1), [*cold, *samples(10)]).time_ms == 10
+    assert summarize(Size(64, 1), [*cold, *samples(10)]).not_warm == 2
+    assert summarize(Size(64, 1), cold).time_ms == 450
 
 
 def test_gb_seconds_are_those_of_lambda() -> None:
@@ -244,6 +244,6 @@ def test_the_mean_lies_within_what_was_kept(times_ms: list[float]) -> None:
     kept = trimmed(times_ms)
     assert kept
     assert (len(times_ms) - len(kept)) % 2 == 0
-    found = summarise(Size(64, 1), samples(*times_ms))
+    found = summarize(Size(64, 1), samples(*times_ms))
     assert found.time_ms is not None
     assert kept[0] * (1 - 1e-9) <= found.time_ms <= kept[-1] * (1 + 1e-9)

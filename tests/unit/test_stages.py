@@ -15,7 +15,7 @@ from nanogrid.celery import make_app
 from nanogrid.result import ExecutionResult, Outcome, StartKind, not_run
 from nanogrid.settings import Settings
 from nanogrid.telemetry import stages
-from nanogrid.telemetry.logs import JsonLines, Logging, TextLines, _not_told_by_stages, _without_body
+from nanogrid.telemetry.logs import JsonLines, Logging, TextLines, _not_a_stage, _without_body
 from nanogrid.telemetry.masking import Mask, secrets_of
 
 FORMAT = "[%(levelname)s/%(processName)s] %(message)s"
@@ -89,7 +89,7 @@ def test_each_stage_is_a_line_for_people(written: io.StringIO) -> None:
         "[INFO/MainProcess] started   r-1  hello  timeout 1000 ms, 512 MiB, 1 CPU",
         "[WARNING/MainProcess] retrying  r-1  hello  attempt 1 failed: S3 does not answer; again in 1.5 s",
         "[INFO/MainProcess] finished  r-1  hello  SUCCEEDED, exit code 0, 2 ms, warm start, peak 9.1 of 512 MiB",
-        "[INFO/MainProcess] answered  r-1  hello  SUCCEEDED is not stored: it had its result before",
+        "[INFO/MainProcess] answered  r-1  hello  SUCCEEDED is not stored: the request had a result before",
     ]
 
 
@@ -256,7 +256,7 @@ def test_celerys_lines_about_our_tasks_go() -> None:
     from celery.app.trace import LOG_FAILURE, LOG_RETRY, LOG_SUCCESS
 
     def stays(message: str, name: str, *args: object) -> bool:
-        return _not_told_by_stages(record_of(message, *args, extra={"data": {"name": name}}))
+        return _not_a_stage(record_of(message, *args, extra={"data": {"name": name}}))
 
     for message in (LOG_SUCCESS, LOG_RETRY):
         assert not stays(message, "nanogrid.execute_function")

@@ -101,7 +101,7 @@ def test_numbers_that_fall_are_no_gap_of_none(first: str, caplog: pytest.LogCapt
     """A Redis that lost data is no gap of minus a thousand, and not one of nothing either: nobody can tell."""
     assert gap("5-1000", first) is None
     assert (
-        f"Redis has lost results, or its stream was emptied; how many nobody can tell: {first[2:]} follows 1000"
+        f"Redis has lost results, or its stream was emptied; their number is unknown: {first[2:]} follows 1000"
         in caplog.text
     )
 
@@ -109,7 +109,7 @@ def test_numbers_that_fall_are_no_gap_of_none(first: str, caplog: pytest.LogCapt
 @pytest.mark.parametrize("start", ["", "yesterday", "-5", "5-", "5-x", "$", "0"])
 def test_a_place_that_cannot_be_understood_is_refused_at_once(start: str) -> None:
     """Before anything is read, with what is accepted."""
-    with pytest.raises(InvalidRequestError, match="names no place in the results stream; accepted are now, all"):
+    with pytest.raises(InvalidRequestError, match="is not a position in the results stream; accepted are now, all"):
         Client(Settings()).follow(start=start)
 
 
