@@ -1,4 +1,4 @@
-"""The tuner in a whole NanoGrid: it lowers limits, takes back what was wrong, and leaves alone what it is told to."""
+"""The tuner in a whole NanoGrid: it lowers limits, corrects mistakes, and leaves alone what it must not touch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tuning(grid: Grid) -> Iterator[TunerStore]:
 
 
 class Runs:
-    """Runs one function, one request after the other, and waits until the tuner has learned of each lot."""
+    """Runs one function, one request after the other, and waits until the tuner has learned from each batch."""
 
     def __init__(self, client: Client, functions: Functions, tuning: TunerStore) -> None:
         self._client, self._functions, self._tuning = client, functions, tuning
@@ -88,7 +88,7 @@ def test_a_function_that_asks_for_too_much_gets_its_tuned_limit_and_a_larger_run
     assert tuned.peak_memory_bytes / 2**20 < tuned.memory_limit_mb <= 64
     assert tuned.recommended_memory_mb == tuned.memory_limit_mb
     assert str(tuned.optimization_tip).startswith(f"lower memoryMb from 512 to {tuned.memory_limit_mb}: ")
-    # The container was given another limit; it was not made anew.
+    # The container got another limit; it was not replaced.
     assert tuned.start_kind is not None
     assert tuned.start_kind.value == "warm"
     assert tuned.container_id == first[-1].container_id
@@ -145,7 +145,7 @@ def test_by_default_limits_are_recommended_and_not_set(run: Runs, tuning: TunerS
 def test_a_function_that_is_off_is_not_learned_of(run: Runs, tuning: TunerStore) -> None:
     tuning.set_mode("private", Mode.OFF)
     (result,) = run("private", EATS, [30], learned=False)
-    run("marker", EATS, [30])  # by now the first one would have been learned of
+    run("marker", EATS, [30])  # by now the tuner would have learned from the first one
     assert (result.recommended_memory_mb, result.optimization_tip) == (None, None)
     assert tuning.load(["private"])[0].record.runs == 0
 

@@ -1,4 +1,4 @@
-"""The HTTP port of a worker, its health checks and its look at the queues, each with real neighbours that misbehave."""
+"""The HTTP port of a worker, its health checks and its queue checks, each with real peers that misbehave."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def broken() -> Page:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """A server on any free port of loopback."""
+    """A server on any free loopback port."""
     made = Server(Address("127.0.0.1", 0), {"/": lambda: Page(b"here\n"), "/broken": broken})
     made.start()
     yield made
@@ -59,12 +59,12 @@ def get(server: Server, path: str, method: str = "GET") -> tuple[int, str]:
 
 
 def connect(server: Server) -> socket.socket:
-    """A client that has said nothing yet."""
+    """A client that has sent nothing yet."""
     return socket.create_connection((server.address.host, server.address.port), timeout=PATIENCE_S)
 
 
 def until_hung_up(client: socket.socket) -> bytes:
-    """All that the server says before it hangs up."""
+    """Return everything that the server sends before it closes the connection."""
     said = b""
     with suppress(ConnectionResetError):
         while chunk := client.recv(65536):
@@ -76,7 +76,7 @@ def until_hung_up(client: socket.socket) -> bytes:
 
 
 def test_pages_are_served(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """What is there, what is not, and what is broken; a query string is no part of a path."""
+    """Pages that exist, that do not, and that fail; a query string is not part of the path."""
     assert get(server, "/") == (200, "here\n")
     assert get(server, "/?debug=1") == (200, "here\n")
     assert get(server, "/", "HEAD") == (200, "")
@@ -98,21 +98,21 @@ def test_pages_are_served(server: Server, caplog: pytest.LogCaptureFixture) -> N
     ],
 )
 def test_on_loopback_no_web_page_reads_what_is_there(server: Server, host: str, status: int) -> None:
-    """One whose name was made to resolve to loopback sends that name."""
+    """A page whose name was made to resolve to loopback sends that name."""
     with connect(server) as client:
         client.sendall(f"GET / HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
         assert until_hung_up(client).startswith(f"HTTP/1.0 {status} ".encode())
 
 
 def test_what_is_no_http_costs_nobody_anything(server: Server) -> None:
-    """Garbage and endless headers are answered or hung up on; the next client is served."""
+    """Garbage and endless headers get an answer or a closed connection; the next client is served."""
     for said in (
         b"\0\xff\0\r\n\r\n",
         b"GET /" + b"x" * 100_000 + b" HTTP/1.0\r\n\r\n",
         b"GET / HTTP/1.0\r\n" + b"A: b\r\n" * 1000,
     ):
         with connect(server) as client:
-            with suppress(OSError):  # the server may hang up before all is said
+            with suppress(OSError):  # the server may close the connection before everything is sent
                 client.sendall(said)
             answer = until_hung_up(client)
         assert b"here" not in answer
@@ -120,7 +120,7 @@ def test_what_is_no_http_costs_nobody_anything(server: Server) -> None:
 
 
 def test_clients_that_are_too_many_are_turned_away(server: Server) -> None:
-    """At once, so that silent ones do not make others wait; when they are gone there is room again."""
+    """At once, so that silent clients do not make others wait; when they are gone, there is room again."""
     silent = [connect(server) for _ in range(MOST_CLIENTS)]
     wait_until(lambda: len(server._clients) == MOST_CLIENTS, "all are served")
     assert get(server, "/")[0] == 503
@@ -130,7 +130,7 @@ def test_clients_that_are_too_many_are_turned_away(server: Server) -> None:
 
 
 def test_a_client_that_dawdles_is_hung_up_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A byte now and then holds a thread no longer than CLIENT_S in all."""
+    """A client that sends a byte now and then holds a thread no longer than CLIENT_S in total."""
     monkeypatch.setattr(serving, "CLIENT_S", 0.5)
     stop = threading.Event()
     with connect(server) as client:
@@ -143,7 +143,7 @@ def test_a_client_that_dawdles_is_hung_up_on(server: Server, monkeypatch: pytest
         thread = threading.Thread(target=dawdle)
         thread.start()
         try:
-            until_hung_up(client)  # raises TimeoutError where it is not hung up on
+            until_hung_up(client)  # raises TimeoutError if the connection is not closed
         finally:
             stop.set()
             thread.join()
@@ -151,7 +151,7 @@ def test_a_client_that_dawdles_is_hung_up_on(server: Server, monkeypatch: pytest
 
 
 def test_a_port_that_is_taken_is_an_error_and_one_that_ended_is_free(server: Server) -> None:
-    """A second server cannot have the port; after the end of the first it can, at once."""
+    """A second server cannot bind the port; after the first has stopped it can, at once."""
     with pytest.raises(OSError, match="in use"):
         Server(server.address, {})
     assert get(server, "/")[0] == 200
@@ -168,7 +168,7 @@ def test_loopback_may_be_ipv6() -> None:
 
 
 def test_a_port_is_found_by_others_while_its_worker_lives(tmp_path: Path) -> None:
-    """Its address lies in the worker's own folder; that of a dead worker is not shown."""
+    """Its address is in the worker's own folder; the address of a dead worker is ignored."""
     owner = Owner(tmp_path)
     publish(Address("127.0.0.1", 1234), owner.runs)
     assert list(published(tmp_path)) == [(owner.id, Address("127.0.0.1", 1234))]
@@ -180,7 +180,7 @@ def test_a_port_is_found_by_others_while_its_worker_lives(tmp_path: Path) -> Non
 
 
 class Hung:
-    """A look that hangs until it is let go."""
+    """A check that hangs until it is released."""
 
     def __init__(self) -> None:
         self.looks = 0
@@ -193,7 +193,7 @@ class Hung:
 
 
 def test_a_check_that_hangs_does_not_hang_the_answer() -> None:
-    """It counts as failed after the deadline, is not begun again while it hangs, and is well again when it answers."""
+    """It counts as failed after the deadline, is not started again while it hangs, and recovers when it answers."""
     hung = Hung()
     health = Health({"hung": hung, "well": lambda: "fine"}, deadline_s=0.2, fresh_s=0.0)
     try:
@@ -212,7 +212,7 @@ def test_a_check_that_hangs_does_not_hang_the_answer() -> None:
 
 
 def test_what_was_well_a_moment_ago_is_not_looked_for_again_and_what_was_wrong_is() -> None:
-    """Many who ask cost one look; a worker that has recovered is believed at once."""
+    """Many readers cost one check; a worker that has recovered is reported at once."""
     looks: list[str] = []
 
     def well() -> str:
@@ -233,12 +233,12 @@ def test_what_was_well_a_moment_ago_is_not_looked_for_again_and_what_was_wrong_i
 
 
 def test_nothing_is_known_before_the_first_look() -> None:
-    """A gauge of a check that was never made would be a lie."""
+    """A gauge of a check that never ran would be wrong."""
     assert Health({"any": lambda: "fine"}).last_results() == {}
 
 
 def test_the_parts_of_this_machine_are_well(redis_url: str, data_dir: Path) -> None:
-    """Engine, Redis and disk, each by its own look."""
+    """Engine, Redis and disk, each by its own check."""
     settings = Settings(data_dir=data_dir)
     disk = Disk(settings)
     with closing(Engine(settings)) as engine:
@@ -252,7 +252,7 @@ def test_the_parts_of_this_machine_are_well(redis_url: str, data_dir: Path) -> N
 
 
 def test_parts_that_are_away_are_named(tmp_path: Path) -> None:
-    """No engine, no Redis, no folder: one sentence each, and no password."""
+    """No engine, no Redis, no folder: one sentence each, without a password."""
     settings = Settings(data_dir=tmp_path / "missing", docker_url="tcp://127.0.0.1:9")
     with closing(Engine(settings)) as engine:
         looks = {
@@ -267,7 +267,7 @@ def test_parts_that_are_away_are_named(tmp_path: Path) -> None:
 
 
 def test_a_redis_that_accepts_and_says_nothing_fails_its_check() -> None:
-    """Its own time limit ends the look, so that no thread is left."""
+    """Its own timeout ends the check, so that no thread remains."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         health = Health({"redis": check_redis(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0")}, deadline_s=0.2)
         assert not health.report()["redis"].ok
@@ -276,13 +276,13 @@ def test_a_redis_that_accepts_and_says_nothing_fails_its_check() -> None:
 
 
 def test_a_disk_without_room_for_a_function_is_not_well(data_dir: Path) -> None:
-    """The largest archive and what it unpacks to have to fit."""
+    """The largest archive and its unpacked content must fit."""
     look = Disk(Settings(data_dir=data_dir, archive_limit_mb=10**9)).check
     with pytest.raises(OSError, match="MiB free, but the largest function needs"):
         look()
 
 
-# -- the look at the queues
+# -- checks of the queues
 
 
 @pytest.fixture
@@ -296,7 +296,7 @@ def settings(aws_url: str, unique: str) -> Settings:
 
 
 def test_what_waits_is_seen_with_its_age(settings: Settings) -> None:
-    """Depths of both queues and of a dead-letter queue; the age begins with what was received, or the first look."""
+    """Depths of both queues and of a dead-letter queue; the age starts at the last received message, or the first check."""
     with (
         closing(sqs_client(settings)) as client,
         closing(QueueDepths(settings, lambda: ["python", "cpp"])) as depths,
@@ -314,8 +314,8 @@ def test_what_waits_is_seen_with_its_age(settings: Settings) -> None:
 
 
 def test_the_age_is_that_since_the_youngest_message_received_was_sent(settings: Settings, unique: str) -> None:
-    """What still waits was sent later, roughly."""
-    name = f"aged-{unique}"  # what a process has read is remembered by the queue's name
+    """The waiting message was sent later, roughly."""
+    name = f"aged-{unique}"  # a process remembers by the queue's name what it has read
     with closing(sqs_client(settings)) as client:
         client.send_message(QueueUrl=queues.resolve(name, settings, client), MessageBody="x")
     reading(name).message((time.time() - 100) * 1000)
@@ -326,7 +326,7 @@ def test_the_age_is_that_since_the_youngest_message_received_was_sent(settings: 
 
 
 def test_a_look_creates_nothing_and_finds_a_queue_made_anew(settings: Settings) -> None:
-    """Also where the settings let workers create queues. An address that is wrong by now is looked up again."""
+    """Even if the settings let workers create queues. An outdated address is looked up again."""
     with closing(sqs_client(settings)) as client, closing(QueueDepths(settings, lambda: ["python"])) as depths:
         depths.check()
         where = queues.addresses("python", settings, client)
@@ -340,7 +340,7 @@ def test_a_look_creates_nothing_and_finds_a_queue_made_anew(settings: Settings) 
 
 
 def test_a_watch_keeps_health_and_caches_up_to_date(settings: Settings, redis_server: Service) -> None:
-    """Without anybody asking; a cache that cannot be read costs the others nothing."""
+    """In the background; a cache that cannot be read does not affect the others."""
     looks: list[int] = []
 
     def unreadable() -> Any:

@@ -1,4 +1,4 @@
-"""A Redis that carries a command out and whose answer never comes: whoever sent it sends it again, and knows its own success."""
+"""Redis carries a command out and its answer is lost: the client sends the command again, and recognizes its own success."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def proxy(redis_server: Service) -> Iterator[RedisProxy]:
 
 @pytest.fixture
 def settings(proxy: RedisProxy, redis_url: str, unique: str) -> Iterator[Settings]:
-    """Settings that lead to the proxy, with a stream of this test's own."""
+    """Settings with the proxy's address, and a stream for this test alone."""
     name = f"nanogrid:{unique}"
     yield Settings(result_url=proxy.url, stream_name=name)
     with closing(redis.Redis.from_url(redis_url)) as client:
@@ -43,7 +43,7 @@ def settings(proxy: RedisProxy, redis_url: str, unique: str) -> Iterator[Setting
 
 @pytest.fixture
 def claims(settings: Settings) -> Iterator[Claims]:
-    """Claims whose scripts Redis knows, so that the next command is the one that counts."""
+    """Claims whose scripts Redis has cached, so that the next command is the one that counts."""
     with closing(connect(settings)) as client:
         here = Claims(settings, client)
         take(here, f"{settings.stream_name}-first")
@@ -51,12 +51,12 @@ def claims(settings: Settings) -> Iterator[Claims]:
 
 
 def take(claims: Claims, request_id: str, token: str = "token") -> bool:
-    """Whether a claim is free, and taken."""
+    """Whether a claim was free, and is taken now."""
     return claims.read_and_take(request_id, token, "nanogrid:none", ("nanogrid:none", ["x"]))[1]
 
 
 class Told:
-    """What is told of a request: to whoever listens on its channel, in the stream, and to the main process."""
+    """What is reported about a request: on its channel, in the stream, and to the main process."""
 
     def __init__(self, settings: Settings, redis_url: str, request_id: str) -> None:
         self._settings = settings.model_copy(update={"result_url": redis_url})
@@ -70,14 +70,14 @@ class Told:
         return [message for message in self.messages() if "SUCCESS" in message]
 
     def messages(self) -> list[str]:
-        """What was published since the last look."""
+        """What was published since the last call."""
         found = []
         while message := self._heard.get_message(timeout=0.2):
             found.append(message["data"])
         return found
 
     def entries(self) -> list[str]:
-        """What the stream tells: the reasons in its results."""
+        """The stream's entries: the reasons in their results."""
         return [found.result.stderr for found in follow(self._settings, start="all", idle_s=0.0)]
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ def told(settings: Settings, redis_url: str, unique: str) -> Iterator[Told]:
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[RequestEvent]:
-    """What the backend tells the main process."""
+    """The events that the backend emits to the main process."""
     events: list[RequestEvent] = []
     monkeypatch.setattr("nanogrid.results.backend.emit", events.append)
     return events
@@ -106,7 +106,7 @@ def store(app: NanoGrid, request_id: str, reason: str) -> None:
 
 
 def test_a_claim_whose_answer_was_lost_is_ones_own(proxy: RedisProxy, claims: Claims, unique: str) -> None:
-    """Nobody waits for a claim that it holds itself."""
+    """No process waits for a claim that it holds itself."""
     proxy.lose(unique.encode())
     assert take(claims, unique)
     assert not take(claims, unique, "another")
@@ -127,7 +127,7 @@ def test_a_claim_that_is_taken_again_lasts_as_long_as_a_new_one(
 
 @pytest.fixture
 def app(settings: Settings, unique: str, ended: list[RequestEvent]) -> Iterator[NanoGrid]:
-    """A worker's app whose scripts Redis knows, so that the next command is the one that counts."""
+    """A worker's app whose scripts Redis has cached, so that the next command is the one that counts."""
     with worker_app(settings) as here:
         store(here, f"{unique}-first", "first")
         store(here, f"{unique}-first", "first")
@@ -153,7 +153,7 @@ def test_an_end_whose_answer_was_lost_is_told_once(
 
 
 class KilledError(BaseException):
-    """The child is gone."""
+    """The child was killed."""
 
 
 @pytest.mark.parametrize("second", ["it is refused", "the soft time limit came in between"])
@@ -165,7 +165,7 @@ def test_an_end_that_was_stored_and_not_told_is_told_by_whoever_finds_it(
     ended: list[RequestEvent],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A child that ends between the two steps: its next delivery tells what is stored, once, whatever it has itself."""
+    """A child is killed between the two steps: the next delivery publishes the stored end, once, whatever its own result is."""
 
     def killed(*_: object) -> None:
         raise KilledError
@@ -186,7 +186,7 @@ def test_an_end_that_was_stored_and_not_told_is_told_by_whoever_finds_it(
 
 
 def test_a_state_whose_answer_was_lost_is_told_once(proxy: RedisProxy, app: NanoGrid, told: Told, unique: str) -> None:
-    """STARTED is no end, and is heard once all the same."""
+    """STARTED is not an end, but it is published once all the same."""
     app.backend.store_result(f"{unique}-first", {}, "STARTED", request=context())
     proxy.at(1, end_of(unique), None)
     app.backend.store_result(unique, {"pid": 1}, "STARTED", request=context())

@@ -1,4 +1,4 @@
-"""The tuner's records in a real Redis: shared, exact, and no hurry of anybody's."""
+"""The tuner's records in a real Redis: shared, exact, and never in the way of a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(function_id: str = "f", peak_mb: float = 30, limit_mb: int = 512, reques
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    """A Redis of this test's own."""
+    """A Redis for this test alone."""
     with running(redis_service(tmp_path)) as here:
         yield here
 
@@ -141,11 +141,11 @@ def test_advice_comes_out_as_it_was_decided(tuning: TunerStore, client: redis.Re
     found = decision_for("f", read, applies)  # type: ignore[arg-type]  # redis-py's stubs allow for its other clients
     assert found.advice == tuning.load(["f"])[0].advice
     assert found.limit_mb(512, "code") == 48
-    assert found.limit_mb(40, "code") == 40  # never more than what is asked for
+    assert found.limit_mb(40, "code") == 40  # never more than requested
     assert found.limit_mb(1024, "code") == 48
     assert found.limit_mb(512, "other code") == 512
     assert found.recommended_mb() == 48
-    assert found.tip(1024) is None  # its numbers are those of 512
+    assert found.tip(1024) is None  # its numbers apply to 512
 
 
 @pytest.mark.parametrize(

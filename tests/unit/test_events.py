@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_dropped_counted_and_told_later(pipe: EventPipe) ->
 
 
 def is_full(pipe: EventPipe) -> bool:
-    """Whether one more line of the kernel's size finds no room."""
+    """Whether the pipe has no room for one more line of the kernel's size."""
     line = json.dumps(["CountEvent", {"name": "probe", "label": "y" * 3500, "amount": 0}]).encode() + b"\n"
     try:
         os.write(pipe._writing, line)
@@ -117,7 +117,7 @@ def test_the_event_thread_hands_everything_to_each_consumer_also_when_one_fails(
         count("something")
         assert all_there.wait(30)
     finally:
-        count("last")  # what is told until the end is handed on, too
+        count("last")  # events emitted before the end are handled, too
         event_thread.stop()
     assert taken == [RUN, CountEvent("something"), CountEvent("last")]
     assert "this account is broken" in caplog.text
