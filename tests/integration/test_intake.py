@@ -129,8 +129,10 @@ def number(here: Grid, metric: str, name: str = "w1@test") -> float:
 
 @pytest.mark.parametrize("levels", [201, 500, 100_000])
 def test_deep_nesting_is_answered_and_costs_no_child(here: Grid, worker: Worker, sender: Sender, levels: int) -> None:
-    """As a bare message and as a Celery message, more often than there are children: each has its result, with the
-    producer's sentence, and the worker works on."""
+    """As a bare message and as a Celery message, more often than there are children.
+
+    Each gets a result with the producer's sentence, and the worker continues.
+    """
     for copy in range(3):
         bare, celery = f"bare-{levels}-{copy}", f"celery-{levels}-{copy}"
         sender.send(text_of_nested(bare, levels))
@@ -218,8 +220,10 @@ def test_a_worker_whose_children_take_nothing_says_so_and_replaces_them(here: Gr
 
 
 def test_a_worker_that_cannot_mend_itself_ends_and_loses_no_request(here: Grid) -> None:
-    """Its event loop hangs, so that nothing can be mended: it says so everywhere, ends with a code of its own, and its
-    successor runs the request."""
+    """Its event loop hangs, so that no repair can run.
+
+    The worker reports that everywhere and exits with its own exit code, and its successor runs the request.
+    """
     name = "hung@test"
     hung = Worker(here, name, "tests.support.probe", "cpp", {"NANOGRID_STALLED_AFTER_S": "4"})
     try:
