@@ -47,7 +47,7 @@ class NanoGrid(Celery):
         self.add_defaults(lambda: celery_configuration(self.settings))
         forks.renew_in_child(self)
 
-    def begin_anew(self) -> None:
+    def renew_after_fork(self) -> None:
         """Leave the connections to SQS to the parent, in a forked child."""
         amqp = vars(self).get("amqp")
         of_producers = amqp and amqp._producer_pool

@@ -25,7 +25,7 @@ class OfParent(Protocol):
 class OfEachProcess(Protocol):
     """A part that each process has, with connections of its own."""
 
-    def begin_anew(self) -> None:
+    def renew_after_fork(self) -> None:
         """Drop the parent's connections without closing them for the parent."""
 
 
@@ -39,7 +39,7 @@ def close_in_child(part: OfParent) -> None:
 
 
 def renew_in_child(part: OfEachProcess) -> None:
-    """Have a part begin anew in each child, and in each child of that."""
+    """Have a part renewed in each child, and in each child of that."""
     _of_each_process.add(part)
 
 
@@ -49,7 +49,7 @@ def forget(part: OfParent) -> None:
 
 
 def _in_child() -> None:
-    _call(part.begin_anew for part in list(_of_each_process))
+    _call(part.renew_after_fork for part in list(_of_each_process))
     _call(part.leave_to_parent for part in list(_of_parent))
     _of_parent.clear()
 

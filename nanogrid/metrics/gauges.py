@@ -115,7 +115,7 @@ def of_pool(stock: Stock) -> Part:
         tally = stock.tally
         for name, text, what, label, values in (
             ("pool_evictions", "Containers that waited and were ended.", Counted.EVICTIONS, "reason", Eviction),
-            ("pool_leaks_reaped", "Containers that nobody held, removed.", Counted.LEAKS, "of", Leak),
+            ("pool_leaks_reaped", "Containers without an owner that were removed.", Counted.LEAKS, "of", Leak),
         ):
             yield _counters(name, text, label, {value.value: tally.of(what, value.value) for value in values})
         yield _counters(

@@ -128,7 +128,7 @@ class ResultBackend(RedisBackend):
         _backends.add(self)
         forks.renew_in_child(self)
 
-    def begin_anew(self) -> None:
+    def renew_after_fork(self) -> None:
         """Initialize again, in a forked process, without anything that belongs to the parent.
 
         In place, because each handle of a request refers to its backend.
@@ -168,8 +168,8 @@ class ResultBackend(RedisBackend):
         """Subscribe to the result of a request before it is sent. If this raises RedisUnavailableError, nothing is sent."""
         try:
             super().on_task_call(producer, task_id)
-        except RedisUnavailableError as away:
-            raise RedisUnavailableError(f"{away}; nothing was sent") from away
+        except RedisUnavailableError as down:
+            raise RedisUnavailableError(f"{down}; nothing was sent") from down
 
     def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, request: Any = None, **kwargs: Any) -> None:
         """Called if a task raised, or its child was killed at the hard time limit."""

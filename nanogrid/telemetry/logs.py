@@ -34,7 +34,7 @@ encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 BODIES = {
     UNKNOWN_FORMAT: "a message of an unknown form is given back",
     UNKNOWN_TASK_ERROR: "a message for the unknown task %s is given back",
-    INVALID_TASK_ERROR: "a message that is no usable task is given back: %s",
+    INVALID_TASK_ERROR: "a message that is not a usable task is given back: %s",
 }
 """Celery's lines that show the body of a message, which may hold a payload, and the lines that replace them."""
 

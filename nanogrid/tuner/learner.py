@@ -93,19 +93,19 @@ class Learner:
 
     def _learn(self, batch: SampleBatch, store: TunerStore) -> bool:
         """Store a batch, and retry while Redis is down. Returns False if the learner stops before that."""
-        away = False
+        down = False
         while True:
             try:
                 store.learn(batch)
                 break
             except redis.RedisError as error:
-                if not away:
+                if not down:
                     log.warning("the tuner cannot learn now (%s); runs wait for Redis, trying again", error)
-                away = True
+                down = True
             with self._changed:
                 if self._changed.wait_for(lambda: self._stopping, RETRY_S):
                     return False
-        if away:
+        if down:
             log.info("the tuner learns again")
         with self._changed:
             dropped, self._dropped = self._dropped, 0

@@ -159,7 +159,7 @@ class MetricsStep(bootsteps.StartStopStep):
         read = dict(readings())
         names = list(self._app.amqp.queues.consume_from)
         if not names:
-            return "the worker was told to read no queue"
+            return "the worker is not assigned any queue"
         if not any(name in read and not read[name].failing for name in names):
             return f"no queue answers: {', '.join(names)}"
         return self._stalled()

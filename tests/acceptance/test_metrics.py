@@ -265,7 +265,7 @@ def test_a_worker_that_was_told_to_read_nothing_is_not_ready(
     control = grid.app.control
     for queue in ("python", "cpp"):
         control.cancel_consumer(queue, destination=[worker.name])
-    reason = {"ready": False, "reason": "the worker was told to read no queue"}
+    reason = {"ready": False, "reason": "the worker is not assigned any queue"}
     wait_until(lambda: port.json("/readyz") == (503, reason), "it is not ready")
     for queue in ("python", "cpp"):
         control.add_consumer(queue, destination=[worker.name])

@@ -277,7 +277,7 @@ def test_the_body_of_an_unusable_message_goes() -> None:
             ("'no.such'", "body-secret", {}, {}),
             "a message for the unknown task 'no.such' is given back",
         ),
-        (INVALID_TASK_ERROR, ("no id", "body-secret"), "a message that is no usable task is given back: no id"),
+        (INVALID_TASK_ERROR, ("no id", "body-secret"), "a message that is not a usable task is given back: no id"),
         (UNKNOWN_FORMAT, ("body-secret",), "a message of an unknown form is given back"),
     ):
         record = record_of(message, *args)

@@ -36,7 +36,7 @@ ABANDONED_S = 60.0
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 """Between two attempts to reach a Redis that is down."""
 
-AWAY = (redis.ConnectionError, redis.TimeoutError)
+DOWN = (redis.ConnectionError, redis.TimeoutError)
 
 
 def follow(
@@ -100,10 +100,10 @@ def _follow(
                     last_at = time.monotonic()
                     reader.done(entry_id)
             except (
-                *AWAY,
+                *DOWN,
                 redis.ResponseError,
             ) as error:  # entries that were read and not yielded are read again: no other consumer has them
-                if not isinstance(error, AWAY) and not passes(error):
+                if not isinstance(error, DOWN) and not passes(error):
                     raise
                 _wait_for_redis(client, reader, error)
                 last_at = time.monotonic()
@@ -134,8 +134,8 @@ def _wait_for_redis(client: redis.Redis, reader: StreamReader, error: BaseExcept
         try:
             client.ping()
             reader.open()
-        except (*AWAY, redis.ResponseError) as still:
-            if not isinstance(still, AWAY) and not passes(still):
+        except (*DOWN, redis.ResponseError) as still:
+            if not isinstance(still, DOWN) and not passes(still):
                 raise
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
