@@ -1,15 +1,13 @@
-"""The Celery application, where `celery -A nanogrid` looks for it.
+"""The Celery application, where `celery -A nanogrid` finds it.
 
 Importing it reads no environment and opens no connection; the configuration is computed when it is first needed.
-It never becomes the process's current app by import: a producer may have an app of its own.
+The import never makes it the process's current app, because a producer may have its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
-import weakref
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from celery import Celery
 from kombu import pools
 
 from nanogrid.configuration import celery_configuration
+from nanogrid.connections import forks
 from nanogrid.monitoring.celery_commands import adapt
 from nanogrid.settings import Settings, current
 from nanogrid.sqs.canvas import refuse_unusable
@@ -32,11 +31,12 @@ from nanogrid.sqs.submission import (
 )
 from nanogrid.wire.names import EXECUTE, REDUCE, SENT_AT
 
-_apps: weakref.WeakSet[NanoGrid] = weakref.WeakSet()
-
 
 class NanoGrid(Celery):
     """A Celery app with SQS as broker and Redis beside it for events and remote control."""
+
+    owner_address: Path | None = None
+    """The socket of the owner of this worker's containers. A worker sets it before it forks its children."""
 
     control_cls = "nanogrid.monitoring.connections:Control"
     log_cls = "nanogrid.telemetry.logs:Logging"
@@ -45,10 +45,10 @@ class NanoGrid(Celery):
         super().__init__(*args, **kwargs)
         self._settings = settings
         self.add_defaults(lambda: celery_configuration(self.settings))
-        _apps.add(self)
+        forks.renew_in_child(self)
 
-    def begin_anew(self) -> None:
-        """Leave the connections to SQS to the process that this one was forked from."""
+    def renew_after_fork(self) -> None:
+        """Leave the connections to SQS to the parent, in a forked child."""
         amqp = vars(self).get("amqp")
         of_producers = amqp and amqp._producer_pool
         pool: Any = (of_producers and of_producers.connections) or vars(self).get("_pool")
@@ -62,7 +62,7 @@ class NanoGrid(Celery):
 
     @property
     def settings(self) -> Settings:
-        """The settings given to this app, else those of the process."""
+        """The settings of this app if it has its own, else those of the process."""
         return self._settings or current()
 
     @cached_property
@@ -71,10 +71,10 @@ class NanoGrid(Celery):
         return self.subclass_with_self("nanogrid.worker.controller:Worker")
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
-        """Send a task by name; a request as `execute_function` sends it.
+        """Send a task by name, and a request as `execute_function` sends it.
 
-        Raises InvalidRequestError for one that can never work or is in another form than JSON, and for a task of Celery's that would
-        run many requests in one; ConfigurationError where tasks are eager.
+        Raises InvalidRequestError for a request that can never work or is not sent as JSON, and for a Celery task that would
+        run many requests in one; ConfigurationError if tasks are eager.
         """
         if name in IN_ONE_TASK and isinstance(kwargs, dict) and _names_a_request(kwargs.get("task")):
             refuse_in_one_task(name)
@@ -96,23 +96,15 @@ def _names_a_request(signature: object) -> bool:
     return isinstance(signature, dict) and signature.get("task") in (EXECUTE, REDUCE)
 
 
-def _begin_anew_in_child() -> None:
-    for each in list(_apps):
-        each.begin_anew()
-
-
-os.register_at_fork(after_in_child=_begin_anew_in_child)
-
-
 def make_app(settings: Settings | None = None) -> NanoGrid:
-    """An app with settings of its own, for a process that talks to more than one NanoGrid."""
+    """Create an app with its own settings, for a process that talks to more than one NanoGrid."""
     return NanoGrid("nanogrid", settings=settings, set_as_current=False, include=["nanogrid.tasks", "nanogrid.worker"])
 
 
 app = make_app()
 adapt()
 
-# A checkout's celeryconfig.py lies beside the package; an installed package has none, and a producer's own is not ours.
+# A checkout has celeryconfig.py beside the package; an installed package has none. A producer's own file is not read here.
 _celeryconfig = Path(__file__).resolve().parent.parent / "celeryconfig.py"
 if _celeryconfig.is_file():
     _spec = importlib.util.spec_from_file_location("nanogrid_celeryconfig", _celeryconfig)

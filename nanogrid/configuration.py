@@ -1,7 +1,7 @@
 """Celery's configuration, computed from NanoGrid's settings.
 
-Every choice stands here with its reason. `celeryconfig.py` beside the package shows the same names to people who look
-for them there, and is the place to change one for a deployment.
+Every choice is listed with its reason. `celeryconfig.py` beside the package shows the same names where Celery users expect
+them, and is the place to change one for a deployment.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from nanogrid.sqs import plain_json
 from nanogrid.sqs.transport import transport_options
 
 RESULT_KEY_PREFIX = "nanogrid:"
-"""Before every key in the result Redis: a request id that a sender chose cannot name another application's key."""
+"""Prefix of every key in the result Redis, so that a request id chosen by a sender cannot name another application's key."""
 
 
 def celery_configuration(settings: Settings) -> dict[str, Any]:
-    """Celery's settings by their lowercase names."""
+    """Return Celery's settings by their lowercase names."""
     return {
-        # Broker: SQS by our transport, without touching kombu's own for other applications in the process.
+        # Broker: SQS by our own transport. Kombu's stays untouched for other applications in the process.
         "broker_url": settings.broker_url,
         "broker_transport": "nanogrid.sqs.transport:Transport",
         "broker_transport_options": transport_options(settings),
         "broker_connection_retry_on_startup": True,
         "task_queues": [Queue(name, routing_key=name) for name in settings.runtime_table.queues()],
         "task_default_queue": settings.runtime_table.queues()[0],
-        # Results: JSON only, in Redis, for a bounded time. Storing is repeated while Redis is away.
+        # Results: JSON only, in Redis, for a bounded time. Storing is retried while Redis is down.
         "result_backend": f"nanogrid.results.backend:ResultBackend+{settings.result_url}",
         "result_backend_transport_options": {"global_keyprefix": RESULT_KEY_PREFIX},
         "result_backend_always_retry": True,
@@ -43,12 +43,12 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
         "result_serializer": plain_json.NAME,
         "accept_content": [plain_json.NAME, "json"],  # "json": Celery producers without this package
         "task_track_started": True,
-        # Delivery: acknowledge after the result is stored; a child that dies gives its message back.
+        # Delivery: acknowledge after the result is stored. The message of a child that dies returns to its queue.
         "task_acks_late": True,
         "task_acks_on_timeout": True,
         "task_acks_on_failure": True,
         "task_reject_on_worker_lost": True,
-        # One message per child: what waits stays visible to other hosts.
+        # One message per child: waiting messages stay visible to other hosts.
         "worker_prefetch_multiplier": 1,
         "worker_concurrency": settings.concurrency or None,
         "worker_pool": "prefork",

@@ -1,23 +1,27 @@
-"""Every error NanoGrid raises, in one tree.
+"""Every error that NanoGrid raises, in one tree.
 
-The one rule: a function's failure is a *result*, NanoGrid's failure is an *error*. `retryable` says whether another
-attempt can help; only `nanogrid.tasks` turns it into a Celery retry.
+The rule: a function's failure is a *result*, NanoGrid's failure is an *error*. `retryable` says whether another attempt can
+help; only `nanogrid.tasks` turns such an error into a Celery retry. `cause` is the label under which a failed attempt is
+counted, one of `nanogrid.telemetry.counters.CAUSES`.
 
-Constructor arguments are positional and equal to `args`, so that each error comes back as itself through pickle and
-Celery's JSON result backend. Formatting happens in `__str__`.
+Constructor arguments are positional and equal to `args`, so that each error survives pickle and Celery's JSON result
+backend unchanged. Formatting happens in `__str__`.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 
 class NanoGridError(Exception):
     """Root of all errors that NanoGrid raises on purpose."""
 
-    retryable = False
+    retryable: ClassVar[bool] = False
+    cause: ClassVar[str] = "unexpected"
 
 
 class ConfigurationError(NanoGridError):
-    """A setting, queue or image that the deployment has to mend before anything can run."""
+    """A setting, queue or image of the deployment must be corrected before anything can run."""
 
 
 class InvalidRequestError(NanoGridError, ValueError):
@@ -33,35 +37,38 @@ class InvalidRequestError(NanoGridError, ValueError):
 
 
 class CodeError(NanoGridError):
-    """The function's code could not be made ready to run."""
+    """The function's code could not be prepared for a run."""
+
+    cause = "code"
 
 
 class CodeNotFoundError(CodeError):
-    """S3 has no such bucket, key or version, or refuses to show it."""
+    """S3 has no such bucket, key or version, or denies access to it."""
 
 
 class CodeCorruptError(CodeError):
-    """The object is no usable archive, breaks a limit, or is not what `codeSha256` promised."""
+    """The object is not a usable archive, exceeds a limit, or does not match `codeSha256`."""
 
 
 class LayerBuildError(CodeError):
-    """The code's `requirements.txt` or `build.sh` could not be made into a layer, for a reason that lies in them."""
+    """The code's `requirements.txt` or `build.sh` could not be built into a layer, and the reason lies in those files."""
 
 
 class CodeUnavailableError(CodeError):
-    """S3 did not answer, or the local disk could not take the code. Trying again can help."""
+    """S3 did not answer, or the code could not be written to the local disk. A retry can help."""
 
     retryable = True
 
 
 class ContainerError(NanoGridError):
-    """Docker could not do its part. Trying again can help."""
+    """Docker failed to do its part. A retry can help."""
 
     retryable = True
+    cause = "container"
 
 
 class ImageUnavailableError(ContainerError):
-    """The runtime's image is neither present nor to be had from a registry."""
+    """The runtime's image is not on this host, and no registry provides it."""
 
 
 class ContainerStartError(ContainerError):
@@ -69,40 +76,43 @@ class ContainerStartError(ContainerError):
 
 
 class ContainerLostError(ContainerError):
-    """A container went away while a function ran in it, and the function did not cause it."""
+    """A container disappeared while a function ran in it, and the function did not cause that."""
 
 
 class LimitLoweredError(NanoGridError):
-    """The tuner's memory limit was too little, and there is no time left in this delivery to run with the requested one."""
+    """The memory limit set by the tuner was too small, and this delivery has no time left for a run with the requested memory."""
 
     retryable = True
+    cause = "limit"
 
 
 class PoolExhaustedError(NanoGridError):
-    """No container came free in time."""
+    """No container became free in time."""
 
     retryable = True
+    cause = "pool"
 
 
 class ClaimBusyError(NanoGridError):
-    """Another worker is running this request id right now, and did not finish in time."""
+    """Another worker runs this request id now, and did not finish in time."""
 
     retryable = True
 
 
 class ResultUnavailableError(NanoGridError):
-    """No result is stored for the request id: unknown, expired, or not finished in the time given."""
+    """No result is stored for the request id: it is unknown, expired, or not finished in the time given."""
 
 
 class RedisUnavailableError(NanoGridError):
-    """The result Redis does not answer whoever asks it something or waits for nothing else. Trying again can help."""
+    """The result Redis did not answer in time. A retry can help."""
 
     retryable = True
+    cause = "redis"
 
 
 class EarlierPartError(NanoGridError):
-    """What was to run before a request, and to give it its payload, did not succeed."""
+    """The request that runs before this one, and provides its payload, did not succeed."""
 
 
 class MapPartFailedError(NanoGridError):
-    """A part of a function map failed and the map was asked to fail with it."""
+    """A part of a map failed, and the map was asked to fail in that case."""

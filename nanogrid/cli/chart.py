@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nanogrid.cli.size_table import words
 from nanogrid.errors import ConfigurationError
-from nanogrid.tuner.sizes import Measured, Size, Strategy
+from nanogrid.tuner.sizes import Measurement, Size, Strategy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ def check_chart(path: Path) -> None:
         ) from None
 
 
-def draw(measured: Sequence[Measured], choices: Mapping[Strategy, Size], path: Path, *, title: str) -> None:
+def draw(measured: Sequence[Measurement], choices: Mapping[Strategy, Size], path: Path, *, title: str) -> None:
     """Write a PNG or SVG, as the path's ending says. Axes begin at zero, so that lengths are true to the ratios."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ def draw(measured: Sequence[Measured], choices: Mapping[Strategy, Size], path: P
         figure.savefig(path, dpi=120, metadata={"Title": title, "Description": description(measured, choices)})
 
 
-def description(measured: Sequence[Measured], choices: Mapping[Strategy, Size]) -> str:
+def description(measured: Sequence[Measurement], choices: Mapping[Strategy, Size]) -> str:
     """The chart in words, for those who do not see it: it stands in the file's metadata."""
     sizes = [
         f"{one.size}: {one.time_ms:.1f} ms" if one.succeeded else f"{one.size}: {words(one.outcome)}"
@@ -70,7 +70,7 @@ def description(measured: Sequence[Measured], choices: Mapping[Strategy, Size]) 
     return "; ".join([*sizes, *(f"{strategy.value}: {size}" for strategy, size in choices.items())])
 
 
-def _draw_line(times: Axes, costs: Axes, line: Sequence[Measured], memories: Sequence[int], cpus: float) -> None:
+def _draw_line(times: Axes, costs: Axes, line: Sequence[Measurement], memories: Sequence[int], cpus: float) -> None:
     """The sizes with so many cores that succeeded: mean time with the ends of what trimming left, and GB-seconds."""
     places, means, below, above, gb_seconds = [], [], [], [], []
     for one in line:
@@ -85,7 +85,7 @@ def _draw_line(times: Axes, costs: Axes, line: Sequence[Measured], memories: Seq
 
 
 def _mark_choices(
-    times: Axes, measured: Sequence[Measured], choices: Mapping[Strategy, Size], memories: Sequence[int]
+    times: Axes, measured: Sequence[Measurement], choices: Mapping[Strategy, Size], memories: Sequence[int]
 ) -> None:
     """The strategies that a size was chosen for stand beside its time."""
     for one in measured:
@@ -95,7 +95,7 @@ def _mark_choices(
             times.annotate(", ".join(chosen), at, (8, 0), textcoords="offset points", va="center", fontsize=8)
 
 
-def _mark_failures(times: Axes, measured: Sequence[Measured], memories: Sequence[int]) -> None:
+def _mark_failures(times: Axes, measured: Sequence[Measurement], memories: Sequence[int]) -> None:
     """What became of the other sizes stands at the foot, in place of a point."""
     for place, memory_mb in enumerate(memories):
         failed = [one for one in measured if one.size.memory_mb == memory_mb and not one.succeeded]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nanogrid.result import ExecutionResult, Outcome, StartKind
-from nanogrid.tuner.sizes import MEASURED, Measured, Sample, Size, summarise
+from nanogrid.tuner.sizes import MEASURED, Measurement, Sample, Size, summarize
 
 if TYPE_CHECKING:
     from nanogrid.client import Client
@@ -49,9 +49,9 @@ class Measuring:
         return [size for size in self.samples if size not in self.failures]
 
     @property
-    def measured(self) -> list[Measured]:
+    def measured(self) -> list[Measurement]:
         """What all runs came to, the smallest size first."""
-        return [summarise(size, samples) for size, samples in self.samples.items()]
+        return [summarize(size, samples) for size, samples in self.samples.items()]
 
     def measure(self, runs: int, tell: Callable[[int, Size], None]) -> None:
         """One round of warm-ups and `runs` rounds that count; `tell` hears the number of each round (0: warm-ups) and size."""

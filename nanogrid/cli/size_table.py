@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanogrid.cli import console
 from nanogrid.result import ExecutionResult, Outcome
-from nanogrid.tuner.sizes import Measured, Size, Strategy
+from nanogrid.tuner.sizes import Measurement, Size, Strategy
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +27,7 @@ SCARCE = 0.9
 """A chosen size of which the largest peak took more than this share is pointed out."""
 
 
-def to_wire(name: str, measured: Sequence[Measured], choices: Choices, chart: Path | None) -> dict[str, Any]:
+def to_wire(name: str, measured: Sequence[Measurement], choices: Choices, chart: Path | None) -> dict[str, Any]:
     """All of it as a camelCase JSON object; GB-seconds are those of one run. A strategy without a choice is null."""
     return {
         "functionId": name,
@@ -67,7 +67,7 @@ def print_measured(measuring: Measuring, choices: Choices, *, table: bool) -> No
         _explain(list(measuring.failures.values()))
 
 
-def remarks(measured: Sequence[Measured], choices: Choices) -> list[str]:
+def remarks(measured: Sequence[Measurement], choices: Choices) -> list[str]:
     """What the numbers alone do not say, one sentence each."""
     found = []
     runs, not_warm = sum(one.runs for one in measured), sum(one.not_warm for one in measured)
@@ -100,7 +100,7 @@ def _size(size: Size) -> dict[str, Any]:
     return {"memoryMb": size.memory_mb, "cpus": size.cpus}
 
 
-def _table(measured: Sequence[Measured]) -> Table:
+def _table(measured: Sequence[Measurement]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -111,7 +111,7 @@ def _table(measured: Sequence[Measured]) -> Table:
     return table
 
 
-def _row(one: Measured) -> list[str]:
+def _row(one: Measurement) -> list[str]:
     """One size. Where not every run succeeded, the time is what became of it: numbers of the others would mislead."""
     peak = "?" if one.peak_memory_bytes is None else f"{one.peak_memory_bytes / MIB:.0f} MiB"
     row = [f"{one.size.memory_mb} MiB", f"{one.size.cpus:g}"]

@@ -17,7 +17,7 @@ from nanogrid.wire.tuner_mode import Mode
 
 if TYPE_CHECKING:
     from nanogrid.tuner.histogram import Bucket
-    from nanogrid.tuner.store import Known, Tuning
+    from nanogrid.tuner.store import TunerEntry, TunerStore
 
 UNKNOWN = 1
 """Exit code when nothing is known of a function."""
@@ -101,20 +101,20 @@ def reset(function_id: FunctionArgument) -> None:
 
 
 @contextmanager
-def _tuning() -> Iterator[tuple[Tuning, Mode]]:
+def _tuning() -> Iterator[tuple[TunerStore, Mode]]:
     """The deployment's records, and its mode. Redis is asked once: a person is waiting."""
     from contextlib import closing
 
     from nanogrid.cli.target import find_target
     from nanogrid.connections.result_redis import connect
-    from nanogrid.tuner.store import Tuning
+    from nanogrid.tuner.store import TunerStore
 
     settings = find_target().settings
     with closing(connect(settings, retries=0)) as client:
-        yield Tuning(settings, client), settings.tuner_mode
+        yield TunerStore(settings, client), settings.tuner_mode
 
 
-def to_wire(known: Known, deployment: Mode) -> dict[str, Any]:
+def to_wire(known: TunerEntry, deployment: Mode) -> dict[str, Any]:
     """One function as a camelCase JSON object. `mode` is in force; `ownMode` is what was set for it, null: the deployment's."""
     advice = known.advice
     return {
@@ -132,7 +132,7 @@ def to_wire(known: Known, deployment: Mode) -> dict[str, Any]:
     }
 
 
-def histogram_to_wire(known: Known) -> list[dict[str, float]]:
+def histogram_to_wire(known: TunerEntry) -> list[dict[str, float]]:
     """The histogram's buckets: the largest sample in MiB, and the share of all weight."""
     total = known.record.histogram.total
     return [
@@ -158,14 +158,14 @@ def bars(buckets: Sequence[Bucket], rows: int = ROWS) -> list[tuple[str, float]]
     return drawn
 
 
-def _next_limit_mb(known: Known, deployment: Mode) -> int | None:
+def _next_limit_mb(known: TunerEntry, deployment: Mode) -> int | None:
     advice = known.advice
     if advice is None:
         return None
     return advice.limit_mb if (known.mode or deployment) is Mode.APPLY else advice.requested_mb
 
 
-def _print_table(found: Sequence[Known], deployment: Mode) -> None:
+def _print_table(found: Sequence[TunerEntry], deployment: Mode) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -186,7 +186,7 @@ def _print_table(found: Sequence[Known], deployment: Mode) -> None:
     console.stdout().print(table)
 
 
-def _print_function(known: Known, deployment: Mode) -> None:
+def _print_function(known: TunerEntry, deployment: Mode) -> None:
     from rich.text import Text
 
     out = console.stdout()

@@ -1,6 +1,6 @@
 """One request from start to end: request → code → lease → run → result. Knows nothing of Celery, SQS or Redis.
 
-The rule: the function's failure comes back as a result, NanoGrid's failure is raised as an error.
+The rule: a function's failure is returned as a result, NanoGrid's failure is raised as an error.
 """
 
 from __future__ import annotations
@@ -9,35 +9,49 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from pydantic import JsonValue
 
 from nanogrid.errors import ContainerLostError, ContainerStartError, LimitLoweredError
-from nanogrid.execution.code import CodeStore
+from nanogrid.execution.code import Code, CodeStore
 from nanogrid.execution.code.required import HandlerModule
 from nanogrid.execution.container.cgroup import Usage
 from nanogrid.execution.container.engine import Engine
 from nanogrid.execution.container.hardening import MOUNT, Confinement, environment
 from nanogrid.execution.container.report import Ended, Result, RunReport
-from nanogrid.execution.layers import LayerStore
-from nanogrid.execution.observer import Ran, Watcher
+from nanogrid.execution.layers import LayerStore, Prepared
+from nanogrid.execution.observer import RunFacts, RunObserver
 from nanogrid.execution.pool.child.lease import Container, Pool
 from nanogrid.execution.pool.protocol import LeaseRequest
 from nanogrid.request import FunctionRequest
 from nanogrid.result import ExecutionResult, Outcome, Phases
+from nanogrid.runtimes import Runtime
 from nanogrid.settings import Settings
 from nanogrid.telemetry import stages, tracing
-from nanogrid.tuner.advised import NOT_TUNED, Advised
+from nanogrid.tuner.decision import NOT_TUNED, Decision
 from nanogrid.wire.json_bounds import problem_of_value
 
 log = logging.getLogger(__name__)
 
 
 LONGEST_SHOWN = 20
-"""Of a number, in a sentence."""
+"""Characters of a number that a sentence shows."""
 
 SHARE_OF_OVERHEAD = 0.75
-"""So much of `overhead_s` may be over when a second run begins: what is left is for its container."""
+"""A re-run starts only if less than this share of `overhead_s` has passed: its container needs the rest."""
+
+
+@dataclass(frozen=True)
+class ReadyCode:
+    """The code of a request and its layers on disk, and the command that runs it."""
+
+    runtime: Runtime
+    command: tuple[str, ...]
+    code: Code
+    layers: Prepared
 
 
 class Executor:
@@ -56,14 +70,36 @@ class Executor:
         *,
         attempt: int = 1,
         queue_ms: float | None = None,
-        tuned: Advised = NOT_TUNED,
+        decision: Decision = NOT_TUNED,
     ) -> ExecutionResult:
-        """Run the function, under the memory limit that the tuner has for it.
+        """Run the function under the memory limit that the tuner decided on.
 
-        Raises LimitLoweredError where that was too little and no time is left to run again with what the request asks for,
-        and a CodeError or ContainerError where NanoGrid could not do its part.
+        Raises LimitLoweredError if that limit was too small and no time is left for a run with the requested memory, and a
+        CodeError or ContainerError if NanoGrid could not do its part.
         """
         began = time.monotonic()
+        with (
+            self._ready_code(request) as ready,
+            stages.RunStages(request.request_id, request.function_id, attempt) as stage,
+        ):
+            wanted = self._lease_request(request, ready, decision, queue_ms)
+            stage.code_ready(
+                cached=ready.code.cached,
+                fetch_ms=ready.code.fetch_ms,
+                unpack_ms=ready.code.unpack_ms,
+                build_ms=ready.layers.build_ms,
+            )
+            observer = RunObserver(request, ready.layers.key, learns=decision.learns)
+            run, tip = self._run_within_limits(request, wanted, decision, observer, stage, began)
+            phases = _phases(ready, run, queue_ms)
+            tracing.collected()
+        return self._result(request, run, phases, decision.recommended_mb(), tip, attempt)
+
+    # -- the code
+
+    @contextmanager
+    def _ready_code(self, request: FunctionRequest) -> Iterator[ReadyCode]:
+        """Keep the request's code and layers on disk until the block ends."""
         runtime = self._settings.runtime_table[request.runtime]
         command: tuple[str, ...] = runtime.command
         required: str | HandlerModule = runtime.required_file
@@ -73,72 +109,86 @@ class Executor:
             self._code.checkout(
                 request.s3_bucket, request.s3_key, sha256=request.code_sha256, required=required
             ) as code,
-            self._layers.prepare(code, runtime) as prepared,
-            stages.Run(request.request_id, request.function_id, attempt) as stage,
+            self._layers.prepare(code, runtime) as layers,
         ):
-            wanted = LeaseRequest(
-                request.request_id,
-                request.function_id,
-                runtime.image,
-                command,
-                environment(request, self._settings),
-                str(prepared.tree),
-                Confinement(tuned.limit_mb(request.memory_mb, prepared.key), request.cpus, request.network),
-                key=f"{request.function_id}\0{prepared.key}",
-                packages_dir=None if prepared.packages is None else str(prepared.packages),
-                wait_s=self._wait_s(request, queue_ms),
-            )
-            stage.code_ready(
-                cached=code.cached, fetch_ms=code.fetch_ms, unpack_ms=code.unpack_ms, build_ms=prepared.build_ms
-            )
-            watch = Watcher(request, prepared.key, learns=tuned.learns)
-            tip = tuned.tip(request.memory_mb)
-            lowered_mb = wanted.limits.memory_mb
-            if lowered_mb == request.memory_mb:
-                ran = watch.observed(self._run(request, wanted, stage))
-            elif (first := self._under_less(request, wanted, watch, stage)) is not None:
-                ran = first
-            else:
-                self._require_time(request, lowered_mb, time.monotonic() - began)
-                ran = watch.observed(self._run(request, wanted.with_memory(request.memory_mb), stage), rerun=True)
-                tip = rerun_tip(request.memory_mb, lowered_mb)
-            phases = Phases(
-                queue=_rounded(queue_ms),
-                fetch=_rounded(code.fetch_ms),
-                unpack=_rounded(code.unpack_ms + (prepared.build_ms or 0.0)),
-                acquire=_rounded(ran.acquire_ms),
-                run=_rounded(ran.run_ms),
-                collect=_rounded(ran.collect_ms),
-            )
-            tracing.collected()
-        report = ran.report
-        return ExecutionResult(
-            request_id=request.request_id,
-            function_id=request.function_id,
-            exit_code=ran.exit_code,
-            stdout=_text(report.stdout.data),
-            stderr=_text(report.stderr.data) + explain(ran.outcome, request, self._settings) + ran.complaint,
-            duration_millis=round(report.duration_ms),
-            success=ran.outcome is Outcome.SUCCEEDED,
-            outcome=ran.outcome,
-            value=ran.value,
-            peak_memory_bytes=report.usage.peak_memory_bytes,
-            memory_limit_mb=ran.limit_mb,
-            recommended_memory_mb=tuned.recommended_mb(),
-            optimization_tip=tip,
-            cpu_millis=_cpu_millis(report.usage),
-            start_kind=ran.start_kind,
-            runtime=request.runtime,
-            stdout_truncated=report.stdout.truncated,
-            stderr_truncated=report.stderr.truncated,
-            phases=phases,
-            worker=self._worker,
-            container_id=ran.container_id,
-            attempt=attempt,
+            yield ReadyCode(runtime, command, code, layers)
+
+    def _lease_request(
+        self, request: FunctionRequest, ready: ReadyCode, decision: Decision, queue_ms: float | None
+    ) -> LeaseRequest:
+        layers = ready.layers
+        return LeaseRequest(
+            request.request_id,
+            request.function_id,
+            ready.runtime.image,
+            ready.command,
+            environment(request, self._settings),
+            str(layers.tree),
+            Confinement(decision.limit_mb(request.memory_mb, layers.key), request.cpus, request.network),
+            key=f"{request.function_id}\0{layers.key}",
+            packages_dir=None if layers.packages is None else str(layers.packages),
+            wait_s=self._wait_s(request, queue_ms),
         )
 
-    def _run(self, request: FunctionRequest, wanted: LeaseRequest, stage: stages.Run) -> Ran:
-        """One run in one container."""
+    def _wait_s(self, request: FunctionRequest, queue_ms: float | None) -> float:
+        """Return how long the request may wait for a container: the setting, or less if its maximum age comes first."""
+        if request.max_age_ms is None or queue_ms is None:
+            return self._settings.pool_wait_s
+        return max(0.0, min(self._settings.pool_wait_s, (request.max_age_ms - queue_ms) / 1000))
+
+    # -- the run
+
+    def _run_within_limits(
+        self,
+        request: FunctionRequest,
+        wanted: LeaseRequest,
+        decision: Decision,
+        observer: RunObserver,
+        stage: stages.RunStages,
+        began: float,
+    ) -> tuple[RunFacts, str | None]:
+        """Run the function, and run it again with the requested memory if a lowered limit was too small.
+
+        Returns the run that counts, and the tip for the result.
+        """
+        lowered_mb = wanted.limits.memory_mb
+        if lowered_mb == request.memory_mb:
+            return observer.ended(self._run(request, wanted, stage)), decision.tip(request.memory_mb)
+        if (first := self._run_lowered(request, wanted, observer, stage)) is not None:
+            return first, decision.tip(request.memory_mb)
+        self._require_time(request, lowered_mb, time.monotonic() - began)
+        run = self._run(request, wanted.with_memory(request.memory_mb), stage)
+        return observer.ended(run, rerun=True), rerun_tip(request.memory_mb, lowered_mb)
+
+    def _run_lowered(
+        self, request: FunctionRequest, wanted: LeaseRequest, observer: RunObserver, stage: stages.RunStages
+    ) -> RunFacts | None:
+        """Run with less memory than the request asks for. Returns None if that was too small, even if the function coped."""
+        try:
+            run = self._run(request, wanted, stage)
+        except (ContainerStartError, ContainerLostError) as error:  # too little memory may be the reason: run again
+            observer.failed_to_run(wanted.limits.memory_mb)
+            log.warning("request %s could not run with %d MiB: %s", request.request_id, wanted.limits.memory_mb, error)
+            return None
+        observer.ended(run)
+        if not run.killed_for_memory:
+            return run
+        log.info(
+            "request %s: the tuner's limit of %d MiB was too small; it runs again with %d MiB",
+            request.request_id, run.limit_mb, request.memory_mb,
+        )  # fmt: skip
+        return None
+
+    def _require_time(self, request: FunctionRequest, lowered_mb: int, taken_s: float) -> None:
+        """Raise if Celery's time limit, which runs since the delivery began, could cut the second run off."""
+        if taken_s > self._settings.overhead_s * SHARE_OF_OVERHEAD:
+            raise LimitLoweredError(
+                f"the tuner's limit of {lowered_mb} MiB was too small, and after {taken_s:.0f} s no time is left for a run with "
+                f"{request.memory_mb} MiB in this delivery"
+            )
+
+    def _run(self, request: FunctionRequest, wanted: LeaseRequest, stage: stages.RunStages) -> RunFacts:
+        """Run the function once, in one container."""
         asked = time.monotonic()
         with self._pool.lease(wanted, request.input) as container:
             acquired = time.monotonic()
@@ -156,7 +206,7 @@ class Executor:
             ended = time.monotonic()
             outcome, exit_code = classify(report, container)
             value, complaint = self._value(report.result)
-        return Ran(
+        return RunFacts(
             report=report,
             outcome=outcome,
             exit_code=exit_code,
@@ -170,40 +220,8 @@ class Executor:
             collect_ms=(time.monotonic() - ended) * 1000,
         )
 
-    def _under_less(
-        self, request: FunctionRequest, wanted: LeaseRequest, watch: Watcher, stage: stages.Run
-    ) -> Ran | None:
-        """Run with less memory than the request asks for. None where that was too little, whatever the function made of it."""
-        try:
-            ran = self._run(request, wanted, stage)
-        except (ContainerStartError, ContainerLostError) as error:  # perhaps for want of memory: the next run tells
-            watch.lost(wanted.limits.memory_mb)
-            log.warning("request %s could not run with %d MiB: %s", request.request_id, wanted.limits.memory_mb, error)
-            return None
-        watch.observed(ran)
-        if not ran.killed_for_memory:
-            return ran
-        log.info(
-            "request %s: the tuner's %d MiB were too little; it runs again with %d",
-            request.request_id, ran.limit_mb, request.memory_mb,
-        )  # fmt: skip
-        return None
-
-    def _require_time(self, request: FunctionRequest, lowered_mb: int, taken_s: float) -> None:
-        """Raise where Celery's time limit, which began with this delivery, could cut the second run off."""
-        if taken_s > self._settings.overhead_s * SHARE_OF_OVERHEAD:
-            raise LimitLoweredError(
-                f"the tuner's {lowered_mb} MiB were too little after {taken_s:.0f} s, and a run with {request.memory_mb} MiB needs a new delivery"
-            )
-
-    def _wait_s(self, request: FunctionRequest, queue_ms: float | None) -> float:
-        """How long the request can wait for a container: the deployment's time, or what is left of its own largest age."""
-        if request.max_age_ms is None or queue_ms is None:
-            return self._settings.pool_wait_s
-        return max(0.0, min(self._settings.pool_wait_s, (request.max_age_ms - queue_ms) / 1000))
-
     def _value(self, result: Result) -> tuple[JsonValue, str]:
-        """The JSON value of `NANOGRID_RESULT`, and a line for stderr where there is one that cannot be used."""
+        """Return the JSON value of `NANOGRID_RESULT`, and a line for stderr if it cannot be used."""
         if result.size == 0:
             return None, ""
         if result.data is None:
@@ -214,13 +232,62 @@ class Executor:
             )
         return value_of(result.data)
 
+    # -- the result
+
+    def _result(
+        self,
+        request: FunctionRequest,
+        run: RunFacts,
+        phases: Phases,
+        recommended_mb: int | None,
+        tip: str | None,
+        attempt: int,
+    ) -> ExecutionResult:
+        report = run.report
+        return ExecutionResult(
+            request_id=request.request_id,
+            function_id=request.function_id,
+            exit_code=run.exit_code,
+            stdout=_text(report.stdout.data),
+            stderr=_text(report.stderr.data) + explain(run.outcome, request, self._settings) + run.complaint,
+            duration_millis=round(report.duration_ms),
+            success=run.outcome is Outcome.SUCCEEDED,
+            outcome=run.outcome,
+            value=run.value,
+            peak_memory_bytes=report.usage.peak_memory_bytes,
+            memory_limit_mb=run.limit_mb,
+            recommended_memory_mb=recommended_mb,
+            optimization_tip=tip,
+            cpu_millis=_cpu_millis(report.usage),
+            start_kind=run.start_kind,
+            runtime=request.runtime,
+            stdout_truncated=report.stdout.truncated,
+            stderr_truncated=report.stderr.truncated,
+            phases=phases,
+            worker=self._worker,
+            container_id=run.container_id,
+            attempt=attempt,
+        )
+
+
+def _phases(ready: ReadyCode, run: RunFacts, queue_ms: float | None) -> Phases:
+    code, layers = ready.code, ready.layers
+    return Phases(
+        queue=_rounded(queue_ms),
+        fetch=_rounded(code.fetch_ms),
+        unpack=_rounded(code.unpack_ms + (layers.build_ms or 0.0)),
+        acquire=_rounded(run.acquire_ms),
+        run=_rounded(run.run_ms),
+        collect=_rounded(run.collect_ms),
+    )
+
 
 def classify(report: RunReport, container: Container) -> tuple[Outcome, int]:
-    """The one outcome of a run and its exit code: the function's own where it ended by itself, else -1.
+    """Return the outcome of a run and its exit code: the function's own if it exited by itself, else -1.
 
-    OUT_OF_MEMORY needs a kill by the kernel that it counted in the container's own account, and a failure: a function
-    that loses a child to the OOM killer and still exits with 0 has coped. Raises ContainerLostError where the container
-    went away and memory was not the reason.
+    OUT_OF_MEMORY requires a failure and a kill that the kernel counted for this container: a function that loses a child to
+    the OOM killer and still exits with 0 has coped. Raises ContainerLostError if the container disappeared and memory was
+    not the reason.
     """
     if report.ended is Ended.TIMED_OUT:
         return Outcome.TIMED_OUT, -1
@@ -229,7 +296,7 @@ def classify(report: RunReport, container: Container) -> tuple[Outcome, int]:
     if report.ended is Ended.LOST or report.exit_code is None:
         if container.end is not None and container.end.oom_killed:
             return Outcome.OUT_OF_MEMORY, 137
-        raise ContainerLostError(f"container {container.name} went away during the run")
+        raise ContainerLostError(f"container {container.name} disappeared during the run")
     if report.exit_code == 0:
         return Outcome.SUCCEEDED, 0
     if _ran_out_of_memory(report, container):
@@ -240,17 +307,17 @@ def classify(report: RunReport, container: Container) -> tuple[Outcome, int]:
 def _ran_out_of_memory(report: RunReport, container: Container) -> bool:
     if report.usage.oom_kills is not None:
         return report.usage.oom_kills > 0
-    container.destroy()  # the accounts cannot be read here: the engine's flag is right once the container has ended
+    container.destroy()  # without the cgroup's counters, the engine's flag decides, which is right once the container has ended
     return container.end is not None and container.end.oom_killed
 
 
 def handler_command(handler: str) -> tuple[tuple[str, ...], HandlerModule]:
-    """The command that calls `module.function`, and what must be in the code for it."""
+    """Return the command that calls `module.function`, and the module that the code must contain for it."""
     return ("python", f"{MOUNT}/runner/call_handler.py", handler), HandlerModule.of(handler)
 
 
 def explain(outcome: Outcome, request: FunctionRequest, settings: Settings) -> str:
-    """One line for stderr where a limit ended the run; empty otherwise."""
+    """Return one line for stderr if a limit ended the run, else an empty string."""
     match outcome:
         case Outcome.TIMED_OUT:
             return f"\nnanogrid: ended after timeoutMs = {request.timeout_ms}\n"
@@ -263,10 +330,10 @@ def explain(outcome: Outcome, request: FunctionRequest, settings: Settings) -> s
 
 
 def rerun_tip(requested_mb: int, lowered_mb: int) -> str:
-    """The result's `optimizationTip` where the tuner's limit was too little."""
+    """Return the result's `optimizationTip` for a run that was repeated because the tuner's limit was too small."""
     return (
-        f"run again with memoryMb = {requested_mb}: the {lowered_mb} MiB that the tuner had set were too little, "
-        "which it has learned"
+        f"repeated with memoryMb = {requested_mb}: the tuner's limit of {lowered_mb} MiB was too small, "
+        "and the tuner has learned that"
     )
 
 
@@ -283,9 +350,9 @@ def _cpu_millis(usage: Usage) -> int | None:
 
 
 def value_of(data: bytes) -> tuple[JsonValue, str]:
-    """The JSON value of these bytes, and a line for stderr where something of it cannot be kept.
+    """Return the JSON value of these bytes, and a line for stderr if any part of it cannot be kept.
 
-    JSON has neither NaN nor infinity, but Python's `json`, pandas and Lambda's serializer write them: null takes their place.
+    JSON has neither NaN nor infinity, but Python's `json`, pandas and Lambda's serializer write them. They become null.
     """
     left_out: dict[str, None] = {}
 
@@ -296,12 +363,12 @@ def value_of(data: bytes) -> tuple[JsonValue, str]:
     try:
         value = json.loads(data, parse_float=number, parse_constant=lambda text: left_out.setdefault(text))
     except (ValueError, RecursionError) as error:
-        return None, f"nanogrid: the value in NANOGRID_RESULT is no JSON: {error}\n"
-    if (problem := problem_of_value(value)) is not None:  # whoever reads the result could not read that
-        return None, f"nanogrid: the value in NANOGRID_RESULT is left out, for it is {problem}\n"
+        return None, f"nanogrid: the value in NANOGRID_RESULT is not JSON: {error}\n"
+    if (problem := problem_of_value(value)) is not None:  # readers of the result could not parse it
+        return None, f"nanogrid: the value in NANOGRID_RESULT is left out because it is {problem}\n"
     if not left_out:
         return value, ""
     return (
         value,
-        f"nanogrid: the value holds {', '.join(list(left_out)[:3])}, which JSON cannot: null is in its place\n",
+        f"nanogrid: the value holds {', '.join(list(left_out)[:3])}, which JSON does not have; replaced by null\n",
     )

@@ -1,4 +1,4 @@
-"""What one run gave, and how it is told to those who learn from runs."""
+"""The facts of one run, and how they reach the tuner."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from nanogrid.execution.container.report import RunReport
 from nanogrid.request import FunctionRequest
 from nanogrid.result import Outcome, StartKind
 from nanogrid.telemetry.counters import RERUN
-from nanogrid.telemetry.events import RunObserved, happened, tell
+from nanogrid.telemetry.events import RunEvent, count, emit
 
 
 @dataclass(frozen=True)
-class Ran:
-    """One run in one container, to its end. `complaint` is a line for stderr about a value that cannot be used."""
+class RunFacts:
+    """One finished run in one container. `complaint` is a line for stderr about a value that cannot be used."""
 
     report: RunReport
     outcome: Outcome
@@ -32,39 +32,39 @@ class Ran:
 
     @property
     def killed_for_memory(self) -> bool:
-        """Whether the kernel ended any process of the run for memory, also one whose end the function coped with."""
+        """Whether the kernel killed any process of the run for memory, even if the function coped with it."""
         return self.outcome is Outcome.OUT_OF_MEMORY or bool(self.report.usage.oom_kills)
 
 
 @dataclass(frozen=True)
-class Watcher:
-    """Tells the runs of one request. `code` names the code with its layers; `learns`: somebody wants to know."""
+class RunObserver:
+    """Reports the runs of one request to the tuner, if `learns` is set. `code` names the code with its layers."""
 
     request: FunctionRequest
     code: str
     learns: bool
 
-    def observed(self, ran: Ran, *, rerun: bool = False) -> Ran:
-        """Tell a run, and hand it on."""
-        usage = ran.report.usage
+    def ended(self, run: RunFacts, *, rerun: bool = False) -> RunFacts:
+        """Report a run and return it."""
+        usage = run.report.usage
         if rerun:
-            happened(RERUN)
+            count(RERUN)
         if self.learns:
-            self._tell(
-                ran.limit_mb,
-                outcome=ran.outcome,
-                duration_ms=ran.report.duration_ms,
+            self._emit(
+                run.limit_mb,
+                outcome=run.outcome,
+                duration_ms=run.report.duration_ms,
                 cpu_ms=None if usage.cpu_ns is None else usage.cpu_ns / 1e6,
                 peak_bytes=usage.peak_memory_bytes,
-                killed_for_memory=ran.killed_for_memory,
+                killed_for_memory=run.killed_for_memory,
                 rerun=rerun,
             )
-        return ran
+        return run
 
-    def lost(self, limit_mb: int) -> None:
-        """Tell that a container with less memory than was asked for could not be used, as if it had been for that."""
+    def failed_to_run(self, limit_mb: int) -> None:
+        """Report a container with a lowered limit that could not run. The tuner treats that as out of memory."""
         if self.learns:
-            self._tell(
+            self._emit(
                 limit_mb,
                 outcome=Outcome.OUT_OF_MEMORY,
                 duration_ms=0.0,
@@ -74,7 +74,7 @@ class Watcher:
                 rerun=False,
             )
 
-    def _tell(
+    def _emit(
         self,
         limit_mb: int,
         *,
@@ -85,8 +85,8 @@ class Watcher:
         killed_for_memory: bool,
         rerun: bool,
     ) -> None:
-        tell(
-            RunObserved(
+        emit(
+            RunEvent(
                 function_id=self.request.function_id,
                 code=self.code,
                 at_s=time.time(),

@@ -1,9 +1,10 @@
-"""What a worker shows of itself over HTTP: counts and gauges for Prometheus, health, readiness, status.
+"""What a worker reports about itself over HTTP: metrics for Prometheus, health, readiness, status.
 
-    account     what children told, counted            gauges    what is so right now, read at each scrape
-    queue_look  how much waits in SQS, and since when   watch     looks in the background at what takes time
-    server      the HTTP port                           address   where other processes of the host find it
+    event_metrics  counters from events            gauges      current values, read at each scrape
+    queue_depths   depth and age of SQS queues     background  checks that take too long for a scrape
+    health         whether the parts work          status      the JSON object at /status
+    server         the HTTP port                   address     where other processes of the host find it
 
-The rule: a scrape looks at memory only. It asks neither SQS, Redis nor Docker, and labels have few, known values: never a
+The rule: a scrape reads memory only. It calls neither SQS, Redis nor Docker, and labels have few, known values: never a
 function's name or a request's id.
 """

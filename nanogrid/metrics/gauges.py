@@ -1,6 +1,6 @@
-"""What is so right now, read when it is scraped.
+"""Current values, read at each scrape.
 
-The rule: memory only, and no part that fails takes the others' numbers with it.
+The rule: a scrape reads memory only, and a part that fails does not hide the others' values.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from nanogrid.execution.pool.owner.pool_counters import GIVEN_UP, GRANTED, Evict
 from nanogrid.execution.pool.owner.stock import Stock
 from nanogrid.execution.pool.states import State
 from nanogrid.metrics.health import Disk, Health
-from nanogrid.metrics.queue_depths import QueueLook
+from nanogrid.metrics.queue_depths import QueueDepths
 from nanogrid.sqs.transport.readers import readings
 
 log = logging.getLogger(__name__)
 
 VERSION: str = sys.modules["nanogrid"].__version__
-"""Taken from what is loaded: an import of the package itself would be one of all that it offers."""
+"""Taken from the loaded module: for the import contract, importing the package counts as importing all that it exports."""
 
 MIB = 1024 * 1024
 Part = Callable[[], Iterable[Metric]]
 
 
 class Gauges(Collector):
-    """Collects from its parts, one after the other."""
+    """Collects the metrics of its parts, one after the other."""
 
     def __init__(self, registry: CollectorRegistry, parts: Sequence[Part]) -> None:
         self._parts = parts
@@ -42,7 +42,7 @@ class Gauges(Collector):
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """All numbers of all parts that can be read."""
+        """Yield the metrics of all parts that can be read."""
         for part in self._parts:
             try:
                 yield from list(part())
@@ -53,7 +53,7 @@ class Gauges(Collector):
 
 
 def build_info() -> Iterator[Metric]:
-    """Which NanoGrid this is."""
+    """Report the version."""
     yield _gauges(
         "build_info",
         "Always 1; the labels say which NanoGrid runs here.",
@@ -63,26 +63,30 @@ def build_info() -> Iterator[Metric]:
 
 
 def of_worker(ready: Callable[[], bool], concurrency: Callable[[], int], active: Callable[[], int]) -> Part:
-    """Whether it takes work, and how much it has in hand."""
+    """Report whether the worker accepts requests, and how many it runs."""
 
     def read() -> Iterator[Metric]:
         yield _gauge(
             "ready",
-            "1 while the worker reads its queues and its children take requests, else 0: it starts, drains, stands still, or SQS fails.",
+            "1 while the worker reads its queues and its children accept requests; 0 while it starts, drains or is stalled, or SQS fails.",
             ready(),
         )
         yield _gauge("worker_children", "Requests that the worker can run at once.", concurrency())
-        yield _gauge("worker_requests_active", "Requests that children have in hand.", active())
+        yield _gauge("worker_requests_active", "Requests that children are running.", active())
 
     return read
 
 
 def of_stalls(stalled: Callable[[], bool], mends: Callable[[], int]) -> Part:
-    """Whether it stands still, and how often it had to be helped."""
+    """Report whether the worker is stalled, and how often it repaired itself."""
 
     def read() -> Iterator[Metric]:
-        yield _gauge("worker_stalled", "1 while requests are held, children are free, and none takes any.", stalled())
-        yield _counter("worker_mends", "How often the worker mended its pool of children.", mends())
+        yield _gauge(
+            "worker_stalled",
+            "1 while the worker holds requests and has free children, but no child starts one.",
+            stalled(),
+        )
+        yield _counter("worker_mends", "How often the worker repaired its pool of children.", mends())
 
     return read
 
@@ -127,31 +131,30 @@ def of_pool(stock: Stock) -> Part:
     return read
 
 
-def of_queues(look: QueueLook, stale_after_s: float) -> Part:
-    """What waits in SQS, as of the last look, and what this worker has received. Looks that are too old are not shown."""
+def of_queues(depths: QueueDepths, stale_after_s: float) -> Part:
+    """Report what waits in SQS, as of the last check, and what this worker has received. Stale depths are left out."""
 
     def read() -> Iterator[Metric]:
-        now, ages = time.time(), look.ages_s()
-        seen = {name: one for name, one in look.seen.items() if now - one.at < stale_after_s}
-        depths: dict[tuple[str, ...], float] = {}
-        for name, one in seen.items():
+        now, ages = time.time(), depths.ages_s()
+        fresh = {name: one for name, one in depths.observations.items() if now - one.at < stale_after_s}
+        messages: dict[tuple[str, ...], float] = {}
+        for name, one in fresh.items():
             for state in ("visible", "in_flight", "delayed", "dead_letters"):
                 if (count := getattr(one.depth, state)) is not None:
-                    depths[name, state] = count
-        yield _gauges("queue_messages", "Messages by SQS' approximate counts.", ("queue", "state"), depths)
+                    messages[name, state] = count
+        yield _gauges("queue_messages", "Messages by SQS' approximate counts.", ("queue", "state"), messages)
         yield _by(
             "queue_oldest_message_age_seconds",
-            "Age of the oldest message as far as this worker can tell: time since the youngest message that it received was "
-            "sent, or since the queue was seen empty; 0 when none waits. CloudWatch has SQS' own "
-            "ApproximateAgeOfOldestMessage.",
+            "Estimated age of the oldest message: time since the youngest message that this worker received was sent, or "
+            "since it saw the queue empty; 0 if none waits. CloudWatch has SQS' own ApproximateAgeOfOldestMessage.",
             "queue",
-            {name: ages[name] for name in seen if name in ages},
+            {name: ages[name] for name in fresh if name in ages},
         )
         read_now = dict(readings())
         for counted, text in (
             ("received", "Messages received."),
-            ("refused", "Messages that held no request, given back."),
-            ("failures", "Polls that SQS did not answer, or with an error."),
+            ("refused", "Messages without a valid request, returned to the queue."),
+            ("failures", "Polls that SQS did not answer, or answered with an error."),
         ):
             name = "queue_poll_failures" if counted == "failures" else f"queue_messages_{counted}"
             yield _counters(name, text, "queue", {queue: getattr(one, counted) for queue, one in read_now.items()})
@@ -160,23 +163,28 @@ def of_queues(look: QueueLook, stale_after_s: float) -> Part:
 
 
 def of_caches(usages: Mapping[str, Usage]) -> Part:
-    """Code and layers on disk, as of the last look; shared by all workers of the data folder."""
+    """Report code and layers on disk, as of the last check; all workers of the data folder share them."""
 
     def read() -> Iterator[Metric]:
-        seen = dict(usages)
-        yield _by("cache_bytes", "Size on disk.", "cache", {name: usage.disk_bytes for name, usage in seen.items()})
-        yield _by("cache_limit_bytes", "Its limit.", "cache", {name: usage.limit_bytes for name, usage in seen.items()})
-        yield _by("cache_entries", "Codes or layers.", "cache", {name: usage.entries for name, usage in seen.items()})
+        now = dict(usages)
+        yield _by("cache_bytes", "Size on disk.", "cache", {name: usage.disk_bytes for name, usage in now.items()})
+        yield _by(
+            "cache_limit_bytes",
+            "Limit of the size on disk.",
+            "cache",
+            {name: usage.limit_bytes for name, usage in now.items()},
+        )
+        yield _by("cache_entries", "Codes or layers.", "cache", {name: usage.entries for name, usage in now.items()})
 
     return read
 
 
 def of_health(health: Health, disk: Disk) -> Part:
-    """What the checks found last."""
+    """Report the last result of each check."""
 
     def read() -> Iterator[Metric]:
-        found = {name: float(one.ok) for name, one in health.known().items()}
-        yield _by("health", "1 where the check found all well, else 0; see /healthz.", "check", found)
+        healthy = {name: float(result.ok) for name, result in health.last_results().items()}
+        yield _by("health", "1 if the last check succeeded, else 0; see /healthz.", "check", healthy)
         if disk.free_bytes is not None and disk.total_bytes is not None:
             yield _gauge("disk_free_bytes", "Free space on the disk of the data folder.", disk.free_bytes)
             yield _gauge("disk_size_bytes", "Size of the disk of the data folder.", disk.total_bytes)

@@ -1,6 +1,7 @@
-"""How much waits in the queues of a worker, looked up now and then and not when somebody asks.
+"""Depths and ages of a worker's queues, checked in the background and not at a scrape.
 
-The rule: an age is said for what the worker itself has seen. SQS tells the true age of the oldest message to CloudWatch only.
+The rule: an age is an estimate from what this worker itself has seen. SQS reports the true age of the oldest message to
+CloudWatch only.
 """
 
 from __future__ import annotations
@@ -17,65 +18,64 @@ from nanogrid.sqs.queues import Addresses, QueueDepth
 from nanogrid.sqs.transport.readers import readings
 
 SURELY_EMPTY = 2
-"""Looks in a row that must find nothing before a queue counts as empty: SQS' counts are approximate."""
+"""A queue counts as empty after this many checks in a row found no message: SQS' counts are approximate."""
 
 
 @dataclass
-class Seen:
-    """What the looks at one queue found. Times are seconds since 1970."""
+class QueueObservation:
+    """What the checks of one queue found. Times are seconds since 1970."""
 
     first_at: float
     at: float
     depth: QueueDepth
-    empty_looks: int = 0
+    empty_checks: int = 0
     empty_at: float | None = None
-    """When it was surely empty last."""
+    """When the queue was last known to be empty."""
 
-    def found(self, depth: QueueDepth, at: float) -> None:
-        """Another look."""
+    def update(self, depth: QueueDepth, at: float) -> None:
+        """Add the result of another check."""
         self.depth, self.at = depth, at
-        self.empty_looks = self.empty_looks + 1 if depth.visible == 0 else 0
-        if self.empty_looks >= SURELY_EMPTY:
+        self.empty_checks = self.empty_checks + 1 if depth.visible == 0 else 0
+        if self.empty_checks >= SURELY_EMPTY:
             self.empty_at = at
 
 
-def oldest_age_s(seen: Seen, newest_received_at: float | None, now: float) -> float:
-    """How long the oldest message has waited, as far as can be told; 0 where none waits.
+def oldest_age_s(observation: QueueObservation, newest_received_at: float | None, now: float) -> float:
+    """Estimate how long the oldest message has waited; 0 if none waits.
 
-    Queues are read roughly in the order of sending, so what waits was sent after the youngest message that was received,
-    and after the queue was empty. Without either it has waited at least since the first look.
+    Queues deliver roughly in the order of sending. A waiting message was therefore sent after the youngest message that this
+    worker received, and after the queue was empty. Without either, it has waited at least since the first check.
     """
-    if seen.depth.visible == 0:
+    if observation.depth.visible == 0:
         return 0.0
-    known = [at for at in (newest_received_at, seen.empty_at) if at is not None]
-    return max(0.0, now - (max(known) if known else seen.first_at))
+    known = [at for at in (newest_received_at, observation.empty_at) if at is not None]
+    return max(0.0, now - (max(known) if known else observation.first_at))
 
 
-class QueueLook:
-    """Looks at the queues that `names` names. Addresses are looked up once. Used by one thread at a time.
+class QueueDepths:
+    """Checks the queues that `names` returns. Looks their addresses up once. One thread at a time may call `check`.
 
-    All mutable state: `seen` by queue, replaced as a whole, so that others may read it.
+    All mutable state: `observations` by queue, replaced as a whole, so that other threads may read it.
     """
 
     def __init__(self, settings: Settings, names: Callable[[], Iterable[str]]) -> None:
-        # A look creates nothing, whatever the worker may create.
+        # A check creates no queue, even if the worker may.
         self._settings = settings.model_copy(update={"create_queues": False})
         self._names = names
         self._client: Any = None
         self._addresses: dict[str, Addresses] = {}
-        self.seen: dict[str, Seen] = {}
+        self.observations: dict[str, QueueObservation] = {}
 
     def connect(self) -> None:
-        """Make the client, so that no thread has to."""
+        """Create the client now, so that no thread does it."""
         self._client = self._client or sqs_client(self._settings)
 
-    def look(self) -> str:
-        """Look at every queue; what was found, in words. Raises what queues.depth raises, for the first that fails."""
+    def check(self) -> str:
+        """Check every queue and return the result in words. Raises what queues.depth raises for the first that fails."""
         self.connect()
-        names = list(self._names())
-        found = {name: self._found(name) for name in names}
-        self.seen = found
-        return f"{len(found)} queues answer"
+        observations = {name: self._observe(name) for name in list(self._names())}
+        self.observations = observations
+        return f"{len(observations)} queues answer"
 
     def close(self) -> None:
         """Close the client's connections."""
@@ -83,23 +83,23 @@ class QueueLook:
             self._client.close()
 
     def ages_s(self) -> dict[str, float]:
-        """The age of the oldest message of each queue, now."""
+        """Return the age of the oldest message of each queue, as of now."""
         now, read = time.time(), readings()
         return {
-            name: oldest_age_s(seen, read[name].newest_sent_at if name in read else None, now)
-            for name, seen in self.seen.items()
+            name: oldest_age_s(observation, read[name].newest_sent_at if name in read else None, now)
+            for name, observation in self.observations.items()
         }
 
-    def _found(self, name: str) -> Seen:
+    def _observe(self, name: str) -> QueueObservation:
         try:
             if name not in self._addresses:
                 self._addresses[name] = queues.addresses(name, self._settings, self._client)
             depth = queues.depth(name, self._addresses[name], self._client)
         except Exception:
-            self._addresses.pop(name, None)  # it may have been deleted, and made anew
+            self._addresses.pop(name, None)  # the queue may have been deleted and created again
             raise
         now = time.time()
-        before = self.seen.get(name)
-        seen = Seen(now, now, depth) if before is None else Seen(**vars(before))
-        seen.found(depth, now)
-        return seen
+        before = self.observations.get(name)
+        observation = QueueObservation(now, now, depth) if before is None else QueueObservation(**vars(before))
+        observation.update(depth, now)
+        return observation

@@ -1,7 +1,7 @@
-"""A small HTTP server for pages that are made when they are asked for.
+"""A small HTTP server for pages that are generated on request.
 
-The rule: nothing that a client does or leaves undone holds up anything but its own answer. As many as MOST_CLIENTS are
-served at once, each for CLIENT_S at most; the others are turned away.
+The rule: a client can delay only its own answer. At most MOST_CLIENTS are served at once, each for at most CLIENT_S; further
+clients get 503.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ CLIENT_S = 10.0
 SILENCE_S = 5.0
 """Longest wait for a client's next byte."""
 
-LOOK_EVERY_S = 0.1
+POLL_S = 0.1
 TEXT = "text/plain; charset=utf-8"
 BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
 
 
 @dataclass(frozen=True)
 class Page:
-    """An answer."""
+    """A response."""
 
     body: bytes
     content_type: str = TEXT
@@ -45,7 +45,7 @@ Pages = Mapping[str, Callable[[], Page]]
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request per connection. Nothing of the request is used but its path."""
+    """One request per connection. Of the request, only the path and the Host header are used."""
 
     server: Server
     timeout = SILENCE_S
@@ -76,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Bound when it is made; serves from `start` to `stop`. Raises OSError where the address is taken.
+    """Bound when created; serves from `start` to `stop`. Raises OSError if the address is in use.
 
     All mutable state: `_clients` (when each connection ends), guarded by `_lock`.
     """
@@ -93,23 +93,21 @@ class Server(ThreadingHTTPServer):
         super().__init__((address.host, address.port), _Handler)
         self.address = Address(address.host, int(self.server_address[1]))
         self._is_local = ip_address(str(self.server_address[0])).is_loopback
-        self._thread = threading.Thread(
-            target=self.serve_forever, args=(LOOK_EVERY_S,), name="metrics-http", daemon=True
-        )
+        self._thread = threading.Thread(target=self.serve_forever, args=(POLL_S,), name="metrics-http", daemon=True)
 
     def server_bind(self) -> None:
-        """Bind. http.server would ask a name server for its own name here."""
+        """Bind. The base class would also resolve the host's own name, which may query a name server."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def start(self) -> None:
-        """Serve, in a thread."""
+        """Start to serve, in a thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Listen no more, and hang up."""
+        """Stop to listen, and close all connections."""
         self.shutdown()
         self._thread.join()
         self.server_close()
@@ -122,20 +120,20 @@ class Server(ThreadingHTTPServer):
             client.close()
 
     def page(self, path: str, host: str | None) -> Page:
-        """The answer for a path, and the name that the client has for this server."""
+        """Return the response for a path and the Host header of the request."""
         if self._is_local and not _is_local_name(host):
-            return Page(b"this port answers to localhost and to addresses only\n", status=403)
+            return Page(b"this port serves only requests to localhost or to an IP address\n", status=403)
         make = self._pages.get(path)
         if make is None:
-            return Page(("there is only " + ", ".join(self._pages) + "\n").encode(), status=404)
+            return Page(("not found; the pages are " + ", ".join(self._pages) + "\n").encode(), status=404)
         try:
             return make()
         except Exception:
-            log.exception("%s could not be made", path)
-            return Page(b"this page could not be made; the worker's log says why\n", status=500)
+            log.exception("%s could not be generated", path)
+            return Page(b"this page could not be generated; see the worker's log\n", status=500)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve in a thread of its own, if there are not too many."""
+        """Serve in a new thread, unless there are too many clients."""
         with self._lock:
             free = len(self._clients) < MOST_CLIENTS
             if free:
@@ -153,25 +151,25 @@ class Server(ThreadingHTTPServer):
         self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """In that thread."""
+        """Runs in that thread."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._forget(request)
 
     def service_actions(self) -> None:
-        """Between two connections: hang up on those who take too long."""
+        """Between two connections: close those that take too long."""
         self._hang_up(time.monotonic())
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news."""
+        """Log a client that disconnected early at DEBUG only."""
         log.debug("%s hung up", client_address)
 
     def _hang_up(self, now: float) -> None:
         with self._lock:
             overdue = [client for client, until in self._clients.items() if now >= until]
         for client in overdue:
-            with suppress(OSError):  # it was faster
+            with suppress(OSError):  # it is closed already
                 client.shutdown(socket.SHUT_RDWR)
 
     def _forget(self, request: Any) -> None:
@@ -180,8 +178,10 @@ class Server(ThreadingHTTPServer):
 
 
 def _is_local_name(host: str | None) -> bool:
-    """Whether a Host header names this host by an address or as localhost: a web page that had its own name resolve to
-    loopback, to read what is there, would send that name."""
+    """Whether a Host header holds an IP address or localhost.
+
+    A web page whose own name resolves to loopback, in order to read this port, sends that name (DNS rebinding).
+    """
     name = re.sub(r":[0-9]+$", "", host or "localhost").strip("[]")
     try:
         ip_address(name)

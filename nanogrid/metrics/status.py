@@ -1,6 +1,6 @@
-"""`/status`: what a worker is, has and may, as one JSON object for people and scripts.
+"""`/status`: a worker's state and limits, as one JSON object for people and scripts.
 
-The rule: like a scrape it looks at memory only, and it names no function and no request.
+The rule: like a scrape it reads memory only, and it names no function and no request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from nanogrid.execution.pool.owner.stock import Stock
 from nanogrid.execution.pool.states import State
-from nanogrid.metrics.queue_depths import QueueLook
+from nanogrid.metrics.queue_depths import QueueDepths
 from nanogrid.settings import Settings
 from nanogrid.sqs.transport.readers import readings
 
@@ -38,23 +38,23 @@ LIMITS = (
     "pool_wait_s",
     "result_expires_s",
 )
-"""Settings that bound what a request may ask for, or what a worker keeps."""
+"""Settings that limit what a request may ask for, or what a worker keeps."""
 
 
-def queues(look: QueueLook) -> dict[str, Any]:
-    """Each queue: what SQS counted at the last look, and how this worker reads it."""
-    now, ages, read = time.time(), look.ages_s(), dict(readings())
-    shown: dict[str, Any] = {}
-    for name in sorted({*look.seen, *read}):
+def queues(depths: QueueDepths) -> dict[str, Any]:
+    """Return, for each queue, what SQS counted at the last check and how this worker reads it."""
+    now, ages, read = time.time(), depths.ages_s(), dict(readings())
+    entries: dict[str, Any] = {}
+    for name in sorted({*depths.observations, *read}):
         entry: dict[str, Any] = {}
-        if (seen := look.seen.get(name)) is not None:
+        if (observation := depths.observations.get(name)) is not None:
             entry |= {
-                "visible": seen.depth.visible,
-                "inFlight": seen.depth.in_flight,
-                "delayed": seen.depth.delayed,
-                "deadLetters": seen.depth.dead_letters,
+                "visible": observation.depth.visible,
+                "inFlight": observation.depth.in_flight,
+                "delayed": observation.depth.delayed,
+                "deadLetters": observation.depth.dead_letters,
                 "oldestMessageAgeS": round(ages[name], 1) if name in ages else None,
-                "lookedAgoS": round(now - seen.at, 1),
+                "lookedAgoS": round(now - observation.at, 1),
             }
         if (reading := read.get(name)) is not None:
             entry |= {
@@ -62,8 +62,8 @@ def queues(look: QueueLook) -> dict[str, Any]:
                 "pollsFail": reading.failing,
                 "received": reading.received,
             }
-        shown[name] = entry
-    return shown
+        entries[name] = entry
+    return entries
 
 
 def pool(stock: Stock) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def pool(stock: Stock) -> dict[str, Any]:
 
 
 def tuner(registry: CollectorRegistry, settings: Settings) -> dict[str, Any]:
-    """The mode of functions that have none of their own, and how often the tuner decided what since the worker's start."""
+    """Return the deployment's mode, and how often the tuner lowered or kept a limit since the worker's start."""
     decisions = {
         sample.labels["decision"]: int(sample.value)
         for metric in registry.collect()
@@ -92,5 +92,5 @@ def tuner(registry: CollectorRegistry, settings: Settings) -> dict[str, Any]:
 
 
 def limits(settings: Settings) -> dict[str, Any]:
-    """The limits in force, by the settings' names."""
+    """Return the limits in force, by the settings' names."""
     return {name: getattr(settings, name) for name in LIMITS}

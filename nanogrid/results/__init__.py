@@ -1,1 +1,1 @@
-"""Where results live: the Redis backend, claims of request ids, map and reduce, and the stream of all results."""
+"""Results in Redis: the result backend, claims of request ids, map and reduce, and the stream of all results."""

@@ -1,7 +1,7 @@
 """Effectively once: a run claims its request id in Redis, atomically and with an expiry that it renews.
 
-The rule: whoever holds the claim runs; everybody else waits for the holder's result, or for the claim to come free.
-SQS delivers at least once and says nothing about redelivery, so this is the only guard against a second run.
+The rule: only the holder of the claim runs. Everyone else waits for the holder's result, or until the claim is free. SQS
+delivers at least once and does not mark redeliveries, so the claim is the only guard against a second run.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if holder and holder ~= ARGV[1] then return 0 end
 redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2])
 return 1
 """
-"""Take a claim, or take it again: after an answer that was lost it is one's own already, and must not be waited for."""
+"""Take a claim, or take it again: if the first answer was lost, the caller holds the claim already and must not wait for it."""
 
-# Both compare the token first: a claim that was lost to expiry and taken by another is left alone.
+# Both compare the token first: a claim that expired and was taken by another holder is left alone.
 RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) else return 0 end"
 RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end"
 
@@ -51,36 +51,40 @@ class Claims:
         self._release = self._redis.register_script(RELEASE)
 
     def take(self, request_id: str, token: str) -> bool:
-        """Claim a request id, or renew the claim where `token` holds it already. False: somebody else holds it."""
+        """Claim a request id, or renew the claim if `token` holds it already. Returns False if another token holds it."""
         return bool(self._redis.eval(TAKE, 1, _key(request_id), token, self._ttl_ms))
 
-    def look_and_take(
+    def read_and_take(
         self, request_id: str, token: str, result_key: str, beside: tuple[str, Sequence[str]]
     ) -> tuple[str | None, bool, list[str | None]]:
-        """What is stored under `result_key`, whether the claim was free and is ours now, and what else a run needs to know:
-        the fields of the hash that `beside` names. One round trip to Redis."""
+        """Read the value of `result_key`, take the claim if it is free, and read the hash fields that `beside` names.
+
+        Returns the value, whether the claim is ours now, and the fields. One round trip to Redis.
+        """
         key, fields = beside
-        with self._redis.pipeline(transaction=False) as all_three:
-            all_three.get(result_key)
-            all_three.eval(TAKE, 1, _key(request_id), token, self._ttl_ms)  # by its text: no round trip to look for it
-            all_three.hmget(key, list(fields))
-            stored, taken, found = all_three.execute()
-        return stored, bool(taken), found
+        with self._redis.pipeline(transaction=False) as commands:
+            commands.get(result_key)
+            commands.eval(
+                TAKE, 1, _key(request_id), token, self._ttl_ms
+            )  # EVAL sends the script itself: no round trip to load it
+            commands.hmget(key, list(fields))
+            stored, taken, values = commands.execute()
+        return stored, bool(taken), values
 
     def is_held(self, request_id: str) -> bool:
-        """Whether anybody holds a claim on the request id."""
+        """Whether the request id is claimed."""
         return bool(self._redis.exists(_key(request_id)))
 
     def release(self, request_id: str, token: str) -> None:
-        """Give the claim up, if `token` still holds it."""
+        """Release the claim, if `token` still holds it."""
         self._release(keys=[_key(request_id)], args=[token])
 
     @contextmanager
     def hold(self, request_id: str, token: str) -> Iterator[None]:
-        """Renew a taken claim for the length of a `with` block. It is *not* released at the end.
+        """Renew a taken claim during a `with` block. The claim is *not* released at the end.
 
-        The result is stored by Celery after the task has returned; until then the claim must stand. It runs out by
-        itself, or is released by `release`.
+        Celery stores the result after the task has returned, and the claim must last until then. It expires by itself, or
+        `release` ends it.
         """
         with self._lock:
             self._held[request_id] = token
@@ -91,11 +95,11 @@ class Claims:
         try:
             yield
         finally:
-            with self._lock:  # no renewal is under way: one that came late would take a claim that was released
+            with self._lock:  # so that no renewal is running: a late one would take a released claim again
                 self._held.pop(request_id, None)
 
     def wait(self, request_id: str, timeout_s: float) -> None:
-        """Return when nobody holds the claim any more. Raises ClaimBusyError when that takes longer than `timeout_s`."""
+        """Wait until the claim is free. Raises ClaimBusyError if that takes longer than `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while self.is_held(request_id):
             if time.monotonic() > deadline:
@@ -118,7 +122,7 @@ class Claims:
                 return
             if self.take(request_id, token):
                 log.warning(
-                    "request %s: the claim was gone from Redis and is taken again; a duplicate may have run beside it",
+                    "request %s: the claim was gone from Redis and is taken again; a duplicate may have run at the same time",
                     request_id,
                 )
             else:

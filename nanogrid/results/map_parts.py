@@ -1,8 +1,8 @@
-"""Celery's account of a map's parts in Redis, told what it does not know of itself: what it has done already.
+"""Celery's count of a map's parts in Redis, made safe to repeat.
 
-The rule: the part that is counted last sends the reduction, and is known by its own id. Celery makes up a new name at each
-attempt, so that one which Redis carried out and did not answer, or whose child was killed, would keep the reduction from
-everybody. A reduction that is sent twice is run once: its request id is claimed as any other's.
+The rule: the part that is counted last sends the reduction, and claims that under its own id. Celery invents a new name for
+each attempt. If Redis carried out an attempt but the answer was lost, or the child was killed, nobody could send the
+reduction any more. A reduction that is sent twice runs once, because its request id is claimed like any other.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from nanogrid.connections.result_redis import PatientRetry
 
 Script = Callable[..., Any]
 DONE = "done"
-"""What Celery leaves in the place of a name when the reduction was sent."""
+"""What Celery stores instead of a name after the reduction is sent."""
 
 
 class MapParts(RedisBackend):
-    """A backend that counts parts. What it asks of Redis is asked again until it is answered: an answer that is lost is the
-    end of the whole map to Celery.
+    """A backend that counts parts. It repeats each command until Redis answers: for Celery, a lost answer ends the whole map.
 
-    All mutable state: `_part`, the id of the part that is being counted. Celery has a backend for each thread.
+    All mutable state: `_part`, the id of the part that is being counted. Celery creates a backend for each thread.
     """
 
     _part = ""
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> Any:
-        """Count a part, and send the reduction where it was the last."""
+        """Count a part, and send the reduction after the last one."""
         self._part = request.id
         return super().on_chord_part_return(request, state, result, **kwargs)
 
     @cached_property
     def client(self) -> Any:
-        """A client that sends each command again for as long as that may help."""
+        """A client that repeats each command for as long as that can help."""
         return self._create_client(**self.connparams, retry=PatientRetry(ExponentialBackoff(cap=1, base=0.05), -1))
 
     @cached_property
@@ -70,5 +69,5 @@ class MapParts(RedisBackend):
 
 
 def _text(answer: str | bytes | None) -> str | None:
-    """Redis' answer; the URL decides whether it is text already."""
+    """Return Redis' answer as text; the URL decides whether it is decoded already."""
     return answer.decode() if isinstance(answer, bytes) else answer

@@ -1,4 +1,4 @@
-"""Map and reduce: what a reducing function gets to see, and what a failing part does to the whole."""
+"""Map and reduce: the input of a reducing function, and what a failed part does to the map."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ NAMED_PARTS = 3
 
 
 class PartFailure(str, Enum):
-    """What happens when a part of a map does not succeed."""
+    """What happens if a part of a map does not succeed."""
 
     FAIL = "fail"
-    """The reducing function is not run; the whole ends as NOT_RUN and names the parts."""
+    """The reducing function does not run; the map ends as NOT_RUN, and the reason names the failed parts."""
     SKIP = "skip"
-    """The reducing function sees the results of the parts that succeeded."""
+    """The reducing function gets the results of the parts that succeeded."""
     INCLUDE = "include"
-    """The reducing function sees all results and decides by itself."""
+    """The reducing function gets all results and decides by itself."""
 
 
 def reducer_input(results: list[ExecutionResult], on_failure: str) -> list[dict[str, Any]]:
-    """The payload of the reducing function: the parts' ExecutionResults as JSON objects, in the order of the payloads.
+    """Return the payload of the reducing function: the parts' ExecutionResults as JSON objects, in the order of the payloads.
 
-    Raises MapPartFailedError for PartFailure.FAIL where a part did not succeed.
+    Raises MapPartFailedError if a part did not succeed and `on_failure` is PartFailure.FAIL.
     """
     failed = [result for result in results if not result.success]
     policy = PartFailure(on_failure)

@@ -1,1 +1,1 @@
-"""What NanoGrid says about its own work: log lines by stage, events from children, traces; with secrets masked."""
+"""What NanoGrid reports about its own work: log lines by stage, events from children, and traces, with secrets masked."""

@@ -1,6 +1,6 @@
-"""Hands what the processes of a worker told on to those who keep account of it, in one thread of the main process.
+"""The thread of the main process that reads the events of a worker's processes and passes them to its consumers.
 
-The rule: who keeps account never holds up who works. Events are read in batches, so that a run does not wake this thread.
+The rule: whoever counts never delays whoever works. The thread reads events in batches, so that a run does not wake it.
 """
 
 from __future__ import annotations
@@ -10,54 +10,54 @@ import select
 import threading
 from collections.abc import Callable, Sequence
 
-from nanogrid.telemetry.events import Event, Reader
+from nanogrid.telemetry.events import Event, EventPipe
 
 log = logging.getLogger(__name__)
 
-GATHER_S = 0.2
-"""How long events are gathered after the first one came."""
+BATCH_S = 0.2
+"""How long the thread collects events after the first one arrived."""
 
-Taker = Callable[[Sequence[Event]], None]
-"""Takes a batch of events. What it raises is logged; the batch is not handed to it again."""
+Consumer = Callable[[Sequence[Event]], None]
+"""Handles a batch of events. Its exceptions are logged; a batch is never passed to it twice."""
 
 
-class Ledger:
-    """One thread. Takers are called one after the other, in the order given."""
+class EventThread:
+    """One thread and its pipe. Consumers are called one after the other, in the order given."""
 
-    def __init__(self, takers: Sequence[Taker]) -> None:
-        self._reader = Reader()
-        self._takers = list(takers)
+    def __init__(self, consumers: Sequence[Consumer]) -> None:
+        self._pipe = EventPipe()
+        self._consumers = list(consumers)
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
-        """Begin. Children that are forked from now on can tell."""
+        """Start. Children that are forked from now on can emit."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Hand on what was told until now, and end."""
+        """Stop, after all events emitted so far are handled."""
         self._stopping.set()
         self._thread.join()
-        self._hand_on(self._reader.read())
-        self._reader.close()
+        self._handle(self._pipe.read())
+        self._pipe.close()
 
     def leave_to_parent(self) -> None:
         """In a forked child: close what belongs to the main process alone."""
-        self._reader.leave_to_parent()
+        self._pipe.leave_to_parent()
 
     def _run(self) -> None:
         readable = select.poll()
-        readable.register(self._reader.fileno(), select.POLLIN)
+        readable.register(self._pipe.fileno(), select.POLLIN)
         while not self._stopping.is_set():
-            if readable.poll(GATHER_S * 1000):
-                self._stopping.wait(GATHER_S)
-                self._hand_on(self._reader.read())
+            if readable.poll(BATCH_S * 1000):
+                self._stopping.wait(BATCH_S)
+                self._handle(self._pipe.read())
 
-    def _hand_on(self, events: Sequence[Event]) -> None:
+    def _handle(self, events: Sequence[Event]) -> None:
         if not events:
             return
-        for taker in self._takers:
+        for consumer in self._consumers:
             try:
-                taker(events)
-            except Exception:  # one account that fails must not cost the others theirs
-                log.exception("%d events could not be accounted for", len(events))
+                consumer(events)
+            except Exception:  # one consumer that fails must not cost the others their events
+                log.exception("%d events could not be handled", len(events))

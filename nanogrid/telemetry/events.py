@@ -1,7 +1,7 @@
-"""What a worker's processes tell its main process of their work: one JSON line per event, through a pipe that all of them have.
+"""Events from a worker's processes to its main process: one JSON line per event, through a pipe that all of them inherit.
 
-The rule: one writer of numbers. Children count nothing that has to outlive them and wait for nobody: an event that the pipe
-has no room for is dropped, and the next one that fits says how many were.
+The rule: only the main process keeps counts. Children keep no count that must outlive them, and never wait: an event that
+does not fit into the pipe is dropped, and the next one that fits reports how many were dropped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 import os
 import select
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 log = logging.getLogger(__name__)
 
@@ -20,19 +19,19 @@ LONGEST_LINE = select.PIPE_BUF
 """Bytes that the kernel writes in one piece, so that lines of several processes never mix."""
 
 PIPE_BYTES = 1024 * 1024
-"""Room for about three thousand events: several seconds of a busy worker whose main process stands still."""
+"""Room for about three thousand events: several seconds of a busy worker whose main process does not read."""
 
 NAME_LENGTH = 200
 
 
 @dataclass(frozen=True)
-class RunObserved:
-    """One run of a function in a container, to whatever end: what the tuner learns from.
+class RunEvent:
+    """One finished run of a function in a container, whatever its outcome. The tuner learns from it.
 
-    `at_s` is seconds since 1970. `code` names the code and its layers. `peak_bytes` is that of this run alone, None where it
-    could not be read. `limit_mb` was in force, `requested_mb` is what the request asked for; they differ where the tuner
-    lowered the limit. `killed_for_memory`: the kernel ended a process of the run, whether the function coped or not. `rerun`:
-    it is the second run of a request whose first one was killed under a lowered limit.
+    `at_s` is seconds since 1970. `code` names the code and its layers. `peak_bytes` is the peak of this run alone, None if it
+    could not be read. `limit_mb` was in force, `requested_mb` is what the request asked for; they differ if the tuner lowered
+    the limit. `killed_for_memory`: the kernel killed a process of the run, whether the function coped or not. `rerun`: it is
+    the second run of a request, after a lowered limit was too small.
     """
 
     function_id: str
@@ -49,8 +48,8 @@ class RunObserved:
 
 
 @dataclass(frozen=True)
-class RequestEnded:
-    """The one end of a request: what is counted. Milliseconds by phase; None and missing: did not take place."""
+class RequestEvent:
+    """The end of a request, emitted once. `phases` holds milliseconds; a phase that did not happen is None or missing."""
 
     function_id: str
     runtime: str | None
@@ -63,68 +62,77 @@ class RequestEnded:
 
 
 @dataclass(frozen=True)
-class Happened:
-    """Something that is counted by its name, with at most one label whose values are few."""
+class CountEvent:
+    """Adds `amount` to a counter, with at most one label that has few values."""
 
     name: str
     label: str = ""
     amount: float = 1
 
 
-Event = RunObserved | RequestEnded | Happened
-KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in (RunObserved, RequestEnded, Happened)}
+Event = RunEvent | RequestEvent | CountEvent
+KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in (RunEvent, RequestEvent, CountEvent)}
 
 LOST = "events_lost"
-"""Name of the event that says how many others were dropped."""
+"""Name of the event that reports how many others were dropped."""
 
 
-class _Writer:
-    """The end that tells. All mutable state: the descriptor, and how many events this process had to drop."""
+class Emitter:
+    """The writing end of the pipe. All mutable state: how many events this process dropped since the last one that fit."""
 
-    descriptor: ClassVar[int | None] = None
-    dropped: ClassVar[int] = 0
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._dropped = 0
 
-
-def tell(event: Event) -> None:
-    """Tell the main process of this worker. Never waits and never fails; outside of a worker it does nothing."""
-    if _Writer.descriptor is None:
-        return
-    lines = [_line(event)]
-    if _Writer.dropped:
-        lines.append(_line(Happened(LOST, amount=_Writer.dropped)))
-    data = b"".join(lines)
-    try:
-        if len(data) > LONGEST_LINE:
-            raise BlockingIOError
-        os.write(_Writer.descriptor, data)
-        _Writer.dropped = 0
-    except OSError:  # full, or the main process is gone
-        _Writer.dropped += 1
+    def emit(self, event: Event) -> None:
+        """Write an event. Never waits and never fails."""
+        lines = [_line(event)]
+        if self._dropped:
+            lines.append(_line(CountEvent(LOST, amount=self._dropped)))
+        data = b"".join(lines)
+        try:
+            if len(data) > LONGEST_LINE:
+                raise BlockingIOError
+            os.write(self._descriptor, data)
+            self._dropped = 0
+        except OSError:  # the pipe is full, or the main process is gone
+            self._dropped += 1
 
 
-def happened(name: str, label: str = "", amount: float = 1) -> None:
-    """Tell that something happened that is counted."""
-    tell(Happened(name, label, amount))
+_emitter: Emitter | None = None
+"""The emitter of this process, as `logging` has its root logger: code that emits does not know which worker it runs in."""
 
 
-class Reader:
-    """The main process's end. Making it opens the pipe, so that children that are forked from then on can tell."""
+def emit(event: Event) -> None:
+    """Send an event to the main process of this worker. Never waits and never fails; outside of a worker it does nothing."""
+    if _emitter is not None:
+        _emitter.emit(event)
+
+
+def count(name: str, label: str = "", amount: float = 1) -> None:
+    """Add to a counter of this worker, see `nanogrid.telemetry.counters`."""
+    emit(CountEvent(name, label, amount))
+
+
+class EventPipe:
+    """The pipe of one worker. Children that are forked after its creation emit into it; the main process reads."""
 
     def __init__(self) -> None:
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             fcntl.fcntl(self._writing, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        except OSError as error:  # an unprivileged user's pipes may be smaller
-            log.debug("the pipe for events stays small: %s", error)
+        except OSError as error:  # an unprivileged user's pipes may be limited
+            log.debug("the pipe for events keeps its default size: %s", error)
         self._rest = b""
-        _Writer.descriptor = self._writing
+        self._emitter = Emitter(self._writing)
+        _use(self._emitter)
 
     def fileno(self) -> int:
-        """The descriptor that is readable when somebody told something."""
+        """Return the descriptor that becomes readable when an event arrives."""
         return self._reading
 
     def read(self) -> list[Event]:
-        """All that was told since. Does not wait."""
+        """Return all events since the last call. Does not wait."""
         chunks = [self._rest]
         while True:
             try:
@@ -142,11 +150,16 @@ class Reader:
         os.close(self._reading)
 
     def close(self) -> None:
-        """Close both ends: from now on nothing that this process tells is heard."""
-        if _Writer.descriptor == self._writing:
-            _Writer.descriptor = None
+        """Close both ends. Events that this process emits from now on are discarded."""
+        if _emitter is self._emitter:
+            _use(None)
         os.close(self._reading)
         os.close(self._writing)
+
+
+def _use(emitter: Emitter | None) -> None:
+    global _emitter
+    _emitter = emitter
 
 
 def _line(event: Event) -> bytes:
@@ -161,5 +174,5 @@ def _event(line: bytes) -> Event | None:
         name, fields = json.loads(line)
         return KINDS[name](**fields)
     except (ValueError, TypeError, KeyError) as error:
-        log.warning("an event that was told cannot be understood (%s): %r", error, line[:80])
+        log.warning("an event cannot be parsed (%s): %r", error, line[:80])
         return None

@@ -1,7 +1,7 @@
-"""What a worker's log looks like: text for people or JSON, one line per stage of a request, and no secrets.
+"""The format of a worker's log: text for people or JSON, one line per stage of a request, and no secrets.
 
-The rule: whatever any logger says leaves through one formatter here, which masks passwords. Celery's own lines about our
-tasks go: `nanogrid.telemetry.stages` says the same and more. The rest is as Celery does it (`--loglevel`, `--logfile`, colours).
+The rule: every line of any logger passes one formatter here, which masks passwords. Celery's own lines about our tasks are
+dropped, because `nanogrid.telemetry.stages` logs the same and more. The rest works as in Celery (`--loglevel`, `--logfile`, colors).
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ OURS = (EXECUTE, REDUCE)
 DISCARDED = "Discarding revoked task: %s[%s]"
 
 encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
-"""Made once: `json.dumps` with options makes one for each line."""
+"""Created once: `json.dumps` with options would create an encoder for each line."""
 
 BODIES = {
     UNKNOWN_FORMAT: "a message of an unknown form is given back",
     UNKNOWN_TASK_ERROR: "a message for the unknown task %s is given back",
-    INVALID_TASK_ERROR: "a message that is no usable task is given back: %s",
+    INVALID_TASK_ERROR: "a message that is not a usable task is given back: %s",
 }
-"""Celery's lines that show the body of a message, which may be a payload; and what is said in their place."""
+"""Celery's lines that show the body of a message, which may hold a payload, and the lines that replace them."""
 
 
 class Logging(celery_log.Logging):
-    """`app.log`: Celery's set-up with our formatters."""
+    """`app.log`: Celery's logging setup with our formatters."""
 
     worker = ""
-    """This worker's name, in each line of JSON."""
+    """This worker's name, for each line of JSON."""
 
     def setup_logging_subsystem(self, *args: Any, hostname: str | None = None, **kwargs: Any) -> Any:
-        """Called in the main process, and in each child, which has it all from the main process."""
+        """Called in the main process, and again in each child, which inherits the setup."""
         self.worker = hostname or ""
         for name, of_interest in FILTERS.items():
             logging.getLogger(name).addFilter(of_interest)
@@ -61,21 +61,21 @@ class Logging(celery_log.Logging):
         formatter: Callable[..., logging.Formatter] = ColorFormatter,
         **kwargs: Any,
     ) -> Any:
-        """Celery's handlers, with the formatter that the settings ask for in place of Celery's own."""
+        """Set up Celery's handlers with the formatter that the settings ask for."""
         return super().setup_handlers(logger, logfile, format, colorize, formatter=self.formatter(formatter), **kwargs)
 
     def formatter(self, like: Callable[..., logging.Formatter]) -> Callable[..., logging.Formatter]:
-        """What makes the formatter that stands in for one of Celery's."""
+        """Return the factory of the formatter that replaces one of Celery's."""
         mask = Mask(secrets_of(self.app.settings))
         if self.app.settings.log_format == "json":
             return partial(JsonLines, mask, self.worker)
         return partial(TextLines, mask) if like is ColorFormatter else partial(TaskTextLines, mask)
 
     def only_json(self, worker: Any) -> None:
-        """Have nothing else on a worker's output where it is to be JSON: no banner, and no warning as text."""
+        """With the log format "json", print no banner and no warning as text."""
         if self.app.settings.log_format == "json":
             worker.quiet = True
-            logging.captureWarnings(True)  # Celery warns of root before it has set logging up
+            logging.captureWarnings(True)  # Celery warns about running as root before it sets logging up
             early = logging.StreamHandler(sys.__stderr__)
             early.setFormatter(JsonLines(Mask(secrets_of(self.app.settings)), worker.hostname))
             logging.getLogger("py.warnings").addHandler(early)
@@ -83,37 +83,37 @@ class Logging(celery_log.Logging):
 
 
 class TextLines(ColorFormatter):
-    """Celery's line, `worker_log_format`, without passwords; of a request's run, with the request's id."""
+    """Celery's line, `worker_log_format`, without passwords. A line from within a request's run gets the request's id."""
 
     def __init__(self, mask: Mask, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._mask = mask
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        """The line without a traceback."""
+        """Format the line without its traceback."""
         line = super().formatMessage(record)
         request = None if isinstance(record.msg, stages.Stage) else current_request()
         return line if request is None or request in line else f"{line} (request {request})"
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Format the line."""
         return self._mask(super().format(record))
 
 
 class TaskTextLines(celery_log.TaskFormatter):
-    """Celery's line of a task's own logger, `worker_task_log_format`, without passwords."""
+    """Celery's line for a task's logger, `worker_task_log_format`, without passwords."""
 
     def __init__(self, mask: Mask, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._mask = mask
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Format the line."""
         return self._mask(super().format(record))
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per line, without passwords. Whatever a record holds, it is one line."""
+    """One JSON object per line, without passwords. Any record becomes exactly one line."""
 
     def __init__(self, mask: Mask, worker: str, *_: Any, **__: Any) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class JsonLines(logging.Formatter):
         self._second = (-1, "")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The object: a stage's fields, or logger, process, message and what was raised."""
+        """Format the object: the fields of a stage, or logger, process, message and exception."""
         stage = record.msg
         line: dict[str, Any] = {"time": self._time(record.created), "level": record.levelname}
         if isinstance(stage, stages.Stage):
@@ -145,7 +145,7 @@ class JsonLines(logging.Formatter):
         return self._mask(encode(line))
 
     def _time(self, created: float) -> str:
-        """ISO 8601 in UTC, to the millisecond. Most lines are of the second that the line before was of."""
+        """Return ISO 8601 in UTC, to the millisecond. Most lines fall into the same second as the line before."""
         second = int(created)
         known, text = self._second
         if known != second:
@@ -155,14 +155,14 @@ class JsonLines(logging.Formatter):
 
 
 def current_request() -> str | None:
-    """The id of the request that this thread is at work for, or None."""
+    """Return the id of the request that this thread works on, or None."""
     task = get_current_task()
     return None if task is None or task.request is None else task.request.id
 
 
 def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Any:
-    """How a worker's main process takes a message of one of our tasks: as Celery does, and says that it was received."""
-    handle = default(task, app, consumer, info=_say_nothing, **kwargs)
+    """Handle a message of one of our tasks as Celery does, and log that it was received. Runs in a worker's main process."""
+    handle = default(task, app, consumer, info=_log_nothing, **kwargs)
 
     def take(message: Any, body: Any, *args: Any, **more: Any) -> Any:
         headers = message.headers
@@ -179,16 +179,16 @@ def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Any:
     return take
 
 
-def _say_nothing(*_: Any, **__: Any) -> None:
-    """In place of Celery's `Task … received`."""
+def _log_nothing(*_: Any, **__: Any) -> None:
+    """Replaces Celery's `Task … received`."""
 
 
 def _function(message: Any) -> str:
-    """The function that a message names, or "" where it cannot be read: what is wrong with it is told by others."""
+    """Return the function that a message names, or "" if the message cannot be parsed: others report that."""
     try:
         args, kwargs = message.payload[0], message.payload[1]
         found = next((arg for arg in args if isinstance(arg, dict) and "functionId" in arg), kwargs).get("functionId")
-    except Exception:  # noqa: BLE001  # it may be anything, in any encoding
+    except Exception:  # noqa: BLE001  # the body may be anything, in any encoding
         return ""
     return found if isinstance(found, str) else ""
 
@@ -197,15 +197,15 @@ def _age_ms(sent_at_ms: Any) -> float | None:
     return max(0.0, time.time() * 1000 - sent_at_ms) if isinstance(sent_at_ms, (int, float)) else None
 
 
-def _not_told_by_stages(record: logging.LogRecord) -> bool:
-    """Drop Celery's lines about the ends of our tasks."""
+def _not_a_stage(record: logging.LogRecord) -> bool:
+    """Drop Celery's lines about the ends of our tasks, which the stages report."""
     if record.msg in (LOG_SUCCESS, LOG_RETRY):
         return getattr(record, "data", {}).get("name") not in OURS
     return not (record.msg == DISCARDED and isinstance(record.args, tuple) and record.args[0] in OURS)
 
 
 def _without_body(record: logging.LogRecord) -> bool:
-    """Cut the body of a message out of Celery's lines about messages that it cannot use."""
+    """Remove the body of a message from Celery's lines about unusable messages."""
     if isinstance(record.msg, str) and (words := BODIES.get(record.msg)):
         record.msg = words
         record.args = record.args[: words.count("%s")] if isinstance(record.args, tuple) else ()
@@ -214,8 +214,8 @@ def _without_body(record: logging.LogRecord) -> bool:
 
 
 FILTERS = {
-    "celery.app.trace": _not_told_by_stages,
-    "celery.worker.request": _not_told_by_stages,
+    "celery.app.trace": _not_a_stage,
+    "celery.worker.request": _not_a_stage,
     "celery.worker.consumer.consumer": _without_body,
 }
-"""What becomes of Celery's own lines, by logger."""
+"""Filters for Celery's own lines, by logger."""

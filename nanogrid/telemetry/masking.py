@@ -1,6 +1,6 @@
-"""Hides passwords in text that people will read: those of any URL, and this deployment's own wherever they stand.
+"""Masks passwords in text for people: in any URL, and this deployment's own passwords anywhere.
 
-The rule: a line is masked as a whole, after everything that may be in it was put there.
+The rule: a line is masked as a whole, after it is complete.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from nanogrid.settings import Settings
 
 STARS = "**"
 SHORTEST = 4
-"""A shorter password is hidden in URLs alone: replaced everywhere it would blot out ordinary words."""
+"""A shorter password is masked in URLs only: replacing it everywhere would mask ordinary words."""
 
 IN_URL = re.compile(r"(://[^\s/@:\"']*):[^\s/\"']*@")
 OF_SETTING = re.compile(r"[^:/]+://[^:/@]*:(.*)@", re.DOTALL)
 
 
 class Mask:
-    """Replaces passwords by stars. Thread-safe."""
+    """Replaces passwords with stars. Thread-safe."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         known = {form for secret in secrets for form in _forms(secret) if len(form) >= SHORTEST}
         self._known = sorted(known, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
-        """The text without passwords."""
+        """Return the text without passwords."""
         for secret in self._known:
             if secret in text:
                 text = text.replace(secret, STARS)
@@ -37,7 +37,7 @@ class Mask:
 
 
 def secrets_of(settings: Settings) -> set[str]:
-    """The passwords in a deployment's settings: of brokers, Redis, package indexes, endpoints."""
+    """Return the passwords in a deployment's settings: of brokers, Redis, package indexes, endpoints."""
     found = (OF_SETTING.match(text) for text in _texts(settings.model_dump()))
     return {match[1] for match in found if match and match[1]}
 
@@ -51,6 +51,6 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _forms(secret: str) -> set[str]:
-    """A password as it stands in a URL, as it is, and both as they stand in JSON."""
+    """Return a password as written, quoted for a URL and unquoted, and each of these as written in JSON."""
     plain = {secret, unquote(secret), quote(unquote(secret), safe="")}
     return plain | {json.dumps(form)[1:-1] for form in plain}

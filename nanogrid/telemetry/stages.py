@@ -1,15 +1,15 @@
-"""The lines of the log that tell a request's way: one per stage, with the request id at a fixed place.
+"""The log lines of a request: one per stage, with the request id at a fixed position.
 
-The rule: a line holds names, numbers and NanoGrid's own words; never payload, environment, output or value. What a line
-looks like is the business of `nanogrid.telemetry.logs`; without it each one reads as text.
+The rule: a line holds names, numbers and NanoGrid's own words; never payload, environment, output or value.
+`nanogrid.telemetry.logs` decides the format; without it each line is text.
 
-    received    a worker has the message
-    code        the code and its layers are there
-    container   a container is there
+    received    a worker has received the message
+    code        the code and its layers are on disk
+    container   a container is leased
     started     the function runs
     finished    the result is stored; exactly one per request, whatever happened
-    retrying    an attempt of NanoGrid's failed; another one follows
-    answered    nothing was stored: the request had its result before
+    retrying    an attempt failed because of NanoGrid or a service it needs; another one follows
+    answered    nothing was stored: the request had a result before
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from nanogrid.result import ExecutionResult, Outcome, StartKind
 log = logging.getLogger(__name__)
 
 NAME_LENGTH = 200
-"""Names that were not checked yet are cut here. A checked one is never longer."""
+"""Names that are not validated yet are cut at this length. A validated name is never longer."""
 
 REASON_LENGTH = 500
 WITH_REASON = (Outcome.NOT_RUN, Outcome.CANCELLED)
-"""Outcomes of requests whose stderr is NanoGrid's own words and not the function's."""
+"""Outcomes whose stderr holds NanoGrid's own words, not the function's."""
 
 
 class Stage:
-    """One line: what is the same in all, and `fields` by their names in JSON. Its text is made when somebody wants it.
+    """One line: the attributes common to all, and `fields` by their JSON names. The text is formatted only when needed.
 
-    `at` is the moment it tells of, in seconds since 1970; it may be written a little later.
+    `at` is the time of the stage in seconds since 1970; the line may be written a little later.
     """
 
     __slots__ = ("at", "attempt", "fields", "function", "name", "request")
@@ -55,25 +55,25 @@ class Stage:
         return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-class Run:
-    """Says what comes between the lines of a request's beginning and end: code, container, started.
+class RunStages:
+    """Writes the lines between a request's first and last: code, container, started.
 
-    The warm path has nothing to write before its function runs: the line about code that was there already waits for the
-    two that come then. Where none comes, it is written at the end of the `with` block.
+    A warm run writes nothing before its function runs: the line about cached code is held back and written together with the
+    next two. If these never come, it is written at the end of the `with` block.
     """
 
     def __init__(self, request: str, function: str, attempt: int) -> None:
         self._of = request, function, attempt
         self._waiting: Stage | None = None
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> RunStages:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._write_waiting()
 
     def code_ready(self, *, cached: bool, fetch_ms: float, unpack_ms: float, build_ms: float | None) -> None:
-        """The code is on disk. `build_ms` is None where nothing was built."""
+        """The code is on disk. `build_ms` is None if nothing was built."""
         if not log.isEnabledFor(logging.INFO):
             return
         fields = {
@@ -89,32 +89,32 @@ class Run:
     def started(
         self, *, container: str, start: StartKind, acquire_ms: float, timeout_ms: int, memory_mb: int, cpus: float
     ) -> None:
-        """The function runs, in this container. Said beside its first steps, which do not wait for it."""
+        """The function runs in this container. Called while it runs already, so that it does not wait for the log."""
         if not log.isEnabledFor(logging.INFO):
             return
         acquired = {"container": container, "startKind": start.value, "acquireMillis": _rounded(acquire_ms)}
         began = {"timeoutMs": timeout_ms, "memoryMb": memory_mb, "cpus": cpus}
         self._write_waiting()
-        say(logging.INFO, Stage("container", *self._of, acquired))
-        say(logging.INFO, Stage("started", *self._of, began))
+        write(logging.INFO, Stage("container", *self._of, acquired))
+        write(logging.INFO, Stage("started", *self._of, began))
 
     def _write_waiting(self) -> None:
         if self._waiting is not None:
-            say(logging.INFO, self._waiting)
+            write(logging.INFO, self._waiting)
             self._waiting = None
 
 
 def received(
     request: str, function: str, attempt: int, *, queue: str, deliveries: int | None, age_ms: float | None
 ) -> None:
-    """A worker's main process has a message. Nothing of it was checked yet."""
+    """A worker's main process has received a message. None of it is validated yet."""
     if log.isEnabledFor(logging.INFO):
         fields = {"queue": queue, "deliveries": deliveries, "ageMillis": _rounded(age_ms)}
-        say(logging.INFO, Stage("received", request, function, attempt, fields))
+        write(logging.INFO, Stage("received", request, function, attempt, fields))
 
 
 def finished(result: ExecutionResult) -> None:
-    """A result was stored, and it was the first one. A warning where the function was not run."""
+    """A result was stored, and it was the first one. A warning if the function did not run."""
     level = logging.WARNING if result.outcome is Outcome.NOT_RUN else logging.INFO
     if log.isEnabledFor(level):
         fields = {
@@ -129,23 +129,23 @@ def finished(result: ExecutionResult) -> None:
         }
         if result.outcome in WITH_REASON:
             fields["reason"] = _first_line(result.stderr)
-        say(level, Stage("finished", result.request_id, result.function_id, result.attempt, fields))
+        write(level, Stage("finished", result.request_id, result.function_id, result.attempt, fields))
 
 
 def retrying(request: str, function: str, attempt: int, trouble: str, wait_s: float) -> None:
-    """An attempt met trouble of NanoGrid's own; another one comes in `wait_s` seconds."""
+    """An attempt failed because of NanoGrid or a service it needs; the next one follows in `wait_s` seconds."""
     fields = {"trouble": _first_line(trouble), "waitSeconds": round(wait_s, 1)}
-    say(logging.WARNING, Stage("retrying", request, function, attempt, fields))
+    write(logging.WARNING, Stage("retrying", request, function, attempt, fields))
 
 
 def answered(result: ExecutionResult) -> None:
-    """A result was not stored: there was one. `result` is what would have been stored."""
+    """A result was not stored, because the request had one. `result` is what would have been stored."""
     fields = {"outcome": result.outcome.value}
-    say(logging.INFO, Stage("answered", result.request_id, result.function_id, result.attempt, fields))
+    write(logging.INFO, Stage("answered", result.request_id, result.function_id, result.attempt, fields))
 
 
-def say(level: int, stage: Stage) -> None:
-    """Hand a line to logging, without its search for the line of source that called: that is the same each time."""
+def write(level: int, stage: Stage) -> None:
+    """Pass a line to logging without the search for the calling source line, which is always the same."""
     if log.isEnabledFor(level):
         record = log.makeRecord(log.name, level, __file__, 0, stage, (), None)
         record.created, record.msecs = stage.at, stage.at % 1 * 1000
@@ -153,7 +153,7 @@ def say(level: int, stage: Stage) -> None:
 
 
 def _first_line(text: str) -> str:
-    """The first line: in what follows it may be the words of others, such as the end of a build's log."""
+    """Return the first line: later lines may hold foreign text, such as the end of a build log."""
     return _cut(text.strip().partition("\n")[0], REASON_LENGTH)
 
 
@@ -206,6 +206,6 @@ WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "started": _of_started,
     "finished": _of_finished,
     "retrying": lambda fields: f"failed: {fields['trouble']}; again in {fields['waitSeconds']:g} s",
-    "answered": lambda fields: f"{fields['outcome']} is not stored: it had its result before",
+    "answered": lambda fields: f"{fields['outcome']} is not stored: the request had a result before",
 }
-"""What stands at the end of a line of text, by stage."""
+"""The end of a line of text, by stage."""

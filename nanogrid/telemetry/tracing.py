@@ -1,9 +1,9 @@
-"""OpenTelemetry traces of requests: one each, from the producer through SQS to the phases of its run.
+"""OpenTelemetry traces of requests: one trace each, from the producer through SQS to the phases of its run.
 
-The rule: nothing is measured here, and nothing is done before the result is stored. OpenTelemetry's own instrumentation of
-Celery makes the spans of sending and of running a task; the phases become spans afterwards, from the times in the result.
-Off unless the setting `tracing` is on; then the extra `nanogrid[otel]` must be installed. Where spans go is said by the
-standard variables `OTEL_*`.
+The rule: nothing is measured here, and nothing happens before the result is stored. OpenTelemetry's own instrumentation of
+Celery creates the spans of sending and running a task; the phases become spans afterwards, from the times in the result.
+Off unless the setting `tracing` is on, which requires the extra `nanogrid[otel]`. The standard variables `OTEL_*` set where
+spans are sent.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ NEEDED = (
     "opentelemetry.exporter.otlp.proto.http",
 )
 CARRIED = ("traceparent", "tracestate")
-"""What carries a trace's context, W3C's names: headers of a Celery message, SQS message attributes of a bare one."""
+"""W3C's names for the context of a trace: headers of a Celery message, SQS message attributes of a bare message."""
 
 IN_TURN = ("fetch", "unpack", "acquire", "run", "collect")
-"""The phases that follow one another without a gap; `queue` lies before them, `store` after them."""
+"""The phases that follow one another without a gap. `queue` comes before them, `store` after them."""
 
 _tracer: Tracer | None = None
 _collected_ns = 0
 
 
 def require(settings: Settings) -> None:
-    """Raise ConfigurationError where traces are asked for and cannot be made."""
+    """Raise ConfigurationError if tracing is on and OpenTelemetry is not installed."""
     if settings.tracing and not all(_is_installed(module) for module in NEEDED):
         raise ConfigurationError(
-            "NANOGRID_TRACING is on, and OpenTelemetry is not installed: pip install 'nanogrid[otel]', or switch it off"
+            "NANOGRID_TRACING is on, but OpenTelemetry is not installed: pip install 'nanogrid[otel]', or turn tracing off"
         )
 
 
 def begin(settings: Settings) -> None:
-    """Make traces in this process from now on, if the settings say so. Where OpenTelemetry is set up already, that is used.
+    """Trace in this process from now on, if the setting is on. An existing OpenTelemetry provider is used.
 
-    In a worker it is called in each child: the exporter's thread would not come along through a fork.
+    A worker calls this in each child, because the exporter's thread does not survive a fork.
     """
     global _tracer
     if not settings.tracing or _tracer is not None:
@@ -63,7 +63,7 @@ def begin(settings: Settings) -> None:
 
 
 def end() -> None:
-    """Send what was not sent yet. Called where a process ends without Python's own farewell, as a worker's child does."""
+    """Send the remaining spans. For processes that end without Python's exit handlers, such as a worker's child."""
     if _tracer is not None:
         from opentelemetry import trace
 
@@ -73,14 +73,14 @@ def end() -> None:
 
 
 def collected() -> None:
-    """The run is over and its result is read: the moment by which its phases are placed."""
+    """The run is over and its result is read. The phases are dated back from this moment."""
     global _collected_ns
     if _tracer is not None:
         _collected_ns = time.time_ns()
 
 
 def stored(result: ExecutionResult) -> None:
-    """The result was stored: make spans of its phases, below the span of the task that is under way in this process."""
+    """The result was stored: create spans for its phases, below the span of the task that runs in this process."""
     if _tracer is None:
         return
     from opentelemetry import trace
@@ -98,14 +98,14 @@ def stored(result: ExecutionResult) -> None:
 
 
 def _phases(tracer: Tracer, task: Span, result: ExecutionResult) -> None:
-    """Spans for what was done in turn, from the last to the first, and for the time before in the queue."""
+    """Create spans for the consecutive phases, from the last to the first, and for the time in the queue."""
     from opentelemetry import trace
 
     end_ns = _collected_ns
     for name in reversed(IN_TURN):
         begin_ns = _span(tracer, name, end_ns, getattr(result.phases, name), _of_phase(name, result))
         end_ns = begin_ns
-    # Beside the task's span and not below it: the request was in the queue before the task began.
+    # A sibling of the task's span and not its child: the request was in the queue before the task began.
     parent = getattr(task, "parent", None)
     beside = None if parent is None else trace.set_span_in_context(trace.NonRecordingSpan(parent))
     _span(tracer, "queue", end_ns, result.phases.queue, context=beside)
@@ -114,7 +114,7 @@ def _phases(tracer: Tracer, task: Span, result: ExecutionResult) -> None:
 def _span(
     tracer: Tracer, name: str, end_ns: int, duration_ms: float | None, attributes: Any = None, context: Any = None
 ) -> int:
-    """A span that ended at `end_ns`; where it began. A phase that took no time has none."""
+    """Create a span that ended at `end_ns` and return its begin. A phase that took no time gets none."""
     begin_ns = end_ns - int((duration_ms or 0.0) * 1e6)
     if duration_ms:
         span = tracer.start_span(name, context, attributes=attributes, start_time=begin_ns)
@@ -127,7 +127,7 @@ def _span(
 
 
 def _of_phase(name: str, result: ExecutionResult) -> dict[str, Any] | None:
-    """What is known of a phase besides its time."""
+    """Return the attributes of a phase's span, or None."""
     every = _attributes(result)
     match name:
         case "acquire":
@@ -143,8 +143,8 @@ def _some(attributes: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _attributes(result: ExecutionResult) -> dict[str, Any]:
-    """What a span may tell: names and numbers, never payload, environment, output or value."""
-    told = {
+    """Return what a span may hold: names and numbers, never payload, environment, output or value."""
+    known = {
         "request_id": result.request_id,
         "function_id": result.function_id,
         "outcome": result.outcome.value,
@@ -157,14 +157,14 @@ def _attributes(result: ExecutionResult) -> dict[str, Any]:
         "container_id": result.container_id,
         "worker": result.worker,
     }
-    attributes = {f"nanogrid.{name}": value for name, value in told.items() if value is not None}
+    attributes = {f"nanogrid.{name}": value for name, value in known.items() if value is not None}
     if result.start_kind is not None:
         attributes["faas.coldstart"] = result.start_kind is StartKind.COLD
     return attributes
 
 
 def _exporting() -> Any:
-    """A provider that sends spans in batches, from a thread of its own, by OTLP over HTTP."""
+    """Create a provider that sends spans in batches, from its own thread, by OTLP over HTTP."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -181,5 +181,5 @@ def _exporting() -> Any:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # a package above it is missing
+    except ModuleNotFoundError:  # a parent package is missing
         return False

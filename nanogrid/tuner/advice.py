@@ -1,6 +1,6 @@
 """The memory limit of a function's next run.
 
-The rule: never more than what the request asks for; and nothing else while little is known, or while a mistake is fresh.
+The rule: never more than the request asks for, and exactly that while there are few samples or right after a mistake.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from nanogrid.tuner.rules import Rules
 
 @dataclass(frozen=True)
 class Advice:
-    """`limit_mb` for a request that asks for `requested_mb`; `lowered`: that is less than it asks for.
+    """`limit_mb` is for a request that asks for `requested_mb`; `lowered` means that it is less than that.
 
     `recommended_mb` and `sentence` are for the result (None and the reason while there is no recommendation). `tuned_mb` is
-    the limit that the tuner stands for right now whatever is requested; None: it stands back. `code` is the code it is for.
+    the tuner's own limit, whatever is requested; None while the tuner does not set one. `code` is the code it applies to.
     """
 
     limit_mb: int
@@ -30,27 +30,27 @@ class Advice:
     code: str
 
     def under(self, requested_mb: int) -> Advice:
-        """The same advice for a request that asks for another maximum."""
+        """Return the same advice for a request that asks for another amount."""
         if requested_mb == self.requested_mb:
             return self
         limit_mb = requested_mb if self.tuned_mb is None else min(requested_mb, self.tuned_mb)
         return replace(self, limit_mb=limit_mb, lowered=limit_mb < requested_mb, requested_mb=requested_mb)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, a few hundred bytes."""
+        """Return plain data of a few hundred bytes."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Advice:
-        """What `to_json` gave. Raises TypeError on anything else."""
+        """Parse the output of `to_json`. Raises TypeError on anything else."""
         return cls(**data)
 
 
 def decide(record: Record, requested_mb: int, code: str, rules: Rules, now_s: float) -> Advice:
-    """The limit of the next run of this code in mode `apply`.
+    """Return the limit of the next run of this code in mode `apply`.
 
-    The requested one while data is insufficient, until a back-off after an OOM kill under a lowered limit is over, and
-    where the ceiling is less than what is needed.
+    It is the requested limit while there is insufficient data, until the back-off after an OOM kill under a lowered limit
+    is over, and if the ceiling is below the need.
     """
     record = renewed(record, code, rules)
     recommended = recommend(record, requested_mb, rules, now_s)
@@ -70,6 +70,6 @@ def decide(record: Record, requested_mb: int, code: str, rules: Rules, now_s: fl
 
 
 def _needs_more(record: Record, requested_mb: int, rules: Rules) -> bool:
-    """Whether the ceiling lies below the need."""
+    """Whether the ceiling is below the need."""
     needed = need(record, requested_mb, rules)
     return needed is not None and needed.memory_mb > rules.ceiling_mb

@@ -1,7 +1,7 @@
-"""Brings the runs of a worker's children into the tuner's records, in a thread of the worker's main process.
+"""Adds the runs of a worker's children to the tuner's records, in a thread of the worker's main process.
 
-The rule: a Redis that is away costs nothing but time. Runs wait for it here, in bounded number; those that find no room are
-counted, and told when it is back.
+The rule: while Redis is down, nothing waits but the runs kept here. Their number is limited; runs over the limit are dropped,
+counted, and logged once Redis answers again.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from itertools import islice
 
 import redis
 
-from nanogrid.telemetry.events import Event, RunObserved
-from nanogrid.tuner.store import Lesson, Tuning
+from nanogrid.telemetry.events import Event, RunEvent
+from nanogrid.tuner.store import SampleBatch, TunerStore
 
 log = logging.getLogger(__name__)
 
 WAITING_LIMIT = 20_000
-"""Runs kept while Redis is away, about 10 MB. The oldest go first."""
+"""Runs kept while Redis is down, about 10 MB. The oldest are dropped first."""
 
 BATCH = 500
-"""Runs that are written at a time."""
+"""Runs stored at a time."""
 
-AGAIN_S = 1.0
+RETRY_S = 1.0
 
 
 class Learner:
-    """A taker of the ledger's with a thread of its own. All mutable state is guarded by `_changed`.
+    """A consumer of the event thread, with its own thread. All mutable state is guarded by `_changed`.
 
-    `make` makes the client of Redis; it is called in the thread that uses it.
+    `open_store` opens the store with its Redis client; the thread that uses it calls it.
     """
 
-    def __init__(self, make: Callable[[], Tuning]) -> None:
-        self._make = make
-        self._waiting: deque[RunObserved] = deque()
+    def __init__(self, open_store: Callable[[], TunerStore]) -> None:
+        self._open_store = open_store
+        self._waiting: deque[RunEvent] = deque()
         self._under_way = 0
         self._dropped = 0
         self._changed = threading.Condition()
@@ -44,12 +44,12 @@ class Learner:
         self._thread = threading.Thread(target=self._run, name="learner", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def __call__(self, events: Sequence[Event]) -> None:
-        """Take the runs of a batch. Never waits for Redis."""
-        runs = [event for event in events if isinstance(event, RunObserved)]
+        """Keep the runs of a batch of events. Never waits for Redis."""
+        runs = [event for event in events if isinstance(event, RunEvent)]
         if not runs:
             return
         with self._changed:
@@ -60,7 +60,7 @@ class Learner:
             self._changed.notify()
 
     def stop(self, timeout_s: float) -> None:
-        """Write what waits if that goes quickly, and end."""
+        """Store the remaining runs, for at most `timeout_s` seconds, and stop."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -68,47 +68,47 @@ class Learner:
         with self._changed:
             lost = len(self._waiting) + self._under_way + self._dropped
         if lost:
-            log.warning("the tuner has not learned of %d runs: Redis did not answer", lost)
+            log.warning("the tuner has not learned from %d runs: Redis did not answer", lost)
 
     def _run(self) -> None:
-        tuning = self._make()
-        while lesson := self._next():
+        store = self._open_store()
+        while batch := self._next():
             try:
-                if not self._learn(lesson, tuning):
+                if not self._learn(batch, store):
                     return
-            except Exception:  # what one run holds must not keep the tuner from all others
-                log.exception("the tuner could not learn from %s", ", ".join(lesson.runs))
+            except Exception:  # one bad run must not keep the tuner from learning from all others
+                log.exception("the tuner could not learn from %s", ", ".join(batch.runs))
             with self._changed:
                 self._under_way = 0
 
-    def _next(self) -> Lesson | None:
-        """The next runs, as soon as there are any. None: the end has come, and all is written."""
+    def _next(self) -> SampleBatch | None:
+        """Wait for runs and return them. Returns None once the learner stops and all runs are stored."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._stopping)
             runs = list(islice(self._waiting, BATCH))
             for _ in runs:
                 self._waiting.popleft()
             self._under_way = len(runs)
-        return Lesson.of(runs) if runs else None
+        return SampleBatch.of(runs) if runs else None
 
-    def _learn(self, lesson: Lesson, tuning: Tuning) -> bool:
-        """Write a lesson, as soon as Redis lets us. False: the end came first."""
-        away = False
+    def _learn(self, batch: SampleBatch, store: TunerStore) -> bool:
+        """Store a batch, and retry while Redis is down. Returns False if the learner stops before that."""
+        down = False
         while True:
             try:
-                tuning.learn(lesson)
+                store.learn(batch)
                 break
             except redis.RedisError as error:
-                if not away:
+                if not down:
                     log.warning("the tuner cannot learn now (%s); runs wait for Redis, trying again", error)
-                away = True
+                down = True
             with self._changed:
-                if self._changed.wait_for(lambda: self._stopping, AGAIN_S):
+                if self._changed.wait_for(lambda: self._stopping, RETRY_S):
                     return False
-        if away:
+        if down:
             log.info("the tuner learns again")
         with self._changed:
             dropped, self._dropped = self._dropped, 0
         if dropped:
-            log.warning("the tuner has not learned of %d runs: they were too many while Redis was away", dropped)
+            log.warning("the tuner has not learned from %d runs: they were too many while Redis was down", dropped)
         return True

@@ -1,4 +1,4 @@
-"""What memory a function should ask for, with the reason in one sentence."""
+"""How much memory a function should request, with the reason in one sentence."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from nanogrid.tuner.rules import Rules
 __all__ = ["Recommendation", "Rules", "recommend"]
 
 RUNS = 1000
-"""Savings are told for so many runs."""
+"""Savings are computed for this many runs."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """`memory_mb` is None while there are too few samples, and `missing` how many more are needed.
+    """`memory_mb` is None while there are too few samples; `missing` is how many more are needed.
 
-    `saving_gb_s`: GB-seconds that 1000 runs of mean duration would take less under it than under the requested limit;
-    negative where more is recommended. `sentence` explains all of it.
+    `saving_gb_s` is how many GB-seconds 1000 runs of mean duration save compared to the requested limit; negative if more
+    memory is recommended. `sentence` explains the recommendation.
     """
 
     memory_mb: int | None
@@ -28,9 +28,9 @@ class Recommendation:
 
 
 def recommend(record: Record, requested_mb: int, rules: Rules, now_s: float) -> Recommendation:
-    """The limit in MiB that suits what was measured, whether it is below or above the requested one.
+    """Return the limit in MiB that fits the measurements, whether below or above the requested one.
 
-    The requested one itself where it is enough, and only floor or rounding would ask for more.
+    It is the requested limit itself if that is enough and only the floor or rounding would raise it.
     """
     short = record.short_mb >= requested_mb and now_s < record.short_until_s
     needed = need(record, requested_mb, rules)
@@ -64,12 +64,12 @@ def _insufficient(requested_mb: int, rules: Rules, left: int, *, short: bool) ->
 
 
 def _used(record: Record, needed: Need) -> str:
-    """What the recommendation rests on, in words."""
+    """Return the measurements behind the recommendation, in words."""
     if needed.above > 0:
         return f"{(1 - needed.above) * 100:.3g} % of {record.runs} runs used at most {needed.peak_mb:.0f} MiB"
     return f"the highest of {record.runs} runs used {needed.peak_mb:.0f} MiB"
 
 
 def _short(value: float) -> str:
-    """Two digits that matter."""
+    """Format with two significant digits."""
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"

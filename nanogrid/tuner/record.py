@@ -1,6 +1,6 @@
-"""What is known of one function's memory, and how a run changes it.
+"""What the tuner knows about one function's memory, and how a run changes it.
 
-The rule: a record has constant size, and `learn` gives a new one. The order of samples matters only where time does.
+The rule: a record has constant size, and `learn` returns a new one. The order of samples matters only through their times.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from nanogrid.tuner.histogram import Histogram
 from nanogrid.tuner.rules import Rules
 
 VERSION = 1
-"""Of the JSON. A record of another version is none: the function is learned anew."""
+"""Version of the JSON. A record of another version is ignored, and learning starts again."""
 
 CODES = 4
-"""So many of a function's last codes are known. While one replaces another, late runs of the old one change nothing."""
+"""How many of a function's last codes a record keeps. While a new code replaces one of these, late runs of the old one change nothing."""
 
 GUESSES = 8
-"""So many OOM kills can wait for what their second run measures."""
+"""How many OOM kills can wait for the measurement of their re-run."""
 
 DOUBLINGS = 8
-"""A back-off that mistakes follow closely becomes longer, so many times at most."""
+"""How often a back-off can double if mistakes follow closely."""
 
 CALM = 4
-"""A mistake follows closely when fewer runs than so many back-offs lie between."""
+"""A mistake follows closely if fewer runs than this many back-offs came between."""
 
 MEANS_OVER = 200
-"""The mean duration is that of about so many runs."""
+"""The mean duration covers about this many runs."""
 
 MEASURED = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.TIMED_OUT, Outcome.OUTPUT_LIMIT})
-"""Outcomes whose peak is a sample. A cancelled run may not have come to its peak."""
+"""Outcomes whose peak is a sample. A cancelled run may not have reached its peak."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One run, as it was measured.
+    """The measurements of one run.
 
-    `limit_mb` was in force, `requested_mb` was asked for, `lowered` says that the tuner made the difference. `code` is the hash
-    of the code. `rerun` marks the second run of a request whose first one was out of memory under a lowered limit.
+    `limit_mb` was in force, `requested_mb` was requested; `lowered` means that the tuner lowered the limit. `code` is the hash of
+    the code. `rerun` marks the second run of a request whose first one was out of memory under a lowered limit.
     """
 
     at_s: float
@@ -56,7 +56,7 @@ class Sample:
 
 
 class Guess(NamedTuple):
-    """What a run that was out of memory was taken to need, until its second run tells."""
+    """The estimated need of a run that was out of memory, until its re-run is measured."""
 
     at_s: float
     needed_mb: float
@@ -64,12 +64,13 @@ class Guess(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """One function's memory.
+    """The memory of one function.
 
-    `samples` counts what the histogram holds, without decay; those of older code count less. `runs` counts all of them.
-    `held_mb` is the limit that was recommended last, since `held_at_s`. `setbacks` counts OOM kills under a lowered limit; the function has its
-    requested limit until `backoff_until_s` or for `backoff_runs` more runs, and had `calm_runs` runs since the last of them. `short_mb` is the largest requested limit under which a
-    run was out of memory, until `short_until_s`. Times are seconds of the clock of the samples.
+    `samples` counts the samples in the histogram without decay, those of older code with less weight; `runs` counts all of
+    them. `held_mb` is the last recommended limit, valid since `held_at_s`. `setbacks` counts OOM kills under a lowered limit. After
+    one, the function gets its requested limit until `backoff_until_s`, but for at most `backoff_runs` more runs; `calm_runs`
+    counts the runs since then. `short_mb` is the largest requested limit under which a run was out of memory, kept until
+    `short_until_s`. Times are in seconds, by the clock of the samples.
     """
 
     histogram: Histogram
@@ -91,24 +92,24 @@ class Record:
 
     @classmethod
     def empty(cls, rules: Rules | None = None) -> Record:
-        """Nothing is known."""
+        """Return a record without samples."""
         return cls(Histogram((rules or Rules()).half_life_s))
 
     @property
     def code(self) -> str | None:
-        """The code that ran last for the first time; None before the first run."""
+        """The newest code, by its first run; None before any run."""
         return self.codes[-1] if self.codes else None
 
     def backs_off(self, now_s: float) -> bool:
-        """Whether the next run has its requested limit because a lowered one was wrong just now."""
+        """Whether the next run gets its requested limit because a lowered one was too small recently."""
         return self.backoff_runs > 0 and now_s < self.backoff_until_s
 
     def holds(self, memory_mb: int, now_s: float, rules: Rules) -> bool:
-        """Whether the limit that was recommended last still stands, although this one would do."""
+        """Whether the last recommended limit is kept, although this lower one would do."""
         return self.held_mb is not None and memory_mb < self.held_mb and now_s < self.held_at_s + rules.hold_s
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data of at most 4 KB."""
+        """Return plain data of at most 4 KB."""
         return {
             "version": VERSION,
             **vars(self),
@@ -119,10 +120,10 @@ class Record:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], rules: Rules | None = None) -> Record:
-        """What `to_json` gave; an empty record where another version of NanoGrid wrote it.
+        """Parse the output of `to_json`; an empty record if another version of NanoGrid wrote it.
 
-        With `rules`, the histogram decays by their half-life from now on. Raises KeyError, TypeError or ValueError on
-        anything that is no record.
+        With `rules`, the histogram decays by their half-life from now on. Raises KeyError, TypeError or ValueError if the
+        data is not a record.
         """
         if data["version"] != VERSION:
             return cls.empty(rules)
@@ -136,7 +137,7 @@ class Record:
 
 
 def learn(record: Record, sample: Sample, rules: Rules) -> Record:
-    """The record after one more run."""
+    """Return the record after one more run."""
     record = renewed(record, sample.code, rules)
     if sample.rerun and record.guesses:
         record = _without_guess(record)
@@ -160,9 +161,9 @@ def learn(record: Record, sample: Sample, rules: Rules) -> Record:
 
 
 def renewed(record: Record, code: str, rules: Rules) -> Record:
-    """The record for a run of this code: what other code did counts less, if this code was not seen lately.
+    """Return the record for a run of this code. If the code is new, samples of earlier code count less.
 
-    A function that had enough samples still has enough: with the widest margin, and a second run where that is wrong.
+    A function with enough samples keeps enough: the limit has the widest margin then, and a re-run corrects a mistake.
     """
     code = code[:16]
     if code in record.codes:
@@ -180,7 +181,7 @@ def renewed(record: Record, code: str, rules: Rules) -> Record:
 
 
 class Need(NamedTuple):
-    """A peak that has room (MiB), the share of the runs that exceeds it, and what it is with its margin."""
+    """A peak to make room for (MiB), the share of runs that exceed it, and the peak with its margin."""
 
     peak_mb: float
     above: float
@@ -188,32 +189,33 @@ class Need(NamedTuple):
 
 
 def need(record: Record, requested_mb: int, rules: Rules) -> Need | None:
-    """The cheapest of the peaks that may be the highest one with room. None: too few samples.
+    """Return the peak whose limit is the cheapest. None with too few samples.
 
-    A limit costs what every run holds, and for each run that exceeds it an attempt under it and one under the requested one.
+    A limit costs the memory that every run holds. A run that exceeds it costs two: one under this limit, one under the
+    requested one.
     """
     if record.samples < rules.minimum_samples:
         return None
     with_margin = 1 + rules.margin_of(record.samples)
-    found, least = None, 0.0
+    cheapest, least = None, 0.0
     for peak_mb, above in record.histogram.limits(rules.percentile):
         memory_mb = peak_mb * with_margin
         rounded = rules.rounded(memory_mb)
         cost = rounded + above * max(rounded, requested_mb)
-        if found is None or cost < least:
-            found, least = Need(peak_mb, above, memory_mb), cost
-    return found
+        if cheapest is None or cost < least:
+            cheapest, least = Need(peak_mb, above, memory_mb), cost
+    return cheapest
 
 
 def _needed_mb(sample: Sample, rules: Rules) -> float | None:
-    """What the run needed, as far as it is known. None: it tells nothing."""
+    """Return how much the run needed, by measurement or estimate. None if the run is not a sample."""
     if sample.outcome is Outcome.OUT_OF_MEMORY:
         return rules.needed_mb(sample.limit_mb if sample.peak_mb is None else sample.peak_mb)
     return sample.peak_mb if sample.outcome in MEASURED else None
 
 
 def _without_guess(record: Record) -> Record:
-    """The oldest guess gives way to what is measured now."""
+    """Remove the oldest guess: the re-run that is learned now replaces it."""
     guess, *others = record.guesses
     return replace(
         record,
@@ -225,7 +227,7 @@ def _without_guess(record: Record) -> Record:
 
 
 def _out_of_memory(record: Record, sample: Sample, rules: Rules) -> Record:
-    """Under a lowered limit the tuner was wrong; under its own one the function needs more than it asks for."""
+    """Learn an OOM kill. Under a lowered limit the tuner was wrong; otherwise the function requests too little."""
     if not sample.lowered:
         return replace(
             record,
@@ -235,7 +237,7 @@ def _out_of_memory(record: Record, sample: Sample, rules: Rules) -> Record:
     needed_mb = _needed_mb(sample, rules)
     assert needed_mb is not None
     again = record.setbacks > 0 and record.calm_runs < CALM * (rules.backoff_runs << record.doublings)
-    if record.backs_off(sample.at_s):  # it had started before: the same mistake
+    if record.backs_off(sample.at_s):  # this run started before the back-off: the same mistake
         doublings = record.doublings
     else:
         doublings = min(DOUBLINGS, record.doublings + 1) if again else 0
@@ -251,7 +253,7 @@ def _out_of_memory(record: Record, sample: Sample, rules: Rules) -> Record:
 
 
 def _held(record: Record, sample: Sample, rules: Rules) -> Record:
-    """Upwards at once, downwards only when the last change is long enough ago: limits do not flutter."""
+    """Raise the limit at once, lower it only if the last change is long enough ago, so that limits do not flap."""
     needed = need(record, sample.requested_mb, rules)
     memory_mb = None if needed is None else rules.rounded(needed.memory_mb)
     if memory_mb == record.held_mb or (memory_mb and record.holds(memory_mb, sample.at_s, rules)):
@@ -260,5 +262,5 @@ def _held(record: Record, sample: Sample, rules: Rules) -> Record:
 
 
 def missing(record: Record, rules: Rules) -> int:
-    """How many more runs are needed before there is a recommendation."""
+    """Return how many more runs are needed for a recommendation."""
     return max(0, math.ceil(rules.minimum_samples - record.samples))

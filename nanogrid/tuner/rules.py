@@ -1,4 +1,4 @@
-"""The numbers that the tuner goes by. Memory in MiB, times in seconds, shares between 0 and 1."""
+"""The parameters of the tuner. Memory in MiB, times in seconds, shares between 0 and 1."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rules:
-    """A recommendation is what the peaks need with a margin, rounded up to the step, between floor and ceiling.
+    """A recommendation is the peak memory plus a margin, rounded up to the step, between floor and ceiling.
 
-    `percentile` is the error budget of a function: at least so much of its runs must fit. Above it the cheapest limit is taken: a
-    larger one is held by every run, a smaller one makes some of them run twice. The margin is `margin` at the minimum of
-    samples and shrinks towards `least_margin` as they grow: about one run in ten exceeds the highest of ten before it, one in a thousand
-    that of a thousand.
+    `percentile` is the error budget of a function: at least this share of its runs must fit. Within the budget the cheapest
+    limit is chosen: every run holds a larger one, and a smaller one makes some runs repeat. The margin is `margin` at the
+    minimum number of samples and shrinks towards `least_margin` as they grow: about one run in ten exceeds the maximum of
+    the ten before it, one in a thousand the maximum of a thousand.
     """
 
     percentile: float = 0.99
@@ -25,30 +25,30 @@ class Rules:
     minimum_samples: int = 10
     half_life_s: float = 86400.0
     new_code_weight: float = 0.5
-    """What a sample counts once the function has other code."""
+    """The weight of a sample once the function has new code."""
 
     backoff_s: float = 600.0
-    """How long a function has its requested limit after an OOM under a lowered one, at most ..."""
+    """How long a function gets its requested limit after an OOM kill under a lowered one, at most ..."""
 
     backoff_runs: int = 5
-    """... and for how many runs at most: one that runs all the time has shown sooner what it needs."""
+    """... and for how many runs at most: a function that runs often shows sooner what it needs."""
 
     hold_s: float = 600.0
-    """How long a limit stands before a lower one follows it; a higher one follows at once."""
+    """How long a limit is kept before a lower one replaces it. A higher one replaces it at once."""
 
     oom_bump_mb: float = 100.0
     oom_bump_ratio: float = 1.2
 
     def margin_of(self, samples: float) -> float:
-        """The margin after so many samples, as a share: 0.15 is 15 %."""
+        """Return the margin for this many samples, as a share: 0.15 is 15 %."""
         shrunk = self.minimum_samples / samples if samples > self.minimum_samples else 1.0
         return self.least_margin + max(0.0, self.margin - self.least_margin) * shrunk
 
     def needed_mb(self, used_mb: float) -> float:
-        """What a run that was out of memory after so much is taken to need."""
+        """Estimate the need of a run that was out of memory at `used_mb`."""
         return max(used_mb + self.oom_bump_mb, used_mb * self.oom_bump_ratio)
 
     def rounded(self, memory_mb: float) -> int:
-        """Up to the step, not below the floor and not above the ceiling."""
+        """Round up to the step, not below the floor and not above the ceiling."""
         steps = math.ceil(memory_mb / self.step_mb - 1e-9) * self.step_mb
         return max(self.floor_mb, min(self.ceiling_mb, steps))

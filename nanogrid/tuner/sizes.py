@@ -1,10 +1,10 @@
-"""What a function took at each size it was measured at, and which size to choose: pure functions over plain samples.
+"""What a function used at each measured size, and which size to choose: pure functions over plain samples.
 
-The rule: a size is chosen only where every run of it succeeded, and of sizes that do equally well the smallest is.
+The rule: a size can be chosen only if every run at it succeeded. Among sizes that do equally well, the smallest is chosen.
 
 Source: AWS Lambda Power Tuning (runs at each size, the same share trimmed from both ends, three strategies). Its balanced
-strategy divides by the largest time and cost of all sizes, so that one more size can change the choice between two
-others; the product used here cannot do that.
+strategy divides by the largest time and cost of all sizes, so one more size can change the choice between two others. With
+the product used here it cannot.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from typing import NamedTuple
 from nanogrid.result import Outcome
 
 MEASURED = "tune:"
-"""Function ids of `nanogrid tune` begin with this. Their limits are what is being measured: nobody may change them."""
+"""Prefix of the function ids of `nanogrid tune`. It measures their limits, so the tuner must not change them."""
 
 TRIM = 0.2
-"""Share of the times that is left out at each end, rounded down: none of four runs, one at each end of five to nine."""
+"""Share of the times trimmed at each end, rounded down: none of four runs, one at each end of five to nine."""
 
 NOISE = 0.05
 NOISE_MS = 1.0
 NOISE_ERRORS = 2.0
-"""Times that differ by less than this share, these milliseconds, or so many standard errors of each, do equally well."""
+"""Times are equal if they differ by less than this share, these milliseconds, or this many standard errors of each."""
 
 
 def is_measured(function_id: str) -> bool:
-    """Whether runs of this function are measurements of `nanogrid tune`."""
+    """Whether the runs of this function are measurements of `nanogrid tune`."""
     return function_id.startswith(MEASURED)
 
 
 @dataclass(frozen=True, order=True)
 class Size:
-    """What a run may use: a memory limit in MiB, and cores. Ordered by memory first."""
+    """The limits of a run: memory in MiB, and cores. Ordered by memory first."""
 
     memory_mb: int
     cpus: float
@@ -60,14 +60,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """All runs at one size.
 
-    `outcome` is SUCCEEDED where all runs succeeded, else that of the first that did not. `runs` counts without warm-ups,
-    `not_warm` those of them that did not start warm. Times are milliseconds: the mean of what the trimming left, and its
-    ends; they and `cpu_ms` (mean per run) are None where no run counts. `error_ms` is the standard error of the mean, 0
-    where one run is all there is. `peak_memory_bytes` is the largest of all runs, warm-ups included: a limit has to hold
-    for these, too.
+    `outcome` is SUCCEEDED if all runs succeeded, else the outcome of the first that did not. `runs` excludes warm-ups;
+    `not_warm` is how many of these runs did not start warm. Times are milliseconds: the mean of the trimmed times, and the
+    shortest and longest of them. They and `cpu_ms` (mean per run) are None if no run counts. `error_ms` is the standard
+    error of the mean, 0 with a single run. `peak_memory_bytes` is the largest of all runs including warm-ups, because a limit
+    must suffice for these, too.
     """
 
     size: Size
@@ -88,12 +88,12 @@ class Measured:
 
     @property
     def gb_seconds(self) -> float | None:
-        """Memory limit in GiB * mean time in seconds, of one run (AWS Lambda bills this, and says GB)."""
+        """Memory limit in GiB * mean time in seconds, of one run (AWS Lambda bills this, and calls it GB)."""
         return None if self.time_ms is None else gb_seconds(self.size, self.time_ms)
 
 
 class Strategy(str, Enum):
-    """What a size is chosen for."""
+    """The goal of choosing a size."""
 
     COST = "cost"
     SPEED = "speed"
@@ -101,21 +101,21 @@ class Strategy(str, Enum):
 
 
 def gb_seconds(size: Size, time_ms: float) -> float:
-    """memory_mb / 1024 * time_ms / 1000. Cores are not in it: they are not set aside for a run, memory is."""
+    """Return memory_mb / 1024 * time_ms / 1000. Cores do not count: unlike memory, they are not reserved for a run."""
     return size.memory_mb / 1024 * time_ms / 1000
 
 
 def trimmed(times: Sequence[float]) -> list[float]:
-    """The times in ascending order, without the floor(n * TRIM) shortest and as many longest ones."""
+    """Return the times in ascending order, without the floor(n * TRIM) shortest and as many longest ones."""
     off = floor(len(times) * TRIM)
     return sorted(times)[off : len(times) - off]
 
 
 def standard_error(times: Sequence[float]) -> float:
-    """Of the mean of `trimmed(times)`; 0 for fewer than two.
+    """Return the standard error of the mean of `trimmed(times)`; 0 for fewer than two.
 
-    s / (h √n), s being the deviation of all n times with those that were trimmed moved to the ends of the rest, h the
-    share that was kept (Tukey and McLaughlin 1963): the rest's own deviation would be too small.
+    s / (h √n), with s the deviation of all n times after the trimmed ones are moved to the ends of the rest, and h the kept
+    share (Tukey and McLaughlin 1963). The deviation of the rest alone would be too small.
     """
     if len(times) < 2:
         return 0.0
@@ -124,8 +124,8 @@ def standard_error(times: Sequence[float]) -> float:
     return stdev(moved) / (len(kept) / len(times) * sqrt(len(times)))
 
 
-def summarise(size: Size, samples: Sequence[Sample]) -> Measured:
-    """What the samples of one size come to. Times are those of warm runs, where any run was warm. Raises ValueError without samples."""
+def summarize(size: Size, samples: Sequence[Sample]) -> Measurement:
+    """Summarize the samples of one size. If any run was warm, only warm runs count in times. Raises ValueError without samples."""
     if not samples:
         raise ValueError(f"no samples of {size}")
     counted = [sample for sample in samples if sample.counted]
@@ -134,7 +134,7 @@ def summarise(size: Size, samples: Sequence[Sample]) -> Measured:
     kept = trimmed([sample.time_ms for sample in timed])
     cpu = [sample.cpu_ms for sample in timed if sample.cpu_ms is not None]
     failed = [sample.outcome for sample in samples if sample.outcome is not Outcome.SUCCEEDED]
-    return Measured(
+    return Measurement(
         size,
         failed[0] if failed else Outcome.SUCCEEDED,
         runs=len(counted),
@@ -148,17 +148,17 @@ def summarise(size: Size, samples: Sequence[Sample]) -> Measured:
     )
 
 
-def choose(measured: Sequence[Measured], strategy: Strategy) -> Size | None:
-    """The smallest size that may be as good as the best one, for all the noise tells. None where no size succeeded.
+def choose(measured: Sequence[Measurement], strategy: Strategy) -> Size | None:
+    """Return the smallest size that, within the noise, may be as good as the best one. None if no size succeeded.
 
-    Good is, for t the mean time and g = GB-seconds of one run:
+    With t the mean time and g = GB-seconds of one run, good means:
 
     - cost: a small g
     - speed: a small t
-    - balanced: a small √(t * g). Twice the memory is worth it where it takes 30 % off the time (1 - 1/√2), and no size
-      that others beat in both is chosen.
+    - balanced: a small √(t * g). Twice the memory is worth it if it takes 30 % off the time (1 - 1/√2). A size that another
+      one beats in both is never chosen.
 
-    A size may be as good as the best where it is at the short end of its `time_range`, and all others at their long ends.
+    A size may be as good as the best if it is so at the short end of its `time_range`, with all others at their long ends.
     """
     working = {one.size: time_range(one) for one in measured if one.succeeded}
     if not working:
@@ -168,16 +168,16 @@ def choose(measured: Sequence[Measured], strategy: Strategy) -> Size | None:
 
 
 class TimeRange(NamedTuple):
-    """The mean times that a measurement may stand for."""
+    """The range in which the true mean time may lie."""
 
     shortest_ms: float
     longest_ms: float
 
 
-def time_range(one: Measured) -> TimeRange:
-    """The mean and NOISE_ERRORS standard errors both ways, downwards NOISE and NOISE_MS at least: less is no gain to anybody.
+def time_range(one: Measurement) -> TimeRange:
+    """Return the mean minus and plus NOISE_ERRORS standard errors; downwards at least NOISE and NOISE_MS, as less is no real gain.
 
-    Raises ValueError where it has no times.
+    Raises ValueError if the measurement has no times.
     """
     if one.time_ms is None:
         raise ValueError(f"no times of {one.size}")
@@ -186,7 +186,7 @@ def time_range(one: Measured) -> TimeRange:
 
 
 def score(size: Size, time_ms: float, strategy: Strategy) -> float:
-    """How good a size with this mean time is; less is better. `choose` has the formulas."""
+    """Return how good a size with this mean time is; less is better. See `choose` for the formulas."""
     match strategy:
         case Strategy.COST:
             return gb_seconds(size, time_ms)

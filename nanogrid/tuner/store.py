@@ -1,9 +1,9 @@
-"""What is known of each function's memory, in Redis: records that main processes write, advice that children read.
+"""The tuner's data in Redis: records that main processes write, advice that children read.
 
-The rule: a record changes only by comparing and setting, so that any number of workers learn into the same one and no run
-is lost or counted twice. A run waits for none of it: advice comes with the claim, and samples travel in their own time.
+The rule: a record changes only by compare-and-set, so that any number of workers can update the same one and no run is lost
+or counted twice. No run waits for it: advice is read together with the claim, and samples are stored in the background.
 
-    nanogrid:tuner:<functionId>    a hash: record, advice (JSON), version; mode, where somebody set one for this function.
+    nanogrid:tuner:<functionId>    a hash: record, advice (JSON), version; mode, if one is set for this function.
                                    `version` marks the last write
 """
 
@@ -21,9 +21,9 @@ import redis
 
 from nanogrid.result import Outcome
 from nanogrid.settings import Settings
-from nanogrid.telemetry.events import RunObserved
+from nanogrid.telemetry.events import RunEvent
 from nanogrid.tuner.advice import Advice, decide
-from nanogrid.tuner.advised import Advised
+from nanogrid.tuner.decision import Decision
 from nanogrid.tuner.record import Record, Sample, learn
 from nanogrid.tuner.rules import Rules
 from nanogrid.tuner.sizes import is_measured
@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 
 PREFIX = "nanogrid:tuner:"
 READ_BY_RUNS = ("advice", "mode")
-"""Fields that a run needs; they come in the round trip of its claim."""
+"""Fields that a run needs. They are read in the same round trip as its claim."""
 
-# Sets record and advice if the version is still the one that was read, and lets the key expire unless a mode was set.
-# A version that is the new one already was written by this very command, whose answer was lost.
+# Sets record and advice if the version is still the one that was read, and lets the key expire unless a mode is set.
+# If the version is the new one already, this very command wrote it and its answer was lost.
 SAVE = """
 if redis.call('hget', KEYS[1], 'version') == ARGV[2] then return 1 end
 if (redis.call('hget', KEYS[1], 'version') or '') ~= ARGV[1] then return 0 end
@@ -45,7 +45,7 @@ if redis.call('hexists', KEYS[1], 'mode') == 0 then redis.call('expire', KEYS[1]
 return 1
 """
 
-# A reset forgets what was learned; what somebody decided stays.
+# A reset removes what was learned and keeps a mode that was set.
 FORGET = "return redis.call('hdel', KEYS[1], 'version', 'record', 'advice')"
 
 SET_MODE = """
@@ -64,8 +64,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Known:
-    """All that is known of one function. `mode` is None where the deployment's counts. `version` is for the next save."""
+class TunerEntry:
+    """The stored data of one function. `mode` is None if the deployment's mode applies. `version` is for the next save."""
 
     function_id: str
     record: Record
@@ -75,28 +75,28 @@ class Known:
 
 
 @dataclass
-class Lesson:
-    """Runs that are to be learned, by function. `token` marks what was written of it, so that nothing counts twice."""
+class SampleBatch:
+    """Runs to learn from, by function. `token` marks the records that hold them, so that no run counts twice."""
 
-    runs: dict[str, list[RunObserved]]
+    runs: dict[str, list[RunEvent]]
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod
-    def of(cls, runs: Iterable[RunObserved]) -> Lesson:
-        """These runs, each function's in their order."""
-        by_function: dict[str, list[RunObserved]] = {}
+    def of(cls, runs: Iterable[RunEvent]) -> SampleBatch:
+        """Group these runs by function, in their order."""
+        by_function: dict[str, list[RunEvent]] = {}
         for run in runs:
             by_function.setdefault(run.function_id, []).append(run)
         return cls(by_function)
 
 
 def key_of(function_id: str) -> str:
-    """The Redis key of a function."""
+    """Return the Redis key of a function."""
     return PREFIX + function_id
 
 
 def rules_of(settings: Settings) -> Rules:
-    """The deployment's numbers."""
+    """Return the tuner's parameters from the settings."""
     return Rules(
         percentile=settings.tuner_percentile,
         margin=settings.tuner_margin,
@@ -109,15 +109,15 @@ def rules_of(settings: Settings) -> Rules:
     )
 
 
-def advised(function_id: str, read: Sequence[str | None], settings: Settings) -> Advised:
-    """What holds for the next run of a function, from what `READ_BY_RUNS` gave."""
+def decision_for(function_id: str, read: Sequence[str | None], settings: Settings) -> Decision:
+    """Return the decision for the next run of a function, from the values of the fields READ_BY_RUNS."""
     advice_json, mode = read
     if is_measured(function_id):
-        return Advised(Mode.OFF, None)
-    return Advised(_mode(mode) or settings.tuner_mode, _advice(advice_json))
+        return Decision(Mode.OFF, None)
+    return Decision(_mode(mode) or settings.tuner_mode, _advice(advice_json))
 
 
-class Tuning:
+class TunerStore:
     """The records in one Redis. Thread-safe, as its client is."""
 
     def __init__(self, settings: Settings, client: redis.Redis) -> None:
@@ -130,63 +130,63 @@ class Tuning:
 
     @property
     def rules(self) -> Rules:
-        """The numbers that this deployment tunes by."""
+        """The tuner's parameters in this deployment."""
         return self._rules
 
-    def load(self, function_ids: Sequence[str]) -> list[Known]:
-        """What is known of these functions, in their order. One round trip."""
+    def load(self, function_ids: Sequence[str]) -> list[TunerEntry]:
+        """Return the entries of these functions, in their order. One round trip."""
         with self._redis.pipeline(transaction=False) as many:
             for function_id in function_ids:
                 many.hgetall(key_of(function_id))
-            found = many.execute()
-        return [self._known(function_id, fields) for function_id, fields in zip(function_ids, found, strict=True)]
+            hashes = many.execute()
+        return [self._entry(function_id, fields) for function_id, fields in zip(function_ids, hashes, strict=True)]
 
-    def all(self) -> Iterator[Known]:
-        """Every function that something is known of, in no order."""
+    def all(self) -> Iterator[TunerEntry]:
+        """Yield the entry of every stored function, in no particular order."""
         for keys in _batches(self._redis.scan_iter(match=PREFIX + "*", count=SCAN_COUNT), SCAN_COUNT):
             yield from self.load([key.removeprefix(PREFIX) for key in keys])
 
-    def learn(self, lesson: Lesson) -> None:
-        """Add a lesson's runs to their functions' records, and take out of it what is written.
+    def learn(self, batch: SampleBatch) -> None:
+        """Add a batch's runs to the records of their functions, and remove from the batch what is stored.
 
-        Raises RedisError where Redis does not answer; the same lesson can then be given again, however far this one came.
+        Raises RedisError if Redis does not answer. The same batch can then be passed again, however far this call came.
         """
-        while lesson.runs:
-            known = self.load(list(lesson.runs))
-            written = [one.function_id for one in known if one.version == lesson.token]  # before an answer was lost
-            for function_id in written:
-                del lesson.runs[function_id]
-            new = [one for one in known if one.version != lesson.token]
+        while batch.runs:
+            entries = self.load(list(batch.runs))
+            stored = [entry.function_id for entry in entries if entry.version == batch.token]  # and the answer was lost
+            for function_id in stored:
+                del batch.runs[function_id]
+            new = [entry for entry in entries if entry.version != batch.token]
             with self._redis.pipeline(transaction=False) as many:
-                for one in new:
-                    self._write(one, lesson, many)
+                for entry in new:
+                    self._write(entry, batch, many)
                 saved = many.execute()
-            for one, done in zip(new, saved, strict=True):
+            for entry, done in zip(new, saved, strict=True):
                 if done:  # otherwise another worker was faster: read what it wrote, and add to that
-                    del lesson.runs[one.function_id]
+                    del batch.runs[entry.function_id]
 
     def set_mode(self, function_id: str, mode: Mode | None) -> None:
-        """Set a function's own mode, or with None let it follow the deployment's again."""
+        """Set a function's own mode, or with None return it to the deployment's."""
         value = "" if mode is None else mode.value
         self._set_mode(keys=[key_of(function_id)], args=[value, self._settings.tuner_expires_s])
 
     def reset(self, function_id: str) -> bool:
-        """Forget what was learned of a function. False where nothing was. Its mode stays."""
-        # Two questions: the second one may be sent again after its answer was lost, and finds nothing then.
+        """Remove what was learned about a function, but keep its mode. Returns False if nothing was learned."""
+        # Two commands: if the second one is sent again after its answer was lost, it finds nothing.
         learned = bool(self._redis.hexists(key_of(function_id), "version"))
         self._forget(keys=[key_of(function_id)])
         return learned
 
-    def _write(self, known: Known, lesson: Lesson, pipeline: Any) -> None:
-        record, runs = known.record, lesson.runs[known.function_id]
+    def _write(self, entry: TunerEntry, batch: SampleBatch, pipeline: Any) -> None:
+        record, runs = entry.record, batch.runs[entry.function_id]
         for run in runs:
             record = learn(record, _sample(run), self._rules)
         advice = decide(record, runs[-1].requested_mb, runs[-1].code, self._rules, time.time())
         self._save(
-            keys=[key_of(known.function_id)],
+            keys=[key_of(entry.function_id)],
             args=[
-                known.version,
-                lesson.token,
+                entry.version,
+                batch.token,
                 _text(record.to_json()),
                 _text(advice.to_json()),
                 self._settings.tuner_expires_s,
@@ -194,8 +194,8 @@ class Tuning:
             client=pipeline,
         )
 
-    def _known(self, function_id: str, fields: dict[str, str]) -> Known:
-        return Known(
+    def _entry(self, function_id: str, fields: dict[str, str]) -> TunerEntry:
+        return TunerEntry(
             function_id,
             self._record(function_id, fields.get("record")),
             _advice(fields.get("advice")),
@@ -209,12 +209,12 @@ class Tuning:
         try:
             return Record.from_json(json.loads(text), self._rules)
         except (ValueError, KeyError, TypeError) as error:
-            log.warning("what was learned of %s cannot be read (%s); it is learned anew", function_id, error)
+            log.warning("the tuner's record of %s cannot be parsed (%s); learning starts again", function_id, error)
             return Record.empty(self._rules)
 
 
-def _sample(run: RunObserved) -> Sample:
-    """A run as the tuner sees it. A kill for memory that the function coped with is one all the same: it needed more."""
+def _sample(run: RunEvent) -> Sample:
+    """Convert a run to a sample. A kill for memory under a lowered limit counts even if the function coped: it needed more."""
     lowered = run.limit_mb < run.requested_mb
     return Sample(
         at_s=run.at_s,
@@ -231,7 +231,7 @@ def _sample(run: RunObserved) -> Sample:
 
 
 def _advice(text: str | None) -> Advice | None:
-    """Stored advice; None where there is none, or another version of NanoGrid wrote it."""
+    """Parse stored advice. None if there is none, or another version of NanoGrid wrote it."""
     if not text:
         return None
     try:

@@ -1,19 +1,21 @@
 """What a worker has beside Celery's own parts. Imported by `celery -A nanogrid worker` alone.
 
-The rule: the main process owns and keeps account; the children, forked from it, only ask and tell.
+The rule: the main process owns containers and counts events; the children, forked from it, only request and emit.
 
-    containers   owns the containers          accounts   takes what the children tell
-    metrics      shows it, and its own health, over HTTP
-    stalls       sees when children take nothing, and mends it (stall)
-    controller   hands requests to children
-    preparation  checks queues, fetches images, answers for dead letters
-    children     what a child does first, and last
-    pools        refuses every pool of Celery's but prefork
+    state             what the steps of one worker share
+    telemetry_step    receives events from children        owner_step    owns the containers
+    metrics_step      serves metrics and health over HTTP
+    stall_step        detects a stalled worker and repairs it (stall)
+    controller        hands requests to children
+    preparation_step  checks queues, pulls images, answers dead letters
+    children          what a child does first and last
+    prefork_step      refuses every pool of Celery's but prefork
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 from celery import signals
@@ -21,23 +23,24 @@ from celery.worker import components
 
 from nanogrid.celery import app
 from nanogrid.worker import children
-from nanogrid.worker.metrics_step import Metrics
-from nanogrid.worker.owner_step import Containers
-from nanogrid.worker.prefork_step import PreforkOnly
-from nanogrid.worker.preparation_step import Preparation
-from nanogrid.worker.stall_step import Stalls
-from nanogrid.worker.telemetry_step import Accounts
+from nanogrid.worker.metrics_step import MetricsStep
+from nanogrid.worker.owner_step import OwnerStep
+from nanogrid.worker.prefork_step import PreforkStep
+from nanogrid.worker.preparation_step import PreparationStep
+from nanogrid.worker.stall_step import StallStep
+from nanogrid.worker.telemetry_step import TelemetryStep
 
-__all__ = ["Accounts", "Containers", "Metrics", "PreforkOnly", "Preparation", "Stalls", "children"]
+__all__ = ["MetricsStep", "OwnerStep", "PreforkStep", "PreparationStep", "StallStep", "TelemetryStep", "children"]
 
 
 @signals.celeryd_init.connect
-def _begins(instance: Any, **_: Any) -> None:
+def _worker_starts(instance: Any, **_: Any) -> None:
     app.log.only_json(instance)
+    children.connect(main_pid=os.getpid())
 
 
-logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells at INFO, for each client, where it found credentials
+logging.getLogger("botocore").setLevel(logging.WARNING)  # at INFO each client logs where it found its credentials
 
-app.steps["worker"] |= {Accounts, Containers, Metrics, PreforkOnly, Preparation, Stalls}
-# Celery orders steps by what they require: the process pool comes after the owner and the HTTP port, and goes before them.
-components.Pool.requires = (*components.Pool.requires, Containers, Metrics)
+app.steps["worker"] |= {MetricsStep, OwnerStep, PreforkStep, PreparationStep, StallStep, TelemetryStep}
+# Celery orders steps by what they require: the process pool starts after the owner and the HTTP port, and stops before them.
+components.Pool.requires = (*components.Pool.requires, OwnerStep, MetricsStep)

@@ -1,4 +1,4 @@
-"""What a child of a worker does first, and last."""
+"""What a child of a worker does first and last."""
 
 from __future__ import annotations
 
@@ -6,37 +6,35 @@ import ctypes
 import gc
 import os
 import signal
+from functools import partial
 from typing import Any
 
 from celery import signals
 
 from nanogrid.celery import app
 from nanogrid.telemetry import tracing
-from nanogrid.worker.metrics_step import Metrics
-from nanogrid.worker.owner_step import Containers
-from nanogrid.worker.telemetry_step import Accounts
 
 PR_SET_PDEATHSIG = 1
 
 
-@signals.worker_process_init.connect
-def _child_started(**_: Any) -> None:
-    """A child keeps nothing of the owner's, and ends with its parent: what it runs could not be answered for any more."""
-    if Containers.owner is not None:
-        Containers.owner.leave_to_parent()
-    if Accounts.ledger is not None:
-        Accounts.ledger.leave_to_parent()
+def connect(main_pid: int) -> None:
+    """Connect the handlers of the children that this worker forks. `nanogrid.connections.forks` closes the parent's parts."""
+    signals.worker_process_init.connect(
+        partial(_child_started, main_pid), weak=False, dispatch_uid="nanogrid.worker.children"
+    )
+
+
+def _child_started(main_pid: int, **_: Any) -> None:
+    """A child ends with its parent: without the parent, nobody could store the result of its run."""
     tracing.begin(app.settings)
-    if Metrics.server is not None:
-        Metrics.server.leave_to_parent()
-    gc.freeze()  # what a worker has loaded stays: no collection need look at it during a run
+    gc.freeze()  # what a worker has loaded stays loaded: no collection during a run needs to traverse it
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The parent may have gone before. It is not told by pid 1: in a container that is the main process itself.
-    if Containers.main_pid not in (os.getpid(), os.getppid()):
+    # The parent may have died before. PID 1 as parent proves nothing: in a container the main process itself has it.
+    if main_pid not in (os.getpid(), os.getppid()):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 @signals.worker_process_shutdown.connect
 def _child_ends(**_: Any) -> None:
-    """What was traced and not sent yet leaves now: a forked process has no farewell of Python's own."""
+    """Send the remaining traces: a forked process does not run Python's exit handlers."""
     tracing.end()

@@ -1,6 +1,7 @@
-"""Celery's worker, in which no request takes a child's place with it when it cannot be handed over.
+"""Celery's worker, except that a request that cannot be handed to a child does not keep that child's slot.
 
-The rule: a slot that was taken for a request is returned by the child's answer, or here; and the request goes back to its queue.
+The rule: a slot that was acquired for a request is released by the child's answer, or here, and the request returns to its
+queue.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from celery.apps import worker
 from celery.utils.log import get_logger
 from celery.worker import state
 
+from nanogrid.worker.state import WorkerState
+
 log = get_logger(__name__)
 
 # Celery's type stubs do not say what these hold.
@@ -20,13 +23,17 @@ _CeleryWorker: Any = worker.Worker
 class Worker(_CeleryWorker):
     """What `celery -A nanogrid worker` runs."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.nanogrid = WorkerState()
+        super().__init__(*args, **kwargs)
+
     def _process_task(self, request: Any) -> None:
-        """Hand a request that has a slot to a child. Celery knows one error here, that of a revoked task."""
+        """Hand a request that has a slot to a child. Celery handles only one error here, that of a revoked task."""
         try:
             super()._process_task(request)
         except Exception:
-            # Not only this request depends on it: where it waited for its slot, this is called while the end of another is told.
-            log.exception("request %s could not be handed to a child and is given back", request.id)
+            # If the request waited for its slot, this call happens while another request's end is handled. That must go on.
+            log.exception("request %s could not be handed to a child and returns to its queue", request.id)
             self._take_back(request)
 
     def _take_back(self, request: Any) -> None:
@@ -35,14 +42,14 @@ class Worker(_CeleryWorker):
             state.task_ready(request)
             request.reject(requeue=True)
         except Exception:
-            log.exception("request %s comes again only after its visibility timeout", request.id)
+            log.exception("request %s is redelivered only after its visibility timeout", request.id)
         finally:
-            # Not within this call: it hands over the next request that waits, which may fail as well, and so on without end.
+            # Not within this call: the release hands over the next waiting request, which may fail as well, and so on.
             self.hub.call_soon(self.semaphore.release)
 
 
 def _forget_job(pool: Any, request_id: str) -> None:
-    """Remove what the pool noted of a request before it failed: a worker that ends would wait for its result."""
+    """Remove what the pool noted for a request before the failure: a stopping worker would wait for its result."""
     for job in list(pool._cache.values()):
         if job.correlation_id == request_id and not hasattr(job, "_payload"):
             job.discard()

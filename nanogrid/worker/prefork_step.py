@@ -1,4 +1,4 @@
-"""The bootstep that refuses every pool of Celery's but prefork, before anything of the worker is started."""
+"""The bootstep that refuses every Celery pool except prefork, before any part of the worker starts."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from celery.utils.log import get_logger
 log = get_logger(__name__)
 
 
-class PreforkOnly(bootsteps.StartStopStep):
-    """A child is killed where its function has to end; a thread or a greenlet cannot be, and the main process must not be."""
+class PreforkStep(bootsteps.StartStopStep):
+    """Only a child can be killed when its function must end. A thread or greenlet cannot, and the main process must not be."""
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
-        """Called for each step before any of them makes something. Raises SystemExit."""
+        """Check the pool. Celery creates all steps before it starts any. Raises SystemExit."""
         super().__init__(worker, **kwargs)
         if not issubclass(worker.pool_cls, TaskPool):
             log.critical(
-                "the worker cannot start: its pool is %s, where a running function cannot be ended; NanoGrid works with "
-                "prefork alone: leave out -P and --pool, and worker_pool in Celery's configuration",
+                "the worker cannot start: its pool is %s, which cannot end a running function; NanoGrid works with "
+                "prefork only: remove -P and --pool, and worker_pool from Celery's configuration",
                 _name(worker.pool_cls),
             )
             raise SystemExit(1)
 
     def include_if(self, worker: Any) -> bool:
-        """Never: it has looked already."""
+        """Never: `__init__` has done the check."""
         return False
 
 
 def _name(pool: type) -> str:
-    """What `-P` calls a pool, or its class where that is all it is known by."""
+    """Return the name that `-P` has for a pool, or its class if there is none."""
     where = f"{pool.__module__}:{pool.__name__}"
     return next((name for name, known in ALIASES.items() if known == where and name != "custom"), where)

@@ -1,4 +1,4 @@
-"""The bootstep that checks and prepares at start, and answers for what died in a queue."""
+"""The bootstep that checks queues and pulls images at start, and stores results for dead-lettered requests."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from nanogrid.sqs.dead_letters import DeadLetterReader, DeadRequest
 from nanogrid.sqs.queues import check_queues
 from nanogrid.tasks import load_result
 from nanogrid.telemetry import counters
-from nanogrid.telemetry.events import happened
+from nanogrid.telemetry.events import count
 from nanogrid.wire.names import EXECUTE
-from nanogrid.worker.owner_step import Containers
+from nanogrid.worker.state import WorkerState
 
 log = get_logger(__name__)
 
 
-class Preparation(bootsteps.StartStopStep):
-    """Says at start what is wrong with the queues, fetches missing images, and answers for what died in a queue."""
+class PreparationStep(bootsteps.StartStopStep):
+    """Logs problems with the queues, pulls missing images, and stores results for dead-lettered requests."""
 
     requires = (components.Pool,)
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self._app: NanoGrid = worker.app
+        self._state: WorkerState = worker.nanogrid
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
     def start(self, worker: Any) -> None:
-        """Look at the queues, then begin what does not hold up the first task."""
+        """Check the queues, then start the threads that must not delay the first request."""
         queues = list(self._app.amqp.queues.consume_from)
         self._check(queues)
         for target, arguments in ((self._prepare_runtimes, (queues,)), (self._dead_letters, ())):
@@ -47,13 +48,13 @@ class Preparation(bootsteps.StartStopStep):
             self._threads.append(thread)
 
     def stop(self, worker: Any) -> None:
-        """End the threads; a pull that is under way ends with the process."""
+        """Stop the threads. A running image pull ends with the process."""
         self._stopping.set()
 
     terminate = stop
 
     def _check(self, queues: list[str]) -> None:
-        """One line per finding. A worker without its queues cannot start; one whose SQS is away tries until it is back."""
+        """Log one line per finding. A worker without its queues cannot start; if SQS is down, the worker retries."""
         findings = check_queues(queues, self._app.settings)
         for finding in findings:
             log.warning("%s", finding)
@@ -62,7 +63,7 @@ class Preparation(bootsteps.StartStopStep):
             raise SystemExit(1)
 
     def _prepare_runtimes(self, queues: list[str]) -> None:
-        """Fetch the images of the runtimes whose queues are read, and have containers made beforehand."""
+        """Pull the images of the runtimes whose queues this worker reads, then prewarm containers."""
         ready = []
         with closing(Engine(self._app.settings)) as engine:
             for name, runtime in self._app.settings.runtime_table.items():
@@ -73,19 +74,19 @@ class Preparation(bootsteps.StartStopStep):
                 except NanoGridError as error:
                     log.warning("runtime %s: %s", name, error)
                 ready.append(name)
-        if Containers.owner is not None:
-            Containers.owner.prewarm(ready)
+        if self._state.owner is not None:
+            self._state.owner.prewarm(ready)
 
     def _dead_letters(self) -> None:
-        reader = DeadLetterReader(self._app.settings, self._answer_for_dead)
+        reader = DeadLetterReader(self._app.settings, self._answer_dead)
         while not self._stopping.wait(self._app.settings.dead_letter_check_s):
             try:
                 reader.scan()
             except Exception as error:  # noqa: BLE001  # the next scan may work
                 log.warning("the dead-letter queues could not be read: %s", error)
 
-    def _answer_for_dead(self, dead: DeadRequest) -> bool:
-        """Store why a request died, unless it has a result, and let a chord that waits for it go on. True: stored now."""
+    def _answer_dead(self, dead: DeadRequest) -> bool:
+        """Store why a request was dead-lettered, unless it has a result, and answer what follows it. True: stored now."""
         task = self._app.tasks[EXECUTE]
         if load_result(task, dead.request_id) is not None:
             return False
@@ -93,5 +94,5 @@ class Preparation(bootsteps.StartStopStep):
         context = Context(dead.context)
         task.backend.mark_as_done(dead.request_id, result, request=context)
         task.backend.answer_after(context, result)
-        happened(counters.DEAD_LETTER)
+        count(counters.DEAD_LETTER)
         return True

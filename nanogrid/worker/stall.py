@@ -1,6 +1,7 @@
-"""Whether a worker stands still: it holds requests, has children that are free, and none takes any.
+"""Detects a stalled worker: it holds requests and has free children, but no child starts a request.
 
-The rule: what is looked at is what should never be so for long, whatever causes it, known or not. Time is given, never read.
+The rule: the check is for a condition that must never last, whatever causes it, known or not. Callers pass the time; nothing
+here reads a clock.
 """
 
 from __future__ import annotations
@@ -9,41 +10,43 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Look:
-    """A worker at one moment. `accepted` counts all requests that children have begun since the worker's start."""
+class WorkerSnapshot:
+    """A worker at one moment. `accepted` counts all requests that children have started since the worker's start."""
 
     waiting: int
-    """Requests that are held, are due, and that no child has begun."""
+    """Requests that the worker holds, that are due, and that no child has started."""
     free: int
-    """Children that have no request in hand."""
+    """Children that run no request."""
     accepted: int
 
 
-class Stall:
-    """Told of each look in turn, by one thread; read by any."""
+class StallDetector:
+    """Checks snapshots in turn. One thread calls `check`; any thread may read."""
 
     def __init__(self, after_s: float) -> None:
         self._after_s = after_s
         self._since: float | None = None
-        self._last = Look(0, 0, 0)
+        self._last = WorkerSnapshot(0, 0, 0)
 
-    def look(self, now_s: float, found: Look) -> None:
-        """Take in how the worker is now."""
-        goes_on = found.accepted != self._last.accepted or not found.waiting or found.free <= 0
-        if goes_on:
+    def check(self, now_s: float, snapshot: WorkerSnapshot) -> None:
+        """Compare a snapshot with the last one."""
+        progress = snapshot.accepted != self._last.accepted or not snapshot.waiting or snapshot.free <= 0
+        if progress:
             self._since = None
         elif self._since is None:
             self._since = now_s
-        self._last = found
+        self._last = snapshot
 
     def lasted_s(self, now_s: float) -> float:
-        """How long nothing has gone on; 0 while it does."""
+        """Return how long the worker has made no progress, 0 while it makes any."""
         since = self._since
         return 0.0 if since is None else now_s - since
 
     def problem(self, now_s: float) -> str | None:
-        """What is wrong, once it has lasted."""
-        lasted_s, found = self.lasted_s(now_s), self._last
+        """Return what is wrong, once the stall has lasted long enough."""
+        lasted_s, last = self.lasted_s(now_s), self._last
         if lasted_s < self._after_s:
             return None
-        return f"{found.waiting} request(s) have been held for {lasted_s:.0f} s, and {found.free} free child(ren) take none"
+        return (
+            f"{last.waiting} request(s) have been held for {lasted_s:.0f} s, and {last.free} free child(ren) start none"
+        )

@@ -46,7 +46,7 @@ def own_redis(tmp_path: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def make_grid(tmp_path: Path, aws_url: str, redis_url: str, unique: str) -> OpenGrid:
-    """Opens a NanoGrid with settings of the test's choice; nothing may be left when it closes."""
+    """Opens a NanoGrid with the test's settings; nothing may be left when it closes."""
 
     @contextmanager
     def make(**changes: Any) -> Iterator[Grid]:
@@ -75,14 +75,14 @@ def make_grid(tmp_path: Path, aws_url: str, redis_url: str, unique: str) -> Open
 
 @pytest.fixture
 def engine(data_dir: Path) -> Iterator[Engine]:
-    """The engine, to look at containers."""
+    """The engine, to inspect containers."""
     with closing(Engine(Settings(data_dir=data_dir))) as here:
         yield here
 
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    """The grid's own data folder is made by the grid."""
+    """The grid creates its own data folder."""
     return tmp_path / "elsewhere"
 
 
@@ -91,7 +91,7 @@ def children(worker: Worker) -> list[psutil.Process]:
 
 
 def busy_child(worker: Worker, grid: Grid, request_id: str) -> int:
-    """The pid of the child that runs a request, by the worker's own account."""
+    """The pid of the child that runs a request, as the worker reports it."""
     active = grid.app.control.inspect(destination=[worker.name], timeout=5).active() or {}
     return next(int(task["worker_pid"]) for tasks in active.values() for task in tasks if task["id"] == request_id)
 
@@ -101,13 +101,13 @@ def runs_of(grid: Grid, request_id: str) -> list[str]:
 
 
 def await_container(grid: Grid, request_id: str) -> str:
-    """The id of the container that runs a request, as soon as one does."""
+    """The id of the container that runs a request, as soon as it exists."""
     wait_until(lambda: runs_of(grid, request_id), "the container runs")
     return runs_of(grid, request_id)[0]
 
 
 def test_kill_9_of_a_child(make_grid: OpenGrid, functions: Functions, engine: Engine) -> None:
-    """The message is delivered again, the new run gives the result, and the first container is gone."""
+    """The message is redelivered, the new run stores the result, and the first container is removed."""
     with make_grid() as grid, grid.worker(app="nanogrid") as worker:
         client = Client(grid.settings)
         request_id = client.submit(functions.request(programs.SLEEP, payload=4, timeoutMs=30_000))
@@ -120,7 +120,7 @@ def test_kill_9_of_a_child(make_grid: OpenGrid, functions: Functions, engine: En
 
 
 def test_kill_9_of_the_worker(make_grid: OpenGrid, functions: Functions, engine: Engine) -> None:
-    """The next worker removes the orphans and runs what was in hand; the dead one's children are gone with it."""
+    """The next worker removes the orphans and runs the lost requests; the dead worker's children died with it."""
     with make_grid() as grid:
         client = Client(grid.settings)
         doomed = Worker(grid, "doomed@test", "nanogrid", "python,cpp")
@@ -139,7 +139,7 @@ def test_kill_9_of_the_worker(make_grid: OpenGrid, functions: Functions, engine:
 
 
 def test_a_duplicate_that_waits_in_vain(make_grid: OpenGrid, functions: Functions) -> None:
-    """A delivery whose request runs elsewhere has no say, also when its own time limit comes first: it is delivered again."""
+    """A delivery whose request runs elsewhere stores nothing, even if its own time limit comes first: it is redelivered."""
     with make_grid(overhead_s=2, hard_limit_grace_s=2) as grid, grid.worker(app="nanogrid") as worker:
         client, claims = Client(grid.settings), Claims(grid.settings)
         request = functions.request(programs.HELLO, timeoutMs=1000)
@@ -151,7 +151,7 @@ def test_a_duplicate_that_waits_in_vain(make_grid: OpenGrid, functions: Function
 
 
 def test_sigterm_during_a_run(make_grid: OpenGrid, functions: Functions, engine: Engine) -> None:
-    """SIGTERM drains: the running function ends by itself, its result is stored, then the worker goes."""
+    """SIGTERM drains: the running function ends by itself, its result is stored, then the worker exits."""
     with make_grid() as grid:
         client = Client(grid.settings)
         with grid.worker(app="nanogrid") as worker:
@@ -163,7 +163,7 @@ def test_sigterm_during_a_run(make_grid: OpenGrid, functions: Functions, engine:
 
 
 def test_a_child_that_hangs(make_grid: OpenGrid, functions: Functions, engine: Engine) -> None:
-    """Celery's hard limit ends a child that does not end by itself, and the result says so."""
+    """Celery's hard limit kills a child that does not end by itself, and the result reports it."""
     with make_grid(overhead_s=3, hard_limit_grace_s=1) as grid, grid.worker(app="nanogrid") as worker:
         client = Client(grid.settings)
         request_id = client.submit(functions.request(programs.SLEEP, timeoutMs=20_000, payload=15))
@@ -176,7 +176,7 @@ def test_a_child_that_hangs(make_grid: OpenGrid, functions: Functions, engine: E
 
 
 def test_a_request_that_kills_every_child(make_grid: OpenGrid, functions: Functions, engine: Engine) -> None:
-    """After the queue's last delivery the message is in the dead-letter queue, and its result says so."""
+    """After the queue's last delivery the message is in the dead-letter queue, and its result reports it."""
     with make_grid() as grid, grid.worker(app="nanogrid") as worker:
         client = Client(grid.settings)
         request_id = client.submit(functions.request(programs.SLEEP, timeoutMs=30_000))
@@ -196,7 +196,7 @@ def test_a_request_that_kills_every_child(make_grid: OpenGrid, functions: Functi
 
 
 def test_a_dead_part_does_not_hold_up_its_whole(make_grid: OpenGrid, functions: Functions, engine: Engine) -> None:
-    """A part of a map that dies in its queue counts as failed, and the reduction goes on without it."""
+    """A part of a map that is dead-lettered counts as failed, and the reduction runs without it."""
     with make_grid(max_receives=1) as grid, grid.worker(app="nanogrid") as worker:
         client = Client(grid.settings)
         whole = client.map_reduce(
@@ -213,7 +213,7 @@ def test_a_dead_part_does_not_hold_up_its_whole(make_grid: OpenGrid, functions: 
 
 
 def test_garbage_ends_in_the_dead_letter_queue(make_grid: OpenGrid, functions: Functions) -> None:
-    """What is no request at all is never deleted, and holds up nothing."""
+    """A message without a request is never deleted, and delays nothing."""
     with make_grid() as grid, grid.worker(app="nanogrid"):
         sqs = sqs_client(grid.settings)
         sqs.send_message(QueueUrl=resolve("python", grid.settings), MessageBody="no request at all")
@@ -224,7 +224,7 @@ def test_garbage_ends_in_the_dead_letter_queue(make_grid: OpenGrid, functions: F
 
 
 def test_an_engine_that_is_away_for_a_while(make_grid: OpenGrid, functions: Functions, tmp_path: Path) -> None:
-    """A function that is warm runs on without the engine; for one that needs a new container Docker's trouble is tried again."""
+    """A warm function runs without the engine; if one needs a new container, the attempt is retried."""
     with (
         EngineProxy(tmp_path / "docker.sock") as proxy,
         make_grid(docker_url=proxy.url, max_attempts=20, prewarmed={"python": 0}) as grid,
@@ -244,7 +244,7 @@ def test_an_engine_that_is_away_for_a_while(make_grid: OpenGrid, functions: Func
 
 
 def test_an_engine_that_stays_away(make_grid: OpenGrid, functions: Functions, tmp_path: Path) -> None:
-    """After the last attempt the result says how many there were and what was wrong."""
+    """After the last attempt, the result reports the number of attempts and the last error."""
     with (
         EngineProxy(tmp_path / "docker.sock") as proxy,
         make_grid(docker_url=proxy.url, max_attempts=3, prewarmed={"python": 0}) as grid,
@@ -262,7 +262,7 @@ def test_an_engine_that_stays_away(make_grid: OpenGrid, functions: Functions, tm
 def test_another_attempt_waits_in_sqs_and_can_be_cancelled(
     make_grid: OpenGrid, functions: Functions, tmp_path: Path
 ) -> None:
-    """The worker that failed holds nothing of it during the backoff: whoever restarts meanwhile costs it nothing."""
+    """The worker that failed holds nothing of the request during the back-off, so a restart meanwhile costs it nothing."""
     with (
         EngineProxy(tmp_path / "docker.sock") as proxy,
         make_grid(docker_url=proxy.url, retry_backoff_s=600, retry_backoff_max_s=600, prewarmed={"python": 0}) as grid,
@@ -293,7 +293,7 @@ def test_redis_restarts_during_a_run(
         request_id = client.submit(functions.request(programs.SLEEP, payload=2, timeoutMs=30_000))
         await_container(grid, request_id)
         own_redis.kill()
-        time.sleep(3)  # the function ends while Redis is away
+        time.sleep(3)  # the function ends while Redis is down
         own_redis.start()
         fresh = Client(grid.settings)
         assert fresh.wait(request_id, WAIT_S).outcome is Outcome.SUCCEEDED

@@ -46,14 +46,14 @@ def worker(grid: Grid) -> Iterator[Worker]:
 
 
 def lines_of(worker: Worker) -> list[dict[str, Any]]:
-    """Every line of the log. Fails where one is no JSON object."""
+    """Return every line of the log. Fails if a line is not a JSON object."""
     lines = [json.loads(line) for line in worker.log.read_text().splitlines()]
     assert all(isinstance(line, dict) for line in lines)
     return lines
 
 
 def way_of(worker: Worker, request_id: str) -> list[dict[str, Any]]:
-    """The lines about a request, when its last one is there."""
+    """Return the lines about a request, once its last one is written."""
 
     def ended() -> bool:
         return any(line.get("stage") == "finished" and line["request"] == request_id for line in lines_of(worker))
@@ -67,7 +67,7 @@ def stages_of(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def test_a_request_has_one_line_per_stage(client: Client, functions: Functions, worker: Worker) -> None:
-    """Received, code, container, started, finished: in this order, each once, with the same fields at the front."""
+    """Received, code, container, started, finished: in this order, once each, with the same fields first."""
     request = functions.request(programs.HELLO, functionId="greet", memoryMb=128)
     client.wait(client.submit(request), WAIT_S)
     again = {**request, "requestId": f"{request['requestId']}-2"}
@@ -88,7 +88,7 @@ def test_a_request_has_one_line_per_stage(client: Client, functions: Functions, 
 
 
 def test_the_first_run_tells_of_fetched_code(client: Client, functions: Functions, worker: Worker) -> None:
-    """What the code store says on the way carries the request id too."""
+    """Lines that the code store logs meanwhile carry the request id, too."""
     request_id = client.submit(functions.request("print('never seen before')"))
     client.wait(request_id, WAIT_S)
     lines = way_of(worker, request_id)
@@ -98,7 +98,7 @@ def test_the_first_run_tells_of_fetched_code(client: Client, functions: Function
 
 
 def test_a_failing_function_is_no_trouble_of_nanogrids(client: Client, functions: Functions, worker: Worker) -> None:
-    """Its outcome is told at the level of all others."""
+    """Its outcome is logged at the same level as all others."""
     request_id = client.submit(functions.request(programs.FAIL))
     client.wait(request_id, WAIT_S)
     finished = way_of(worker, request_id)[-1]
@@ -109,7 +109,7 @@ def test_a_failing_function_is_no_trouble_of_nanogrids(client: Client, functions
 def test_a_refused_request_is_received_and_finished(
     grid: Grid, client: Client, functions: Functions, worker: Worker
 ) -> None:
-    """Two lines, the second a warning that says why, without what stood in its environment."""
+    """Two lines; the second is a warning with the reason, without the values of its environment."""
     bare = functions.request(programs.HELLO, env={"TOKEN": ["refused-secret"]})
     sqs_client(grid.settings).send_message(QueueUrl=resolve("python", grid.settings), MessageBody=json.dumps(bare))
     lines = way_of(worker, bare["requestId"])
@@ -120,7 +120,7 @@ def test_a_refused_request_is_received_and_finished(
 
 
 def test_a_retry_is_told_and_counted(client: Client, functions: Functions, worker: Worker) -> None:
-    """Trouble of NanoGrid's own is a warning per attempt, and the last line says that it gave up."""
+    """Each failed attempt is a warning, and the last line reports that NanoGrid gave up."""
     request_id = client.submit(functions.request(programs.HELLO, runtime="ghost"))
     client.wait(request_id, WAIT_S)
     lines = [line for line in way_of(worker, request_id) if "stage" in line]
@@ -137,7 +137,7 @@ def test_a_retry_is_told_and_counted(client: Client, functions: Functions, worke
 
 
 def test_a_cancelled_run_is_finished_once(client: Client, functions: Functions, worker: Worker) -> None:
-    """The main process tells of the end of what it killed."""
+    """The main process reports the end of the run that it killed."""
     request_id = client.submit(functions.request(programs.SLEEP, timeoutMs=60_000))
     wait_until(lambda: "started" in stages_of(lines_of_request(worker, request_id)), "the function runs")
     assert client.cancel(request_id)
@@ -152,7 +152,7 @@ def lines_of_request(worker: Worker, request_id: str) -> list[dict[str, Any]]:
 
 
 def test_a_second_delivery_is_answered(grid: Grid, client: Client, functions: Functions, worker: Worker) -> None:
-    """A message whose request has its result is received, and not finished a second time."""
+    """A message whose request has a result is received, but not finished a second time."""
     request = functions.request(programs.HELLO)
     client.wait(client.submit(request), WAIT_S)
     way_of(worker, request["requestId"])
@@ -163,7 +163,7 @@ def test_a_second_delivery_is_answered(grid: Grid, client: Client, functions: Fu
 
 
 def test_no_secret_is_in_any_line(grid: Grid, client: Client, functions: Functions, worker: Worker) -> None:
-    """Payload, environment, output, value and Redis' password; also of a request that failed, and of an unknown task."""
+    """Payload, environment, output, value and Redis' password; also for a failed request, and for an unknown task."""
     loud = "import os, sys; print('out-secret'); open(os.environ['NANOGRID_RESULT'], 'w').write('\"value-secret\"')"
     for program in (loud, f"{loud}; sys.exit('err-secret')", f"{loud}; print('x' * 2**21)"):
         request = functions.request(program, payload={"key": "payload-secret"}, env={"TOKEN": "env-secret"})
@@ -178,8 +178,8 @@ def test_no_secret_is_in_any_line(grid: Grid, client: Client, functions: Functio
 def test_text_is_for_people(
     grid: Grid, functions: Functions, tmp_path_factory: pytest.TempPathFactory, worker: Worker
 ) -> None:
-    """The same five lines as text, each with stage, request and function as its first words."""
-    worker.stop()  # what it holds is removed before the next one begins
+    """The same five lines as text, each starting with stage, request and function."""
+    worker.stop()  # its containers are removed before the next worker starts
     text = Grid(grid.settings.model_copy(update={"log_format": "text", "queue_prefix": "text-"}), grid.folder)
     client = Client(text.settings)
     request = functions.request(programs.HELLO, payload="payload-secret")

@@ -104,7 +104,7 @@ def test_a_value_comes_back(client: Client, functions: Functions) -> None:
     assert run(client, functions.request(programs.SQUARE, payload=7)).value == 49
     broken = run(client, functions.request("import os; open(os.environ['NANOGRID_RESULT'], 'w').write('{')"))
     assert broken.value is None
-    assert "no JSON" in broken.stderr
+    assert "not JSON" in broken.stderr
 
 
 def test_a_handler_is_called(client: Client, functions: Functions) -> None:
@@ -132,7 +132,7 @@ def get(event, context):
         assert result.success, result.stderr
         assert result.start_kind in kinds
         assert result.value == {"price": 1.1, "rate": None, "name": request["functionId"]}
-        assert result.stderr == "nanogrid: the value holds NaN, which JSON cannot: null is in its place\n"
+        assert result.stderr == "nanogrid: the value holds NaN, which JSON does not have; replaced by null\n"
         level, _, request_id, message = result.stdout.split("\t")
         assert (level, request_id, message) == ("[INFO]", request["requestId"], f"asked for {number}\n")
 

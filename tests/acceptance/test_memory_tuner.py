@@ -1,4 +1,4 @@
-"""The tuner in a whole NanoGrid: it lowers limits, takes back what was wrong, and leaves alone what it is told to."""
+"""The tuner in a whole NanoGrid: it lowers limits, corrects mistakes, and leaves alone what it must not touch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nanogrid.execution.pool.snapshot import snapshot
 from nanogrid.result import ExecutionResult, Outcome
 from nanogrid.settings import Settings
 from nanogrid.tuner.sizes import MEASURED
-from nanogrid.tuner.store import Tuning, key_of
+from nanogrid.tuner.store import TunerStore, key_of
 from nanogrid.wire.tuner_mode import Mode
 from tests.support.functions import Functions
 from tests.support.services import wait_until
@@ -36,16 +36,16 @@ print("child", code)
 
 
 @pytest.fixture(scope="module")
-def tuning(grid: Grid) -> Iterator[Tuning]:
+def tuning(grid: Grid) -> Iterator[TunerStore]:
     """The tuner's records."""
     with closing(connect(grid.settings)) as client:
-        yield Tuning(grid.settings, client)
+        yield TunerStore(grid.settings, client)
 
 
 class Runs:
-    """Runs one function, one request after the other, and waits until the tuner has learned of each lot."""
+    """Runs one function, one request after the other, and waits until the tuner has learned from each batch."""
 
-    def __init__(self, client: Client, functions: Functions, tuning: Tuning) -> None:
+    def __init__(self, client: Client, functions: Functions, tuning: TunerStore) -> None:
         self._client, self._functions, self._tuning = client, functions, tuning
 
     def __call__(
@@ -67,12 +67,12 @@ class Runs:
 
 
 @pytest.fixture
-def run(worker: Worker, client: Client, functions: Functions, tuning: Tuning) -> Runs:
+def run(worker: Worker, client: Client, functions: Functions, tuning: TunerStore) -> Runs:
     return Runs(client, functions, tuning)
 
 
 def test_a_function_that_asks_for_too_much_gets_its_tuned_limit_and_a_larger_run_succeeds_all_the_same(
-    run: Runs, tuning: Tuning, grid: Grid
+    run: Runs, tuning: TunerStore, grid: Grid
 ) -> None:
     tuning.set_mode("thumbs", Mode.APPLY)
     first = run("thumbs", EATS, [30] * MINIMUM)
@@ -88,7 +88,7 @@ def test_a_function_that_asks_for_too_much_gets_its_tuned_limit_and_a_larger_run
     assert tuned.peak_memory_bytes / 2**20 < tuned.memory_limit_mb <= 64
     assert tuned.recommended_memory_mb == tuned.memory_limit_mb
     assert str(tuned.optimization_tip).startswith(f"lower memoryMb from 512 to {tuned.memory_limit_mb}: ")
-    # The container was given another limit; it was not made anew.
+    # The container got another limit; it was not replaced.
     assert tuned.start_kind is not None
     assert tuned.start_kind.value == "warm"
     assert tuned.container_id == first[-1].container_id
@@ -101,7 +101,7 @@ def test_a_function_that_asks_for_too_much_gets_its_tuned_limit_and_a_larger_run
     assert large.stdout == "300\n"
     assert large.stderr == ""
     assert large.memory_limit_mb == 512
-    assert "were too little" in str(large.optimization_tip)
+    assert "was too small" in str(large.optimization_tip)
 
     wait_until(
         lambda: (advice := tuning.load(["thumbs"])[0].advice) and (advice.recommended_mb or 0) > 300,
@@ -114,7 +114,7 @@ def test_a_function_that_asks_for_too_much_gets_its_tuned_limit_and_a_larger_run
     assert 300 < after.recommended_memory_mb < 512
 
 
-def test_a_child_that_was_killed_by_the_lowered_limit_is_the_tuners_fault_too(run: Runs, tuning: Tuning) -> None:
+def test_a_child_that_was_killed_by_the_lowered_limit_is_the_tuners_fault_too(run: Runs, tuning: TunerStore) -> None:
     tuning.set_mode("copes", Mode.APPLY)
     run("copes", COPES, [10] * MINIMUM)
     (result,) = run("copes", COPES, [200])
@@ -123,7 +123,7 @@ def test_a_child_that_was_killed_by_the_lowered_limit_is_the_tuners_fault_too(ru
     assert result.memory_limit_mb == 512
 
 
-def test_a_function_that_is_out_of_its_own_memory_is_not_run_again(run: Runs, tuning: Tuning) -> None:
+def test_a_function_that_is_out_of_its_own_memory_is_not_run_again(run: Runs, tuning: TunerStore) -> None:
     tuning.set_mode("greedy", Mode.APPLY)
     results = run("greedy", EATS, [300] * 2, memory_mb=128)
     assert {result.outcome for result in results} == {Outcome.OUT_OF_MEMORY}
@@ -133,7 +133,7 @@ def test_a_function_that_is_out_of_its_own_memory_is_not_run_again(run: Runs, tu
     assert str(third.optimization_tip).startswith("raise memoryMb above 128: ")
 
 
-def test_by_default_limits_are_recommended_and_not_set(run: Runs, tuning: Tuning) -> None:
+def test_by_default_limits_are_recommended_and_not_set(run: Runs, tuning: TunerStore) -> None:
     run("adviser", EATS, [30] * MINIMUM)
     (result,) = run("adviser", EATS, [30])
     assert result.memory_limit_mb == 512
@@ -142,15 +142,15 @@ def test_by_default_limits_are_recommended_and_not_set(run: Runs, tuning: Tuning
     assert "lower memoryMb from 512" in str(result.optimization_tip)
 
 
-def test_a_function_that_is_off_is_not_learned_of(run: Runs, tuning: Tuning) -> None:
+def test_a_function_that_is_off_is_not_learned_of(run: Runs, tuning: TunerStore) -> None:
     tuning.set_mode("private", Mode.OFF)
     (result,) = run("private", EATS, [30], learned=False)
-    run("marker", EATS, [30])  # by now the first one would have been learned of
+    run("marker", EATS, [30])  # by now the tuner would have learned from the first one
     assert (result.recommended_memory_mb, result.optimization_tip) == (None, None)
     assert tuning.load(["private"])[0].record.runs == 0
 
 
-def test_what_is_being_measured_is_left_alone(run: Runs, tuning: Tuning) -> None:
+def test_what_is_being_measured_is_left_alone(run: Runs, tuning: TunerStore) -> None:
     measured = f"{MEASURED}thumbs"
     tuning.set_mode(measured, Mode.APPLY)
     (result,) = run(measured, EATS, [30], learned=False)
@@ -159,7 +159,7 @@ def test_what_is_being_measured_is_left_alone(run: Runs, tuning: Tuning) -> None
     assert tuning.load([measured])[0].record.runs == 0
 
 
-def test_new_code_runs_with_what_it_asks_for_until_it_was_seen(run: Runs, tuning: Tuning) -> None:
+def test_new_code_runs_with_what_it_asks_for_until_it_was_seen(run: Runs, tuning: TunerStore) -> None:
     tuning.set_mode("changing", Mode.APPLY)
     run("changing", EATS, [30] * MINIMUM)
     (old,) = run("changing", EATS, [30])
@@ -169,7 +169,7 @@ def test_new_code_runs_with_what_it_asks_for_until_it_was_seen(run: Runs, tuning
     assert new.memory_limit_mb == 512
 
 
-def test_what_was_learned_expires_and_what_somebody_set_does_not(run: Runs, tuning: Tuning, grid: Grid) -> None:
+def test_what_was_learned_expires_and_what_somebody_set_does_not(run: Runs, tuning: TunerStore, grid: Grid) -> None:
     run("expiring", EATS, [10])
     with closing(redis.Redis.from_url(grid.settings.result_url)) as client:
         assert 0 < int(client.ttl(key_of("expiring"))) <= grid.settings.tuner_expires_s

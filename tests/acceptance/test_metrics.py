@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real worker under a load with all outcomes; dashboard and alerts are asked of it."""
+"""A real Prometheus scrapes a real worker under a load with all outcomes; the tests query it as dashboard and alerts do."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DASHBOARD = json.loads((SHIPPED / "nanogrid-dashboard.json").read_text())
 
 @pytest.fixture(scope="module")
 def grid(module_grid: OpenGrid) -> Iterator[Grid]:
-    """A NanoGrid whose workers look at themselves once a second."""
+    """A NanoGrid whose workers check their parts once a second."""
     with module_grid(
         metrics_look_s=1, retry_backoff_s=0.1, retry_backoff_max_s=0.2, max_attempts=2, dead_letter_check_s=1
     ) as here:
@@ -74,14 +74,14 @@ def worker(grid: Grid) -> Iterator[Worker]:
 
 @pytest.fixture(scope="module")
 def port(grid: Grid, worker: Worker) -> Port:
-    """Its port, found as any process of the host finds it."""
+    """The worker's port, found as any process of the host finds it."""
     ((_, address),) = published(grid.settings.data_dir)
     return Port(address.url)
 
 
 @pytest.fixture(scope="module")
 def prometheus(port: Port, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Prometheus, which has scraped the worker before anything was asked of it."""
+    """Prometheus, which has scraped the worker before the load starts."""
     made = Prometheus(tmp_path_factory.mktemp("prometheus"), port.url.removeprefix("http://"))
     with running(made.service):
         wait_until(lambda: made.value('up{job="nanogrid"}') == 1, "the worker is scraped")
@@ -90,7 +90,7 @@ def prometheus(port: Port, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def load(grid: Grid, prometheus: Prometheus, functions: Functions) -> Counter[Outcome]:
-    """Requests of every kind, and what became of them; Prometheus has seen all of it."""
+    """Requests of every kind and their results, all of them scraped by Prometheus."""
     client = Client(grid.settings)
     sent = [client.submit(functions.request(HELLO)) for _ in range(12)]
     programs: list[tuple[str | dict[str, str], dict[str, Any]]] = [
@@ -110,7 +110,7 @@ def load(grid: Grid, prometheus: Prometheus, functions: Functions) -> Counter[Ou
     wait_until(lambda: (cancelled, "leased") in states(data_dir), "it has a container", WAIT_S)
     client.cancel(cancelled)
     outcomes = Counter(client.wait(request_id, WAIT_S).outcome for request_id in [*sent, cancelled])
-    client.submit({**functions.request(HELLO), "requestId": sent[0]})  # it was run before
+    client.submit({**functions.request(HELLO), "requestId": sent[0]})  # it ran before
     sqs = sqs_client(grid.settings)
     where = queues.addresses("python", grid.settings, sqs)
     assert where.dead_letter_url is not None
@@ -144,7 +144,7 @@ def queries() -> list[tuple[str, str]]:
 
 
 def test_what_ended_is_counted_by_outcome(load: Counter[Outcome], prometheus: Prometheus) -> None:
-    """Each request is counted once, under its outcome; every outcome that a load can have is there."""
+    """Each request is counted once, under its outcome; every outcome that a load can have occurs."""
     assert set(load) == set(Outcome), load
     seen = {
         sample["metric"]["outcome"]: float(sample["value"][1])
@@ -154,7 +154,7 @@ def test_what_ended_is_counted_by_outcome(load: Counter[Outcome], prometheus: Pr
 
 
 def test_what_happened_on_the_way_is_counted(load: Counter[Outcome], prometheus: Prometheus) -> None:
-    """Starts, builds, cache, S3, memory and durations have been observed, in base units."""
+    """Starts, builds, caches, S3, memory and durations are observed, in base units."""
     value = prometheus.value
     assert value("sum(nanogrid_starts_total)") >= sum(load.values()) - load[Outcome.NOT_RUN]
     assert value('nanogrid_starts_total{kind="warm"}') >= 5
@@ -181,7 +181,7 @@ def test_every_query_of_the_dashboard_returns_data(load: Counter[Outcome], prome
 
 
 def test_every_series_that_an_alert_reads_is_there(load: Counter[Outcome], prometheus: Prometheus) -> None:
-    """An alert that is quiet is not quiet for a misspelt name or label."""
+    """No alert is silent because of a misspelt name or label."""
     alerts = prometheus.alerts()
     assert len(alerts) >= 15
     for name, expression in alerts.items():
@@ -192,9 +192,9 @@ def test_every_series_that_an_alert_reads_is_there(load: Counter[Outcome], prome
 
 
 def test_alerts_say_what_is_wrong_and_nothing_else(load: Counter[Outcome], prometheus: Prometheus) -> None:
-    """Of all alert expressions only that for the dead letter is true after such a load on a healthy worker."""
+    """After such a load on a healthy worker, only the alert expression for the dead letter is true."""
     alerts = prometheus.alerts()
-    del alerts["NanoGridDiskFull"]  # how full this machine's disk is says nothing of us
+    del alerts["NanoGridDiskFull"]  # how full this machine's disk is depends on the machine
 
     def true_now() -> set[str]:
         return {name for name, expression in alerts.items() if prometheus.query(expression)}
@@ -203,7 +203,7 @@ def test_alerts_say_what_is_wrong_and_nothing_else(load: Counter[Outcome], prome
 
 
 def test_the_rules_are_right() -> None:
-    """promtool: each alert fires when it has to, and none for a busy, healthy worker."""
+    """promtool: each alert fires when it must, and none does for a busy, healthy worker."""
     promtool = shutil.which("promtool")
     assert promtool, "promtool is not installed: run scripts/setup --tests"
     for arguments in (["check", "config", "prometheus.yml"], ["test", "rules", "alerts_test.yml"]):
@@ -212,14 +212,14 @@ def test_the_rules_are_right() -> None:
 
 
 def test_promtool_finds_nothing_to_say_about_the_metrics(load: Counter[Outcome], port: Port) -> None:
-    """Names, units and help texts are as Prometheus' own linter wants them."""
+    """Names, units and help texts follow Prometheus' own linter."""
     _, body = port.get("/metrics")
     done = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_no_function_and_no_request_is_named(load: Counter[Outcome], port: Port) -> None:
-    """Labels have known values only, so that their number does not grow with what is run."""
+    """Labels have known values only, so that their number does not grow with the load."""
     _, body = port.get("/metrics")
     names = set(re.findall(r"[{,]([a-z_]+)=", body))
     assert names == {
@@ -230,7 +230,7 @@ def test_no_function_and_no_request_is_named(load: Counter[Outcome], port: Port)
 
 
 def test_every_metric_is_in_the_handbook(load: Counter[Outcome], port: Port) -> None:
-    """docs/operations.md lists what a worker shows, and nothing that it does not."""
+    """docs/operations.md lists exactly the metrics that a worker exports."""
     _, body = port.get("/metrics")
     shown = set(re.findall(r"^# HELP (nanogrid_\w+) ", body, re.MULTILINE))
     handbook = (ROOT / "docs" / "operations.md").read_text()
@@ -265,7 +265,7 @@ def test_a_worker_that_was_told_to_read_nothing_is_not_ready(
     control = grid.app.control
     for queue in ("python", "cpp"):
         control.cancel_consumer(queue, destination=[worker.name])
-    reason = {"ready": False, "reason": "the worker was told to read no queue"}
+    reason = {"ready": False, "reason": "the worker is not assigned any queue"}
     wait_until(lambda: port.json("/readyz") == (503, reason), "it is not ready")
     for queue in ("python", "cpp"):
         control.add_consumer(queue, destination=[worker.name])
@@ -273,7 +273,7 @@ def test_a_worker_that_was_told_to_read_nothing_is_not_ready(
 
 
 def test_children_do_not_keep_the_port(load: Counter[Outcome], port: Port, worker: Worker) -> None:
-    """Only the main process listens: a worker that ends takes its port with it."""
+    """Only the main process listens: a worker that ends releases its port."""
     listening = f":{int(port.url.rpartition(':')[2]):04X} 00000000:0000 0A"
     inode = next(line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines() if listening in line)
     children = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children").read_text().split()
@@ -294,7 +294,7 @@ def holds(pid: int, inode: str) -> bool:
 def test_a_second_worker_whose_port_is_taken_works_all_the_same(
     load: Counter[Outcome], port: Port, grid: Grid, functions: Functions
 ) -> None:
-    """It says so in one line and goes on; while it drains it says that, too, where it has a port."""
+    """It logs one line and runs without the port; a draining worker reports that on its port, if it has one."""
     taken = port.url.removeprefix("http://")
     settings = grid.settings.model_copy(update={"metrics_address": taken})
     second = Grid(settings, grid.folder)
@@ -308,7 +308,7 @@ def test_a_second_worker_whose_port_is_taken_works_all_the_same(
 def test_a_worker_that_drains_is_alive_and_not_ready(
     load: Counter[Outcome], port: Port, grid: Grid, functions: Functions, worker: Worker
 ) -> None:
-    """From SIGTERM on /readyz says so, while the function that runs goes on. The last test: it ends the worker."""
+    """From SIGTERM on, /readyz reports it, while the running function continues. The last test: it stops the worker."""
     client = Client(grid.settings)
     request_id = client.submit(functions.request(SLEEP, payload=2, timeoutMs=60_000))
     wait_until(lambda: client.state(request_id) == "STARTED", "it runs", WAIT_S)

@@ -90,6 +90,6 @@ def test_every_pool_but_prefork_is_refused(grid: Grid, options: list[str], env: 
     ended = grid.celery("worker", "-Q", "python", "-l", "info", *options, env=env)
     assert ended.returncode == 1
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("[")]
-    assert f"the worker cannot start: its pool is {named}, where a running function cannot be ended" in line
+    assert f"the worker cannot start: its pool is {named}, which cannot end a running function" in line
     assert "Traceback" not in ended.stderr
     assert not (grid.folder / "data" / "owners").exists()

@@ -282,7 +282,7 @@ def test_results_are_followed_until_interrupted(command: CommandLine, function: 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--from", "yesterday"], "'yesterday' names no place in the results stream"),
+        (["--from", "yesterday"], "'yesterday' is not a position in the results stream"),
         (["--consumer", "me"], "give --group too"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 
 from nanogrid.connections.result_redis import connect
 from nanogrid.settings import Settings
-from nanogrid.tuner.store import Lesson, Tuning
+from nanogrid.tuner.store import SampleBatch, TunerStore
 from nanogrid.wire.tuner_mode import Mode
 from tests.integration.test_tuning import run
 from tests.support.command import ENTRY
@@ -27,13 +27,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def tuning(url: str) -> Iterator[Tuning]:
+def tuning(url: str) -> Iterator[TunerStore]:
     """Records of three functions."""
     settings = Settings(result_url=url)
     with closing(connect(settings, retries=1)) as client:
-        made = Tuning(settings, client)
+        made = TunerStore(settings, client)
         made.learn(
-            Lesson.of([*(run("thumbs", peak) for peak in [30.0] * 20 + [34.0] * 5), run("new"), run("reset-me")])
+            SampleBatch.of([*(run("thumbs", peak) for peak in [30.0] * 20 + [34.0] * 5), run("new"), run("reset-me")])
         )
         made.set_mode("thumbs", Mode.APPLY)
         yield made
@@ -53,7 +53,7 @@ def command(url: str, *words: str, code: int = 0) -> subprocess.CompletedProcess
     return done
 
 
-def test_list_shows_every_function(tuning: Tuning, url: str) -> None:
+def test_list_shows_every_function(tuning: TunerStore, url: str) -> None:
     lines = command(url, "list").stdout.splitlines()
     assert lines[0].split("  ")[0] == "function"
     thumbs = next(line for line in lines if line.startswith("thumbs"))
@@ -62,7 +62,7 @@ def test_list_shows_every_function(tuning: Tuning, url: str) -> None:
     assert new.split() == ["new", "recommend", "1", "512", "MiB", "–", "512", "MiB", "0"]  # noqa: RUF001  # a dash for "none"
 
 
-def test_list_as_json(tuning: Tuning, url: str) -> None:
+def test_list_as_json(tuning: TunerStore, url: str) -> None:
     rows = {row["functionId"]: row for row in json.loads(command(url, "list", "--json").stdout)}
     thumbs = rows["thumbs"]
     assert (thumbs["mode"], thumbs["ownMode"], thumbs["runs"]) == ("apply", "apply", 25)
@@ -71,7 +71,7 @@ def test_list_as_json(tuning: Tuning, url: str) -> None:
     assert "9 more are needed" in rows["new"]["tip"]
 
 
-def test_show_draws_the_histogram(tuning: Tuning, url: str) -> None:
+def test_show_draws_the_histogram(tuning: TunerStore, url: str) -> None:
     shown = command(url, "show", "thumbs").stdout
     assert "lower memoryMb from 512 to 48: " in shown
     rows = [line for line in shown.splitlines() if "█" in line]
@@ -80,17 +80,17 @@ def test_show_draws_the_histogram(tuning: Tuning, url: str) -> None:
     assert lengths == [40, 10]
 
 
-def test_show_as_json_holds_the_histogram(tuning: Tuning, url: str) -> None:
+def test_show_as_json_holds_the_histogram(tuning: TunerStore, url: str) -> None:
     histogram = json.loads(command(url, "show", "thumbs", "--json").stdout)["histogram"]
     assert histogram == [{"highestMb": 30.0, "share": 0.8}, {"highestMb": 34.0, "share": 0.2}]
 
 
-def test_what_is_not_known_is_said_so(tuning: Tuning, url: str) -> None:
+def test_what_is_not_known_is_said_so(tuning: TunerStore, url: str) -> None:
     assert "nothing is known of 'nobody'" in command(url, "show", "nobody", code=1).stderr
     assert "nothing was known of 'nobody'" in command(url, "reset", "nobody", code=1).stderr
 
 
-def test_set_changes_the_mode_until_it_is_the_deployments_again(tuning: Tuning, url: str) -> None:
+def test_set_changes_the_mode_until_it_is_the_deployments_again(tuning: TunerStore, url: str) -> None:
     assert "new: off from its next run on" in command(url, "set", "new", "off").stderr
     assert tuning.load(["new"])[0].mode is Mode.OFF
     assert "follows the deployment again: recommend" in command(url, "set", "new", "default").stderr
@@ -100,7 +100,7 @@ def test_set_changes_the_mode_until_it_is_the_deployments_again(tuning: Tuning, 
     ).stderr.replace("\n", " ")
 
 
-def test_reset_forgets(tuning: Tuning, url: str) -> None:
+def test_reset_forgets(tuning: TunerStore, url: str) -> None:
     assert "forgotten" in command(url, "reset", "reset-me").stderr
     assert tuning.load(["reset-me"])[0].record.runs == 0
 

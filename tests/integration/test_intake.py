@@ -1,4 +1,4 @@
-"""What a worker takes in: no message and no fault on the way to a child takes a child's place from the requests to come."""
+"""What a worker accepts: no message and no error on the way to a child costs later requests a child's slot."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REQUEST = {"functionId": "f", "runtime": "python", "s3Bucket": "code", "s3Key": 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory, aws_url: str, redis_server: Any) -> Iterator[Grid]:
-    """A NanoGrid whose worker soon says that it stands still."""
+    """A NanoGrid whose worker reports a stall soon."""
     url = f"redis://127.0.0.1:{redis_server.port}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
@@ -44,20 +44,20 @@ def here(tmp_path_factory: pytest.TempPathFactory, aws_url: str, redis_server: A
 
 @pytest.fixture(scope="module")
 def worker(here: Grid) -> Iterator[Worker]:
-    """The worker of all tests here; it has two children."""
+    """The worker of all tests here, with two children."""
     with here.worker(queues="python") as running:
         yield running
 
 
 class Sender:
-    """Puts bodies on the queue python, as anybody may."""
+    """Puts bodies on the queue python, as any sender can."""
 
     def __init__(self, here: Grid) -> None:
         self._client = sqs_client(here.settings)
         self._url = queues.resolve("python", here.settings, self._client)
 
     def send(self, body: Any) -> str:
-        """Send one message; its id."""
+        """Send one message and return its id."""
         text = body if isinstance(body, str) else json.dumps(body)
         sent = self._client.send_message(QueueUrl=self._url, MessageBody=text)
         return str(sent["MessageId"])
@@ -65,7 +65,7 @@ class Sender:
 
 @pytest.fixture
 def sender(here: Grid) -> Sender:
-    """Whoever may send to the queue."""
+    """A sender with access to the queue."""
     return Sender(here)
 
 
@@ -78,20 +78,20 @@ def nested(levels: int) -> Any:
 
 
 def text_of_nested(request_id: str, levels: int) -> str:
-    """A request whose payload no JSON writer of Python would write."""
+    """A request whose payload no Python JSON encoder would write."""
     head = json.dumps({**REQUEST, "requestId": request_id, "payload": 0})
     return head.replace('"payload": 0', f'"payload": {"[" * levels}1{"]" * levels}')
 
 
 def in_celery(request_id: str, request: str, here: Grid) -> str:
-    """A Celery message whose one argument is this JSON."""
+    """A Celery message whose only argument is this JSON."""
     message = adopt({**REQUEST, "requestId": request_id}, "m", 1, here.settings)
     message["body"] = f"[[{request}], {{}}, null]"
     return json.dumps(message)
 
 
 def result(here: Grid, request_id: str) -> dict[str, Any]:
-    """The result of a request, once it is there."""
+    """Wait for the result of a request."""
     found: dict[str, Any] = here.app.AsyncResult(request_id).get(timeout=WAIT_S)
     return found
 
@@ -129,8 +129,10 @@ def number(here: Grid, metric: str, name: str = "w1@test") -> float:
 
 @pytest.mark.parametrize("levels", [201, 500, 100_000])
 def test_deep_nesting_is_answered_and_costs_no_child(here: Grid, worker: Worker, sender: Sender, levels: int) -> None:
-    """As a bare message and as a Celery message, more often than there are children: each has its result, with the
-    producer's sentence, and the worker works on."""
+    """As a bare message and as a Celery message, more often than there are children.
+
+    Each gets a result with the producer's sentence, and the worker continues.
+    """
     for copy in range(3):
         bare, celery = f"bare-{levels}-{copy}", f"celery-{levels}-{copy}"
         sender.send(text_of_nested(bare, levels))
@@ -145,13 +147,13 @@ def test_deep_nesting_is_answered_and_costs_no_child(here: Grid, worker: Worker,
 
 
 def test_what_is_nested_up_to_the_bound_reaches_its_child(here: Grid, worker: Worker, sender: Sender) -> None:
-    """It is refused for its code alone, which is not there, and not for its depth."""
+    """It is refused only because its code does not exist, not for its depth."""
     sender.send(text_of_nested("as-deep-as-may-be", 200))
     assert "nested" not in result(here, "as-deep-as-may-be")["stderr"]
 
 
 def test_what_python_cannot_carry_costs_no_child(here: Grid, worker: Worker, sender: Sender) -> None:
-    """Numbers of thousands of digits, half characters, deep headers: whatever becomes of them, the worker works on."""
+    """Numbers with thousands of digits, lone surrogates, deep headers: whatever happens to them, the worker continues."""
     for copy in range(3):
         sender.send(text_of_nested(f"digits-{copy}", 0).replace('"payload": 1', f'"payload": {"9" * 5000}'))
         sender.send(
@@ -168,7 +170,7 @@ def test_what_python_cannot_carry_costs_no_child(here: Grid, worker: Worker, sen
 
 
 def test_what_other_services_of_aws_send_is_taken_or_named(here: Grid, worker: Worker, sender: Sender) -> None:
-    """A request inside an SNS notification is answered under its own id; an S3 event under that of its message."""
+    """A request inside an SNS notification is answered under its own id; an S3 event under its message's id."""
     request = {**REQUEST, "requestId": "by-sns", "s3Bucket": "not-there"}
     sender.send({"Type": "Notification", "TopicArn": "arn:aws:sns:us-east-1:1:t", "Message": json.dumps(request)})
     message_id = sender.send({"Records": [{"eventSource": "aws:s3"}]})
@@ -177,7 +179,7 @@ def test_what_other_services_of_aws_send_is_taken_or_named(here: Grid, worker: W
 
 
 def test_an_error_on_the_way_to_a_child_returns_its_slot_and_the_request(here: Grid, worker: Worker) -> None:
-    """Whatever raises there: the message comes again and runs, and no child's place is lost."""
+    """Whatever raises there: the message is redelivered and runs, and no child's slot is lost."""
     here.app.control.broadcast("break_handovers", arguments={"times": 2}, reply=True)
     assert works(here)
     assert number(here, "nanogrid_worker_mends_total") == 0
@@ -186,17 +188,17 @@ def test_an_error_on_the_way_to_a_child_returns_its_slot_and_the_request(here: G
 
 
 def test_slots_that_were_lost_are_found_and_returned(here: Grid, worker: Worker) -> None:
-    """All are gone and requests wait: the worker returns what nobody holds, and runs them."""
+    """All slots are lost and requests wait: the worker releases the slots and runs the requests."""
     mends = number(here, "nanogrid_worker_mends_total")
     here.app.control.broadcast("lose_slots", arguments={"slots": 2}, reply=True)
     assert works(here)
-    assert worker.said("2 of 2 slots were held by nobody and are returned")
+    assert worker.said("2 of 2 slots were held by no request and are released")
     assert number(here, "nanogrid_worker_mends_total") == mends + 1
     wait_until(lambda: page(here, "/readyz")[0] == 200, "it is ready again")
 
 
 def test_one_slot_that_was_lost_is_returned_before_anybody_waits(here: Grid, worker: Worker) -> None:
-    """A worker does not go on with a part of its children."""
+    """A worker does not continue with a part of its children."""
     mends = number(here, "nanogrid_worker_mends_total")
     here.app.control.broadcast("lose_slots", arguments={"slots": 1}, reply=True)
     wait_until(lambda: number(here, "nanogrid_worker_mends_total") == mends + 1, "the slot is returned")
@@ -204,7 +206,7 @@ def test_one_slot_that_was_lost_is_returned_before_anybody_waits(here: Grid, wor
 
 
 def test_a_worker_whose_children_take_nothing_says_so_and_replaces_them(here: Grid, worker: Worker) -> None:
-    """Stopped children take requests into their pipes and run none: it is not ready until others have run them."""
+    """Stopped children accept requests into their pipes and run none: the worker is not ready until others have run them."""
     folder = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children")
     children = [int(pid) for pid in folder.read_text().split()]
     for pid in children:
@@ -218,8 +220,10 @@ def test_a_worker_whose_children_take_nothing_says_so_and_replaces_them(here: Gr
 
 
 def test_a_worker_that_cannot_mend_itself_ends_and_loses_no_request(here: Grid) -> None:
-    """Its event loop hangs, so that nothing can be mended: it says so everywhere, ends with a code of its own, and its
-    successor runs the request."""
+    """Its event loop hangs, so that no repair can run.
+
+    The worker reports that everywhere and exits with its own exit code, and its successor runs the request.
+    """
     name = "hung@test"
     hung = Worker(here, name, "tests.support.probe", "cpp", {"NANOGRID_STALLED_AFTER_S": "4"})
     try:
@@ -237,6 +241,6 @@ def test_a_worker_that_cannot_mend_itself_ends_and_loses_no_request(here: Grid) 
         assert hung.process.wait(WAIT_S) == 70
     finally:
         hung.process.kill()
-    assert "the worker ends itself" in hung.log.read_text()
+    assert "the worker exits so that it can be restarted" in hung.log.read_text()
     with here.worker("next@test", queues="cpp"):
         assert sent.get(timeout=WAIT_S) == 5

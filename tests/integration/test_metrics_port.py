@@ -1,4 +1,4 @@
-"""The HTTP port of a worker, its health checks and its look at the queues, each with real neighbours that misbehave."""
+"""The HTTP port of a worker, its health checks and its queue checks, each with real peers that misbehave."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from nanogrid.execution.container.engine import Engine
 from nanogrid.execution.pool.identity import Owner
 from nanogrid.metrics import server as serving
 from nanogrid.metrics.address import Address, publish, published
-from nanogrid.metrics.health import Disk, Health, engine_look, redis_look
-from nanogrid.metrics.queue_depths import QueueLook
+from nanogrid.metrics.background import BackgroundChecks
+from nanogrid.metrics.health import Disk, Health, check_engine, check_redis
+from nanogrid.metrics.queue_depths import QueueDepths
 from nanogrid.metrics.server import MOST_CLIENTS, Page, Server
-from nanogrid.metrics.watcher import Watch
 from nanogrid.settings import Settings
 from nanogrid.sqs import queues
 from nanogrid.sqs.transport.readers import reading
@@ -40,7 +40,7 @@ def broken() -> Page:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """A server on any free port of loopback."""
+    """A server on any free loopback port."""
     made = Server(Address("127.0.0.1", 0), {"/": lambda: Page(b"here\n"), "/broken": broken})
     made.start()
     yield made
@@ -59,12 +59,12 @@ def get(server: Server, path: str, method: str = "GET") -> tuple[int, str]:
 
 
 def connect(server: Server) -> socket.socket:
-    """A client that has said nothing yet."""
+    """A client that has sent nothing yet."""
     return socket.create_connection((server.address.host, server.address.port), timeout=PATIENCE_S)
 
 
 def until_hung_up(client: socket.socket) -> bytes:
-    """All that the server says before it hangs up."""
+    """Return everything that the server sends before it closes the connection."""
     said = b""
     with suppress(ConnectionResetError):
         while chunk := client.recv(65536):
@@ -76,11 +76,11 @@ def until_hung_up(client: socket.socket) -> bytes:
 
 
 def test_pages_are_served(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """What is there, what is not, and what is broken; a query string is no part of a path."""
+    """Pages that exist, that do not, and that fail; a query string is not part of the path."""
     assert get(server, "/") == (200, "here\n")
     assert get(server, "/?debug=1") == (200, "here\n")
     assert get(server, "/", "HEAD") == (200, "")
-    assert get(server, "/nothing") == (404, "there is only /, /broken\n")
+    assert get(server, "/nothing") == (404, "not found; the pages are /, /broken\n")
     assert get(server, "/", "POST")[0] == 501
     assert get(server, "/broken")[0] == 500
     assert "this page is broken" in caplog.text
@@ -98,21 +98,21 @@ def test_pages_are_served(server: Server, caplog: pytest.LogCaptureFixture) -> N
     ],
 )
 def test_on_loopback_no_web_page_reads_what_is_there(server: Server, host: str, status: int) -> None:
-    """One whose name was made to resolve to loopback sends that name."""
+    """A page whose name was made to resolve to loopback sends that name."""
     with connect(server) as client:
         client.sendall(f"GET / HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
         assert until_hung_up(client).startswith(f"HTTP/1.0 {status} ".encode())
 
 
 def test_what_is_no_http_costs_nobody_anything(server: Server) -> None:
-    """Garbage and endless headers are answered or hung up on; the next client is served."""
+    """Garbage and endless headers get an answer or a closed connection; the next client is served."""
     for said in (
         b"\0\xff\0\r\n\r\n",
         b"GET /" + b"x" * 100_000 + b" HTTP/1.0\r\n\r\n",
         b"GET / HTTP/1.0\r\n" + b"A: b\r\n" * 1000,
     ):
         with connect(server) as client:
-            with suppress(OSError):  # the server may hang up before all is said
+            with suppress(OSError):  # the server may close the connection before everything is sent
                 client.sendall(said)
             answer = until_hung_up(client)
         assert b"here" not in answer
@@ -120,7 +120,7 @@ def test_what_is_no_http_costs_nobody_anything(server: Server) -> None:
 
 
 def test_clients_that_are_too_many_are_turned_away(server: Server) -> None:
-    """At once, so that silent ones do not make others wait; when they are gone there is room again."""
+    """At once, so that silent clients do not make others wait; when they are gone, there is room again."""
     silent = [connect(server) for _ in range(MOST_CLIENTS)]
     wait_until(lambda: len(server._clients) == MOST_CLIENTS, "all are served")
     assert get(server, "/")[0] == 503
@@ -130,7 +130,7 @@ def test_clients_that_are_too_many_are_turned_away(server: Server) -> None:
 
 
 def test_a_client_that_dawdles_is_hung_up_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A byte now and then holds a thread no longer than CLIENT_S in all."""
+    """A client that sends a byte now and then holds a thread no longer than CLIENT_S in total."""
     monkeypatch.setattr(serving, "CLIENT_S", 0.5)
     stop = threading.Event()
     with connect(server) as client:
@@ -143,7 +143,7 @@ def test_a_client_that_dawdles_is_hung_up_on(server: Server, monkeypatch: pytest
         thread = threading.Thread(target=dawdle)
         thread.start()
         try:
-            until_hung_up(client)  # raises TimeoutError where it is not hung up on
+            until_hung_up(client)  # raises TimeoutError if the connection is not closed
         finally:
             stop.set()
             thread.join()
@@ -151,7 +151,7 @@ def test_a_client_that_dawdles_is_hung_up_on(server: Server, monkeypatch: pytest
 
 
 def test_a_port_that_is_taken_is_an_error_and_one_that_ended_is_free(server: Server) -> None:
-    """A second server cannot have the port; after the end of the first it can, at once."""
+    """A second server cannot bind the port; after the first has stopped it can, at once."""
     with pytest.raises(OSError, match="in use"):
         Server(server.address, {})
     assert get(server, "/")[0] == 200
@@ -168,7 +168,7 @@ def test_loopback_may_be_ipv6() -> None:
 
 
 def test_a_port_is_found_by_others_while_its_worker_lives(tmp_path: Path) -> None:
-    """Its address lies in the worker's own folder; that of a dead worker is not shown."""
+    """Its address is in the worker's own folder; the address of a dead worker is ignored."""
     owner = Owner(tmp_path)
     publish(Address("127.0.0.1", 1234), owner.runs)
     assert list(published(tmp_path)) == [(owner.id, Address("127.0.0.1", 1234))]
@@ -180,7 +180,7 @@ def test_a_port_is_found_by_others_while_its_worker_lives(tmp_path: Path) -> Non
 
 
 class Hung:
-    """A look that hangs until it is let go."""
+    """A check that hangs until it is released."""
 
     def __init__(self) -> None:
         self.looks = 0
@@ -193,7 +193,7 @@ class Hung:
 
 
 def test_a_check_that_hangs_does_not_hang_the_answer() -> None:
-    """It counts as failed after the deadline, is not begun again while it hangs, and is well again when it answers."""
+    """It counts as failed after the deadline, is not started again while it hangs, and recovers when it answers."""
     hung = Hung()
     health = Health({"hung": hung, "well": lambda: "fine"}, deadline_s=0.2, fresh_s=0.0)
     try:
@@ -201,18 +201,18 @@ def test_a_check_that_hangs_does_not_hang_the_answer() -> None:
             began = time.monotonic()
             found = health.report()
             assert time.monotonic() - began < PATIENCE_S
-            assert (found["well"].ok, found["well"].found) == (True, "fine")
+            assert (found["well"].ok, found["well"].text) == (True, "fine")
             assert not found["hung"].ok
-            assert found["hung"].found.startswith("no answer for ")
+            assert found["hung"].text.startswith("no answer for ")
         assert hung.looks == 1
     finally:
         hung.go.set()
-    wait_until(lambda: health.known()["hung"].ok, "it is well again")
-    assert health.known()["hung"].found == "it answers after all"
+    wait_until(lambda: health.last_results()["hung"].ok, "it is well again")
+    assert health.last_results()["hung"].text == "it answers after all"
 
 
 def test_what_was_well_a_moment_ago_is_not_looked_for_again_and_what_was_wrong_is() -> None:
-    """Many who ask cost one look; a worker that has recovered is believed at once."""
+    """Many readers cost one check; a worker that has recovered is reported at once."""
     looks: list[str] = []
 
     def well() -> str:
@@ -229,21 +229,21 @@ def test_what_was_well_a_moment_ago_is_not_looked_for_again_and_what_was_wrong_i
     reports = [health.report() for _ in range(5)]
     assert (looks.count("well"), looks.count("failing")) == (1, 3)
     assert [report["failing"].ok for report in reports] == [False, False, True, True, True]
-    assert reports[0]["failing"].found == "not there yet"
+    assert reports[0]["failing"].text == "not there yet"
 
 
 def test_nothing_is_known_before_the_first_look() -> None:
-    """A gauge of a check that was never made would be a lie."""
-    assert Health({"any": lambda: "fine"}).known() == {}
+    """A gauge of a check that never ran would be wrong."""
+    assert Health({"any": lambda: "fine"}).last_results() == {}
 
 
 def test_the_parts_of_this_machine_are_well(redis_url: str, data_dir: Path) -> None:
-    """Engine, Redis and disk, each by its own look."""
+    """Engine, Redis and disk, each by its own check."""
     settings = Settings(data_dir=data_dir)
     disk = Disk(settings)
     with closing(Engine(settings)) as engine:
         found = Health(
-            {"docker": engine_look(engine), "redis": redis_look(redis_url), "disk": disk.look}, deadline_s=PATIENCE_S
+            {"docker": check_engine(engine), "redis": check_redis(redis_url), "disk": disk.check}, deadline_s=PATIENCE_S
         ).report()
     assert {name for name, one in found.items() if one.ok} == {"docker", "redis", "disk"}, found
     assert disk.free_bytes is not None
@@ -252,37 +252,37 @@ def test_the_parts_of_this_machine_are_well(redis_url: str, data_dir: Path) -> N
 
 
 def test_parts_that_are_away_are_named(tmp_path: Path) -> None:
-    """No engine, no Redis, no folder: one sentence each, and no password."""
+    """No engine, no Redis, no folder: one sentence each, without a password."""
     settings = Settings(data_dir=tmp_path / "missing", docker_url="tcp://127.0.0.1:9")
     with closing(Engine(settings)) as engine:
         looks = {
-            "docker": engine_look(engine),
-            "redis": redis_look("redis://:secret@127.0.0.1:9/0"),
-            "disk": Disk(settings).look,
+            "docker": check_engine(engine),
+            "redis": check_redis("redis://:secret@127.0.0.1:9/0"),
+            "disk": Disk(settings).check,
         }
         found = Health(looks, deadline_s=PATIENCE_S).report()
     assert [name for name, one in found.items() if one.ok] == []
-    assert "missing cannot be written" in found["disk"].found
+    assert "missing is not writable" in found["disk"].text
     assert "secret" not in json.dumps([one.to_json() for one in found.values()])
 
 
 def test_a_redis_that_accepts_and_says_nothing_fails_its_check() -> None:
-    """Its own time limit ends the look, so that no thread is left."""
+    """Its own timeout ends the check, so that no thread remains."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        health = Health({"redis": redis_look(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0")}, deadline_s=0.2)
+        health = Health({"redis": check_redis(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0")}, deadline_s=0.2)
         assert not health.report()["redis"].ok
-        wait_until(lambda: "no answer for" not in health.known()["redis"].found, "the look has ended")
-        assert not health.known()["redis"].ok
+        wait_until(lambda: "no answer for" not in health.last_results()["redis"].text, "the look has ended")
+        assert not health.last_results()["redis"].ok
 
 
 def test_a_disk_without_room_for_a_function_is_not_well(data_dir: Path) -> None:
-    """The largest archive and what it unpacks to have to fit."""
-    look = Disk(Settings(data_dir=data_dir, archive_limit_mb=10**9)).look
-    with pytest.raises(OSError, match="MiB free, and the largest function needs"):
+    """The largest archive and its unpacked content must fit."""
+    look = Disk(Settings(data_dir=data_dir, archive_limit_mb=10**9)).check
+    with pytest.raises(OSError, match="MiB free, but the largest function needs"):
         look()
 
 
-# -- the look at the queues
+# -- checks of the queues
 
 
 @pytest.fixture
@@ -296,51 +296,51 @@ def settings(aws_url: str, unique: str) -> Settings:
 
 
 def test_what_waits_is_seen_with_its_age(settings: Settings) -> None:
-    """Depths of both queues and of a dead-letter queue; the age begins with what was received, or the first look."""
+    """Depths of both queues and of a dead-letter queue; the age starts at the last received message, or the first check."""
     with (
         closing(sqs_client(settings)) as client,
-        closing(QueueLook(settings, lambda: ["python", "cpp"])) as look,
+        closing(QueueDepths(settings, lambda: ["python", "cpp"])) as depths,
     ):
         where = queues.addresses("python", settings, client)
         for url in (where.url, where.url, where.dead_letter_url):
             client.send_message(QueueUrl=url, MessageBody="x")
         before = time.time()
-        assert look.look() == "2 queues answer"
-        depths = {name: (seen.depth.visible, seen.depth.dead_letters) for name, seen in look.seen.items()}
-        assert depths == {"python": (2, 1), "cpp": (0, 0)}
-        ages = look.ages_s()
+        assert depths.check() == "2 queues answer"
+        by_name = {name: (seen.depth.visible, seen.depth.dead_letters) for name, seen in depths.observations.items()}
+        assert by_name == {"python": (2, 1), "cpp": (0, 0)}
+        ages = depths.ages_s()
         assert ages["cpp"] == 0
         assert 0 <= ages["python"] <= time.time() - before
 
 
 def test_the_age_is_that_since_the_youngest_message_received_was_sent(settings: Settings, unique: str) -> None:
-    """What still waits was sent later, roughly."""
-    name = f"aged-{unique}"  # what a process has read is remembered by the queue's name
+    """The waiting message was sent later, roughly."""
+    name = f"aged-{unique}"  # a process remembers by the queue's name what it has read
     with closing(sqs_client(settings)) as client:
         client.send_message(QueueUrl=queues.resolve(name, settings, client), MessageBody="x")
     reading(name).message((time.time() - 100) * 1000)
     reading(name).message((time.time() - 500) * 1000)
-    with closing(QueueLook(settings, lambda: [name])) as look:
-        look.look()
-        assert 100 <= look.ages_s()[name] < 100 + PATIENCE_S
+    with closing(QueueDepths(settings, lambda: [name])) as depths:
+        depths.check()
+        assert 100 <= depths.ages_s()[name] < 100 + PATIENCE_S
 
 
 def test_a_look_creates_nothing_and_finds_a_queue_made_anew(settings: Settings) -> None:
-    """Also where the settings let workers create queues. An address that is wrong by now is looked up again."""
-    with closing(sqs_client(settings)) as client, closing(QueueLook(settings, lambda: ["python"])) as look:
-        look.look()
+    """Even if the settings let workers create queues. An outdated address is looked up again."""
+    with closing(sqs_client(settings)) as client, closing(QueueDepths(settings, lambda: ["python"])) as depths:
+        depths.check()
         where = queues.addresses("python", settings, client)
         client.delete_queue(QueueUrl=where.url)
         with pytest.raises(Exception, match="does not exist"):
-            look.look()
+            depths.check()
         with pytest.raises(ConfigurationError, match="does not exist"):
-            look.look()
+            depths.check()
         queues.resolve("python", settings, client)
-        assert look.look() == "1 queues answer"
+        assert depths.check() == "1 queues answer"
 
 
 def test_a_watch_keeps_health_and_caches_up_to_date(settings: Settings, redis_server: Service) -> None:
-    """Without anybody asking; a cache that cannot be read costs the others nothing."""
+    """In the background; a cache that cannot be read does not affect the others."""
     looks: list[int] = []
 
     def unreadable() -> Any:
@@ -353,7 +353,9 @@ def test_a_watch_keeps_health_and_caches_up_to_date(settings: Settings, redis_se
     from nanogrid.execution.code.cache import Usage
 
     usage = Usage(1, 2, 3)
-    watch = Watch(Health({"one": look}, fresh_s=0.0), {"bad": unreadable, "code": lambda: usage}, every_s=0.02)
+    watch = BackgroundChecks(
+        Health({"one": look}, fresh_s=0.0), {"bad": unreadable, "code": lambda: usage}, every_s=0.02
+    )
     watch.start()
     wait_until(lambda: len(looks) >= 3, "it looks again and again")
     watch.stop()

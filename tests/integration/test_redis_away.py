@@ -162,7 +162,7 @@ def test_a_result_that_nobody_was_told_of_is_found(
     settings: Settings, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis stores it and tells those who listen at that moment; the one who waits was heard by it a moment later."""
-    monkeypatch.setattr("nanogrid.results.listener.LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr("nanogrid.results.listener.POLL_S", 0.2)
     service.start()
     with ThreadPoolExecutor() as threads, closing(redis.Redis(port=service.port)) as direct:
         found = threads.submit(Client(settings).wait, "a", 20)

@@ -202,7 +202,7 @@ def test_a_redis_that_takes_no_writes_loses_no_result(pair: RedisPair) -> None:
     claims, taken = Claims(settings), []
 
     def take() -> None:
-        taken.append(claims.look_and_take("a", "token", "nanogrid:none", ("nanogrid:none", ["x"])))
+        taken.append(claims.read_and_take("a", "token", "nanogrid:none", ("nanogrid:none", ["x"])))
 
     with meanwhile(lambda: store(settings, "a")), meanwhile(take):
         pair.mend()
@@ -226,7 +226,7 @@ def test_a_primary_that_became_a_replica_is_left(pair: RedisPair) -> None:
         pair.await_replicated()
         pair.fail_over(keep_old=True)
         app.backend.mark_as_done("b", not_run("b", "f", "b"), request=Context(task=EXECUTE))
-        assert claims.look_and_take("b", "token", "nanogrid:none", ("nanogrid:none", ["x"]))[1]
+        assert claims.read_and_take("b", "token", "nanogrid:none", ("nanogrid:none", ["x"]))[1]
         for each in following.values():
             assert next(each).result.request_id == "b"
     assert pair.on(pair.primary).exists("nanogrid:celery-task-meta-b", "nanogrid:claim:b") == 2

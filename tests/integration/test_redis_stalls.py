@@ -1,4 +1,4 @@
-"""A Redis that carries a command out and whose answer never comes: whoever sent it sends it again, and knows its own success."""
+"""Redis carries a command out and its answer is lost: the client sends the command again, and recognizes its own success."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from nanogrid.result import not_run
 from nanogrid.results.claims import Claims
 from nanogrid.results.stream.append import counter_key
 from nanogrid.settings import Settings
-from nanogrid.telemetry.events import RequestEnded
-from nanogrid.tuner.store import Lesson, Tuning
+from nanogrid.telemetry.events import RequestEvent
+from nanogrid.tuner.store import SampleBatch, TunerStore
 from tests.integration.test_result_backend import context, worker_app
 from tests.integration.test_tuning import run
 from tests.support.redis_proxy import RedisProxy
@@ -34,7 +34,7 @@ def proxy(redis_server: Service) -> Iterator[RedisProxy]:
 
 @pytest.fixture
 def settings(proxy: RedisProxy, redis_url: str, unique: str) -> Iterator[Settings]:
-    """Settings that lead to the proxy, with a stream of this test's own."""
+    """Settings with the proxy's address, and a stream for this test alone."""
     name = f"nanogrid:{unique}"
     yield Settings(result_url=proxy.url, stream_name=name)
     with closing(redis.Redis.from_url(redis_url)) as client:
@@ -43,7 +43,7 @@ def settings(proxy: RedisProxy, redis_url: str, unique: str) -> Iterator[Setting
 
 @pytest.fixture
 def claims(settings: Settings) -> Iterator[Claims]:
-    """Claims whose scripts Redis knows, so that the next command is the one that counts."""
+    """Claims whose scripts Redis has cached, so that the next command is the one that counts."""
     with closing(connect(settings)) as client:
         here = Claims(settings, client)
         take(here, f"{settings.stream_name}-first")
@@ -51,12 +51,12 @@ def claims(settings: Settings) -> Iterator[Claims]:
 
 
 def take(claims: Claims, request_id: str, token: str = "token") -> bool:
-    """Whether a claim is free, and taken."""
-    return claims.look_and_take(request_id, token, "nanogrid:none", ("nanogrid:none", ["x"]))[1]
+    """Whether a claim was free, and is taken now."""
+    return claims.read_and_take(request_id, token, "nanogrid:none", ("nanogrid:none", ["x"]))[1]
 
 
 class Told:
-    """What is told of a request: to whoever listens on its channel, in the stream, and to the main process."""
+    """What is reported about a request: on its channel, in the stream, and to the main process."""
 
     def __init__(self, settings: Settings, redis_url: str, request_id: str) -> None:
         self._settings = settings.model_copy(update={"result_url": redis_url})
@@ -70,14 +70,14 @@ class Told:
         return [message for message in self.messages() if "SUCCESS" in message]
 
     def messages(self) -> list[str]:
-        """What was published since the last look."""
+        """What was published since the last call."""
         found = []
         while message := self._heard.get_message(timeout=0.2):
             found.append(message["data"])
         return found
 
     def entries(self) -> list[str]:
-        """What the stream tells: the reasons in its results."""
+        """The stream's entries: the reasons in their results."""
         return [found.result.stderr for found in follow(self._settings, start="all", idle_s=0.0)]
 
     def close(self) -> None:
@@ -93,10 +93,10 @@ def told(settings: Settings, redis_url: str, unique: str) -> Iterator[Told]:
 
 
 @pytest.fixture
-def ended(monkeypatch: pytest.MonkeyPatch) -> list[RequestEnded]:
-    """What the backend tells the main process."""
-    events: list[RequestEnded] = []
-    monkeypatch.setattr("nanogrid.results.backend.tell", events.append)
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[RequestEvent]:
+    """The events that the backend emits to the main process."""
+    events: list[RequestEvent] = []
+    monkeypatch.setattr("nanogrid.results.backend.emit", events.append)
     return events
 
 
@@ -106,7 +106,7 @@ def store(app: NanoGrid, request_id: str, reason: str) -> None:
 
 
 def test_a_claim_whose_answer_was_lost_is_ones_own(proxy: RedisProxy, claims: Claims, unique: str) -> None:
-    """Nobody waits for a claim that it holds itself."""
+    """No process waits for a claim that it holds itself."""
     proxy.lose(unique.encode())
     assert take(claims, unique)
     assert not take(claims, unique, "another")
@@ -126,8 +126,8 @@ def test_a_claim_that_is_taken_again_lasts_as_long_as_a_new_one(
 
 
 @pytest.fixture
-def app(settings: Settings, unique: str, ended: list[RequestEnded]) -> Iterator[NanoGrid]:
-    """A worker's app whose scripts Redis knows, so that the next command is the one that counts."""
+def app(settings: Settings, unique: str, ended: list[RequestEvent]) -> Iterator[NanoGrid]:
+    """A worker's app whose scripts Redis has cached, so that the next command is the one that counts."""
     with worker_app(settings) as here:
         store(here, f"{unique}-first", "first")
         store(here, f"{unique}-first", "first")
@@ -142,7 +142,7 @@ def end_of(request_id: str) -> re.Pattern[bytes]:
 
 @pytest.mark.parametrize("lost", [1, 2])
 def test_an_end_whose_answer_was_lost_is_told_once(
-    lost: int, proxy: RedisProxy, app: NanoGrid, told: Told, unique: str, ended: list[RequestEnded]
+    lost: int, proxy: RedisProxy, app: NanoGrid, told: Told, unique: str, ended: list[RequestEvent]
 ) -> None:
     """Both steps of storing: whichever answer is lost, there is one message, one entry and one count."""
     proxy.at(lost, end_of(unique), None)
@@ -153,7 +153,7 @@ def test_an_end_whose_answer_was_lost_is_told_once(
 
 
 class KilledError(BaseException):
-    """The child is gone."""
+    """The child was killed."""
 
 
 @pytest.mark.parametrize("second", ["it is refused", "the soft time limit came in between"])
@@ -162,10 +162,10 @@ def test_an_end_that_was_stored_and_not_told_is_told_by_whoever_finds_it(
     app: NanoGrid,
     told: Told,
     unique: str,
-    ended: list[RequestEnded],
+    ended: list[RequestEvent],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A child that ends between the two steps: its next delivery tells what is stored, once, whatever it has itself."""
+    """A child is killed between the two steps: the next delivery publishes the stored end, once, whatever its own result is."""
 
     def killed(*_: object) -> None:
         raise KilledError
@@ -186,7 +186,7 @@ def test_an_end_that_was_stored_and_not_told_is_told_by_whoever_finds_it(
 
 
 def test_a_state_whose_answer_was_lost_is_told_once(proxy: RedisProxy, app: NanoGrid, told: Told, unique: str) -> None:
-    """STARTED is no end, and is heard once all the same."""
+    """STARTED is not an end, but it is published once all the same."""
     app.backend.store_result(f"{unique}-first", {}, "STARTED", request=context())
     proxy.at(1, end_of(unique), None)
     app.backend.store_result(unique, {"pid": 1}, "STARTED", request=context())
@@ -196,10 +196,10 @@ def test_a_state_whose_answer_was_lost_is_told_once(proxy: RedisProxy, app: Nano
 def test_a_lesson_whose_answer_was_lost_counts_once(proxy: RedisProxy, settings: Settings, unique: str) -> None:
     """The tuner's record."""
     with closing(connect(settings)) as client:
-        tuning = Tuning(settings, client)
-        tuning.learn(Lesson.of([run(unique)]))
+        tuning = TunerStore(settings, client)
+        tuning.learn(SampleBatch.of([run(unique)]))
         proxy.at(2, re.compile(unique.encode()), None)  # the first one reads
-        tuning.learn(Lesson.of([run(unique)]))
+        tuning.learn(SampleBatch.of([run(unique)]))
         (known,) = tuning.load([unique])
         assert known.record.runs == 2
 
@@ -209,9 +209,9 @@ def test_a_reset_whose_answer_was_lost_says_that_something_was_learned(
 ) -> None:
     """And a second one that nothing was."""
     with closing(connect(settings)) as client:
-        tuning = Tuning(settings, client)
+        tuning = TunerStore(settings, client)
         assert not tuning.reset(unique)
-        tuning.learn(Lesson.of([run(unique)]))
+        tuning.learn(SampleBatch.of([run(unique)]))
         proxy.at(1, re.compile(rb"EVALSHA.*%s" % unique.encode(), re.DOTALL), None)
         assert tuning.reset(unique)
         assert not tuning.reset(unique)

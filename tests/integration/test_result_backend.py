@@ -1,4 +1,4 @@
-"""The result backend on a real Redis: the first end of a request stands, whatever is stored at the same moment."""
+"""The result backend on a real Redis: the first end of a request wins, whatever is stored at the same moment."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def worker_app(settings: Settings) -> Iterator[NanoGrid]:
 
 
 def context() -> Context:
-    """What Celery knows of a request while it is run."""
+    """Celery's context of a running request."""
     return Context(task=EXECUTE, args=({"functionId": "f", "runtime": "python"},), hostname="w1", retries=0)
 
 
@@ -50,7 +50,7 @@ def store_state(app: NanoGrid, request_id: str, state: str) -> None:
 def test_no_state_erases_an_end_that_was_stored_at_the_same_moment(
     state: str, proxy: RedisProxy, redis_url: str, unique: str
 ) -> None:
-    """A duplicate's state reaches Redis right after the first run's end: the end stands, and nobody hears of the state."""
+    """A duplicate's state reaches Redis right after the first run's end: the end stays, and the state is not published."""
     told = not_run(unique, "f", "the first run's end")
     with worker_app(Settings(result_url=redis_url)) as first, worker_app(Settings(result_url=proxy.url)) as second:
         proxy.before(state.encode(), lambda: first.backend.mark_as_done(unique, told, request=context()))
@@ -68,7 +68,7 @@ def test_no_state_erases_an_end_that_was_stored_at_the_same_moment(
 
 
 def test_a_state_is_stored_and_heard_where_there_is_no_end(redis_url: str, unique: str) -> None:
-    """STARTED, then RETRY, then STARTED again: each one replaces the one before, and goes when its time is over."""
+    """STARTED, then RETRY, then STARTED again: each one replaces the one before, and expires."""
     with worker_app(Settings(result_url=redis_url, result_expires_s=60)) as app:
         key = app.backend.get_key_for_task(unique)
         with closing(app.backend.client.pubsub(ignore_subscribe_messages=True)) as heard:

@@ -1,4 +1,4 @@
-"""The results stream on a real Redis: each result's one entry, and followers with and without a group."""
+"""The results stream on a real Redis: one entry per result, and followers with and without a group."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from nanogrid.results.stream.entry import StreamedResult
 from nanogrid.results.stream.follower import follow as follow_stream
 from nanogrid.settings import Settings
 from nanogrid.telemetry.counters import NOT_APPENDED
-from nanogrid.telemetry.events import Happened, Reader
+from nanogrid.telemetry.events import CountEvent, EventPipe
 from nanogrid.wire.names import EXECUTE
 from tests.support.redis_proxy import RedisProxy
 from tests.support.services import Service, wait_until
 
 
 class Stream:
-    """A results stream of one test: stores results as a worker does, and looks at what is in Redis."""
+    """A results stream for one test: stores results as a worker does, and reads what is in Redis."""
 
     def __init__(self, settings: Settings, connection: redis.Redis) -> None:
         self.settings, self.redis, self.name = settings, connection, settings.stream_name
@@ -35,7 +35,7 @@ class Stream:
         self.app = self.client.app
 
     def context(self, function: str = "f") -> Context:
-        """What Celery knows of a request while it is run."""
+        """Celery's context of a running request."""
         return Context(task=EXECUTE, args=({"functionId": function, "runtime": "python"},), hostname="w1", retries=0)
 
     def store(self, *names: str, function: str = "f", **fields: Any) -> None:
@@ -54,29 +54,29 @@ class Stream:
         return f"{self.name}/{name}"
 
     def entries(self) -> list[Any]:
-        """All that is in the stream."""
+        """Return every entry of the stream."""
         return list(self.redis.xrange(self.name) or ())
 
     def follow(self, **options: Any) -> Generator[StreamedResult, None, None]:
-        """A follower that ends when there is no more."""
+        """A follower that ends when it has read everything."""
         return follow(self.settings, **{"start": "all", "idle_s": 0.0, **options})
 
     def names(self, **options: Any) -> list[str]:
-        """What such a follower gets."""
+        """Return what such a follower gets."""
         return [self.name_of(found) for found in self.follow(**options)]
 
     def name_of(self, found: StreamedResult) -> str:
-        """The name that a result was stored under."""
+        """The name under which a result was stored."""
         return found.result.request_id.removeprefix(f"{self.name}/")
 
     def pending(self, group: str) -> int:
-        """How many entries a group was given and did not acknowledge."""
+        """How many entries were delivered to a group and not acknowledged."""
         return int(self.redis.xpending(self.name, group)["pending"])
 
 
 @pytest.fixture
 def stream(redis_url: str, unique: str) -> Iterator[Stream]:
-    """A stream of five entries at most."""
+    """A stream of at most five entries."""
     settings = Settings(result_url=redis_url, stream_name=f"nanogrid:{unique}", stream_entries_limit=5)
     with closing(redis.Redis.from_url(redis_url, decode_responses=True)) as connection:
         here = Stream(settings, connection)
@@ -86,7 +86,7 @@ def stream(redis_url: str, unique: str) -> Iterator[Stream]:
 
 
 def test_every_end_has_one_entry_with_its_number(stream: Stream) -> None:
-    """Whatever ended a request: its result is stored and in the stream once, also where it is stored again."""
+    """Whatever ended a request, its result is stored and in the stream once, even if it is stored again."""
     backend = stream.app.backend
     stream.store("ran", outcome=Outcome.SUCCEEDED, stdout="hello\n")
     backend.mark_as_revoked(stream.id("cancelled"), "terminated", request=stream.context())
@@ -112,14 +112,14 @@ def test_the_result_of_another_task_has_none(stream: Stream) -> None:
 
 
 def test_the_stream_is_bounded(stream: Stream) -> None:
-    """The oldest go, and take their room with them; the numbers go on."""
+    """The oldest entries are removed and free their memory; the numbers continue."""
     stream.store(*"abcdefgh")
     assert [found.number for found in stream.follow()] == [4, 5, 6, 7, 8]
     assert stream.names() == list("defgh")
 
 
 def test_no_stream_where_its_limit_is_zero(stream: Stream) -> None:
-    """Results are stored as ever, and Redis holds nothing else."""
+    """Results are stored as usual, and Redis holds nothing else."""
     settings = stream.settings.model_copy(update={"stream_entries_limit": 0})
     with closing(Stream(settings, stream.redis)) as without:
         without.store("a")
@@ -128,12 +128,12 @@ def test_no_stream_where_its_limit_is_zero(stream: Stream) -> None:
 
 
 def test_what_cannot_be_appended_is_stored_counted_and_logged(stream: Stream, caplog: pytest.LogCaptureFixture) -> None:
-    """Something else lies under the stream's name: no result is lost by that, and followers see by the number that there was one."""
+    """The stream's key holds something else: no result is lost, and followers see by the number that there was one."""
     stream.redis.set(stream.name, "no stream")
-    with closing(Reader()) as reader:
+    with closing(EventPipe()) as reader:
         stream.store("a")
-        told = [event for event in reader.read() if isinstance(event, Happened)]
-    assert told == [Happened(NOT_APPENDED)]
+        told = [event for event in reader.read() if isinstance(event, CountEvent)]
+    assert told == [CountEvent(NOT_APPENDED)]
     assert "could not be appended" in caplog.text
     assert "WRONGTYPE" in caplog.text
     assert stream.client.result(stream.id("a")).outcome is Outcome.NOT_RUN
@@ -143,7 +143,7 @@ def test_what_cannot_be_appended_is_stored_counted_and_logged(stream: Stream, ca
 
 
 def test_a_clock_that_is_set_back_stops_nothing(stream: Stream) -> None:
-    """Ids grow also then: the last entry's time is taken again until the clock has caught up."""
+    """Ids grow even then: the last entry's time is reused until the clock has caught up."""
     stream.store("a")
     stream.redis.xadd(stream.name, {"from": "the future"}, id="9999999999999-2")
     stream.redis.set(counter_key(stream.name), 2)
@@ -153,7 +153,7 @@ def test_a_clock_that_is_set_back_stops_nothing(stream: Stream) -> None:
 
 
 def test_a_follower_without_a_group_begins_where_it_is_told(stream: Stream) -> None:
-    """With all that is there, at a time, after an entry, or with what is still to come."""
+    """At the oldest entry, at a time, after an entry, or with the next one."""
     assert stream.names(start="now") == []
     stream.store("a", "b", "c")
     first, second, _ = (found.id for found in stream.follow())
@@ -166,7 +166,7 @@ def test_a_follower_without_a_group_begins_where_it_is_told(stream: Stream) -> N
 
 
 def test_a_follower_waits_for_what_comes(stream: Stream) -> None:
-    """Begun before there is a stream at all, it gets the first result and the next one."""
+    """Started before the stream exists, it gets the first result and the next one."""
     following = follow(stream.settings, start="all", idle_s=10)
     with closing(following):
         stream.store("a")
@@ -176,7 +176,7 @@ def test_a_follower_waits_for_what_comes(stream: Stream) -> None:
 
 
 def test_a_follower_of_one_function_gets_its_results_only(stream: Stream) -> None:
-    """The others are passed over, and within a group they are done with."""
+    """The others are skipped, and count as read for a group."""
     stream.store("a", "b", function="thumb")
     stream.store("c", function="other")
     assert stream.names(function="thumb") == ["a", "b"]
@@ -185,7 +185,7 @@ def test_a_follower_of_one_function_gets_its_results_only(stream: Stream) -> Non
 
 
 def test_a_follower_is_told_how_many_it_missed(stream: Stream, caplog: pytest.LogCaptureFixture) -> None:
-    """With a group and without: what was trimmed while it was away, to the number."""
+    """With a group and without: the exact number of entries trimmed while it was away."""
     stream.store("a", "b")
     assert stream.names(group="g") == ["a", "b"]
     at = list(stream.follow())[-1].id
@@ -198,7 +198,7 @@ def test_a_follower_is_told_how_many_it_missed(stream: Stream, caplog: pytest.Lo
 
 
 def test_a_group_that_is_made_late_has_missed_nothing(stream: Stream) -> None:
-    """What went before it was there is not its loss, what went from then on is."""
+    """Entries from before its creation do not count as missed, later ones do."""
     stream.store(*"abcdefgh")
     assert [found.missed for found in stream.follow(group="late")] == [0] * 5
     stream.store(*"ijklmno")
@@ -206,7 +206,7 @@ def test_a_group_that_is_made_late_has_missed_nothing(stream: Stream) -> None:
 
 
 def test_an_entry_is_acknowledged_when_the_next_one_is_taken(stream: Stream) -> None:
-    """What a follower that goes had in its hands comes again, first, and nothing before it does."""
+    """What a stopped follower had not acknowledged is delivered again, first, and nothing comes before it."""
     stream.store("a", "b", "c")
     following = stream.follow(group="g")
     assert [stream.name_of(found) for found in islice(following, 2)] == ["a", "b"]
@@ -219,7 +219,7 @@ def test_an_entry_is_acknowledged_when_the_next_one_is_taken(stream: Stream) -> 
 
 
 def test_consumers_of_a_group_share_the_results(stream: Stream) -> None:
-    """Each result goes to one of them; one that is gone leaves what it had to the others."""
+    """Each result goes to one consumer; the others take over the entries of one that is gone."""
     stream.store("a", "b", "c")
     gone = stream.follow(group="g", consumer="one")
     assert stream.name_of(next(gone)) == "a"
@@ -233,7 +233,7 @@ def test_consumers_of_a_group_share_the_results(stream: Stream) -> None:
 
 
 def idle_ms(stream: Stream, consumer: str) -> int:
-    """How long a consumer of the group has not asked for anything."""
+    """How long a consumer of the group has been idle."""
     return next(
         int(each["idle"]) for each in stream.redis.xinfo_consumers(stream.name, "g") if each["name"] == consumer
     )
@@ -241,7 +241,7 @@ def idle_ms(stream: Stream, consumer: str) -> int:
 
 @pytest.mark.parametrize("heir", ["one", "two"])
 def test_what_was_trimmed_in_somebodys_hands_is_counted(stream: Stream, heir: str) -> None:
-    """Redis remembers that it was handed out, and nothing of what was in it."""
+    """Redis remembers that it was delivered, but not its fields."""
     stream.store("a", "b", "c")
     gone = stream.follow(group="g", consumer="one")
     next(gone)
@@ -260,7 +260,7 @@ def test_what_was_trimmed_in_somebodys_hands_is_counted(stream: Stream, heir: st
 def test_what_was_trimmed_is_counted_though_an_answer_is_lost(
     heir: str, command: bytes, missed: int | None, stream: Stream, redis_server: Service
 ) -> None:
-    """Redis tells it once where it forgets it: if that is lost, nobody can tell how many, and it is not 0."""
+    """Redis reports it once, when it forgets it. If that answer is lost, the number is unknown, and not 0."""
     stream.store("a", "b", "c")
     gone = stream.follow(group="g", consumer="one")
     next(gone)
@@ -276,7 +276,7 @@ def test_what_was_trimmed_is_counted_though_an_answer_is_lost(
 
 
 def test_a_group_that_redis_has_lost_is_made_anew(stream: Stream, caplog: pytest.LogCaptureFixture) -> None:
-    """A follower that stands at its place when everything is deleted goes on with all that comes after."""
+    """If everything is deleted, a follower at its place continues with all later entries."""
     stream.store("a")
     following = stream.follow(group="g", idle_s=10.0)
     assert stream.name_of(next(following)) == "a"
@@ -288,7 +288,7 @@ def test_a_group_that_redis_has_lost_is_made_anew(stream: Stream, caplog: pytest
 
 
 def test_a_follower_whose_stream_is_gone_waits_for_a_new_one(stream: Stream) -> None:
-    """With a group and without: what is not there is no error, and the next stream's first result is not missed."""
+    """With a group and without: a missing stream is not an error, and the next stream's first result is not missed."""
     for options in ({}, {"group": "g"}):
         stream.store("a")
         with closing(stream.follow(**options)) as following:
@@ -303,15 +303,15 @@ def test_a_follower_whose_stream_is_gone_waits_for_a_new_one(stream: Stream) -> 
 
 
 def test_what_somebody_else_put_there_is_passed_over(stream: Stream, caplog: pytest.LogCaptureFixture) -> None:
-    """An entry that is none of ours stops no follower, and is named."""
+    """A foreign entry does not stop a follower, and is logged."""
     stream.store("a")
     stream.redis.xadd(stream.name, {"what": "else"}, id="9999999999999-2")
     assert stream.names(group="g") == ["a"]
-    assert "entry 9999999999999-2 of the results stream is none of NanoGrid's" in caplog.text
+    assert "entry 9999999999999-2 of the results stream was not written by NanoGrid" in caplog.text
 
 
 def test_redis_that_is_away_at_the_beginning_is_an_error(redis_server: Service) -> None:
-    """Nobody waits in silence for an address that is wrong."""
+    """A wrong address is reported, not waited for."""
     with pytest.raises(redis.ConnectionError):
         next(follow(Settings(result_url="redis://127.0.0.1:9/0")))
 
@@ -319,7 +319,7 @@ def test_redis_that_is_away_at_the_beginning_is_an_error(redis_server: Service) 
 @pytest.mark.parametrize("options", ["", "?protocol=2", "?protocol=3", "?legacy_responses=False"])
 @pytest.mark.parametrize("group", [None, "g"])
 def test_every_shape_that_an_answer_may_have(options: str, group: str | None, stream: Stream) -> None:
-    """The result URL chooses Redis' protocol, and redis-py how it hands its answers over: they are read all the same."""
+    """The result URL selects Redis' protocol, and redis-py the form of its answers: all of them are parsed."""
     settings = stream.settings.model_copy(update={"result_url": stream.settings.result_url + options})
     with closing(Client(settings).app) as app, closing(follow(settings, group=group, start="all", idle_s=5.0)) as found:
         for name in "ab":
@@ -328,7 +328,7 @@ def test_every_shape_that_an_answer_may_have(options: str, group: str | None, st
         threading.Timer(0.2, stream.store, "c").start()  # for which it waits
         assert stream.name_of(next(found)) == "c"
         found.close()
-        stream.store(*"defghi")  # what was in hand is trimmed
+        stream.store(*"defghi")  # the unacknowledged entry is trimmed
         left = list(follow(settings, group=group, consumer=None, start="all", idle_s=0.0))
         assert [stream.name_of(each) for each in left] == list("efghi")
         if group:
@@ -340,7 +340,7 @@ def test_every_shape_that_an_answer_may_have(options: str, group: str | None, st
 
 
 def test_results_read_back_as_they_were_told(stream: Stream) -> None:
-    """Any text and any JSON value comes through Redis unchanged."""
+    """Any text and any JSON value pass through Redis unchanged."""
     stream.store("a", stdout="\x00ü\n\u2028", value={"ü": [1.5, None, "\n"]}, outcome=Outcome.SUCCEEDED)
     (found,) = stream.follow()
     stored: ExecutionResult = stream.client.result(stream.id("a"))

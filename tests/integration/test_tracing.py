@@ -139,7 +139,7 @@ def test_traces_that_cannot_be_made_are_told_in_one_sentence(tmp_path: Path) -> 
             cwd=ROOT,
         )
         words.append(done.stderr.splitlines()[-1])
-    assert words[0].startswith("nanogrid.errors.ConfigurationError: NANOGRID_TRACING is on, and OpenTelemetry is not")
+    assert words[0].startswith("nanogrid.errors.ConfigurationError: NANOGRID_TRACING is on, but OpenTelemetry is not")
     assert "pip install 'nanogrid[otel]'" in words[0]
     assert "s3Key: missing" in words[1]
 
@@ -158,5 +158,5 @@ def test_a_worker_that_cannot_trace_does_not_start(tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     (line,) = [line for line in done.stderr.splitlines() if "CRITICAL" in line]
-    assert "the worker cannot start: NANOGRID_TRACING is on, and OpenTelemetry is not installed" in line
+    assert "the worker cannot start: NANOGRID_TRACING is on, but OpenTelemetry is not installed" in line
     assert "Traceback" not in done.stderr

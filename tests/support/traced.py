@@ -19,7 +19,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from nanogrid.celery import app
 from nanogrid.client import Client
-from nanogrid.execution.pool.child.lease import use_owner
 from nanogrid.tasks import execute_function
 from nanogrid.telemetry import tracing
 from nanogrid.wire.names import EXECUTE
@@ -31,7 +30,7 @@ def main() -> None:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
-    use_owner(Path(sys.argv[1]))
+    app.owner_address = Path(sys.argv[1])
     with trace.get_tracer("test").start_as_current_span("caller"):
         client = Client()
         client.submit(json.load(sys.stdin))

@@ -1,4 +1,4 @@
-"""One outcome per run, told from facts."""
+"""One outcome per run, derived from facts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def report(ended: Ended, exit_code: int | None = None, oom_kills: int | None = 0
 
 
 def container(*, oom_killed: bool = False) -> Any:
-    """A container that is gone, as the engine tells its end."""
+    """A removed container, as the engine reports its end."""
     return SimpleNamespace(name="c", end=End(running=False, exit_code=137, oom_killed=oom_killed), destroy=lambda: None)
 
 
@@ -39,19 +39,19 @@ def container(*, oom_killed: bool = False) -> Any:
     ],
 )
 def test_the_outcome_follows_from_what_was_counted(run: RunReport, outcome: Outcome, exit_code: int) -> None:
-    """Exit codes are never taken for causes."""
+    """Exit codes are never taken as causes."""
     assert classify(run, container()) == (outcome, exit_code)
 
 
 def test_without_accounts_the_engine_is_asked() -> None:
-    """Where the cgroup cannot be read, the engine's flag about the ended container decides."""
+    """If the cgroup cannot be read, the engine's flag of the ended container decides."""
     run = report(Ended.EXITED, 137, oom_kills=None)
     assert classify(run, container(oom_killed=True)) == (Outcome.OUT_OF_MEMORY, 137)
     assert classify(run, container(oom_killed=False)) == (Outcome.FAILED, 137)
 
 
 def test_a_container_that_vanished_is_our_trouble() -> None:
-    """A container that went away was lost, unless memory was the reason."""
+    """A container that disappeared was lost, unless memory was the reason."""
     assert classify(report(Ended.LOST), container(oom_killed=True)) == (Outcome.OUT_OF_MEMORY, 137)
     with pytest.raises(ContainerLostError):
         classify(report(Ended.LOST), container(oom_killed=False))
@@ -61,7 +61,7 @@ def test_a_container_that_vanished_is_our_trouble() -> None:
     ("handler", "module"), [("app.run", "app"), ("package.module.run", "package"), ("todos/get-one.get", "todos")]
 )
 def test_a_handler_needs_its_module(handler: str, module: str) -> None:
-    """A handler is called by the interpreter, and its module must be in the code."""
+    """The interpreter calls a handler, so the code must contain its module."""
     command = ("python", "/nanogrid/runner/call_handler.py", handler)
     assert handler_command(handler) == (command, HandlerModule(module))
 
@@ -78,22 +78,22 @@ def test_a_handler_needs_its_module(handler: str, module: str) -> None:
     ],
 )
 def test_numbers_that_json_has_not_are_null_and_told(written: bytes, value: object, line: str) -> None:
-    """The rest of the value stays, and nobody who reads the result meets a word that is no JSON."""
+    """The rest of the value stays, and no reader of the result meets invalid JSON."""
     found, told = value_of(written)
     assert found == value
-    assert told == (f"nanogrid: the value holds {line}, which JSON cannot: null is in its place\n" if line else "")
+    assert told == (f"nanogrid: the value holds {line}, which JSON does not have; replaced by null\n" if line else "")
 
 
 @pytest.mark.parametrize("written", [b"{", b"\x89PNG", b"[" * 100_000, b"1" * 5000, b'{"a": nan}', b"\xff\xfe"])
 def test_what_is_no_json_is_no_value(written: bytes) -> None:
-    """One line says so."""
+    """One line reports it."""
     found, told = value_of(written)
     assert found is None
-    assert told.startswith("nanogrid: the value in NANOGRID_RESULT is no JSON: ")
+    assert told.startswith("nanogrid: the value in NANOGRID_RESULT is not JSON: ")
 
 
 def test_a_value_is_nested_as_deep_as_its_readers_follow() -> None:
-    """A deeper one is left out and told: the run's result must not fail by it, neither here nor where it is read."""
+    """A deeper value is left out and reported: it must not break the result, neither here nor for its readers."""
     found, told = value_of(b"[" * 200 + b"]" * 200)
     assert told == ""
     result = not_run("id", "function", "reason").model_copy(update={"value": found})
@@ -102,5 +102,5 @@ def test_a_value_is_nested_as_deep_as_its_readers_follow() -> None:
         found, told = value_of(b"[" * deep + b"]" * deep)
         assert found is None
         assert told.startswith(
-            "nanogrid: the value in NANOGRID_RESULT is left out, for it is nested more than 200 levels deep"
+            "nanogrid: the value in NANOGRID_RESULT is left out because it is nested more than 200 levels deep"
         )

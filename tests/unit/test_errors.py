@@ -1,4 +1,4 @@
-"""Errors come back as themselves."""
+"""Errors survive process boundaries, and each has its cause."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from celery.backends.base import Backend
 
 from nanogrid import errors
 from nanogrid.celery import make_app
+from nanogrid.telemetry.counters import CAUSES
 
 CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, errors.NanoGridError)]
 
@@ -22,7 +23,7 @@ def example(cls: type[errors.NanoGridError]) -> errors.NanoGridError:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_error_survives_pickling(cls: type[errors.NanoGridError]) -> None:
-    """An error that crosses a process boundary is the same class with the same sentence."""
+    """After crossing a process boundary, an error has the same class and sentence."""
     error = example(cls)
     back = pickle.loads(pickle.dumps(error))
     assert type(back) is cls
@@ -31,7 +32,7 @@ def test_every_error_survives_pickling(cls: type[errors.NanoGridError]) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_error_survives_celerys_json_backend(cls: type[errors.NanoGridError]) -> None:
-    """An error that Celery stores as JSON is raised as the same class with the same sentence."""
+    """An error that Celery stores as JSON is raised with the same class and sentence."""
     backend = Backend(app=make_app())
     error = example(cls)
     back = backend.exception_to_python(backend.prepare_exception(error, serializer="json"))
@@ -40,7 +41,7 @@ def test_every_error_survives_celerys_json_backend(cls: type[errors.NanoGridErro
 
 
 def test_only_platform_trouble_is_retryable() -> None:
-    """What the sender or the operator has to mend is never tried again."""
+    """What the sender or the operator must correct is never retried."""
     retryable = {cls.__name__ for cls in CLASSES if cls.retryable}
     assert retryable == {
         "ClaimBusyError",
@@ -53,3 +54,10 @@ def test_only_platform_trouble_is_retryable() -> None:
         "PoolExhaustedError",
         "RedisUnavailableError",
     }
+
+
+@pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls.retryable])
+def test_every_retryable_error_is_counted_under_a_known_cause(cls: type[errors.NanoGridError]) -> None:
+    """The metric's labels are few and known. A busy claim ends no attempt, so it has no cause of its own."""
+    assert cls.cause in CAUSES
+    assert (cls.cause == "unexpected") == (cls is errors.ClaimBusyError)

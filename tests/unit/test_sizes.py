@@ -1,4 +1,4 @@
-"""Which size is chosen, as a table over plain samples, and what holds for all samples there can be."""
+"""Which size is chosen: as a table over plain samples, and as properties of all samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nanogrid.tuner.sizes import (
     MEASURED,
     NOISE,
     NOISE_MS,
-    Measured,
+    Measurement,
     Sample,
     Size,
     Strategy,
@@ -24,7 +24,7 @@ from nanogrid.tuner.sizes import (
     is_measured,
     score,
     standard_error,
-    summarise,
+    summarize,
     time_range,
     trimmed,
 )
@@ -34,33 +34,33 @@ OK = Outcome.SUCCEEDED
 
 
 def samples(*times_ms: float, outcome: Outcome = OK, warm: bool = True) -> list[Sample]:
-    """Runs that took so long."""
+    """Runs that took these times."""
     return [Sample(outcome, time_ms, warm=warm) for time_ms in times_ms]
 
 
 def measured(
     memory_mb: int, time_ms: float, *, spread: float = 0.0, cpus: float = 1.0, outcome: Outcome = OK
-) -> Measured:
-    """A size at which three runs took so long, two of them shorter and longer by a share."""
+) -> Measurement:
+    """A size with three runs around this time, one shorter and one longer by a share."""
     times = (time_ms * (1 - spread), time_ms, time_ms * (1 + spread))
-    return summarise(Size(memory_mb, cpus), samples(*times, outcome=outcome))
+    return summarize(Size(memory_mb, cpus), samples(*times, outcome=outcome))
 
 
 @pytest.mark.parametrize(
     ("sizes", "cost", "speed", "balanced"),
     [
-        # Nothing is gained by more memory: the smallest, for everything.
+        # More memory gains nothing: the smallest size, for every strategy.
         ({64: 100, 128: 100, 512: 100}, 64, 64, 64),
-        # Differences within the noise are none, also where the larger size is a little faster.
+        # Differences within the noise do not count, even if the larger size is slightly faster.
         ({64: 104, 128: 102, 512: 100}, 64, 64, 64),
         ({64: 3.4, 128: 2.9, 512: 2.6}, 64, 64, 64),
-        # Twice the memory takes 20 % off: faster, but not worth it.
+        # Twice the memory takes 20 % off the time: faster, but not worth it.
         ({128: 1000, 256: 800}, 128, 256, 128),
-        # 40 % off: dearer in GB-seconds, and balanced takes it.
+        # 40 % off: more expensive in GB-seconds, and balanced chooses it.
         ({128: 1000, 256: 600}, 128, 256, 256),
-        # More than half off: better in everything.
+        # More than half off: better in every respect.
         ({128: 1000, 256: 400}, 256, 256, 256),
-        # The curve of a function that is bound by its memory: each strategy has its own.
+        # The curve of a memory-bound function: each strategy chooses a different size.
         ({128: 1000, 256: 600, 512: 480}, 128, 512, 256),
     ],
 )
@@ -75,20 +75,20 @@ def test_each_strategy_has_its_choice(sizes: dict[int, float], cost: int, speed:
 
 
 def test_times_that_spread_need_more_runs_to_be_told_apart() -> None:
-    """A tenth faster is faster where times are steady, and noise where they are not, until there are enough of them."""
+    """A tenth faster is significant if times are steady. If they spread, it is noise until there are enough runs."""
     steady = [measured(128, 100, spread=0.01), measured(256, 90, spread=0.01)]
     assert choose(steady, Strategy.SPEED) == Size(256, 1)
     spread = [measured(128, 100, spread=0.15), measured(256, 90, spread=0.15)]
     assert choose(spread, Strategy.SPEED) == Size(128, 1)
     many = [
-        summarise(Size(memory_mb, 1), samples(*[time_ms * share for share in (0.85, 1, 1.15)] * 30))
+        summarize(Size(memory_mb, 1), samples(*[time_ms * share for share in (0.85, 1, 1.15)] * 30))
         for memory_mb, time_ms in ((128, 100), (256, 90))
     ]
     assert choose(many, Strategy.SPEED) == Size(256, 1)
 
 
 def test_more_cores_are_taken_only_where_they_help() -> None:
-    """Cores cost nothing by themselves, so a second one is taken for its speed and left where it brings none."""
+    """Cores cost nothing by themselves, so a second one is chosen if it makes runs faster, and not otherwise."""
     helps = [measured(128, 1000, cpus=1), measured(128, 520, cpus=2)]
     assert {choose(helps, strategy) for strategy in Strategy} == {Size(128, 2)}
     idle = [measured(128, 1000, cpus=1), measured(128, 990, cpus=2)]
@@ -98,17 +98,17 @@ def test_more_cores_are_taken_only_where_they_help() -> None:
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not OK])
 def test_a_size_with_a_failure_is_not_chosen(outcome: Outcome) -> None:
     """However fast it failed, and whether or not other runs of it succeeded."""
-    failing = summarise(Size(64, 1), [*samples(1, 1, 1), *samples(1, outcome=outcome), *samples(1)])
+    failing = summarize(Size(64, 1), [*samples(1, 1, 1), *samples(1, outcome=outcome), *samples(1)])
     assert failing.outcome is outcome
     assert choose([failing, measured(512, 900)], Strategy.COST) == Size(512, 1)
     assert choose([failing], Strategy.SPEED) is None
 
 
 def test_without_any_size_there_is_no_choice() -> None:
-    """None, and not an error; but a size without samples is a mistake of the caller's."""
+    """None instead of an error; but a size without samples is the caller's mistake."""
     assert choose([], Strategy.COST) is None
     with pytest.raises(ValueError, match="no samples"):
-        summarise(Size(64, 1), [])
+        summarize(Size(64, 1), [])
 
 
 def test_outliers_are_trimmed_at_both_ends() -> None:
@@ -116,12 +116,12 @@ def test_outliers_are_trimmed_at_both_ends() -> None:
     assert trimmed([5, 1, 3, 1000]) == [1, 3, 5, 1000]
     assert trimmed([5, 1, 3, 1000, 4]) == [3, 4, 5]
     assert trimmed([10, 9, 8, 7, 6, 5, 4, 3, 2, 1000]) == [4, 5, 6, 7, 8, 9]
-    found = summarise(Size(64, 1), samples(5, 1, 3, 1000, 4))
+    found = summarize(Size(64, 1), samples(5, 1, 3, 1000, 4))
     assert (found.time_ms, found.shortest_ms, found.longest_ms, found.runs) == (4, 3, 5, 5)
 
 
 def test_the_error_of_a_mean_is_that_of_a_trimmed_one() -> None:
-    """The trimmed times are moved to the ends of the rest; without any trimming it is the usual one."""
+    """The trimmed times are moved to the ends of the rest; without trimming it is the usual standard error."""
     assert standard_error([100]) == 0
     assert standard_error([90, 110]) == pytest.approx(10)
     # 1 and 1000 become 3 and 5: deviation 1 of [3, 3, 4, 5, 5], three fifths kept.
@@ -129,43 +129,43 @@ def test_the_error_of_a_mean_is_that_of_a_trimmed_one() -> None:
 
 
 def test_a_warm_up_counts_for_memory_only() -> None:
-    """Its time is that of a start, but the limit has to hold for it."""
+    """Its time is that of a start, but the limit must suffice for it."""
     warm_up = Sample(OK, 900, peak_memory_bytes=50 * MIB, cpu_ms=700, warm=False, counted=False)
     run = Sample(OK, 10, peak_memory_bytes=20 * MIB, cpu_ms=8)
-    found = summarise(Size(64, 1), [warm_up, run, replace(run, peak_memory_bytes=None, cpu_ms=None)])
+    found = summarize(Size(64, 1), [warm_up, run, replace(run, peak_memory_bytes=None, cpu_ms=None)])
     assert (found.time_ms, found.cpu_ms, found.runs, found.not_warm) == (10, 8, 2, 0)
     assert found.peak_memory_bytes == 50 * MIB
 
 
 def test_a_warm_up_that_fails_takes_the_size_out() -> None:
-    """There are no times then, and no GB-seconds."""
-    found = summarise(Size(64, 1), [Sample(Outcome.OUT_OF_MEMORY, 30, counted=False)])
+    """It has no times then, and no GB-seconds."""
+    found = summarize(Size(64, 1), [Sample(Outcome.OUT_OF_MEMORY, 30, counted=False)])
     assert (found.outcome, found.runs, found.time_ms, found.gb_seconds) == (Outcome.OUT_OF_MEMORY, 0, None, None)
     assert not found.succeeded
 
 
 def test_a_warm_up_alone_is_no_measurement() -> None:
     """A size that was never timed is not chosen."""
-    found = summarise(Size(64, 1), [Sample(OK, 30, counted=False)])
+    found = summarize(Size(64, 1), [Sample(OK, 30, counted=False)])
     assert choose([found], Strategy.COST) is None
 
 
 def test_runs_that_were_not_warm_are_counted_and_not_timed() -> None:
-    """Unless none was warm, as with images that have a container for each run."""
+    """Unless none was warm, as with images that need a container for each run."""
     cold = samples(400, 500, warm=False)
-    assert summarise(Size(64, 1), [*cold, *samples(10)]).time_ms == 10
-    assert summarise(Size(64, 1), [*cold, *samples(10)]).not_warm == 2
-    assert summarise(Size(64, 1), cold).time_ms == 450
+    assert summarize(Size(64, 1), [*cold, *samples(10)]).time_ms == 10
+    assert summarize(Size(64, 1), [*cold, *samples(10)]).not_warm == 2
+    assert summarize(Size(64, 1), cold).time_ms == 450
 
 
 def test_gb_seconds_are_those_of_lambda() -> None:
-    """1024 MiB for a second is one."""
+    """1024 MiB for one second is 1."""
     assert gb_seconds(Size(1024, 1), 1000) == 1
     assert measured(256, 200).gb_seconds == pytest.approx(0.05)
 
 
 def test_the_tuner_can_tell_a_measurement() -> None:
-    """By its function id, which a request accepts."""
+    """By the prefix of its function id, which requests accept."""
     request = parse_request(
         {"functionId": f"{MEASURED}hello", "runtime": "python", "s3Bucket": "code", "s3Key": "k"},
         Settings(),
@@ -191,8 +191,8 @@ STRATEGIES = st.sampled_from(Strategy)
 
 
 @given(MEASUREMENTS, STRATEGIES)
-def test_the_choice_is_a_size_that_succeeded(sizes: list[Measured], strategy: Strategy) -> None:
-    """One is chosen wherever there is one, in whatever order they come, and failing ones change nothing."""
+def test_the_choice_is_a_size_that_succeeded(sizes: list[Measurement], strategy: Strategy) -> None:
+    """If any succeeded, one is chosen, whatever their order, and failed sizes change nothing."""
     working = [one for one in sizes if one.succeeded]
     choice = choose(sizes, strategy)
     assert (choice is None) == (not working)
@@ -201,7 +201,7 @@ def test_the_choice_is_a_size_that_succeeded(sizes: list[Measured], strategy: St
 
 
 @given(MEASUREMENTS, STRATEGIES)
-def test_the_choice_is_nearly_the_best_and_no_smaller_one_is(sizes: list[Measured], strategy: Strategy) -> None:
+def test_the_choice_is_nearly_the_best_and_no_smaller_one_is(sizes: list[Measurement], strategy: Strategy) -> None:
     """It is not worse than the best by more than the noise of its own time; every smaller size is."""
     working = {one.size: time_range(one) for one in sizes if one.succeeded}
     choice = choose(sizes, strategy)
@@ -214,8 +214,8 @@ def test_the_choice_is_nearly_the_best_and_no_smaller_one_is(sizes: list[Measure
 
 
 @given(MEASUREMENTS)
-def test_a_time_stands_for_a_range_around_it(sizes: list[Measured]) -> None:
-    """Downwards a twentieth and a millisecond at least, and never below zero."""
+def test_a_time_stands_for_a_range_around_it(sizes: list[Measurement]) -> None:
+    """Downwards at least a twentieth and a millisecond, and never below zero."""
     for one in sizes:
         if one.time_ms is not None:
             shortest, longest = time_range(one)
@@ -224,8 +224,8 @@ def test_a_time_stands_for_a_range_around_it(sizes: list[Measured]) -> None:
 
 
 @given(MEASUREMENTS, STRATEGIES)
-def test_no_choice_is_beaten_in_both(sizes: list[Measured], strategy: Strategy) -> None:
-    """No size that is as small or smaller is faster than it beyond all noise."""
+def test_no_choice_is_beaten_in_both(sizes: list[Measurement], strategy: Strategy) -> None:
+    """No size of at most its memory is faster beyond the noise."""
     chosen = next((one for one in sizes if one.size == choose(sizes, strategy)), None)
     if chosen is None:
         return
@@ -240,10 +240,10 @@ def test_no_choice_is_beaten_in_both(sizes: list[Measured], strategy: Strategy) 
 
 @given(st.lists(st.floats(0.1, 1e6), min_size=1, max_size=30))
 def test_the_mean_lies_within_what_was_kept(times_ms: list[float]) -> None:
-    """Trimming leaves at least one, takes the same number at both ends, and the mean lies between its ends."""
+    """Trimming leaves at least one time and removes the same number at both ends; the mean is between the ends."""
     kept = trimmed(times_ms)
     assert kept
     assert (len(times_ms) - len(kept)) % 2 == 0
-    found = summarise(Size(64, 1), samples(*times_ms))
+    found = summarize(Size(64, 1), samples(*times_ms))
     assert found.time_ms is not None
     assert kept[0] * (1 - 1e-9) <= found.time_ms <= kept[-1] * (1 + 1e-9)

@@ -1,4 +1,4 @@
-"""Lines about a request's stages: what they hold, in text and in JSON, and what never gets into one."""
+"""Log lines about the stages of a request: what they hold, in text and in JSON, and what they never hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nanogrid.celery import make_app
 from nanogrid.result import ExecutionResult, Outcome, StartKind, not_run
 from nanogrid.settings import Settings
 from nanogrid.telemetry import stages
-from nanogrid.telemetry.logs import JsonLines, Logging, TextLines, _not_told_by_stages, _without_body
+from nanogrid.telemetry.logs import JsonLines, Logging, TextLines, _not_a_stage, _without_body
 from nanogrid.telemetry.masking import Mask, secrets_of
 
 FORMAT = "[%(levelname)s/%(processName)s] %(message)s"
@@ -45,7 +45,7 @@ SUCCEEDED = ExecutionResult(
 
 @pytest.fixture
 def written() -> Iterator[io.StringIO]:
-    """What a handler of the test's own writes of the stages; its formatter is set by `as_json` or `as_text`."""
+    """What the test's own handler writes for the stages; `as_json` or `as_text` sets its formatter."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(TextLines(Mask(), FORMAT, use_color=False))
@@ -57,7 +57,7 @@ def written() -> Iterator[io.StringIO]:
 
 
 def as_json(record: logging.LogRecord, *secrets: str) -> dict[str, Any]:
-    """A record's line as JSON."""
+    """Return a record's line as JSON."""
     line = JsonLines(Mask(secrets), "w1@here").format(record)
     assert "\n" not in line
     parsed: dict[str, Any] = json.loads(line)
@@ -69,9 +69,9 @@ def record_of(message: object, *args: object, level: int = logging.INFO, **more:
 
 
 def say_all() -> None:
-    """Every stage that there is, once."""
+    """Write every stage once."""
     stages.received("r-1", "hello", 1, queue="python", deliveries=1, age_ms=8.4)
-    with stages.Run("r-1", "hello", 1) as run:
+    with stages.RunStages("r-1", "hello", 1) as run:
         run.code_ready(cached=True, fetch_ms=0.61, unpack_ms=0.0, build_ms=None)
         run.started(**STARTED)
     stages.retrying("r-1", "hello", 1, "S3 does not answer\nand more", 1.54)
@@ -80,7 +80,7 @@ def say_all() -> None:
 
 
 def test_each_stage_is_a_line_for_people(written: io.StringIO) -> None:
-    """Stage, request and function come first, then what is to be said."""
+    """Stage, request and function come first, then the details."""
     say_all()
     assert written.getvalue().splitlines() == [
         "[INFO/MainProcess] received  r-1  hello  queue python, sent 8 ms ago",
@@ -89,12 +89,12 @@ def test_each_stage_is_a_line_for_people(written: io.StringIO) -> None:
         "[INFO/MainProcess] started   r-1  hello  timeout 1000 ms, 512 MiB, 1 CPU",
         "[WARNING/MainProcess] retrying  r-1  hello  attempt 1 failed: S3 does not answer; again in 1.5 s",
         "[INFO/MainProcess] finished  r-1  hello  SUCCEEDED, exit code 0, 2 ms, warm start, peak 9.1 of 512 MiB",
-        "[INFO/MainProcess] answered  r-1  hello  SUCCEEDED is not stored: it had its result before",
+        "[INFO/MainProcess] answered  r-1  hello  SUCCEEDED is not stored: the request had a result before",
     ]
 
 
 def test_each_stage_is_an_object(caplog: pytest.LogCaptureFixture) -> None:
-    """The same fields at the front of each, the stage's own behind them."""
+    """All lines start with the same fields; the stage's own follow."""
     with caplog.at_level(logging.INFO, stages.log.name):
         say_all()
     lines = [as_json(record) for record in caplog.records]
@@ -111,7 +111,7 @@ def test_each_stage_is_an_object(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_no_line_holds_what_a_function_wrote(written: io.StringIO, caplog: pytest.LogCaptureFixture) -> None:
-    """stdout, stderr and value of a result are in neither form."""
+    """Neither form holds stdout, stderr or value of a result."""
     with caplog.at_level(logging.INFO, stages.log.name):
         stages.finished(SUCCEEDED)
     assert "secret" not in written.getvalue()
@@ -119,36 +119,36 @@ def test_no_line_holds_what_a_function_wrote(written: io.StringIO, caplog: pytes
 
 
 def test_a_warm_run_writes_nothing_before_it_has_begun(written: io.StringIO) -> None:
-    """The line about code that was there waits for the others, with its own time, and is written where none comes."""
-    with stages.Run("r-1", "hello", 1) as run:
+    """The line about cached code waits for the others, keeps its own time, and is also written if these never come."""
+    with stages.RunStages("r-1", "hello", 1) as run:
         run.code_ready(cached=True, fetch_ms=0.61, unpack_ms=0.0, build_ms=None)
         assert written.getvalue() == ""
         run.started(**STARTED)
         assert [line.split()[1] for line in written.getvalue().splitlines()] == ["code", "container", "started"]
-    with stages.Run("r-2", "hello", 1) as run:
+    with stages.RunStages("r-2", "hello", 1) as run:
         run.code_ready(cached=True, fetch_ms=0.61, unpack_ms=0.0, build_ms=None)
     assert written.getvalue().splitlines()[3:] == ["[INFO/MainProcess] code      r-2  hello  cached, fetch 0.6 ms"]
 
 
 @pytest.mark.parametrize(("cached", "build_ms"), [(False, None), (True, 800.0)])
 def test_what_took_its_time_is_told_at_once(written: io.StringIO, cached: bool, build_ms: float | None) -> None:
-    """Code that was fetched or built is a line before the request asks for a container."""
-    with stages.Run("r-1", "hello", 1) as run:
+    """Code that was downloaded or built gets its line before the request asks for a container."""
+    with stages.RunStages("r-1", "hello", 1) as run:
         run.code_ready(cached=cached, fetch_ms=90.0, unpack_ms=3.0, build_ms=build_ms)
         assert written.getvalue().count("\n") == 1
 
 
 def test_a_line_tells_the_time_of_its_stage(caplog: pytest.LogCaptureFixture) -> None:
-    """Not that of its writing."""
+    """Not the time of its writing."""
     with caplog.at_level(logging.INFO, stages.log.name):
         stage = stages.Stage("answered", "r-1", "hello", 1, {"outcome": "SUCCEEDED"})
         stage.at = 61.25
-        stages.say(logging.INFO, stage)
+        stages.write(logging.INFO, stage)
     assert as_json(caplog.records[0])["time"] == "1970-01-01T00:01:01.250Z"
 
 
 def test_only_the_first_line_of_a_reason_is_told(written: io.StringIO) -> None:
-    """What follows may be the end of a build's log."""
+    """Later lines may be the end of a build log."""
     stages.finished(not_run("r-1", "hello", "build.sh failed, and ends with:\nbuild-secret"))
     assert written.getvalue() == (
         "[WARNING/MainProcess] finished  r-1  hello  NOT_RUN: build.sh failed, and ends with:\n"
@@ -156,7 +156,7 @@ def test_only_the_first_line_of_a_reason_is_told(written: io.StringIO) -> None:
 
 
 def test_a_name_cannot_forge_a_line(written: io.StringIO) -> None:
-    """Line ends, control characters and spaces in a function's name are escaped, and a long one is cut."""
+    """Line ends, control characters and spaces in a function's name are escaped, and a long name is cut."""
     stages.received("r\n-1", "a b\n\x1b[31m finished", 2, queue="python", deliveries=3, age_ms=None)
     assert written.getvalue() == (
         "[INFO/MainProcess] received  r\\n-1  a\\x20b\\n\\x1b[31m\\x20finished  queue python, delivery 3, attempt 2\n"
@@ -165,7 +165,7 @@ def test_a_name_cannot_forge_a_line(written: io.StringIO) -> None:
 
 
 def test_nothing_is_made_where_nobody_listens(written: io.StringIO) -> None:
-    """Above its level a stage costs a look; trouble is told all the same."""
+    """Below the log level a stage costs one check; warnings are logged nevertheless."""
     stages.log.setLevel(logging.WARNING)
     say_all()
     assert [line.split()[1] for line in written.getvalue().splitlines()] == ["retrying"]
@@ -185,7 +185,7 @@ def test_other_lines_are_objects_too() -> None:
 
 
 def test_the_time_is_utc_to_the_millisecond() -> None:
-    """ISO 8601, with the second's text kept from line to line."""
+    """ISO 8601; the text of the second is reused from line to line."""
     lines = JsonLines(Mask(), "w")
     for created, text in (
         (0.0, "1970-01-01T00:00:00.000Z"),
@@ -210,12 +210,12 @@ def test_the_time_is_utc_to_the_millisecond() -> None:
     ],
 )
 def test_passwords_in_urls_are_hidden(text: str, masked: str) -> None:
-    """In any URL, whoever wrote it; the rest of the line stays as it is."""
+    """In any URL, whoever logs it; the rest of the line stays unchanged."""
     assert Mask()(text) == masked
 
 
 def test_passwords_of_the_settings_are_hidden_wherever_they_stand() -> None:
-    """Not only in URLs: as they are, percent-encoded, and as they stand in JSON."""
+    """Not only in URLs: also as they are, percent-encoded, and as written in JSON."""
     settings = Settings(
         result_url="redis://:top%22secret@host/0",
         monitor_url="redis://user:other-secret@host/1",
@@ -233,14 +233,14 @@ def test_passwords_of_the_settings_are_hidden_wherever_they_stand() -> None:
 
 
 def test_a_short_password_does_not_blot_out_words() -> None:
-    """It is hidden in URLs alone."""
+    """It is masked in URLs only."""
     mask = Mask(secrets_of(Settings(result_url="redis://:re@host/0")))
     assert mask("stored at redis://:re@host/0") == "stored at redis://:**@host/0"
 
 
 @pytest.mark.parametrize(("log_format", "expected"), [("text", TextLines), ("json", JsonLines)])
 def test_the_setting_chooses_the_formatter(log_format: Any, expected: type) -> None:
-    """Of each handler that Celery makes, for the app's own settings."""
+    """For each handler that Celery creates, by the app's own settings."""
     app = make_app(Settings(log_format=log_format, result_url="redis://:top-secret@host/0"))
     assert isinstance(app.log, Logging)
     logger = logging.getLogger(f"nanogrid.test.{log_format}")
@@ -252,11 +252,11 @@ def test_the_setting_chooses_the_formatter(log_format: Any, expected: type) -> N
 
 
 def test_celerys_lines_about_our_tasks_go() -> None:
-    """Those that a stage tells; other tasks' lines stay, and so do warnings."""
+    """Lines that a stage replaces are dropped; other tasks' lines stay, and so do warnings."""
     from celery.app.trace import LOG_FAILURE, LOG_RETRY, LOG_SUCCESS
 
     def stays(message: str, name: str, *args: object) -> bool:
-        return _not_told_by_stages(record_of(message, *args, extra={"data": {"name": name}}))
+        return _not_a_stage(record_of(message, *args, extra={"data": {"name": name}}))
 
     for message in (LOG_SUCCESS, LOG_RETRY):
         assert not stays(message, "nanogrid.execute_function")
@@ -268,7 +268,7 @@ def test_celerys_lines_about_our_tasks_go() -> None:
 
 
 def test_the_body_of_an_unusable_message_goes() -> None:
-    """Celery would show it whole."""
+    """Celery would log it in full."""
     from celery.worker.consumer.consumer import INVALID_TASK_ERROR, UNKNOWN_FORMAT, UNKNOWN_TASK_ERROR
 
     for message, args, said in (
@@ -277,7 +277,7 @@ def test_the_body_of_an_unusable_message_goes() -> None:
             ("'no.such'", "body-secret", {}, {}),
             "a message for the unknown task 'no.such' is given back",
         ),
-        (INVALID_TASK_ERROR, ("no id", "body-secret"), "a message that is no usable task is given back: no id"),
+        (INVALID_TASK_ERROR, ("no id", "body-secret"), "a message that is not a usable task is given back: no id"),
         (UNKNOWN_FORMAT, ("body-secret",), "a message of an unknown form is given back"),
     ):
         record = record_of(message, *args)

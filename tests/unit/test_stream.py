@@ -1,4 +1,4 @@
-"""What an entry of the results stream holds, what is cut off, and where a follower may begin."""
+"""What an entry of the results stream holds, what is cut off, and where a follower may start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nanogrid.settings import Settings
 
 
 def result(**fields: Any) -> ExecutionResult:
-    """A result with some fields of its own."""
+    """Return a result with some fields replaced."""
     return ExecutionResult.from_wire(
         {
             "requestId": "r-1",
@@ -35,14 +35,14 @@ def result(**fields: Any) -> ExecutionResult:
 
 
 def through_the_stream(told: ExecutionResult, **settings: Any) -> Any:
-    """What a follower gets of a result, and the fields that are in Redis."""
+    """Return what a follower gets for a result, and the fields stored in Redis."""
     flat = fields_of(told, Settings(**settings))
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     return streamed("1700000000123-7", fields), fields
 
 
 def test_a_small_result_arrives_whole() -> None:
-    """Nothing is cut where nothing is large; number and time are in the entry's id."""
+    """Nothing small is cut; number and time are in the entry's id."""
     told = result(stdout="hällo\n", value={"a": [1, None]}, phases={"run": 1.5})
     found, fields = through_the_stream(told)
     assert (found.result, found.cut, found.number, found.stored_at_ms) == (told, (), 7, 1700000000123)
@@ -50,7 +50,7 @@ def test_a_small_result_arrives_whole() -> None:
 
 
 def test_what_is_large_is_cut_and_named() -> None:
-    """The start of stdout and the end of stderr stay, a large value goes, and the flags say so."""
+    """The start of stdout and the end of stderr stay, a large value is left out, and the flags report it."""
     found, fields = through_the_stream(
         result(stdout="ab" * 50, stderr="cd" * 50, value="x" * 9),
         stream_output_limit_bytes=3,
@@ -65,7 +65,7 @@ def test_what_is_large_is_cut_and_named() -> None:
 
 @given(st.text(), st.text(), st.integers(0, 20))
 def test_no_limit_cuts_a_character_in_two(stdout: str, stderr: str, limit: int) -> None:
-    """What is left has no more bytes than the limit, is a beginning or an end of the whole, and lacks less than a character."""
+    """The rest has no more bytes than the limit, is a start or end of the whole, and misses less than one character."""
     told = result().model_copy(update={"stdout": stdout, "stderr": stderr})
     small, cut = shortened(told, limit, 0)
     for name, whole, kept in (("stdout", stdout, small.stdout), ("stderr", stderr, small.stderr)):
@@ -77,7 +77,7 @@ def test_no_limit_cuts_a_character_in_two(stdout: str, stderr: str, limit: int) 
 
 
 def test_half_a_surrogate_pair_reaches_redis_as_utf8() -> None:
-    """JSON can name what UTF-8 cannot hold; no field of an entry breaks another language's client."""
+    """JSON can express what UTF-8 cannot; no field of an entry breaks another language's client."""
     told = result().model_copy(update={"value": "\ud800", "stdout": "\ud800" * 5, "function_id": "f\ud800"})
     for field in fields_of(told, Settings(stream_output_limit_bytes=3)):
         assert field.encode()
@@ -90,7 +90,7 @@ def test_fields_of_a_newer_worker_are_left_out() -> None:
 
 
 def test_a_gap_is_counted_by_the_numbers() -> None:
-    """What follows each other has no gap; a time in between says nothing."""
+    """Consecutive numbers have no gap; the time between them does not matter."""
     assert gap("5-1", "900-2") == 0
     assert gap("5-1", "6-5") == 3
     assert gap("0-0", "6-1") == 0
@@ -98,18 +98,18 @@ def test_a_gap_is_counted_by_the_numbers() -> None:
 
 @pytest.mark.parametrize("first", ["6-1", "6-999", "6-1000"])
 def test_numbers_that_fall_are_no_gap_of_none(first: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A Redis that lost data is no gap of minus a thousand, and not one of nothing either: nobody can tell."""
+    """A Redis that lost data causes neither a negative gap nor a gap of zero: the number is unknown."""
     assert gap("5-1000", first) is None
     assert (
-        f"Redis has lost results, or its stream was emptied; how many nobody can tell: {first[2:]} follows 1000"
+        f"Redis has lost results, or its stream was emptied; their number is unknown: {first[2:]} follows 1000"
         in caplog.text
     )
 
 
 @pytest.mark.parametrize("start", ["", "yesterday", "-5", "5-", "5-x", "$", "0"])
 def test_a_place_that_cannot_be_understood_is_refused_at_once(start: str) -> None:
-    """Before anything is read, with what is accepted."""
-    with pytest.raises(InvalidRequestError, match="names no place in the results stream; accepted are now, all"):
+    """Before anything is read, with the accepted forms."""
+    with pytest.raises(InvalidRequestError, match="is not a position in the results stream; accepted are now, all"):
         Client(Settings()).follow(start=start)
 
 

@@ -1,4 +1,4 @@
-"""What the tuner tells, and which limit the next run gets: recommendation and advice, as tables and for all records."""
+"""What the tuner recommends, and which limit the next run gets: as tables, and as properties of all records."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LATER = NOW + RULES.backoff_s + 100
 
 
 def told(record: Record, requested_mb: int = 512, rules: Rules = RULES) -> Recommendation:
-    """The recommendation, after everything temporary is over."""
+    """Return the recommendation after every temporary effect is over."""
     return recommend(record, requested_mb, rules, LATER)
 
 
 def advised(record: Record, requested_mb: int = 512, *, code: str = "code-a", at_s: float = LATER) -> Advice:
-    """The advice for the next run."""
+    """Return the advice for the next run."""
     return decide(record, requested_mb, code, RULES, at_s)
 
 
@@ -33,7 +33,7 @@ def advised(record: Record, requested_mb: int = 512, *, code: str = "code-a", at
 
 
 def test_insufficient_data_says_how_much_is_missing() -> None:
-    """A number, no limit."""
+    """It gives a number of runs, and no limit."""
     assert told(learned(*runs(7))) == Recommendation(
         None, 13, 0.0, "insufficient data: 7 of 20 runs are measured, 13 more are needed"
     )
@@ -58,14 +58,14 @@ def test_a_small_saving_has_two_digits() -> None:
 
 
 def test_where_rare_peaks_are_left_out_the_sentence_says_so() -> None:
-    """It does not claim to have room for the highest."""
+    """It does not claim to cover the highest peak."""
     record = learned(*runs(1500, 98.0), replace(RUN, peak_mb=400.0))
     assert told(record).sentence.startswith("lower memoryMb from 512 to 112: 99.9 % of 1501 runs used at most 101 MiB")
 
 
 @pytest.mark.parametrize("requested_mb", [48, 47])
 def test_what_is_right_stays(requested_mb: int) -> None:
-    """Neither the step nor the floor is a reason to ask for more than what is enough."""
+    """Neither the step nor the floor is a reason to recommend more than enough."""
     recommended = told(learned(*runs(25, 40.0)), requested_mb)
     assert recommended.memory_mb == requested_mb
     assert recommended.sentence == f"memoryMb {requested_mb} is right: the highest of 25 runs used 40 MiB"
@@ -89,14 +89,14 @@ def test_an_oom_kill_under_its_own_limit_is_told_to_raise_it() -> None:
 
 
 def test_it_is_told_so_before_there_is_enough_data() -> None:
-    """A first run that is killed says all there is to say, but for the number."""
+    """A first run that is killed gives the full advice except for the number."""
     assert told(learned(OWN), 128) == Recommendation(
         None, 19, 0.0, "raise memoryMb above 128: a run was out of memory (for a number 19 more runs are needed)"
     )
 
 
 def test_whoever_has_raised_it_is_not_told_again() -> None:
-    """Nor is one whose last kill is long ago."""
+    """Nor is a function whose last kill is long ago."""
     record = learned(OWN)
     assert "insufficient" in told(record, 256).sentence
     assert "insufficient" in recommend(record, 128, RULES, NOW + RULES.half_life_s).sentence
@@ -115,13 +115,13 @@ def test_a_function_that_asks_for_too_much_gets_less() -> None:
 
 
 def test_nobody_gets_more_than_is_requested() -> None:
-    """The recommendation says so, the limit stays."""
+    """The recommendation is higher, but the limit stays."""
     advice = advised(learned(*runs(25, 127.0)), 128)
     assert (advice.limit_mb, advice.lowered, advice.recommended_mb) == (128, False, 144)
 
 
 def test_after_a_mistake_the_function_has_its_requested_limit_for_a_while() -> None:
-    """Then what was learned: with the guess while nothing better is known, with the measurement where it ran again."""
+    """Then the learned limit applies: from the guess, or from the measurement of the re-run if there was one."""
     killed = learned(*runs(30), replace(KILLED, at_s=NOW + 60))
     over = NOW + 60 + RULES.backoff_s
     assert (advised(killed, at_s=over - 1).limit_mb, advised(killed, at_s=over - 1).recommended_mb) == (512, 176)
@@ -132,13 +132,13 @@ def test_after_a_mistake_the_function_has_its_requested_limit_for_a_while() -> N
 
 
 def test_an_oom_kill_under_its_own_limit_changes_no_limit() -> None:
-    """There is nothing to go back to, and nothing to run again for."""
+    """There is no earlier limit to return to, and no reason for a re-run."""
     advice = advised(learned(*runs(25, 100.0), OWN), 128, at_s=NOW + 1)
     assert (advice.limit_mb, advice.lowered, advice.tuned_mb) == (128, False, 256)
 
 
 def test_a_ceiling_below_the_need_is_no_limit() -> None:
-    """The ceiling bounds recommendations; nobody is sent into an OOM kill that is foreseen."""
+    """The ceiling bounds recommendations; no run gets a limit that is known to be too small."""
     rules = replace(RULES, ceiling_mb=256)
     record = learned(*runs(25, 300.0), rules=rules)
     assert decide(record, 512, "code-a", rules, LATER).limit_mb == 512
@@ -146,7 +146,7 @@ def test_a_ceiling_below_the_need_is_no_limit() -> None:
 
 
 def test_new_code_is_judged_before_its_first_run() -> None:
-    """By what the old code did, with the margin of few samples; the record does not change by asking."""
+    """By the runs of the old code, with the margin of few samples; asking does not change the record."""
     record = learned(*runs(2000, 46.0))
     assert (advised(record).limit_mb, advised(record, code="code-b").limit_mb, advised(record).limit_mb) == (48, 48, 48)
     few = learned(*runs(40, 43.0))
@@ -156,22 +156,22 @@ def test_new_code_is_judged_before_its_first_run() -> None:
 
 @pytest.mark.parametrize(("requested_mb", "limit_mb", "lowered"), [(512, 48, True), (48, 48, False), (40, 40, False)])
 def test_one_advice_serves_every_requested_limit(requested_mb: int, limit_mb: int, lowered: bool) -> None:
-    """It is kept per function, and requests differ."""
+    """The advice is stored per function, and requests differ."""
     advice = advised(learned(*runs(20)), 256).under(requested_mb)
     assert (advice.limit_mb, advice.lowered, advice.requested_mb) == (limit_mb, lowered, requested_mb)
 
 
 def test_an_advice_that_stands_back_does_so_for_every_request() -> None:
-    """Not lowered for 256 because data is missing: not lowered for 512 either."""
+    """If missing data keeps the limit at 256, it also keeps it at 512."""
     assert advised(EMPTY, 256).under(512).limit_mb == 512
 
 
-# -- what holds for all records
+# -- properties of all records
 
 
 @given(drawn_samples, st.integers(6, 20_000), st.floats(NOW - 10, NOW + 2e5), st.sampled_from(["a", "new"]))
 def test_every_advice_is_within_its_bounds(samples: list, requested_mb: int, now_s: float, code: str) -> None:  # type: ignore[type-arg]
-    """Never above the request; lowered means below; JSON gives the same; asking twice gives the same."""
+    """Never above the request; lowered means below it; JSON keeps it unchanged; asking twice returns the same."""
     record = learned(*samples)
     advice = decide(record, requested_mb, code, RULES, now_s)
     assert 0 < advice.limit_mb <= requested_mb
@@ -187,13 +187,13 @@ def test_every_advice_is_within_its_bounds(samples: list, requested_mb: int, now
 
 @given(st.lists(st.floats(1, 9000), min_size=20, max_size=60), st.integers(6, 10_240))
 def test_no_limit_is_lower_than_the_highest_of_few_peaks(peaks: list[float], requested_mb: int) -> None:
-    """Below a thousand runs every peak that was seen has room, as far as the request allows."""
+    """Below a thousand runs every observed peak fits, as far as the request allows."""
     record = learned(*[replace(RUN, peak_mb=peak) for peak in peaks])
     assert decide(record, requested_mb, "code-a", RULES, LATER).limit_mb >= min(requested_mb, max(peaks))
 
 
 @given(drawn_samples)
 def test_out_of_memory_under_a_lowered_limit_always_leads_back(samples: list) -> None:  # type: ignore[type-arg]
-    """Whatever was before: the next run has what it asks for."""
+    """Whatever happened before, the next run gets what it requests."""
     record = learned(*samples, replace(KILLED, at_s=NOW + 86400, outcome=Outcome.OUT_OF_MEMORY))
     assert decide(record, 512, "code-a", RULES, NOW + 86401).limit_mb == 512

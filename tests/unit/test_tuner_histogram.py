@@ -20,7 +20,7 @@ samples = st.lists(st.tuples(values, ages), min_size=1, max_size=60)
 
 
 def filled(*peaks: float, at_s: float = NOW, half_life_s: float = DAY) -> Histogram:
-    """A histogram of these, all of one time."""
+    """Return a histogram of these values, all with the same time."""
     histogram = Histogram(half_life_s)
     for peak in peaks:
         histogram = histogram.add(peak, at_s)
@@ -28,7 +28,7 @@ def filled(*peaks: float, at_s: float = NOW, half_life_s: float = DAY) -> Histog
 
 
 def of(drawn: list[tuple[float, float]]) -> Histogram:
-    """A histogram of values with their ages."""
+    """Return a histogram of values with their ages."""
     histogram = Histogram(DAY)
     for value, age in drawn:
         histogram = histogram.add(value, NOW - age)
@@ -39,7 +39,7 @@ def of(drawn: list[tuple[float, float]]) -> Histogram:
     ("value", "index"), [(0, 0), (7.9, 0), (8.0, 0), (8.01, 1), (8.4, 1), (8.41, 2), (100, 52), (1e6, LAST)]
 )
 def test_buckets_grow_by_a_twentieth(value: float, index: int) -> None:
-    """The first one ends at 8 MB, each further edge lies 5 % higher, and an edge belongs to the bucket below it."""
+    """The first bucket ends at 8 MB, each further edge is 5 % higher, and an edge belongs to the bucket below."""
     assert number_of(value) == index
     assert value <= edge_mb(index) or index == LAST
     assert index == 0 or value > edge_mb(index - 1)
@@ -56,13 +56,13 @@ def test_every_edge_is_in_its_own_bucket() -> None:
     ("q", "expected"), [(0.0, 10.0), (0.5, 10.0), (0.74, 10.0), (0.76, 20.0), (0.9, 20.0), (0.95, 40.0), (1.0, 40.0)]
 )
 def test_a_percentile_is_the_edge_up_to_which_so_much_lies(q: float, expected: float) -> None:
-    """15 of 20 use 10 MB, three 20, two 40."""
+    """15 of 20 samples are 10 MB, three are 20, two are 40."""
     histogram = filled(*[10.0] * 15, *[20.0] * 3, *[40.0] * 2)
     assert histogram.percentile(q) == pytest.approx(edge_mb(number_of(expected)))
 
 
 def test_without_samples_there_is_no_percentile() -> None:
-    """None, not 0: nobody is recommended nothing."""
+    """None instead of 0: a recommendation of zero would be wrong."""
     empty = Histogram(DAY)
     assert not empty
     assert empty.percentile(0.9) is None
@@ -82,12 +82,12 @@ def test_limits_are_told_with_what_lies_above_them() -> None:
 
 
 def test_above_the_last_edge_the_largest_sample_counts() -> None:
-    """The last bucket has no end, so its edge says nothing."""
+    """The last bucket has no upper end, so its edge is meaningless."""
     assert filled(50_000).percentile(1) == 50_000
 
 
 def test_a_sample_weighs_half_after_a_half_life() -> None:
-    """Two old ones are worth one new one, and the sum tells how many new ones all are worth."""
+    """Two old samples are worth one new one, and the sum is the worth of all in new samples."""
     histogram = filled(10, 10, at_s=NOW - DAY).add(50, NOW)
     assert histogram.weight_at(NOW) == pytest.approx(2)
     assert histogram.percentile(0.5) == pytest.approx(edge_mb(number_of(10)))
@@ -96,14 +96,14 @@ def test_a_sample_weighs_half_after_a_half_life() -> None:
 
 
 def test_old_samples_vanish() -> None:
-    """After many half-lives what was a thousand runs is less than one."""
+    """After many half-lives a thousand runs weigh less than one."""
     histogram = filled(*[500] * 1000, at_s=NOW - 30 * DAY).add(20, NOW)
     assert histogram.highest_mb == 20
 
 
 @pytest.mark.parametrize("late_s", [0.0, 3600.0, 5 * DAY, 60 * DAY, 1e9])
 def test_a_late_sample_weighs_what_its_age_says(late_s: float) -> None:
-    """It may come in any order; one of another age of the world is nothing."""
+    """Samples may come in any order; one that is far too old weighs nothing."""
     in_turn = filled(100, at_s=NOW - late_s).add(20, NOW)
     turned = filled(20).add(100, NOW - late_s)
     assert turned.percentile(0.99) == in_turn.percentile(0.99)
@@ -111,7 +111,7 @@ def test_a_late_sample_weighs_what_its_age_says(late_s: float) -> None:
 
 
 def test_years_of_samples_do_not_overflow() -> None:
-    """The reference moves along; weights stay small numbers."""
+    """The reference moves along, so weights stay small numbers."""
     histogram = Histogram(60.0)
     for minute in range(0, 5_000_000, 997):
         histogram = histogram.add(64, NOW + minute * 60)
@@ -120,7 +120,7 @@ def test_years_of_samples_do_not_overflow() -> None:
 
 
 def test_a_sample_can_be_taken_back() -> None:
-    """Nothing of it is left, although others came in between and weights were rounded."""
+    """It leaves no residue, although other samples came in between and weights were rounded."""
     before = filled(40, 41, 60, at_s=NOW - DAY / 3)
     with_guess = before.add(148, NOW - 1000.3)
     assert with_guess.highest_mb == 148
@@ -128,7 +128,7 @@ def test_a_sample_can_be_taken_back() -> None:
 
 
 def test_taking_back_leaves_the_others_of_its_bucket() -> None:
-    """Only one of them goes."""
+    """Only one of them is removed."""
     assert filled(100, 100).remove(100, NOW).total == 1
 
 
@@ -141,7 +141,7 @@ def test_scaled_samples_count_less() -> None:
 
 
 def test_histograms_of_different_half_lives_are_not_merged() -> None:
-    """Their weights mean different things."""
+    """Their weights are not comparable."""
     with pytest.raises(ValueError, match=r"half-lives of 60\.0 and 86400\.0 s cannot be merged"):
         filled(1, half_life_s=60.0).merge(filled(1))
 
@@ -160,7 +160,7 @@ def test_merging_is_adding_the_samples_of_both(
 
 @given(samples, st.randoms(use_true_random=False))
 def test_the_order_of_samples_does_not_matter(drawn: list[tuple[float, float]], shuffling: object) -> None:
-    """They carry their time, so that many hosts can add to one histogram."""
+    """Each sample carries its time, so many hosts can add to one histogram."""
     shuffled = list(drawn)
     shuffling.shuffle(shuffled)  # type: ignore[attr-defined]
     one, other = of(drawn), of(shuffled)
@@ -173,7 +173,7 @@ def test_the_order_of_samples_does_not_matter(drawn: list[tuple[float, float]], 
 
 @given(samples, st.floats(0, 1), st.floats(0, 1))
 def test_percentiles_rise_and_are_bounded(drawn: list[tuple[float, float]], one: float, other: float) -> None:
-    """A larger share never needs less; all of it lies at or below the edge of the largest sample's bucket."""
+    """A larger share never needs less; the full share is at or below the edge of the largest sample's bucket."""
     histogram = of(drawn)
     low, high = sorted((one, other))
     largest = max(value for value, _ in drawn)
@@ -189,7 +189,7 @@ def test_percentiles_rise_and_are_bounded(drawn: list[tuple[float, float]], one:
 
 @given(samples, st.data())
 def test_a_larger_sample_never_lowers_a_percentile(drawn: list[tuple[float, float]], data: st.DataObject) -> None:
-    """Whichever of the samples grows."""
+    """Whichever sample grows."""
     place = data.draw(st.integers(0, len(drawn) - 1))
     value, age = drawn[place]
     grown = [*drawn[:place], (value * data.draw(st.floats(1, 5)) + 0.1, age), *drawn[place + 1 :]]
@@ -200,20 +200,20 @@ def test_a_larger_sample_never_lowers_a_percentile(drawn: list[tuple[float, floa
 
 @given(samples)
 def test_json_gives_the_same_histogram(drawn: list[tuple[float, float]]) -> None:
-    """To the last digit."""
+    """Exactly, including every digit."""
     histogram = of(drawn)
     assert Histogram.from_json(json.loads(json.dumps(histogram.to_json()))) == histogram
 
 
 @pytest.mark.parametrize("data", [{}, {"halfLifeS": 1, "referenceS": 0, "bucket": [1], "weight": [], "highestMb": []}])
 def test_what_is_no_histogram_is_an_error(data: dict[str, object]) -> None:
-    """Columns of different lengths, or none."""
+    """Columns that are missing or of different lengths."""
     with pytest.raises((KeyError, ValueError)):
         Histogram.from_json(data)
 
 
 def test_space_is_constant() -> None:
-    """Samples in every bucket, at odd times and in large numbers: less than 4 KB; the high percentiles stay."""
+    """Samples in every bucket, at odd times and in large numbers: less than 4 KB, and the high percentiles stay."""
     histogram = Histogram(DAY)
     for turn in range(30):
         for index in range(LAST + 1):

@@ -27,7 +27,7 @@ from nanogrid.execution.code.required import HandlerModule, check_required
 from nanogrid.execution.code.source import Source, url
 from nanogrid.settings import Settings
 from nanogrid.telemetry import counters
-from nanogrid.telemetry.events import happened
+from nanogrid.telemetry.events import count
 
 __all__ = ["Code", "CodeStore", "Usage", "s3_client"]
 
@@ -105,7 +105,7 @@ class CodeStore:
             known = self._cache.record(wanted.source)
             found = self._unchanged(wanted, known)
             if found is not None:
-                happened(counters.CODE_LOOKUP, counters.HIT)
+                count(counters.CODE_LOOKUP, counters.HIT)
                 entry, sha256 = found
                 code = Code(entry.path, sha256, entry.unpacked.size_bytes, _ms_since(started), 0.0, cached=True)
                 return entry, code
@@ -134,7 +134,7 @@ class CodeStore:
 
     def _fetch(self, wanted: _Wanted, started: float) -> tuple[Entry, Code]:
         """Download, check, unpack, publish. Called by one process at a time for each source."""
-        happened(counters.CODE_LOOKUP, counters.MISS)
+        count(counters.CODE_LOOKUP, counters.MISS)
         self._cache.sweep()
         with self._cache.workplace() as workplace:
             archive = workplace / "archive"

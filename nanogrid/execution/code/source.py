@@ -23,7 +23,7 @@ from nanogrid.connections.s3 import s3_client
 from nanogrid.errors import CodeCorruptError, CodeError, CodeNotFoundError, CodeUnavailableError
 from nanogrid.settings import Settings
 from nanogrid.telemetry import counters
-from nanogrid.telemetry.events import happened
+from nanogrid.telemetry.events import count
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -123,7 +123,7 @@ class Source:
                     file.write(chunk)
         finally:
             body.close()
-            happened(counters.S3_BYTES, amount=size)
+            count(counters.S3_BYTES, amount=size)
         return Download(_identity(answer), digest.hexdigest(), size)
 
     def _check_size(self, bucket: str, key: str, size: int) -> None:

@@ -37,7 +37,7 @@ from nanogrid.execution.layers.recipes import Needs, needs, packages_recipe, tre
 from nanogrid.runtimes import Runtime
 from nanogrid.settings import Settings
 from nanogrid.telemetry import counters
-from nanogrid.telemetry.events import happened
+from nanogrid.telemetry.events import count
 
 __all__ = ["LayerStore", "Prepared"]
 
@@ -144,7 +144,7 @@ class LayerStore:
         """The folder of a layer, held by `held`."""
         with self._local_trouble(recipe):
             entry = self._cache.use(recipe.layer_id)
-            happened(counters.LAYER_LOOKUP, counters.MISS if entry is None else counters.HIT)
+            count(counters.LAYER_LOOKUP, counters.MISS if entry is None else counters.HIT)
             if entry is None:
                 self._failures.check(recipe.layer_id)
                 started = time.perf_counter()
@@ -164,11 +164,11 @@ class LayerStore:
             try:
                 entry = self._build(recipe, index_is_ours=index_is_ours)
             except CodeError as error:
-                happened(counters.LAYER_BUILD, counters.FAILED, time.monotonic() - began)
+                count(counters.LAYER_BUILD, counters.FAILED, time.monotonic() - began)
                 log.info("layer %s: %s", recipe.layer_id[:12], str(error).partition("\n")[0])
                 self._failures.remember(recipe.layer_id, error)
                 raise
-            happened(counters.LAYER_BUILD, counters.BUILT, time.monotonic() - began)
+            count(counters.LAYER_BUILD, counters.BUILT, time.monotonic() - began)
             self._failures.forget(recipe.layer_id)
             return entry
 

@@ -1,6 +1,6 @@
-"""How an entry gets into the results stream: a piece of Lua, for the step of Redis that stores the result.
+"""How an entry gets into the results stream: a Lua function, for the script that stores the result.
 
-The rule: what is wrong with the stream never keeps a result from being stored.
+The rule: a problem with the stream never keeps a result from being stored.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ local function append(stream, counter, limit, fields)
     return number, type(added) == 'table' and added.err or ''
 end
 """
-"""Lua: `append(stream, counter, limit, fields)` returns the number, 0 where there is none, and why it could not be done, or an
+"""Lua: `append(stream, counter, limit, fields)` returns the number of the result (0 if there is none), and an error text or an
 empty string.
 
-An entry's id is the milliseconds of Redis' clock, a dash, and the result's number. Where the clock was set back, the last
-entry's milliseconds are taken again: ids must grow. A number is used up also where its entry could not be appended, so
-that followers see that there was one.
+An entry's id is the milliseconds of Redis' clock, a dash, and the result's number. If the clock was set back, the last
+entry's milliseconds are used again, because ids must grow. A number is used up even if its entry could not be appended, so
+that followers notice the gap.
 """
 
 
 def counter_key(stream: str) -> str:
-    """The key that holds the number of the last result."""
+    """Return the key of the last result's number."""
     return f"{stream}:number"

@@ -1,6 +1,7 @@
-"""What an entry of the results stream holds: the result, with its large parts cut, and what somebody filters by.
+"""What an entry of the results stream holds: the result with its large parts cut, and the fields that followers filter by.
 
-The rule: an entry is small whatever a function wrote, and says what is missing in it. The whole result is under its request id.
+The rule: an entry is small whatever a function wrote, and names the parts that were cut. The full result is stored under its
+request id.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from nanogrid.result import ExecutionResult
 from nanogrid.settings import Settings
 
 LONGEST_CHARACTER = 4
-"""Bytes of the longest character in UTF-8."""
+"""Bytes of the longest UTF-8 character."""
 
 
 @dataclass(frozen=True)
 class StreamedResult:
-    """A result as its entry in the stream tells it.
+    """A result as read from the stream.
 
-    `number` counts all results of a deployment, from 1 and without a gap. `id` is the entry's id in Redis. `cut` names the
-    fields of `result` that are not whole: `stdout`, `stderr`, `value`. `missed` is how many results right before this one
-    were gone from the stream before this follower read them; None where Redis has lost results, and nobody can tell how many.
+    `number` counts all results of a deployment, from 1 and without gaps. `id` is the entry's id in Redis. `cut` names the
+    incomplete fields of `result`: `stdout`, `stderr`, `value`. `missed` is how many results directly before this one were
+    removed from the stream before this follower read them; None if Redis has lost results and their number is unknown.
     """
 
     number: int
@@ -38,7 +39,7 @@ class StreamedResult:
         return int(self.id.partition("-")[0])
 
     def to_wire(self) -> dict[str, Any]:
-        """The camelCase JSON object."""
+        """Return the camelCase JSON object."""
         return {
             "number": self.number,
             "id": self.id,
@@ -49,9 +50,9 @@ class StreamedResult:
 
 
 def fields_of(result: ExecutionResult, settings: Settings) -> list[str]:
-    """The names and values of a result's entry, in turn."""
+    """Return names and values of a result's entry, alternating."""
     small, cut = shortened(result, settings.stream_output_limit_bytes, settings.stream_value_limit_bytes)
-    # ASCII: no half of a surrogate pair, which JSON can name and UTF-8 cannot, makes the result unreadable elsewhere.
+    # ASCII: JSON can express a lone surrogate and UTF-8 cannot; it must not make the result unreadable elsewhere.
     text = json.dumps(small.to_wire(), separators=(",", ":"))
     return [
         *("requestId", json_text(result.request_id)),
@@ -63,7 +64,7 @@ def fields_of(result: ExecutionResult, settings: Settings) -> list[str]:
 
 
 def streamed(entry_id: str, fields: Mapping[str, str], missed: int | None = 0) -> StreamedResult:
-    """An entry that was read. Raises ValueError or KeyError where it is none of ours."""
+    """Parse an entry. Raises ValueError or KeyError if NanoGrid did not write it."""
     return StreamedResult(
         number=number_of(entry_id),
         id=entry_id,
@@ -74,21 +75,21 @@ def streamed(entry_id: str, fields: Mapping[str, str], missed: int | None = 0) -
 
 
 def number_of(entry_id: str) -> int:
-    """The number of a result: what stands behind the dash."""
+    """Return the number of a result, the part of the entry's id after the dash."""
     return int(entry_id.partition("-")[2] or 0)
 
 
 def place_of(entry_id: str) -> tuple[int, int]:
-    """An entry's id as Redis orders them."""
+    """Return an entry's id as a pair that sorts as in Redis."""
     ms, _, number = entry_id.partition("-")
     return int(ms or 0), int(number or 0)
 
 
 def shortened(result: ExecutionResult, output_bytes: int, value_bytes: int) -> tuple[ExecutionResult, tuple[str, ...]]:
-    """A result whose parts keep to limits, and the names of those that were cut.
+    """Return the result with its parts cut to the limits, and the names of the parts that were cut.
 
-    Kept are the first bytes of stdout, and the last ones of stderr: what went wrong stands at its end. A value that is too
-    long is left out: half of it would be no JSON.
+    The first bytes of stdout are kept, and the last bytes of stderr, because errors are at its end. A value that is too long
+    is left out: a part of it would not be valid JSON.
     """
     changes: dict[str, Any] = {}
     if _is_longer(result.stdout, output_bytes):
@@ -104,12 +105,12 @@ def shortened(result: ExecutionResult, output_bytes: int, value_bytes: int) -> t
 
 
 def json_text(text: str) -> str:
-    """A text that any client of Redis can take as UTF-8."""
+    """Return a text that any Redis client can decode as UTF-8."""
     return text.encode(errors="replace").decode()
 
 
 def _is_longer(text: str, size_bytes: int) -> bool:
-    """Whether it has more bytes than that; encoded only where its characters do not tell."""
+    """Whether a text has more than `size_bytes` bytes. Encodes it only if its length does not decide."""
     if len(text) * LONGEST_CHARACTER <= size_bytes:
         return False
     return len(text) > size_bytes or len(text.encode(errors="replace")) > size_bytes

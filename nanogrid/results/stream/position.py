@@ -1,6 +1,6 @@
-"""Where a follower of the results stream begins: now, with all that is there, at a time, or after an entry.
+"""Where a follower of the results stream starts: now, at the oldest entry, at a time, or after an entry.
 
-The rule: a position is the id after which reading goes on, and has in it the number of the last result before.
+The rule: a position is the id after which to read, and contains the number of the result before it.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ PLACE = re.compile(r"[1-9]\d{0,18}(-\d{1,19})?|0-\d{1,19}")
 
 
 def check_start(start: str) -> str:
-    """The text as it is. Raises InvalidRequestError where it names no position."""
+    """Return the text unchanged. Raises InvalidRequestError if it is not a position."""
     if start in (NOW, ALL) or PLACE.fullmatch(start):
         return start
     raise InvalidRequestError(
         "start",
-        f"{start!r} names no place in the results stream; accepted are now, all, "
+        f"{start!r} is not a position in the results stream; accepted are now, all, "
         "an entry's id, and a time in milliseconds since 1970",
     )
 
 
 def position(client: redis.Redis, stream: str, start: str) -> str:
-    """The id to read after. An entry that is not there any more may be named: reading goes on behind it."""
+    """Return the id to read after. It may name an entry that no longer exists: reading continues after its place."""
     if "-" in start:
         return start
     if start not in (NOW, ALL) and (earlier := client.xrevrange(stream, max=int(start) - 1, count=1)):
         return str(earlier[0][0])
-    # The counter first: what is appended between the two questions is then read, and not taken for missed.
+    # The counter first: a result appended between the two commands is then read, and does not count as missed.
     last_number = int(str(client.get(counter_key(stream)) or 0))
     try:
         about: dict[str, Any] = client.xinfo_stream(stream)

@@ -1,9 +1,9 @@
-"""Reads the results stream in batches: for one reader that remembers by itself where it is, or with a consumer group.
+"""Reads the results stream in batches: a single reader that keeps its own place, or with a consumer group.
 
-The rule: nothing is delivered twice without need, and nothing is left out in silence. What was trimmed before it was read is
-counted by the numbers on both sides of the gap: Redis itself does not tell (7.0 keeps no account of what MAXLEN removes). Where
-the numbers fall, or a place that was reached is there no more, Redis has lost results: a failover to a replica that had not all
-of them, or a restart. How many nobody can tell, so `missed` is None then, and never 0.
+The rule: nothing is delivered twice without need, and nothing is skipped silently. Entries trimmed before they were read are
+counted by the numbers on both sides of the gap, because Redis does not report them (7.0 does not count what MAXLEN removes).
+If the numbers fall, or a place that was reached no longer exists, Redis has lost results, by a failover to a replica that
+lacked some of them or by a restart. Their number is unknown, so `missed` is None then, and never 0.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ from nanogrid.results.stream.position import ALL, position
 log = logging.getLogger(__name__)
 
 BATCH = 100
-"""Most entries that are fetched at a time."""
+"""Largest number of entries fetched at a time."""
 
 GROUP_BATCH = 20
-"""The same for a consumer of a group: the others cannot have what it has in hand."""
+"""The same for a consumer of a group: the other consumers cannot get what it has fetched."""
 
-LOST = "Redis has lost results, or its stream was emptied; how many nobody can tell: %s"
+LOST = "Redis has lost results, or its stream was emptied; their number is unknown: %s"
 
 Entry = tuple[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Entries in their order, and how many were gone before them; None: unknown. `caught_up`: there was no more to read just then."""
+    """Entries in order. `missed`: how many before them were lost, None if unknown. `caught_up`: the stream had no further entry."""
 
     entries: Sequence[Entry] = ()
     missed: int | None = 0
     caught_up: bool = False
 
 
-class Reading(Protocol):
-    """A way to read. Whatever it asks of Redis may fail; `open` comes before the first `read` and after every failure."""
+class StreamReader(Protocol):
+    """A way to read the stream. Every method may raise redis-py's errors; call `open` before the first `read` and after each error."""
 
     @property
     def place(self) -> str:
-        """Id of the entry after which it goes on."""
+        """Id of the entry after which reading continues."""
 
     def open(self) -> None:
-        """Find the place to go on from."""
+        """Find the place at which to continue."""
 
     def read(self, wait_s: float) -> Batch:
-        """The next entries; waits for them this long at most. 0: does not wait."""
+        """Return the next entries, and wait for them at most this long. 0: do not wait."""
 
     def done(self, entry_id: str) -> None:
-        """The entry was handled: it need not come again."""
+        """The entry was handled and must not be delivered again."""
 
     def skip(self, entry_id: str) -> None:
-        """Like `done`, for entries that nobody handles; may be told to Redis later, together."""
+        """Like `done`, for entries that the caller does not handle. Redis may learn of several of them together, later."""
 
 
-class Alone:
-    """Reads without a group: every reader gets all entries, and where it is goes with it."""
+class SingleReader:
+    """Reads without a group: every reader gets all entries, and its place is lost with it."""
 
     def __init__(self, client: redis.Redis, stream: str, start: str) -> None:
         self._redis, self._stream, self._start = client, stream, start
@@ -86,41 +86,44 @@ class Alone:
         return Batch(entries, missed)
 
     def _look_back(self) -> None:
-        """Go back to where the stream ends, where it has nothing as late as this reader's place: what comes next may have a
-        smaller id. And see whether what was read last is there still, or was trimmed as the oldest."""
+        """Check that the stream still has this reader's place.
+
+        If the stream ends before the place, go back to its end: the next entry may have a smaller id. If the last entry that
+        was read is gone, check whether it was trimmed as the oldest one, or lost.
+        """
         try:
             about: dict[str, Any] = self._redis.xinfo_stream(self._stream)
         except redis.ResponseError as error:
             if "no such key" not in str(error):
                 raise
-            return  # what comes next begins anew, with number 1
+            return  # the next entry starts again at number 1
         last = str(about["last-generated-id"])
         if place_of(last) < place_of(self.place):
-            self._say_lost(last)
+            self._note_lost(last)
             self.place = last
         elif self._was_reached(about) and not self._redis.xrange(self._stream, self.place, self.place):
-            self._say_lost(last)
+            self._note_lost(last)
 
     def _was_reached(self, about: dict[str, Any]) -> bool:
-        """Whether this reader has read the entry at its place, and it cannot have been trimmed: an older one is there."""
+        """Whether this reader has read the entry at its place, and that one cannot have been trimmed: an older one exists."""
         first = about["first-entry"]
         return self._has_read and bool(first) and place_of(str(first[0])) < place_of(self.place)
 
-    def _say_lost(self, last: str) -> None:
+    def _note_lost(self, last: str) -> None:
         self._lost = True
         log.warning(LOST, f"the stream ends with {last}, and {self.place} is not in it")
 
     def done(self, entry_id: str) -> None:
-        """Nobody else has to know."""
+        """Nothing to do: no other reader needs to know."""
 
     skip = done
 
 
-class Grouped:
-    """Reads as one consumer of a group: Redis keeps the place, and hands out again what was not acknowledged.
+class GroupReader:
+    """Reads as one consumer of a group: Redis keeps the place, and delivers entries again that were not acknowledged.
 
-    First comes what this consumer was given before and did not acknowledge, then what others of the group left lying for
-    longer than `abandoned_s`, then what nobody of the group was given yet. A group that is not there is made at `start`.
+    First come entries that this consumer received before and did not acknowledge, then entries that other consumers have not
+    acknowledged for longer than `abandoned_s`, then new entries. A group that does not exist is created at `start`.
     """
 
     def __init__(
@@ -131,28 +134,28 @@ class Grouped:
         self._handled: list[str] = []
         self._own: str | None = None
         self._others = "0-0"
-        self._next_look = 0.0
+        self._next_claim = 0.0
         self._lost = False
-        self._is_told_once = False
+        self._claim_unanswered = False
         self.place = ""
 
     def open(self) -> None:
-        """Make the group where there is none, and go back to what this consumer has in hand."""
+        """Create the group if it does not exist, and go back to the unacknowledged entries of this consumer."""
         try:
             place = position(self._redis, self._stream, self._start)
             self._redis.xgroup_create(self._stream, self._group, id=place, mkstream=True)
             if self.place:
                 self._lost = True
-                log.warning("the group %s was gone from Redis; it is made anew, after %s", self._group, place)
+                log.warning("the group %s was gone from Redis; it is created again, after %s", self._group, place)
             self.place = place
         except redis.ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
             self.place = self._not_before(self._delivered(self._redis.xinfo_groups(self._stream)))
-        if self._is_told_once:  # what was trimmed in the hands of others, in an answer that was lost
-            self._lost, self._is_told_once = True, False
-        self._start = ALL  # a group that is lost from now on has followers that want what they have not seen
-        self._own, self._others, self._next_look = "0-0", "0-0", 0.0
+        if self._claim_unanswered:  # the lost answer may have named trimmed entries of other consumers
+            self._lost, self._claim_unanswered = True, False
+        self._start = ALL  # if the group is lost from now on, its followers need everything that they have not read
+        self._own, self._others, self._next_claim = "0-0", "0-0", 0.0
         self._acknowledge()
 
     def read(self, wait_s: float) -> Batch:
@@ -167,13 +170,13 @@ class Grouped:
         try:
             if self._own is not None:
                 return self._read_own(self._own)
-            if time.monotonic() >= self._next_look and (left := self._take_over()):
+            if time.monotonic() >= self._next_claim and (left := self._take_over()):
                 return left
             fresh = self._read_new()
             if fresh.entries or not wait_s:
                 return fresh
-            wait_s = min(wait_s, max(self._next_look - time.monotonic(), 0.001))
-            # Only to be woken: what it returns is read again, as the group's. A read that waits tells nothing of a gap.
+            wait_s = min(wait_s, max(self._next_claim - time.monotonic(), 0.001))
+            # This read is only a wake-up: its entries are read again for the group. A blocking read cannot detect a gap.
             return Batch(caught_up=not _read(self._redis, self._stream, self.place, wait_s, 1))
         except redis.ResponseError as error:
             if "NOGROUP" not in str(error) and "no such key" not in str(error):
@@ -194,27 +197,27 @@ class Grouped:
             self._handled.clear()
 
     def _read_own(self, after: str) -> Batch:
-        """What this consumer has in hand, from a life before or from an answer that was lost on its way."""
+        """Read this consumer's unacknowledged entries, from before a restart or from an answer that was lost."""
         answer = self._redis.xreadgroup(self._group, self._consumer, {self._stream: after}, count=GROUP_BATCH)
         entries = _entries(answer)
         self._own = entries[-1][0] if entries else None
         return self._without_trimmed(entries)
 
     def _take_over(self) -> Batch | None:
-        """What consumers that are gone have in hand, a batch at a time; None where there is nothing."""
-        self._is_told_once = True
+        """Take over entries of consumers that are gone, a batch at a time. Returns None if there are none."""
+        self._claim_unanswered = True
         answer: Any = self._redis.xautoclaim(
             self._stream, self._group, self._consumer, int(self._abandoned_s * 1000), self._others, count=GROUP_BATCH
         )
-        self._is_told_once = False
+        self._claim_unanswered = False
         self._others, entries = str(answer[0]), [(entry_id, fields) for entry_id, fields in answer[1] if entry_id]
         if self._others == "0-0":
-            self._next_look = time.monotonic() + self._abandoned_s / 2
-        trimmed = len(answer[2]) if len(answer) > 2 else 0  # Redis 7 and newer; it has forgotten them by now
+            self._next_claim = time.monotonic() + self._abandoned_s / 2
+        trimmed = len(answer[2]) if len(answer) > 2 else 0  # Redis 7 and newer reports these only once
         return Batch(entries, trimmed) if entries or trimmed else None
 
     def _read_new(self) -> Batch:
-        """What the group was not given yet. Its place is asked for in the same step, so that a gap is seen exactly."""
+        """Read entries that are new to the group. The same transaction reads the group's place, so that gaps are exact."""
         with self._redis.pipeline(transaction=True) as both:
             both.xinfo_groups(self._stream)
             both.xreadgroup(self._group, self._consumer, {self._stream: ">"}, count=GROUP_BATCH)
@@ -225,28 +228,28 @@ class Grouped:
         return Batch(entries, gap(before, entries[0][0])) if entries else Batch(caught_up=True)
 
     def _delivered(self, groups: Any) -> str:
-        """Id of the last entry that anybody of the group was given."""
+        """Return the id of the last entry that was delivered to the group."""
         for group in groups:
             if group["name"] == self._group:
                 return str(group["last-delivered-id"])
         raise redis.ResponseError(f"NOGROUP {self._group} is gone")
 
     def _not_before(self, delivered: str) -> str:
-        """Where the group stands. It only ever moves on: one that stands before what it was seen at has been set back."""
+        """Return the group's place. It only ever moves forward: if it is before an earlier place, Redis has set it back."""
         if place_of(delivered) < place_of(self.place):
             self._lost = True
-            log.warning(LOST, f"the group {self._group} stands at {delivered}, and stood at {self.place}")
+            log.warning(LOST, f"the group {self._group} is at {delivered}, and was at {self.place}")
         return delivered
 
     def _without_trimmed(self, entries: Sequence[Entry]) -> Batch:
-        """Redis remembers the ids of trimmed entries that were not acknowledged, without what was in them."""
+        """Separate trimmed entries: Redis keeps their ids until they are acknowledged, but not their fields."""
         trimmed = [entry_id for entry_id, fields in entries if not fields]
-        self._handled += trimmed  # and not at once: they are counted, whatever becomes of the acknowledgement
+        self._handled += trimmed  # not acknowledged at once: they must be counted even if the acknowledgment fails
         return Batch([entry for entry in entries if entry[1]], len(trimmed))
 
 
 def gap(before: str, first: str) -> int | None:
-    """How many results are missing between two ids that follow each other. None: the numbers fell, and nobody can tell."""
+    """Return how many results are missing between two consecutive ids. None if the numbers fell, so that it is unknown."""
     last, number = number_of(before), number_of(first)
     if number <= last:
         log.warning(LOST, f"{number} follows {last}")
@@ -255,13 +258,16 @@ def gap(before: str, first: str) -> int | None:
 
 
 def _read(client: redis.Redis, stream: str, after: str, wait_s: float, count: int) -> list[Entry]:
-    block = {"block": math.ceil(wait_s * 1000)} if wait_s else {}  # 0 would be without end
+    block = {"block": math.ceil(wait_s * 1000)} if wait_s else {}  # 0 would mean no time limit
     return _entries(client.xread({stream: after}, count=count, **block))
 
 
 def _entries(answer: Any) -> list[Entry]:
-    """The entries in an answer about one stream, in each shape that redis-py gives it: a pair of name and entries, or a dict
-    of that; where the result URL has `protocol=3`, a dict whose entries stand in one more list."""
+    """Return the entries in an answer about one stream, in any form that redis-py uses.
+
+    The form is a pair of name and entries, or a dictionary of that. With `protocol=3` in the result URL, it is a dictionary
+    whose entries are in one more list.
+    """
     if not answer:
         return []
     entries = list(next(iter(answer.values())) if isinstance(answer, dict) else answer[0][1])

@@ -274,19 +274,3 @@ class Pool:
 
 def _rank(connection: Connection, request: LeaseRequest) -> int:
     return 2 if connection.can_serve(request) else int(connection.retained is None)
-
-
-_owner_address: Path | None = None
-
-
-def use_owner(address: Path | None) -> None:
-    """Set the address of this process's owner. A worker calls this before it forks its children."""
-    global _owner_address
-    _owner_address = address
-
-
-def own_pool(settings: Settings) -> Pool:
-    """The pool of this process's worker. Raises PoolExhaustedError outside of a worker."""
-    if _owner_address is None:
-        raise PoolExhaustedError("this process has no container owner: functions run only in a NanoGrid worker")
-    return Pool(_owner_address, settings)

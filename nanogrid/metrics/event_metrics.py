@@ -1,6 +1,6 @@
-"""Counts and histograms of what the processes of a worker told: a taker of the ledger.
+"""Counters and histograms of the events of a worker's processes: a consumer of the event thread.
 
-The rule: everything that can be counted stands at zero from the start, so that the first time something happens is a change.
+The rule: every series exists from the start, with value zero, so that its first event is visible as an increase.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from nanogrid.result import Outcome, Phases
 from nanogrid.settings import Settings
 from nanogrid.telemetry import counters
-from nanogrid.telemetry.events import LOST, Event, Happened, RequestEnded, RunObserved
+from nanogrid.telemetry.events import LOST, CountEvent, Event, RequestEvent, RunEvent
 
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
 OTHER = "other"
-"""The label of what is not in the table of runtimes, or of a value that came after MOST_VALUES others."""
+"""The label of an unknown runtime, and of a value that came after MOST_VALUES others."""
 
 MOST_VALUES = 20
-"""Most values of a label that is told by others, besides those known here."""
+"""The largest number of values of a label, besides those known here."""
 
 DURATION_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900)
 MEMORY_BUCKETS_BYTES = tuple(MIB * 2**power for power in range(2, 14))
 LOWERED, KEPT = "lowered", "kept"
 
-Count = Callable[[Happened], None]
+Count = Callable[[CountEvent], None]
 Metric = TypeVar("Metric")
 
 
-class Account:
-    """Takes batches of events. Made once per registry; called by one thread, read by any."""
+class EventMetrics:
+    """Counts batches of events. Created once per registry; one thread calls it, any may read."""
 
     def __init__(self, registry: CollectorRegistry, settings: Settings) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._table = settings.runtime_table
         runtimes = [*(name for name, _ in self._table.items()), OTHER]
         self._ended = _counter(
-            registry, "requests_ended", "Requests that came to their end, by runtime and outcome.", runtime=runtimes,
+            registry, "requests_ended", "Requests that ended, by runtime and outcome.", runtime=runtimes,
             outcome=[outcome.value for outcome in Outcome],
         )  # fmt: skip
         self._phases = _histogram(
@@ -58,11 +58,11 @@ class Account:
         self._cpu = _counter(registry, "run_cpu_seconds", "CPU time of runs that the tuner learns from.")
         self._killed = _counter(
             registry, "runs_killed_for_memory",
-            "Runs that the tuner learns from in which the kernel killed for memory, whether the function coped or not.",
+            "Runs that the tuner learns from in which the kernel killed a process for memory, whether the function coped or not.",
         )  # fmt: skip
         self._byte_seconds = _counter(
             registry, "run_memory_byte_seconds",
-            "Memory times duration of runs that the tuner learns from and whose peak is known: as requested, as limited, and at most used.",
+            "Memory times duration of runs that the tuner learns from and whose peak is known: requested, limit, and peak.",
             of=["requested", "limit", "peak"],
         )  # fmt: skip
         self._decisions = _counter(
@@ -77,14 +77,14 @@ class Account:
         """Count a batch."""
         for event in events:
             match event:
-                case RequestEnded():
-                    self._request_ended(event)
-                case RunObserved():
-                    self._run_observed(event)
-                case Happened():
-                    self._happened(event)
+                case RequestEvent():
+                    self._count_request(event)
+                case RunEvent():
+                    self._count_run(event)
+                case CountEvent():
+                    self._add(event)
 
-    def _request_ended(self, event: RequestEnded) -> None:
+    def _count_request(self, event: RequestEvent) -> None:
         runtime = (self._table.canonical(event.runtime) if event.runtime else None) or OTHER
         self._ended[runtime, event.outcome].inc()
         for phase, duration_ms in event.phases.items():
@@ -95,8 +95,8 @@ class Account:
         if event.limit_mb is not None:
             self._limit[runtime,].observe(event.limit_mb * MIB)
 
-    def _run_observed(self, event: RunObserved) -> None:
-        if not event.rerun:  # the second run of a request is no choice
+    def _count_run(self, event: RunEvent) -> None:
+        if not event.rerun:  # a re-run is not a decision of the tuner
             self._decisions[LOWERED if event.limit_mb < event.requested_mb else KEPT,].inc()
         if event.cpu_ms is not None:
             self._cpu[()].inc(event.cpu_ms / 1000)
@@ -108,50 +108,50 @@ class Account:
             self._byte_seconds["limit",].inc(event.limit_mb * MIB * duration_s)
             self._byte_seconds["peak",].inc(event.peak_bytes * duration_s)
 
-    def _happened(self, event: Happened) -> None:
+    def _add(self, event: CountEvent) -> None:
         count = self._counts.get(event.name)
         if count is not None:
             count(event)
         elif event.name not in self._unknown:
             self._unknown.add(event.name)
-            log.warning("%r is told and not counted: it has no metric", event.name)
+            log.warning("events named %r are not counted: they have no metric", event.name)
 
 
 def _counts(registry: CollectorRegistry) -> dict[str, Count]:
-    """How each event that is known by its name is counted."""
+    """Return, by the name of an event, how it is counted."""
     lookups = _counter(
-        registry, "cache_lookups", "Times that code or a layer was looked for in its cache.",
+        registry, "cache_lookups", "Cache lookups of code and layers.",
         cache=["code", "layers"], result=[counters.HIT, counters.MISS],
     )  # fmt: skip
     builds = _histogram(
-        registry, "layer_build_seconds", "Time that builds of layers took.", DURATION_BUCKETS_S,
+        registry, "layer_build_seconds", "Duration of layer builds.", DURATION_BUCKETS_S,
         result=[counters.BUILT, counters.FAILED],
     )  # fmt: skip
     return {
         counters.CODE_LOOKUP: lambda event: lookups["code", event.label].inc(event.amount),
         counters.LAYER_LOOKUP: lambda event: lookups["layers", event.label].inc(event.amount),
         counters.LAYER_BUILD: lambda event: builds[event.label,].observe(event.amount),
-        counters.S3_BYTES: _plain(registry, "s3_downloaded_bytes", "Bytes of archives that were downloaded from S3."),
+        counters.S3_BYTES: _plain(registry, "s3_downloaded_bytes", "Bytes of archives downloaded from S3."),
         counters.ATTEMPT_FAILED: _labelled(
-            registry, "attempts_failed", "Attempts at requests that failed by NanoGrid's own trouble.",
+            registry, "attempts_failed", "Attempts that failed because of NanoGrid, S3, Docker or Redis.",
             "cause", counters.CAUSES,
         ),
-        counters.RETRY: _plain(registry, "retries", "Requests that were sent into another attempt."),
+        counters.RETRY: _plain(registry, "retries", "Requests that were sent again for another attempt."),
         counters.GAVE_UP: _plain(registry, "requests_given_up", "Requests whose last attempt failed."),
         counters.DUPLICATE: _labelled(
-            registry, "duplicates", "Deliveries of requests that were done (answered) or in somebody's hand (waited).",
+            registry, "duplicates", "Deliveries of requests that had a result (answered) or ran elsewhere (waited).",
             "end", (counters.ANSWERED, counters.WAITED),
         ),
         counters.DEAD_LETTER: _plain(
-            registry, "dead_letters_answered", "Requests in a dead-letter queue whose end this worker stored."
+            registry, "dead_letters_answered", "Requests in a dead-letter queue whose result this worker stored."
         ),
         counters.RERUN: _plain(
-            registry, "tuner_reruns", "Runs that had too little memory by the tuner's fault, and were run again."
+            registry, "tuner_reruns", "Runs that were repeated because the tuner's limit was too small."
         ),
         counters.NOT_APPENDED: _plain(
-            registry, "stream_append_failures", "Results that could not be appended to the stream of results."
+            registry, "stream_append_failures", "Results that could not be appended to the results stream."
         ),
-        LOST: _plain(registry, "events_lost", "Events that children could not tell: what is counted here lacks them."),
+        LOST: _plain(registry, "events_lost", "Events that children dropped: the other counters lack them."),
     }  # fmt: skip
 
 
@@ -161,12 +161,12 @@ def _plain(registry: CollectorRegistry, name: str, text: str) -> Count:
 
 
 def _labelled(registry: CollectorRegistry, name: str, text: str, label: str, values: Iterable[str]) -> Count:
-    """A counter with one label. Values that are not known here are taken up to a bound, the others as OTHER."""
+    """Count with one label. Unknown values are accepted up to a limit; beyond it they count as OTHER."""
     known = set(values)
     series = _counter(registry, name, text, **{label: [*values]})
     most = len(known) + MOST_VALUES
 
-    def count(event: Happened) -> None:
+    def count(event: CountEvent) -> None:
         value = event.label
         if value not in known:
             if len(known) < most:
@@ -191,9 +191,9 @@ def _histogram(
 
 
 class _Series(dict[tuple[str, ...], Metric]):
-    """The series of a metric by the values of its labels, found faster than `labels` finds them.
+    """The series of a metric by the values of its labels. A lookup is faster than `labels`.
 
-    There is one for every combination from the start. Without labels there is one, under ().
+    Every combination exists from the start. A metric without labels has one series, under ().
     """
 
     def __init__(self, metric: Metric, find: Callable[..., Metric], labels: dict[str, Sequence[str]]) -> None:

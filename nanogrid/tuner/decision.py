@@ -1,4 +1,4 @@
-"""What the tuner has to say about one run: its mode, and its advice where there is any."""
+"""What the tuner decides about one run: the mode of its function, and the advice if there is any."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from nanogrid.wire.tuner_mode import Mode
 
 
 @dataclass(frozen=True)
-class Advised:
-    """The mode in force for a function, and the advice for its next run. None: nothing was learned of it yet."""
+class Decision:
+    """The mode in force for a function, and the advice for its next run. None: the tuner has learned nothing yet."""
 
     mode: Mode
     advice: Advice | None
 
     def limit_mb(self, requested_mb: int, code: str) -> int:
-        """The memory limit of a run, never above `requested_mb`.
+        """Return the memory limit of a run, never above `requested_mb`.
 
-        Code that the advice is not for runs with what it asks for: nobody has seen it run.
+        If the advice is for other code, the run gets what it asks for: no run of this code was observed yet.
         """
         if self.mode is not Mode.APPLY or self.advice is None or self.advice.code != code:
             return requested_mb
@@ -26,19 +26,19 @@ class Advised:
 
     @property
     def learns(self) -> bool:
-        """Whether runs are to be told to the tuner."""
+        """Whether the tuner learns from the run."""
         return self.mode is not Mode.OFF
 
     def recommended_mb(self) -> int | None:
-        """What results recommend; None where nothing can be said."""
+        """Return what the result recommends, or None without a recommendation."""
         return None if self.mode is Mode.OFF or self.advice is None else self.advice.recommended_mb
 
     def tip(self, requested_mb: int) -> str | None:
-        """The sentence for a result. Its numbers are those of the size that was requested last."""
+        """Return the sentence for the result. Its numbers apply only to the memory that was requested last."""
         if self.mode is Mode.OFF or self.advice is None or self.advice.requested_mb != requested_mb:
             return None
         return self.advice.sentence
 
 
-NOT_TUNED = Advised(Mode.OFF, None)
-"""For a run that the tuner has nothing to do with."""
+NOT_TUNED = Decision(Mode.OFF, None)
+"""For a run that does not involve the tuner."""
