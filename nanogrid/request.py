@@ -185,12 +185,30 @@ def time_limits(timeout_ms: int, settings: Settings) -> TimeLimits:
     return TimeLimits(soft_s, soft_s + settings.hard_limit_grace_s)
 
 
+def required_prefix(queue: str, settings: Settings) -> str:
+    """What every request id in a queue must begin with. Empty: the deployment requires nothing."""
+    return settings.request_id_prefixes.get(queue, "")
+
+
+def id_refusal(request_id: str, queue: str, settings: Settings) -> str | None:
+    """Why a message of this queue may not use this request id, or None if it may."""
+    required = required_prefix(queue, settings)
+    if required:
+        if request_id.startswith(required):
+            return None
+        return f"{request_id!r} does not begin with {required!r}, which the queue {queue} requires"
+    owned = next((prefix for prefix in settings.request_id_prefixes.values() if request_id.startswith(prefix)), None)
+    if owned is None:
+        return None
+    return f"{request_id!r} begins with {owned!r}, and such ids belong to another queue than {queue}"
+
+
 def new_request_id(data: object, settings: Settings) -> str:
     """An id for a request that has none, checked or not: one that its queue takes."""
     runtime = data.get("runtime") if isinstance(data, dict) else None
     table = settings.runtime_table
     canonical = table.canonical(runtime) if isinstance(runtime, str) else None
-    prefix = "" if canonical is None else prefix_of(table[canonical].queue, settings)
+    prefix = "" if canonical is None else required_prefix(table[canonical].queue, settings)
     return f"{prefix}{uuid.uuid4()}"
 
 
@@ -315,21 +333,3 @@ def _kind(value: object) -> str:
         dict: "an object",
     }
     return names.get(type(value), type(value).__name__)
-
-
-def prefix_of(queue: str, settings: Settings) -> str:
-    """What every request id in a queue begins with. Empty: the deployment requires nothing."""
-    return settings.request_id_prefixes.get(queue, "")
-
-
-def refusal(request_id: str, queue: str, settings: Settings) -> str | None:
-    """Why a message of this queue may not name this id, or None where it may."""
-    required = prefix_of(queue, settings)
-    if required:
-        if request_id.startswith(required):
-            return None
-        return f"{request_id!r} does not begin with {required!r}, which the queue {queue} requires"
-    owned = next((prefix for prefix in settings.request_id_prefixes.values() if request_id.startswith(prefix)), None)
-    if owned is None:
-        return None
-    return f"{request_id!r} begins with {owned!r}, and such ids are those of another queue than {queue}"

@@ -52,7 +52,7 @@ class PatientRetry(Retry):
         self, do: Any, fail: Any, is_retryable: Callable[[Exception], bool] | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Do it until it is done, or refused for good."""
-        told = self._retries >= 0  # who gives up says so; who never does says that it waits
+        told = self.get_retries() >= 0  # who gives up says so; who never does says that it waits
 
         def worth_it(error: Exception) -> bool:
             if isinstance(error, redis.ResponseError) and not passes(error):

@@ -22,7 +22,7 @@ from nanogrid.execution.pool.owner.tally import GIVEN_UP, GRANTED, Counted, Evic
 from nanogrid.execution.pool.states import State
 from nanogrid.metrics.health import Disk, Health
 from nanogrid.metrics.queue_depths import QueueLook
-from nanogrid.sqs.transport.readers import readings
+from nanogrid.sqs.transport.poll_status import poll_statuses
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def of_queues(look: QueueLook, stale_after_s: float) -> Part:
             "queue",
             {name: ages[name] for name in seen if name in ages},
         )
-        read_now = dict(readings())
+        read_now = dict(poll_statuses())
         for counted, text in (
             ("received", "Messages received."),
             ("refused", "Messages that held no request, given back."),

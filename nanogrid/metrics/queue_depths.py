@@ -14,7 +14,7 @@ from nanogrid.connections.sqs import sqs_client
 from nanogrid.settings import Settings
 from nanogrid.sqs import queues
 from nanogrid.sqs.queues import Addresses, QueueDepth
-from nanogrid.sqs.transport.readers import readings
+from nanogrid.sqs.transport.poll_status import poll_statuses
 
 SURELY_EMPTY = 2
 """Looks in a row that must find nothing before a queue counts as empty: SQS' counts are approximate."""
@@ -84,7 +84,7 @@ class QueueLook:
 
     def ages_s(self) -> dict[str, float]:
         """The age of the oldest message of each queue, now."""
-        now, read = time.time(), readings()
+        now, read = time.time(), poll_statuses()
         return {
             name: oldest_age_s(seen, read[name].newest_sent_at if name in read else None, now)
             for name, seen in self.seen.items()

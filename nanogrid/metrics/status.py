@@ -15,7 +15,7 @@ from nanogrid.execution.pool.owner.stock import Stock
 from nanogrid.execution.pool.states import State
 from nanogrid.metrics.queue_depths import QueueLook
 from nanogrid.settings import Settings
-from nanogrid.sqs.transport.readers import readings
+from nanogrid.sqs.transport.poll_status import poll_statuses
 
 LIMITS = (
     "max_timeout_ms",
@@ -43,7 +43,7 @@ LIMITS = (
 
 def queues(look: QueueLook) -> dict[str, Any]:
     """Each queue: what SQS counted at the last look, and how this worker reads it."""
-    now, ages, read = time.time(), look.ages_s(), dict(readings())
+    now, ages, read = time.time(), look.ages_s(), dict(poll_statuses())
     shown: dict[str, Any] = {}
     for name in sorted({*look.seen, *read}):
         entry: dict[str, Any] = {}

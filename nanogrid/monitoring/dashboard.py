@@ -34,6 +34,7 @@ from flower.views import BaseHandler
 from tornado.httputil import HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler
 
+from nanogrid.connections.private_parts import PrivateParts
 from nanogrid.connections.sqs import sqs_client
 from nanogrid.errors import InvalidRequestError
 from nanogrid.monitoring.connections import monitor_connection, settings_of
@@ -55,22 +56,25 @@ NO_CREDENTIALS = (
     "AWS_SECRET_ACCESS_KEY), not the worker's"
 )
 
-_RELIED_ON: list[tuple[Any, tuple[str, ...]]] = [
-    (flower.command, ("Flower",)),
-    (flower.app.Flower, ("start", "update_workers", "workers", "broker_uri", "get_handler_delegate")),
-    (flower.events.Events, ("on_event",)),
-    (BaseHandler, ("get_broker", "get_active_queue_names", "set_default_headers", "unauthenticated_api")),
-    (BaseApiHandler, ("prepare", "run_blocking")),
-]
+FLOWER = PrivateParts(
+    "flower",
+    "2.2",
+    "dashboard",
+    (
+        (flower.command, ("Flower",)),
+        (flower.app.Flower, ("start", "update_workers", "workers", "broker_uri", "get_handler_delegate")),
+        (flower.events.Events, ("on_event",)),
+        (BaseHandler, ("get_broker", "get_active_queue_names", "set_default_headers", "unauthenticated_api")),
+        (BaseApiHandler, ("prepare", "run_blocking")),
+    ),
+)
+"""Flower promises to keep none of its classes."""
 
 
 def install() -> None:
-    """Make the flower command start `Dashboard`. Raises click's error when this Flower is built otherwise."""
-    missing = [f"{owner.__name__}.{name}" for owner, names in _RELIED_ON for name in names if not hasattr(owner, name)]
-    if missing:
-        raise click.ClickException(
-            f"Flower {flower.__version__} has no {', '.join(missing)}, which NanoGrid's dashboard builds on: install flower 2.2"
-        )
+    """Make the flower command start `Dashboard`. Raises click's error if this version of Flower lacks what it builds on."""
+    if (problem := FLOWER.problem()) is not None:
+        raise click.ClickException(problem)
     flower.command.Flower = Dashboard
 
 

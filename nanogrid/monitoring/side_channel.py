@@ -29,6 +29,7 @@ from kombu.exceptions import EncodeError, InconsistencyError
 from kombu.pidbox import Mailbox, Node
 from kombu.utils.encoding import safe_repr
 
+from nanogrid.monitoring.celery_private import DispatcherHooks
 from nanogrid.monitoring.connections import monitor_connection, settings_of
 from nanogrid.settings import Settings
 from nanogrid.sqs.transport.options import QUEUES_MAY_BE_MISSING
@@ -229,7 +230,7 @@ class UnopenedConnection(Connection):
         return 0
 
 
-class Dispatcher(EventDispatcher):
+class Dispatcher(DispatcherHooks, EventDispatcher):
     """Celery's event dispatcher with the side channel in place of a producer.
 
     One that was made without a side channel (in a child, or to send with a producer of its own) is Celery's.
@@ -239,10 +240,11 @@ class Dispatcher(EventDispatcher):
         self._side_channel: SideChannel | None = getattr(connection, "side_channel", None)
         super().__init__(connection, *args, **kwargs)
 
-    def _publish(self, event: Any, producer: Any, routing_key: str, **options: Any) -> None:
+    def send_event(self, event: Any, producer: Any, routing_key: str, **options: Any) -> None:
+        """Queue an event for the sender. A heartbeat that Redis cannot receive now is dropped: it would arrive late."""
         if self._side_channel is None or producer is not self.producer:
-            super()._publish(event, producer, routing_key, **options)
-        elif self._side_channel.sending or not _is_heartbeat(event):  # a heartbeat that comes late says nothing
+            super().send_event(event, producer, routing_key, **options)
+        elif self._side_channel.sending or not _is_heartbeat(event):
             self._side_channel.publish(Outgoing(event, self.exchange, routing_key, self.headers))
 
 

@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from nanogrid.connections.sqs import sqs_client
 from nanogrid.errors import NanoGridError
-from nanogrid.request import refusal
+from nanogrid.request import id_refusal
 from nanogrid.settings import Settings
 from nanogrid.sqs import queues
 from nanogrid.sqs.transport.envelopes import (
@@ -194,7 +194,7 @@ def _dead_request(message: dict[str, Any], reason: str, queue: str, settings: Se
         reason = f"{reason}: {body.problem}"
     elif isinstance(body, CeleryEnvelope) and is_ours(body):
         request_id, request = body.headers["id"], request_of(body) or {}
-        if (foreign := refusal(request_id, queue, settings)) is not None:
+        if (foreign := id_refusal(request_id, queue, settings)) is not None:
             return f"is not answered: {foreign}"
         if (problem := problem_of(body, queue, settings)) is None:
             context = context_of(body)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from nanogrid.errors import ConfigurationError, EarlierPartError, InvalidRequestError
-from nanogrid.request import FunctionRequest, TimeLimits, new_request_id, parse_request, refusal, time_limits
+from nanogrid.request import FunctionRequest, TimeLimits, id_refusal, new_request_id, parse_request, time_limits
 from nanogrid.result import ExecutionResult
 from nanogrid.settings import Settings
 from nanogrid.sqs import plain_json
@@ -60,7 +60,7 @@ class Submission:
         """
         request = parse_named(data, settings, task_id or _own_id(data) or new_request_id(data, settings))
         queue = queue or settings.runtime_table[request.runtime].queue
-        if (problem := refusal(request.request_id, queue, settings)) is not None:
+        if (problem := id_refusal(request.request_id, queue, settings)) is not None:
             raise InvalidRequestError("requestId", problem)
         return cls(request, request.request_id, queue, time_limits(request.timeout_ms, settings))
 
@@ -97,7 +97,7 @@ def parse_named(data: object, settings: Settings, request_id: str, *, queue: str
         return request
     raise InvalidRequestError(
         "requestId",
-        refusal(request.request_id, queue, settings)
+        id_refusal(request.request_id, queue, settings)
         or f"{request.request_id!r} is not the id of its message, {request_id!r}: send the same one, or leave this field out",
     )
 

@@ -11,19 +11,21 @@ from celery.apps import worker
 from celery.utils.log import get_logger
 from celery.worker import state
 
+from nanogrid.monitoring.celery_private import WorkerHooks, is_written, jobs_of
+
 log = get_logger(__name__)
 
 # Celery's type stubs do not say what these hold.
 _CeleryWorker: Any = worker.Worker
 
 
-class Worker(_CeleryWorker):
+class Worker(WorkerHooks, _CeleryWorker):
     """What `celery -A nanogrid worker` runs."""
 
-    def _process_task(self, request: Any) -> None:
+    def hand_over(self, request: Any) -> None:
         """Hand a request that has a slot to a child. Celery knows one error here, that of a revoked task."""
         try:
-            super()._process_task(request)
+            super().hand_over(request)
         except Exception:
             # Not only this request depends on it: where it waited for its slot, this is called while the end of another is told.
             log.exception("request %s could not be handed to a child and is given back", request.id)
@@ -31,7 +33,7 @@ class Worker(_CeleryWorker):
 
     def _take_back(self, request: Any) -> None:
         try:
-            _forget_job(self.pool._pool, request.id)
+            _forget_job(self.pool, request.id)
             state.task_ready(request)
             request.reject(requeue=True)
         except Exception:
@@ -43,6 +45,6 @@ class Worker(_CeleryWorker):
 
 def _forget_job(pool: Any, request_id: str) -> None:
     """Remove what the pool noted of a request before it failed: a worker that ends would wait for its result."""
-    for job in list(pool._cache.values()):
-        if job.correlation_id == request_id and not hasattr(job, "_payload"):
+    for job in jobs_of(pool):
+        if job.correlation_id == request_id and not is_written(job):
             job.discard()

@@ -24,7 +24,7 @@ from nanogrid.metrics.queue_depths import QueueLook
 from nanogrid.metrics.server import Page, Server
 from nanogrid.metrics.watcher import Watch
 from nanogrid.settings import OFF, Settings
-from nanogrid.sqs.transport.readers import readings
+from nanogrid.sqs.transport.poll_status import poll_statuses
 from nanogrid.worker.owner_step import Containers
 from nanogrid.worker.stall_step import Stalls
 from nanogrid.worker.telemetry_step import Accounts
@@ -153,7 +153,7 @@ class Metrics(bootsteps.StartStopStep):
         """Why this worker takes no messages now, or None."""
         if self._phase != "ready":
             return f"the worker is {self._phase}"
-        read = dict(readings())
+        read = dict(poll_statuses())
         wanted = list(self._app.amqp.queues.consume_from)
         if not wanted:
             return "the worker was told to read no queue"

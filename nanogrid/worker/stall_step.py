@@ -17,6 +17,7 @@ from celery import bootsteps, signals
 from celery.utils.log import get_logger
 from celery.worker import components, state
 
+from nanogrid.monitoring.celery_private import children_of, jobs_of
 from nanogrid.settings import Settings
 from nanogrid.worker.stall import Look, Stall
 
@@ -134,7 +135,7 @@ class Stalls(bootsteps.StartStopStep):
     def _lost_slots(self) -> int:
         """Slots of the pool that are taken, and that no job stands for."""
         semaphore = self._worker.semaphore
-        jobs = sum(not job.ready() for job in self._worker.pool._pool._cache.values())
+        jobs = sum(not job.ready() for job in jobs_of(self._worker.pool))
         return max(0, int(semaphore.initial_value - semaphore.value - jobs))
 
     def _return_slots(self) -> None:
@@ -145,9 +146,9 @@ class Stalls(bootsteps.StartStopStep):
 
     def _replace_children(self) -> None:
         """Kill the children that have nothing in hand: the pool makes new ones, and what they did not take goes to those."""
-        pool = self._worker.pool._pool
-        busy = {pid for job in pool._cache.values() for pid in job.worker_pids()}
-        idle = [child.pid for child in pool._pool if child.pid not in busy]
+        pool = self._worker.pool
+        busy = {pid for job in jobs_of(pool) for pid in job.worker_pids()}
+        idle = [child.pid for child in children_of(pool) if child.pid not in busy]
         log.error("%s: %d are replaced", self.problem(), len(idle))
         for pid in idle:
             os.kill(pid, signal.SIGKILL)

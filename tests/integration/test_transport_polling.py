@@ -16,8 +16,8 @@ from nanogrid.connections.sqs import sqs_client
 from nanogrid.settings import Settings
 from nanogrid.sqs import queues
 from nanogrid.sqs.transport import polling
+from nanogrid.sqs.transport.poll_status import poll_status
 from nanogrid.sqs.transport.polling import Backoff, PollFailure, read_answer
-from nanogrid.sqs.transport.readers import reading
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.services import Service
 from tests.support.transport_worker import make_app
@@ -110,7 +110,7 @@ def test_what_is_read_is_known_to_the_whole_process(
     monkeypatch.setattr(polling, "GRACE_S", 0.1)
     proxy.hang("ReceiveMessage", times=1)
     taken: list[Any] = []
-    seen, now = reading("python"), time.time()
+    seen, now = poll_status("python"), time.time()
     received, refused, failures = seen.received, seen.refused, seen.failures
     with app.connection_for_read() as connection:
         consume(connection, taken)

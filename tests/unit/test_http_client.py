@@ -31,10 +31,10 @@ def due_s(hub: Any, client: PunctualClient) -> list[float]:
 def test_curls_milliseconds_are_milliseconds(hub: Any) -> None:
     """A timer of 500 is due in half a second, and -1 takes it away."""
     client = client_of(hub, 1)
-    client._set_timeout(500)
+    client.set_timer(500)
     (due,) = due_s(hub, client)
     assert 0.3 < due <= 0.51
-    client._set_timeout(-1)
+    client.set_timer(-1)
     assert due_s(hub, client) == []
 
 
@@ -42,7 +42,7 @@ def test_a_new_timer_takes_the_place_of_the_old_one(hub: Any) -> None:
     """However many timers curl sets, one is waited for."""
     client = client_of(hub, 1)
     for msecs in range(1000, 2000, 10):
-        client._set_timeout(msecs)
+        client.set_timer(msecs)
     assert len(due_s(hub, client)) == 1
 
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nanogrid.errors import InvalidRequestError
-from nanogrid.request import new_request_id, refusal
+from nanogrid.request import id_refusal, new_request_id
 from nanogrid.settings import Settings
 from nanogrid.sqs.submission import Submission
 from nanogrid.sqs.transport.envelopes import BareRequest, CeleryEnvelope, Garbage, adopt, read_body
-from nanogrid.sqs.transport.steering import foreign_id, problem_of_parts
+from nanogrid.sqs.transport.message_checks import foreign_id, problem_of_parts
 from nanogrid.wire.names import EXECUTE, REDUCE, SENT_AT
 
 REQUEST = {"functionId": "f", "runtime": "python", "s3Bucket": "code", "s3Key": "f.zip"}
@@ -187,13 +187,13 @@ def test_parts_of_a_canvas_are_taken(embedded: Any) -> None:
         ("1", "python", "'1' does not begin with 'a-', which the queue python requires"),
         ("b-1", "cpp", None),
         ("1", "other", None),
-        ("a-1", "other", "'a-1' begins with 'a-', and such ids are those of another queue than other"),
+        ("a-1", "other", "'a-1' begins with 'a-', and such ids belong to another queue than other"),
     ],
 )
 def test_each_id_belongs_to_the_queue_of_its_prefix(request_id: str, queue: str, problem: str | None) -> None:
     """A queue with a prefix names ids that have it, one without names ids that have none."""
-    assert refusal(request_id, queue, PREFIXES) == problem
-    assert refusal(request_id, queue, Settings()) is None
+    assert id_refusal(request_id, queue, PREFIXES) == problem
+    assert id_refusal(request_id, queue, Settings()) is None
 
 
 @pytest.mark.parametrize(
@@ -259,4 +259,4 @@ def test_prefixes_that_would_protect_nothing_are_refused(prefixes: dict[str, str
 def test_two_queues_of_one_producer_share_a_prefix() -> None:
     """The same text for two queues is no contradiction."""
     settings = Settings(request_id_prefixes={"python": "a-", "cpp": "a-"})
-    assert refusal("a-1", "cpp", settings) is None
+    assert id_refusal("a-1", "cpp", settings) is None

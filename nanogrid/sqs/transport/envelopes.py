@@ -14,11 +14,16 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from nanogrid.errors import InvalidRequestError
-from nanogrid.request import RequestId, prefix_of, refusal, time_limits
+from nanogrid.request import RequestId, id_refusal, required_prefix, time_limits
 from nanogrid.settings import Settings
 from nanogrid.sqs import plain_json
 from nanogrid.sqs.submission import parse_named, redacted
-from nanogrid.sqs.transport.steering import foreign_id, problem_of_headers, problem_of_parts, problem_of_properties
+from nanogrid.sqs.transport.message_checks import (
+    foreign_id,
+    problem_of_headers,
+    problem_of_parts,
+    problem_of_properties,
+)
 from nanogrid.wire.aws_events import message_of_sns
 from nanogrid.wire.json_bounds import MOST_DIGITS, MOST_NESTED, TOO_DEEP, TOO_LONG, problem_of_value, pruned
 from nanogrid.wire.names import EXECUTE, REDUCE, SENT_AT
@@ -180,9 +185,9 @@ def bare_request_id(request: dict[str, Any], message_id: str, queue: str, settin
     """The id under which a bare request's result is found: its own where a message of this queue may have it, else the SQS
     message's, after the queue's prefix."""
     own = valid_request_id(request.get("requestId"))
-    if own is not None and refusal(own, queue, settings) is None:
+    if own is not None and id_refusal(own, queue, settings) is None:
         return own
-    return prefix_of(queue, settings) + message_id
+    return required_prefix(queue, settings) + message_id
 
 
 def adopt(

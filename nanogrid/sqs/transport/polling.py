@@ -11,7 +11,8 @@ import os
 from typing import Any, NamedTuple
 
 from kombu.asynchronous.aws.connection import AsyncHTTPSConnection
-from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
+
+from nanogrid.sqs.transport.kombu_private import PollHooks
 
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 30.0
@@ -74,7 +75,7 @@ class BoundedConnection(AsyncHTTPSConnection):
         curl.setopt(pycurl.TIMEOUT_MS, int(self.limit_s * 1000))
 
 
-class PollingConnection(AsyncSQSConnection):
+class PollingConnection(PollHooks):
     """kombu's asynchronous SQS connection with polls as described above."""
 
     def __init__(self, client: Any, http_client: Any, wait_s: int, attributes: dict[str, Any]) -> None:
@@ -88,10 +89,10 @@ class PollingConnection(AsyncSQSConnection):
 
     def get_http_connection(self) -> Any:
         """A connection per request, as kombu does it; curl keeps the sockets."""
-        return BoundedConnection(self._httpclient, self._limit_s)
+        return BoundedConnection(self.http_client, self._limit_s)
 
-    def _on_list_ready(self, *context: Any) -> dict[str, Any] | PollFailure:
-        response = context[-1]
+    def poll_response(self, response: Any) -> dict[str, Any] | PollFailure:
+        """The messages of one answer, or why there are none."""
         return read_answer(response.status, response.read(), response.reason)
 
 

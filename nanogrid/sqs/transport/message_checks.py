@@ -13,9 +13,9 @@ from typing import Any
 
 from celery.app.task import Context
 
-from nanogrid.request import refusal
+from nanogrid.request import id_refusal
 from nanogrid.settings import Settings
-from nanogrid.sqs.transport.delays import LONGEST_WAIT_S, moment
+from nanogrid.sqs.transport.delays import LONGEST_WAIT_S, parse_time
 from nanogrid.telemetry.tracing import CARRIED
 from nanogrid.wire.names import EXECUTE, NOT_LOWERED, REDUCE, SENT_AT
 
@@ -97,7 +97,7 @@ def foreign_id(headers: dict[str, Any], payload: list[Any], queue: str, settings
     for each in named:
         if not isinstance(each, str):
             return f"it names an id that is no text: {each!r:.80}"
-        if (problem := refusal(each, queue, settings)) is not None:
+        if (problem := id_refusal(each, queue, settings)) is not None:
             return problem
     return None
 
@@ -142,7 +142,7 @@ def _problem_of_time(value: object, *, latest_s: float | None) -> str | None:
     if not isinstance(value, str):
         return "is no time"
     try:
-        seconds = moment(value)
+        seconds = parse_time(value)
     except (ValueError, OverflowError, OSError, TypeError, AttributeError):
         return "is no time"
     if latest_s is not None and seconds > time.time() + latest_s:
