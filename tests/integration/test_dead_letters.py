@@ -109,12 +109,12 @@ UNREADABLE: list[tuple[dict[str, Any], str]] = [
     ({"body": "{"}, "its body cannot be read"),
     ({"body": "\ufeff{"}, "its body cannot be read"),
     ({"body": '"x"'}, "its body cannot be read"),
-    ({"body": "", "content-type": None}, "its body is None, and only JSON is read"),
+    ({"body": "", "content-type": None}, "its body is None, and only JSON is accepted"),
     ({"body": "gARdlC4=", "content-type": "application/x-python-serialize"}, "'application/x-python-serialize', and"),
-    ({"body": "- - 1", "content-type": "application/x-yaml"}, "'application/x-yaml', and only JSON is read"),
+    ({"body": "- - 1", "content-type": "application/x-yaml"}, "'application/x-yaml', and only JSON is accepted"),
     ({"body": "eJyLjq6OjQUABKcBqA==", "headers": {"compression": "application/x-gzip"}}, "its body is compressed, and"),
-    ({"body": "%%%", "properties": {"body_encoding": "base64"}}, "its body is no text in base64"),
-    ({"body": "/////w==", "properties": {"body_encoding": "base64"}}, "its body is no text in base64"),
+    ({"body": "%%%", "properties": {"body_encoding": "base64"}}, "its body is not text in base64"),
+    ({"body": "/////w==", "properties": {"body_encoding": "base64"}}, "its body is not text in base64"),
     ({"body": f"[[{'9' * 5000}], {{}}, null]"}, "its body cannot be read"),
     ({"body": f"[[], {{}}, {'[' * 300 + ']' * 300}]"}, "its body is nested more than 200 levels deep"),
 ]
@@ -184,7 +184,7 @@ def test_garbage_is_counted_and_logged_once(
     assert reader.scan() == Scan(read=4, answered=0, garbage=4)
     dead_letters.add(REQUEST)
     assert reader.scan() == Scan(read=5, answered=1, garbage=0)
-    assert caplog.text.count("holds no request") == 4
+    assert caplog.text.count("holds no NanoGrid request") == 4
     assert answers.ids == ["r-1"]
 
 

@@ -66,7 +66,7 @@ def test_a_message_over_the_limit_is_refused_before_anything_is_sent(app: Celery
     """The error names the true size, the limit, and what to do instead."""
     with pytest.raises(InvalidRequestError) as refused:
         app.send_task(TASK, [{"payload": "x" * 30_000}], queue="python")
-    assert "20000 are allowed: put large data, payload or stdin, in S3" in refused.value.problem
+    assert "20000 are allowed: put large data (payload or stdin) in S3" in refused.value.problem
     assert "S3" in refused.value.problem
     assert proxy.count("SendMessage") == 0
 

@@ -119,7 +119,7 @@ def test_a_header_that_steers_celery_is_checked(name: str, value: Any) -> None:
     ("name", "value"), [("priority", "high"), ("priority", True), ("reply_to", 5), ("correlation_id", [])]
 )
 def test_a_property_that_steers_celery_is_checked(name: str, value: Any) -> None:
-    """Likewise what kombu puts beside the headers."""
+    """Properties that kombu adds to the headers."""
     found = read({name: value})
     assert isinstance(found, CeleryEnvelope)
     assert found.problem is not None

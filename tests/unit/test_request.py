@@ -151,7 +151,7 @@ def test_no_field_of_a_request_takes_a_boolean_but_the_payload(settings: Setting
 EVENTS: list[tuple[dict[str, Any], str]] = [
     (
         {"Type": "Notification", "TopicArn": "arn:aws:sns:us-east-1:1:t", "MessageId": "m", "Message": "hello"},
-        "this is an SNS notification, and its Message holds no request: publish a request's JSON",
+        "this is an SNS notification, and its Message is not a request: publish a request's JSON",
     ),
     (
         {
