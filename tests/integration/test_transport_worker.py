@@ -474,7 +474,7 @@ def test_an_acknowledgement_that_fails_costs_a_second_delivery_and_no_worker(
     with running_worker(tmp_path, settings, records) as worker:
         proxy.fail("DeleteMessage", status=503, times=sqs.ATTEMPTS)
         queue.send(request("twice"))
-        worker.wait_for_log("was not deleted, so it comes again")
+        worker.wait_for_log("was not deleted, so it arrives again")
         queue.send(request("other"))
         records.wait_for_end("other")
         wait_until(lambda: len(records.started("twice")) == 2, "the message comes again")

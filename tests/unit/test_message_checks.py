@@ -243,11 +243,11 @@ def test_a_producer_hears_of_a_wrong_id_before_anything_is_sent() -> None:
 @pytest.mark.parametrize(
     ("prefixes", "problem"),
     [
-        ({"python": "a", "cpp": "ab"}, "'a' begins 'ab'"),
-        ({"python": ""}, "cannot begin a request id"),
-        ({"python": "a b"}, "cannot begin a request id"),
-        ({"python": "x" * 101}, "cannot begin a request id"),
-        ({"pyhton": "a-"}, "'pyhton' is no runtime's queue"),
+        ({"python": "a", "cpp": "ab"}, "'ab' begins with 'a'"),
+        ({"python": ""}, "is not a prefix of request ids"),
+        ({"python": "a b"}, "is not a prefix of request ids"),
+        ({"python": "x" * 101}, "is not a prefix of request ids"),
+        ({"pyhton": "a-"}, "'pyhton' is not the queue of a runtime"),
     ],
 )
 def test_prefixes_that_would_protect_nothing_are_refused(prefixes: dict[str, str], problem: str) -> None:

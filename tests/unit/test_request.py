@@ -90,7 +90,7 @@ def test_an_alias_means_its_runtime(settings: Settings, name: str) -> None:
             for handler in ("main", "", ".run", "app.", "a..b", "./app.run", "/app.run", "../app.run", "todos.get/run")
         ),
         *(
-            ({"handler": handler}, "handler", "names no function")
+            ({"handler": handler}, "handler", "does not name a function")
             for handler in ("a b.run", "a.b\n", "a\\b.c", "a\0.b")
         ),
         ({"handler": "a\ud800.b"}, "handler", "unicode"),
@@ -100,15 +100,15 @@ def test_an_alias_means_its_runtime(settings: Settings, name: str) -> None:
         ({"stdin": 3}, "stdin", "a number is not accepted"),
         ({"stdin": {"a": 1}}, "stdin", "an object is not accepted"),
         ({"stdin": "a\ud800b"}, "stdin", "half a character (a lone surrogate); send bytes as stdinBase64"),
-        ({"stdinBase64": "secret!"}, "stdinBase64", "is no base64"),
-        ({"stdinBase64": "YQ"}, "stdinBase64", "is no base64"),
-        ({"stdinBase64": "YW\nJj"}, "stdinBase64", "is no base64"),
-        ({"stdinBase64": "_-8="}, "stdinBase64", "is no base64"),
-        ({"stdinBase64": "ü"}, "stdinBase64", "is no base64"),
-        ({"payload": 0, "stdin": ""}, "stdin", "payload is given too, and both would be the function's input"),
+        ({"stdinBase64": "secret!"}, "stdinBase64", "is not base64"),
+        ({"stdinBase64": "YQ"}, "stdinBase64", "is not base64"),
+        ({"stdinBase64": "YW\nJj"}, "stdinBase64", "is not base64"),
+        ({"stdinBase64": "_-8="}, "stdinBase64", "is not base64"),
+        ({"stdinBase64": "ü"}, "stdinBase64", "is not base64"),
+        ({"payload": 0, "stdin": ""}, "stdin", "payload is given too, and a function has one input"),
         ({"stdin": "", "stdinBase64": ""}, "stdinBase64", "stdin is given too"),
         ({"payload": [], "stdinBase64": "YQ=="}, "stdinBase64", "payload is given too"),
-        ({"stdin": "x", "handler": "app.run"}, "stdin", "a handler is called with the payload"),
+        ({"stdin": "x", "handler": "app.run"}, "stdin", "a handler receives only a payload"),
     ],
 )
 def test_a_bad_field_is_named_with_what_is_accepted(
