@@ -96,7 +96,7 @@ def test_events_are_those_that_flower_hears(here: Grid, worker: Worker) -> None:
 def test_what_sqs_cannot_do_says_what_to_use(here: Grid, words: list[str], instead: str) -> None:
     done = here.celery(*words)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"Error: `celery {words[0]}` does nothing here: ")
+    assert done.stderr.startswith(f"Error: `celery {words[0]}` does not work with NanoGrid: ")
     assert instead in done.stderr
     assert done.stderr.count("\n") == 1
     assert queues_of(here) == QUEUES

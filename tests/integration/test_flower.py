@@ -308,7 +308,7 @@ def test_what_needs_credentials_says_so_where_there_are_none(stack: Stack) -> No
         assert flower.get("/broker")[0] == 200
         for status, body in answers:
             assert status == 503
-            assert body.startswith("Flower has no AWS credentials, so it can neither read the queues nor send:")
+            assert body.startswith("Flower has no AWS credentials, so it can neither read queues nor send requests:")
         assert "Traceback" not in flower.log.read_text()[before:]
 
 

@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 
 from nanogrid.celery import make_app
 from nanogrid.monitoring.connections import monitor_connection
-from nanogrid.monitoring.side_channel import Outbox, Outgoing
+from nanogrid.monitoring.side_channel import Outbox, OutgoingMessage
 from nanogrid.settings import Settings
 from tests.support.probe import NAP, QUICK
 from tests.support.services import Service, aws_client, free_port, redis_service, running, wait_until
@@ -283,7 +283,7 @@ def test_restart_of_redis_under_load(tmp_path: Path, aws_url: str, monitor_redis
         sent = [made.app.send_task(NAP, (0.1, str(log), mark)) for mark in marks]
         wait_until(lambda: len(lines(log)) >= 6, "some tasks ran")
         monitor_redis.kill()
-        wait_until(lambda: worker.said("tasks go on"), "the outage was noticed")
+        wait_until(lambda: worker.said("tasks continue"), "the outage was noticed")
         down_until = time.monotonic() + 6  # longer than the visibility timeout: what is held must be renewed meanwhile
         wait_until(lambda: time.monotonic() > down_until, "the outage lasted")
         monitor_redis.start()
@@ -291,7 +291,7 @@ def test_restart_of_redis_under_load(tmp_path: Path, aws_url: str, monitor_redis
         assert [result.get(timeout=60) for result in sent] == marks
         assert Counter(lines(log)) == Counter(marks)
         assert (
-            worker.log.read_text().count("tasks go on") <= 4
+            worker.log.read_text().count("tasks continue") <= 4
         )  # one line per outage and direction, not one per attempt
         assert "Connection to broker lost" not in worker.log.read_text()
 
@@ -299,8 +299,8 @@ def test_restart_of_redis_under_load(tmp_path: Path, aws_url: str, monitor_redis
 # -- the outbox ------------------------------------------------------------------------------------------------------
 
 
-def outgoing(number: int) -> Outgoing:
-    return Outgoing(number, None, "", {})  # nothing is published here
+def outgoing(number: int) -> OutgoingMessage:
+    return OutgoingMessage(number, None, "", {})  # nothing is published here
 
 
 def test_outbox_drops_the_oldest() -> None:
