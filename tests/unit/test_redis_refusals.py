@@ -1,4 +1,4 @@
-"""Which refusals of Redis are tried again."""
+"""Which errors of Redis are retried."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FINAL = [
 
 @pytest.mark.parametrize("error", PASSING, ids=str)
 def test_what_passes_by_itself_is_tried_again(error: Exception) -> None:
-    """A Redis that takes no writes just now is one that will: nothing is given up for it."""
+    """If Redis accepts no writes now, the command is retried until it does."""
     left = [error, error]
 
     def do() -> str:
@@ -45,7 +45,7 @@ def test_what_passes_by_itself_is_tried_again(error: Exception) -> None:
 
 @pytest.mark.parametrize("error", FINAL, ids=str)
 def test_what_does_not_pass_is_an_error(error: Exception) -> None:
-    """What is wrong with a command is told at once, whatever a key is called."""
+    """An error in the command is raised at once, whatever the key is called."""
     tries = []
 
     def do() -> None:
