@@ -154,8 +154,8 @@ class Client:
     def map(self, function: dict[str, Any], payloads: Iterable[JsonValue]) -> list[str]:
         """Send one request per payload and return their ids, in the order of `payloads`.
 
-        `function` is a request's JSON object without payload and stdin. If it has a `requestId`, the ids are that and `/0`,
-        `/1`, ... At most 10 000 payloads. Raises InvalidRequestError; requests before an invalid one have been sent.
+        `function` is a request's JSON object without payload and stdin. The ids are its `requestId`, or a new one, and `/0`,
+        `/1`, ... At most 10 000 payloads. Raises the errors of `submit`; requests before the one that failed have been sent.
         """
         return [self.submit(part) for part in _parts(function, payloads, self.settings)]
 

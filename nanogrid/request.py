@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 
 from nanogrid.errors import InvalidRequestError
 from nanogrid.settings import Settings, current
-from nanogrid.wire.aws_events import event_in_place_of_a_request
+from nanogrid.wire.aws_events import aws_event_problem
 from nanogrid.wire.json_bounds import problem_of_value
 from nanogrid.wire.model import Wire
 
@@ -249,7 +249,7 @@ def parse_request(data: object, settings: Settings, *, request_id: str | None = 
     filled.setdefault("cpus", settings.cpus)
     unknown = [key for key in filled if key not in FIELDS]
     if unknown:
-        if (event := event_in_place_of_a_request(data)) is not None:
+        if (event := aws_event_problem(data)) is not None:
             raise InvalidRequestError("", event)
         raise InvalidRequestError(
             str(unknown[0]), f"unknown field{_suggest(str(unknown[0]))}; accepted are {', '.join(FIELDS)}"

@@ -60,7 +60,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="NANOGRID_", extra="ignore", frozen=True, env_ignore_empty=True)
 
-    # -- where things are
+    # -- addresses and folders
     broker_url: str = Field(
         "sqs://",
         description="Celery broker. Must be `sqs://`; region, credentials and endpoint come from settings and the AWS environment.",

@@ -91,8 +91,8 @@ def forget_broker_connections(app: Celery) -> None:
 def jobs_of(pool: Any) -> list[Any]:
     """The requests that a worker's process pool has accepted and not finished.
 
-    Needed to find slots that nothing uses, and a request that failed on its way to a child. Without it a worker that stands
-    still does not recover.
+    Needed to find slots that nothing uses, and a request that failed on its way to a child. Without it a stalled worker
+    does not recover.
     """
     return list(pool._pool._cache.values())
 

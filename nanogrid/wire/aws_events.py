@@ -18,7 +18,7 @@ def message_of_sns(data: dict[str, Any]) -> str | None:
     return message if isinstance(message, str) else None
 
 
-def event_in_place_of_a_request(data: dict[str, Any]) -> str | None:
+def aws_event_problem(data: dict[str, Any]) -> str | None:
     """What an event is and what to configure, in one sentence; None if it is not a known event."""
     if message_of_sns(data) is not None:
         return (

@@ -9,7 +9,7 @@ The rule: the main process owns and keeps account; the children, forked from it,
     preparation  checks queues, fetches images, answers for dead letters
     children     what a child does first, and last
     pools        refuses every pool of Celery's but prefork
-    private parts  refuses versions of kombu and Celery without the private parts that NanoGrid uses
+    parts        refuses versions of kombu and Celery without the private parts that NanoGrid uses
 """
 
 from __future__ import annotations

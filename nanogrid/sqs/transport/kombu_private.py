@@ -118,7 +118,7 @@ class ChannelHooks(_SQSChannel):
     # -- called by kombu
 
     def _update_queue_cache(self, queue_name_prefix: str) -> None:
-        """kombu lists queues at each connection; that needs a permission of its own and finds 1000 at most. Do nothing."""
+        """kombu lists queues at each connection; which needs its own permission and finds 1000 at most. Do nothing."""
 
     def _new_queue(self, queue: str, **_: Any) -> str:
         url: str = self.queue_url(queue)
