@@ -83,7 +83,8 @@ def test_a_local_queue_without_redrive_policy_is_mended(client: Any, local: Sett
 def test_two_processes_may_create_the_same_queue_at_once(client: Any, local: Settings) -> None:
     """Eight processes that resolve the same missing queue at the same time all get its URL."""
     program = (
-        "import sys; from nanogrid import queues; from nanogrid.settings import Settings;"
+        "import sys; from nanogrid.connections.sqs import sqs_client; from nanogrid.settings import Settings;"
+        "from nanogrid.sqs import queues;"
         "settings = Settings.model_validate_json(sys.argv[1]); client = sqs_client(settings);"
         "sys.stdin.read(1); print(queues.resolve('python', settings, client))"
     )
