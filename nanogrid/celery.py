@@ -6,18 +6,17 @@ The import never makes it the process's current app, because a producer may have
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
-from kombu import pools
 
 from nanogrid.configuration import celery_configuration
 from nanogrid.connections import forks
 from nanogrid.monitoring.celery_commands import adapt
+from nanogrid.monitoring.celery_private import forget_broker_connections
 from nanogrid.settings import Settings, current
 from nanogrid.sqs.canvas import refuse_unusable
 from nanogrid.sqs.submission import (
@@ -49,16 +48,7 @@ class NanoGrid(Celery):
 
     def renew_after_fork(self) -> None:
         """Leave the connections to SQS to the parent, in a forked child."""
-        amqp = vars(self).get("amqp")
-        of_producers = amqp and amqp._producer_pool
-        pool: Any = (of_producers and of_producers.connections) or vars(self).get("_pool")
-        if pool is not None:
-            for group in (pools.producers, pools.connections):
-                with contextlib.suppress(KeyError):
-                    del group[pool.connection]
-        if amqp is not None:
-            amqp._producer_pool = None
-        self._pool = None
+        forget_broker_connections(self)
 
     @property
     def settings(self) -> Settings:

@@ -1,10 +1,10 @@
-"""What a producer can do beyond `execute_function.delay`: send, wait, read, cancel, upload code, map and reduce.
+"""The client of a producer: send requests, wait for results, read, cancel, upload code, map and reduce.
 
     client = Client()
     request_id = client.submit({"functionId": "f", "runtime": "python", "s3Bucket": "code", "s3Key": "f.zip"})
     print(client.wait(request_id).stdout)
 
-Needs neither Docker nor a configuration file; settings come from the environment or by argument. Thread-safe.
+It needs neither Docker nor a configuration file. Settings come from the environment or as an argument.
 """
 
 from __future__ import annotations
@@ -32,32 +32,42 @@ from nanogrid.wire.names import EXECUTE, REDUCE
 
 MAP_LIMIT = 10_000
 INPUTS = ("payload", "stdin", "stdinBase64")
-"""Fields of a request that a map fills in itself."""
+"""Fields of a request that a map sets."""
 
 
 class Client:
-    """A producer's connection to one NanoGrid."""
+    """A producer's access to one NanoGrid deployment. Threads may share it.
+
+    `settings` default to those of the process, from `nanogrid.configure` or the environment. Creating a client opens no
+    connection. Methods that read results raise `RedisUnavailableError` if the result Redis does not answer, methods that send
+    raise kombu's `OperationalError` if SQS does not, and all raise `ConfigurationError` if a setting or queue is wrong.
+    """
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.app: NanoGrid = default_app if settings is None else make_app(settings)
+        """The Celery app that sends and reads."""
 
     @property
     def settings(self) -> Settings:
-        """The settings in force."""
+        """The settings in use."""
         return self.app.settings
 
     def submit(self, request: dict[str, Any] | FunctionRequest) -> str:
-        """Send a request and return its id. Raises InvalidRequestError or RedisUnavailableError before anything is sent."""
+        """Send a request and return its id.
+
+        `request` is a FunctionRequest or its JSON object with camelCase keys. Raises InvalidRequestError for an invalid request,
+        and RedisUnavailableError if the result Redis does not answer, both before anything is sent.
+        """
         tracing.begin(self.settings)
         submission = Submission.of(_wire(request), self.settings)
         self.app.send_task(EXECUTE, args=(submission.wire,), **submission.options())
         return submission.task_id
 
     def wait(self, request_id: str, timeout_s: float | None = None) -> ExecutionResult:
-        """Wait for a result. Raises ResultUnavailableError when there is none within `timeout_s` (None: no limit).
+        """Wait for a result and return it, whatever its outcome.
 
-        A Redis that goes away meanwhile is waited for, too; one that is away at the beginning is a RedisUnavailableError, as
-        at everything else that is asked of it.
+        Raises ResultUnavailableError if there is none within `timeout_s` seconds (None: no limit), and RedisUnavailableError if
+        Redis does not answer at the start. If Redis stops answering later, the wait continues until it answers again.
         """
         from celery.exceptions import TimeoutError as CeleryTimeoutError
 
@@ -71,7 +81,10 @@ class Client:
             ) from None
 
     def result(self, request_id: str) -> ExecutionResult:
-        """The stored result. Raises ResultUnavailableError where there is none (yet, any more, or ever)."""
+        """The stored result. Does not wait.
+
+        Raises ResultUnavailableError if there is none: the request is unknown or not finished, or its result has expired.
+        """
         handle = self._handle(request_id)
         if not handle.ready():
             hint = "unknown, not started or expired" if handle.state == "PENDING" else f"state {handle.state}"
@@ -79,13 +92,17 @@ class Client:
         return _read(request_id, handle.result)
 
     def state(self, request_id: str) -> str:
-        """Celery's word for where the request is: PENDING (or unknown), STARTED, RETRY, SUCCESS."""
+        """Celery's state of the request: `PENDING` (waits, or unknown), `STARTED`, `RETRY` or `SUCCESS` (has a result).
+
+        `SUCCESS` says nothing about the outcome of the run: the result does.
+        """
         return str(self._handle(request_id).state)
 
     def cancel(self, request_id: str) -> bool:
-        """Cancel a request that waits or runs; a running function is killed. False: it has a result already.
+        """Cancel a request that waits or runs; a running function is killed. Returns False if it already has a result.
 
-        Somebody must hear it: a request that waits while no worker is alive is run when one comes.
+        Its result then has the outcome `CANCELLED`. Only running workers receive the command: with no worker up, a waiting
+        request runs once one starts. Raises kombu's `OperationalError` if the monitoring Redis does not answer.
         """
         if self._handle(request_id).ready():
             return False
@@ -101,27 +118,32 @@ class Client:
         start: str | None = None,
         idle_s: float | None = None,
     ) -> Generator[StreamedResult, None, None]:
-        """Every result as it comes, in the order of storing; of one function where `function` is given.
+        """Iterate over results as they are stored, in that order. `function` selects the results of one function id.
 
-        Without a `group` each follower gets all results, from `start` on: `"now"` (the default), `"all"` that are still
-        there, an entry's id (after that one), or a time in milliseconds since 1970. With one, Redis keeps the place under
-        its name and shares the results out among its consumers; `start` counts where the group is new, and is `"all"` by
-        default. A result is acknowledged when the next one is taken; one that was not is handed out again, first, to a
-        follower with the same `consumer` (default: the host's name), or after a minute to another one. Results of other
-        functions than `function` count as read for the group.
+        Without a `group`, each follower gets all results from `start` on: `"now"` (the default), `"all"` (those still in the
+        stream), an entry's id (the results after it), or a time in milliseconds since 1970. With a `group`, Redis keeps the
+        position under the group's name and shares the results among its consumers; `start` applies only to a new group and
+        defaults to `"all"`. A result is acknowledged when the iterator is asked for the next one. A result that was not
+        acknowledged is delivered again: first to a follower with the same `consumer` (default: the host's name), or after a
+        minute to another one. Results of other functions than `function` count as read for the group.
 
-        Ends when nothing came for `idle_s` seconds (None: never), and with `close()`. A restart of Redis is ridden out.
-        `missed` of a result says how many before it were trimmed from the stream unread; None where Redis has lost results, by a
-        failover or a restart, and nobody can tell how many. Raises redis' errors where Redis
-        cannot be reached at the beginning, InvalidRequestError for a `start` that cannot be understood, ConfigurationError
-        where there is no stream.
+        Ends after `idle_s` seconds without a result (None: never), and with `close()`. A restart of Redis only delays it.
+        `missed` of a result is the number of results before it that were trimmed from the stream unread; None if Redis has lost
+        results, in a failover or a restart, and their number is unknown.
+
+        Raises redis-py's errors if Redis does not answer at the start, InvalidRequestError for an invalid `start`, and
+        ConfigurationError if the deployment has no stream.
         """
         return follow_stream(
             self.settings, function=function, group=group, consumer=consumer, start=start, idle_s=idle_s
         )
 
     def upload(self, archive: bytes, bucket: str, key: str | None = None) -> tuple[str, str]:
-        """Put an archive into S3 and return its key and SHA-256. The key defaults to the digest: same code, same key."""
+        """Store the bytes of an archive in S3 and return its key and its SHA-256 in hex.
+
+        The key defaults to the digest and `.zip`, so that the same code has the same key. Raises botocore's errors if S3 does not
+        accept it.
+        """
         from nanogrid.connections.s3 import s3_client
 
         digest = hashlib.sha256(archive).hexdigest()
@@ -130,7 +152,11 @@ class Client:
         return key, digest
 
     def map(self, function: dict[str, Any], payloads: Iterable[JsonValue]) -> list[str]:
-        """Send one request per payload and return their ids, in order."""
+        """Send one request per payload and return their ids, in the order of `payloads`.
+
+        `function` is a request's JSON object without payload and stdin. The ids are its `requestId`, or a new one, and `/0`,
+        `/1`, ... At most 10 000 payloads. Raises the errors of `submit`; requests before the one that failed have been sent.
+        """
         return [self.submit(part) for part in _parts(function, payloads, self.settings)]
 
     def map_reduce(
@@ -141,23 +167,24 @@ class Client:
         *,
         on_failure: PartFailure = PartFailure.FAIL,
     ) -> str:
-        """Run `function` over every payload, then `reducer` over the list of results, and return the reducer's id.
+        """Run `function` on every payload, then `reducer` on the list of results, and return the reducer's request id.
 
-        `function` and `reducer` are requests without payload and stdin. The reducer's payload is the list of the parts'
-        ExecutionResults in the order of `payloads`; `on_failure` says what a part that did not succeed does to it. The
-        parts' ids are the reducer's id and `/0`, `/1`, ... Raises InvalidRequestError before anything is sent.
+        `function` and `reducer` are JSON objects of requests without payload and stdin. The reducer's payload is the list of the
+        parts' ExecutionResults, as JSON objects in the order of `payloads`. `on_failure` says how a part that does not succeed
+        affects the reducer. The parts' ids are the reducer's id and `/0`, `/1`, ... At most 10 000 payloads, at least one.
+        Raises InvalidRequestError before anything is sent.
         """
         tracing.begin(self.settings)
         for name in INPUTS:
             if reducer.get(name) is not None:
                 raise InvalidRequestError(
-                    name, "the reducing function has none of its own; it reads the parts' results"
+                    name, "the reducer's input is the list of the parts' results: leave this field out"
                 )
         final = Submission.of(reducer, self.settings)
         named = {**function, "requestId": final.task_id}
         parts = [Submission.of(part, self.settings) for part in _parts(named, payloads, self.settings)]
         if not parts:
-            raise InvalidRequestError("payloads", "at least one is needed")
+            raise InvalidRequestError("payloads", "there are none, and a map needs at least one")
         header = [
             self.app.signature(EXECUTE, args=(part.wire,), options=part.options(), app=self.app) for part in parts
         ]
@@ -181,7 +208,7 @@ def follow(
     start: str | None = None,
     idle_s: float | None = None,
 ) -> Generator[StreamedResult, None, None]:
-    """Every result as it comes: `Client(settings).follow(...)` without a client."""
+    """Iterate over results as they are stored: `Client(settings).follow(...)` without creating a Celery app."""
     return follow_stream(
         settings or current(), function=function, group=group, consumer=consumer, start=start, idle_s=idle_s
     )
@@ -199,21 +226,23 @@ def _wire(request: dict[str, Any] | FunctionRequest) -> dict[str, Any]:
 
 
 def _parts(function: dict[str, Any], payloads: Iterable[JsonValue], settings: Settings) -> list[dict[str, Any]]:
-    """One request per payload, with ids of its own under the function's request id."""
+    """One request per payload, with ids that start with the function's request id."""
     for name in INPUTS:
         if function.get(name) is not None:
-            raise InvalidRequestError(name, "the function of a map has none of its own; it comes from the payloads")
+            raise InvalidRequestError(
+                name, "the function of a map gets its input from the payloads: leave this field out"
+            )
     name = function.get("requestId") or new_request_id(function, settings)
     parts = [
         {**function, "requestId": f"{name}/{number}", "payload": payload} for number, payload in enumerate(payloads)
     ]
     if len(parts) > MAP_LIMIT:
-        raise InvalidRequestError("payloads", f"{len(parts)} are more than the accepted {MAP_LIMIT}")
+        raise InvalidRequestError("payloads", f"there are {len(parts)}, and a map has at most {MAP_LIMIT}")
     return parts
 
 
 def _read(request_id: str, stored: object) -> ExecutionResult:
-    """A stored value as a result. What Celery stores where no worker could (an exception) becomes NOT_RUN."""
+    """A stored value as a result. An exception, which Celery stores if no worker stored a result, becomes NOT_RUN."""
     if isinstance(stored, dict) and "outcome" in stored:
         return ExecutionResult.from_wire(stored)
-    return not_run(request_id, "", f"Celery stored no ExecutionResult but {stored!r}")
+    return not_run(request_id, "", f"Celery stored {stored!r} instead of an ExecutionResult")

@@ -1,7 +1,7 @@
-"""The client for the result Redis, and which of its refusals pass by themselves: no writes just now, a replica by now, busy.
+"""The client for the result Redis, and which of its errors are temporary: no writes now, demoted to a replica, busy.
 
-The rule: what passes is tried again, on a new connection, and nothing is given up for it. redis-py takes only a Redis that is
-away for that; a request whose result is refused would end without one.
+The rule: a command that fails with a temporary error is retried on a new connection. redis-py retries only if Redis does not
+answer; then a request whose result Redis refuses would end without one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 10.0
-"""How long the result Redis may take to be connected to, and to answer, before it counts as away."""
+"""How long connecting to the result Redis, and each answer, may take before it counts as unavailable."""
 
 PASSING = (
     redis.ReadOnlyError,
@@ -30,20 +30,20 @@ PASSING = (
     redis.exceptions.TryAgainError,
 )
 NAMED = re.compile(r"(?:^|-)(?:NOREPLICAS|MISCONF|UNBLOCKED|BUSY|READONLY|OOM)\b")
-"""Those that redis-py has no class for, and what an older Redis makes of the others within a script."""
+"""Temporary errors that redis-py has no class for, and the names that an older Redis gives the others within a script."""
 
 IN_A_PIPELINE = " of pipeline caused error: "
-"""What redis-py puts, with the command, before the words of Redis."""
+"""redis-py puts this, after the command, before the error's text from Redis."""
 
 
 def passes(error: BaseException) -> bool:
-    """Whether the same command may be taken later."""
+    """Whether an error is temporary, so that the same command may succeed later."""
     said = str(error).rpartition(IN_A_PIPELINE)[2]
     return isinstance(error, PASSING) or (isinstance(error, redis.ResponseError) and bool(NAMED.search(said)))
 
 
 class PatientRetry(Retry):
-    """redis-py's retries, for a Redis that is away and for refusals that pass alike. Each one takes a new connection."""
+    """redis-py's retries, for a Redis that does not answer and for temporary errors. Each retry uses a new connection."""
 
     def __init__(self, backoff: Any, retries: int) -> None:
         super().__init__(backoff, retries, (redis.ConnectionError, redis.TimeoutError, redis.ResponseError))
@@ -51,25 +51,25 @@ class PatientRetry(Retry):
     def call_with_retry(
         self, do: Any, fail: Any, is_retryable: Callable[[Exception], bool] | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Do it until it is done, or refused for good."""
-        told = self._retries >= 0  # who gives up says so; who never does says that it waits
+        """Repeat a command until it succeeds, fails for good or has no retries left. Endless retries log one warning."""
+        logged = self.get_retries() >= 0
 
-        def worth_it(error: Exception) -> bool:
+        def may_help(error: Exception) -> bool:
             if isinstance(error, redis.ResponseError) and not passes(error):
                 return False
             if is_retryable is not None and not is_retryable(error):
                 return False
-            nonlocal told
-            if not told:
-                told = True
-                log.warning("Redis does not take a command (%s); it is sent again", error)
+            nonlocal logged
+            if not logged:
+                logged = True
+                log.warning("Redis refused a command (%s); retrying until it succeeds", error)
             return True
 
-        return super().call_with_retry(do, fail, worth_it, *args, **kwargs)
+        return super().call_with_retry(do, fail, may_help, *args, **kwargs)
 
 
 def connect(settings: Settings, *, retries: int = 20) -> redis.Redis:
-    """A client for the result Redis that rides out a restart or a failover: about half a minute of retries with backoff."""
+    """A client for the result Redis that survives a restart or a failover: it retries with backoff for about half a minute."""
     return redis.Redis.from_url(
         settings.result_url,
         decode_responses=True,

@@ -1,6 +1,6 @@
 """The client for S3.
 
-boto3 is imported when the client is made, so that importing this module costs nothing.
+boto3 is imported when a client is created, so that importing this module costs nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30
-"""Longest silence of S3 in the middle of an answer, not the time of a whole download."""
+"""Longest pause within an answer, not the time of a whole download."""
 
 ATTEMPTS = 3
 
 
 def s3_client(settings: Settings) -> S3Client:
-    """A new S3 client. Takes ~0.1 s; safe to be used by many threads, not over a fork."""
+    """A new S3 client. Takes about 0.1 s. Threads may share it; a forked process must not use it.
+
+    Raises ConfigurationError if boto3 cannot create one from the settings and the AWS environment.
+    """
     import boto3.session
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
@@ -33,12 +36,12 @@ def s3_client(settings: Settings) -> S3Client:
         user_agent_extra="nanogrid",
     )
     try:
-        # A session of its own: boto3's default session is not safe to be used by two threads at once.
+        # A separate session: two threads must not use boto3's default session at once.
         return boto3.session.Session().client(
             "s3", region_name=settings.region, endpoint_url=settings.s3_endpoint_url or None, config=config
         )
     except (BotoCoreError, ValueError) as error:
         raise ConfigurationError(
-            f"no S3 client can be made for region {settings.region!r} and endpoint {settings.s3_endpoint_url!r} ({error}): "
+            f"no S3 client can be created for region {settings.region!r} and endpoint {settings.s3_endpoint_url!r} ({error}): "
             "check NANOGRID_AWS_REGION, NANOGRID_S3_ENDPOINT_URL and the AWS profile"
         ) from error

@@ -12,7 +12,7 @@ ATTEMPTS = 3
 
 
 def sqs_client(settings: Settings) -> Any:
-    """A boto3 SQS client: endpoint by setting, AWS environment or AWS itself; credentials by boto's chain.
+    """A new boto3 SQS client. The endpoint comes from the settings or the AWS environment, credentials from boto's chain.
 
     Its calls end within about half a minute: the worker's event loop waits for some of them.
     """

@@ -22,7 +22,7 @@ from nanogrid.execution.pool.owner.stock import Stock
 from nanogrid.execution.pool.states import State
 from nanogrid.metrics.health import Disk, Health
 from nanogrid.metrics.queue_depths import QueueDepths
-from nanogrid.sqs.transport.readers import readings
+from nanogrid.sqs.transport.poll_status import poll_statuses
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def of_queues(depths: QueueDepths, stale_after_s: float) -> Part:
             "queue",
             {name: ages[name] for name in fresh if name in ages},
         )
-        read_now = dict(readings())
+        read_now = dict(poll_statuses())
         for counted, text in (
             ("received", "Messages received."),
             ("refused", "Messages without a valid request, returned to the queue."),

@@ -15,7 +15,7 @@ from nanogrid.connections.sqs import sqs_client
 from nanogrid.settings import Settings
 from nanogrid.sqs import queues
 from nanogrid.sqs.queues import Addresses, QueueDepth
-from nanogrid.sqs.transport.readers import readings
+from nanogrid.sqs.transport.poll_status import poll_statuses
 
 SURELY_EMPTY = 2
 """A queue counts as empty after this many checks in a row found no message: SQS' counts are approximate."""
@@ -84,7 +84,7 @@ class QueueDepths:
 
     def ages_s(self) -> dict[str, float]:
         """Return the age of the oldest message of each queue, as of now."""
-        now, read = time.time(), readings()
+        now, read = time.time(), poll_statuses()
         return {
             name: oldest_age_s(observation, read[name].newest_sent_at if name in read else None, now)
             for name, observation in self.observations.items()

@@ -15,7 +15,7 @@ from nanogrid.execution.pool.owner.stock import Stock
 from nanogrid.execution.pool.states import State
 from nanogrid.metrics.queue_depths import QueueDepths
 from nanogrid.settings import Settings
-from nanogrid.sqs.transport.readers import readings
+from nanogrid.sqs.transport.poll_status import poll_statuses
 
 LIMITS = (
     "max_timeout_ms",
@@ -43,7 +43,7 @@ LIMITS = (
 
 def queues(depths: QueueDepths) -> dict[str, Any]:
     """Return, for each queue, what SQS counted at the last check and how this worker reads it."""
-    now, ages, read = time.time(), depths.ages_s(), dict(readings())
+    now, ages, read = time.time(), depths.ages_s(), dict(poll_statuses())
     entries: dict[str, Any] = {}
     for name in sorted({*depths.observations, *read}):
         entry: dict[str, Any] = {}

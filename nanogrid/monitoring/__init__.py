@@ -1,1 +1,1 @@
-"""Redis beside SQS: worker events and remote control, and the Flower dashboard that shows them."""
+"""Redis beside SQS: worker events and remote control, the Flower dashboard that shows them, and adaptations of Celery."""

@@ -1,7 +1,7 @@
-"""What the verbs of `celery -A nanogrid` do here: those about workers go to Redis, and what SQS cannot do says what to use.
+"""Adapts the commands of `celery -A nanogrid`: those about workers use Redis, and those that SQS cannot do name an alternative.
 
-The rule: nothing is loaded and nothing changes but for the one command that is run, and only where the app is NanoGrid's: a
-producer's process may run any command for an app of its own.
+The rule: only the command that runs is changed and loaded, and only if the app is NanoGrid's. A producer's process may run any
+command for its own app.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any
 Callback = Callable[..., Any]
 
 REFUSED = {
-    "amqp": "SQS speaks no AMQP: look into queues with `nanogrid status`, Flower's broker page or `aws sqs`",
-    "list": "SQS has no exchanges and no bindings, each queue is a runtime's: `nanogrid status` shows them",
-    "logtool": "NanoGrid's log has lines of its own, one for each stage of a request: set NANOGRID_LOG_FORMAT=json and read it with `jq`, "
-    "or read what ran from Flower or `nanogrid results`",
-    "migrate": "messages are moved from one SQS queue to another with `aws sqs start-message-move-task`",
+    "amqp": "SQS has no AMQP interface: read queues with `nanogrid status`, Flower's broker page or `aws sqs`",
+    "list": "SQS has no exchanges and bindings, and each queue belongs to a runtime: `nanogrid status` shows them",
+    "logtool": "NanoGrid's log has its own format, one line per stage of a request: set NANOGRID_LOG_FORMAT=json and read it with `jq`, "
+    "or use Flower or `nanogrid results`",
+    "migrate": "move messages from one SQS queue to another with `aws sqs start-message-move-task`",
 }
-"""Verbs that can do nothing here, and what to use."""
+"""Commands that have no meaning here, and what to use instead."""
 
 
 def adapt() -> None:
-    """Make the verbs of the `celery` command fit.
+    """Adapt the commands of the `celery` program.
 
-    To be called where the app is made: the `celery` command has loaded its plugins by then. In any other process this
-    does nothing and loads nothing.
+    Call it when the app is created: the `celery` program has loaded its plugins by then. In any other process this does nothing
+    and loads nothing.
     """
     program = getattr(sys.modules.get("celery.bin.celery"), "celery", None)
     if program is None:
@@ -41,7 +41,7 @@ def adapt() -> None:
 
 
 def _run(ours: Callback, original: Callback, *args: Any, **kwargs: Any) -> Any:
-    """A verb's callback: ours where the app is NanoGrid's, else Celery's."""
+    """Run a command: `ours` if the app is NanoGrid's, else Celery's own callback."""
     import click
 
     from nanogrid.monitoring.connections import is_nanogrid
@@ -53,7 +53,7 @@ def _run(ours: Callback, original: Callback, *args: Any, **kwargs: Any) -> Any:
 
 
 def _flower(_: Any, original: Callback) -> Any:
-    """Start our dashboard in the place of plain Flower."""
+    """Start NanoGrid's dashboard instead of plain Flower."""
     from nanogrid.monitoring.dashboard import install
 
     install()
@@ -61,7 +61,7 @@ def _flower(_: Any, original: Callback) -> Any:
 
 
 def _events(app: Any, original: Callback) -> Any:
-    """Hear what Flower hears."""
+    """Receive events from Redis, as Flower does."""
     from nanogrid.monitoring.connections import monitor_connection
 
     app.connection_for_read = functools.partial(monitor_connection, app.settings)
@@ -69,7 +69,7 @@ def _events(app: Any, original: Callback) -> Any:
 
 
 def _call(_: Any, original: Callback) -> Any:
-    """A request that can never work is told in one sentence."""
+    """Report an invalid request in one sentence, without a traceback."""
     import click
 
     from nanogrid.errors import NanoGridError
@@ -83,4 +83,4 @@ def _call(_: Any, original: Callback) -> Any:
 def _refuse(name: str, _app: Any, _original: Callback) -> Any:
     import click
 
-    raise click.ClickException(f"`celery {name}` does nothing here: {REFUSED[name]}")
+    raise click.ClickException(f"`celery {name}` does not work with NanoGrid: {REFUSED[name]}")

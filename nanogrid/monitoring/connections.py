@@ -1,7 +1,8 @@
-"""Redis beside SQS: where worker events and remote control travel, seen from whoever watches or commands workers.
+"""The connection to the monitoring Redis, and remote control over it, for processes that watch or control workers.
 
-The one rule: what is about *tasks* goes to SQS by `connection_for_read` and `connection_for_write`; what is about *workers*
-goes to Redis by `monitor_connection`. The worker's end is `nanogrid.monitoring.side_channel`, the web page's `nanogrid.monitoring.dashboard`.
+The rule: messages about *tasks* go to SQS (`connection_for_read`, `connection_for_write`); events and commands about *workers* go
+to Redis (`monitor_connection`). The worker's side is `nanogrid.monitoring.side_channel`, Flower's is
+`nanogrid.monitoring.dashboard`.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 5.0
 QUICK_RETRIES = 2
-"""Attempts of a command before it says that Redis is away. A worker's end and Flower's try for ever instead."""
+"""Retries of a command before it reports that Redis does not answer. Workers and Flower retry for ever."""
 
 
 def _keepalive_options() -> dict[int, int]:
-    """Notice a peer that vanished without a word within a minute: a subscriber never writes, so only TCP can tell."""
-    wanted = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
-    return {getattr(socket, name): value for name, value in wanted if hasattr(socket, name)}
+    """Detect within a minute that the other side is gone. A subscriber never writes, so only TCP can detect it."""
+    options = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+    return {getattr(socket, name): value for name, value in options if hasattr(socket, name)}
 
 
 def monitor_connection(
     settings: Settings, *, max_retries: int | None = None, patience_s: float | None = None
 ) -> Connection:
-    """A new, lazy connection to the monitoring Redis. It never inherits what is configured for SQS.
+    """A new connection to the monitoring Redis, opened at its first use. It inherits no option of the connection to SQS.
 
-    `max_retries` limits the attempts to connect; None tries for ever, at most two seconds apart. `patience_s` is how long
-    connecting, and each answer, may take; None: two seconds and five.
+    `max_retries` limits the attempts to connect; None retries for ever, at most two seconds apart. `patience_s` limits the time
+    for connecting, and for each answer; None: two and five seconds.
     """
     return Connection(
         settings.monitor_url,
@@ -54,28 +55,28 @@ def monitor_connection(
 
 
 def settings_of(app: Celery) -> Settings:
-    """The settings of a NanoGrid app, or of the process where the app has none."""
+    """The settings of a NanoGrid app, or those of the process for another app."""
     own = getattr(app, "settings", None)
     return own if isinstance(own, Settings) else current()
 
 
 def is_nanogrid(app: object) -> bool:
-    """Whether a Celery app is one of NanoGrid's, and not a producer's own."""
+    """Whether a Celery app is NanoGrid's, and not a producer's own."""
     return isinstance(getattr(app, "settings", None), Settings)
 
 
 class Control(control.Control):
-    """`app.control`: ping, inspect, revoke and the rest, over Redis.
+    """`app.control`: ping, inspect, revoke and other commands, over Redis.
 
-    Raises kombu's OperationalError when Redis is away, instead of waiting for it.
+    Raises kombu's OperationalError if Redis does not answer, instead of waiting for it.
     """
 
     def __init__(self, app: Any = None) -> None:
         super().__init__(app)
-        self.mailbox.producer_pool = None  # the app's pool leads to SQS
+        self.mailbox.producer_pool = None  # the app's pool has connections to SQS
 
     def broadcast(self, *args: Any, connection: Connection | None = None, **kwargs: Any) -> Any:
-        """Send a command to workers, on `connection` where one is given."""
+        """Send a command to workers, on `connection` or else on a new one."""
         if connection is not None or kwargs.get("channel") is not None:
             return super().broadcast(*args, connection=connection, **kwargs)
         with monitor_connection(settings_of(self.app), max_retries=QUICK_RETRIES) as own:

@@ -1,14 +1,14 @@
-"""Flower for an app whose tasks travel by SQS and whose events travel by Redis.
+"""Flower for an app with SQS as its broker and Redis for its events.
 
-The one rule: no page or call may act on Redis as if it were the broker. Depths are read from SQS, what is sent goes to
-SQS, and what has no meaning here is refused with a sentence. Loaded only by `celery -A nanogrid flower`.
+The rule: no page or API call uses Redis as the broker. Depths come from SQS, tasks are sent to SQS, and calls without a meaning
+here are refused in one sentence. Only `celery -A nanogrid flower` loads this module.
 
-Flower as it comes listens on every address without a password. Here:
+Plain Flower listens on every address without a password. This one differs:
 
-* Without authentication it listens on loopback, and an address beyond that is refused (`NANOGRID_FLOWER_INSECURE` lifts this).
-* On loopback without authentication its API is on, so that the buttons work. What keeps other web pages that run in a
-  browser on this machine from pressing them: no CORS headers; the Host must be a local name (against DNS rebinding); what
-  changes something must come from Flower's own pages or from no browser at all (Sec-Fetch-Site, Origin).
+* Without authentication it listens on loopback and refuses other addresses (`NANOGRID_FLOWER_INSECURE` allows them).
+* On loopback without authentication its API is on, so that the buttons work. Other web pages in a browser on this machine
+  cannot use it: there are no CORS headers, the Host must be a local name (against DNS rebinding), and a request that changes
+  something must come from Flower's own pages or from no browser (Sec-Fetch-Site, Origin).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from flower.views import BaseHandler
 from tornado.httputil import HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler
 
+from nanogrid.connections.private_parts import PrivateParts
 from nanogrid.connections.sqs import sqs_client
 from nanogrid.errors import InvalidRequestError
 from nanogrid.monitoring.connections import monitor_connection, settings_of
@@ -43,42 +44,45 @@ from nanogrid.sqs.queues import QueueDepth, depths
 LOOPBACK = "127.0.0.1"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 OWN_PAGES = frozenset({"same-origin", "none"})
-"""Sec-Fetch-Site of Flower's own pages, and of what a person types. `same-site` is another port of this machine."""
+"""Sec-Fetch-Site of Flower's own pages, and of a typed address. `same-site` is another port of this machine."""
 
-KNOWN_OF_A_WORKER = frozenset({"stats", "active_queues"})
-"""Answers without which a worker is asked again: its commands, and the consumers of each queue, build on them."""
+REQUIRED_ANSWERS = frozenset({"stats", "active_queues"})
+"""A worker is asked again until these answers are known: its commands and the consumers of each queue depend on them."""
 
 API_SWITCH = "FLOWER_UNAUTHENTICATED_API"
 
 NO_CREDENTIALS = (
-    "Flower has no AWS credentials, so it can neither read the queues nor send: give it a producer's (AWS_ACCESS_KEY_ID and "
+    "Flower has no AWS credentials, so it can neither read queues nor send requests: give it a producer's (AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY), not the worker's"
 )
 
-_RELIED_ON: list[tuple[Any, tuple[str, ...]]] = [
-    (flower.command, ("Flower",)),
-    (flower.app.Flower, ("start", "update_workers", "workers", "broker_uri", "get_handler_delegate")),
-    (flower.events.Events, ("on_event",)),
-    (BaseHandler, ("get_broker", "get_active_queue_names", "set_default_headers", "unauthenticated_api")),
-    (BaseApiHandler, ("prepare", "run_blocking")),
-]
+FLOWER = PrivateParts(
+    "flower",
+    "2.2",
+    "dashboard",
+    (
+        (flower.command, ("Flower",)),
+        (flower.app.Flower, ("start", "update_workers", "workers", "broker_uri", "get_handler_delegate")),
+        (flower.events.Events, ("on_event",)),
+        (BaseHandler, ("get_broker", "get_active_queue_names", "set_default_headers", "unauthenticated_api")),
+        (BaseApiHandler, ("prepare", "run_blocking")),
+    ),
+)
+"""Flower has no public API for extensions, so all names of it count as private."""
 
 
 def install() -> None:
-    """Make the flower command start `Dashboard`. Raises click's error when this Flower is built otherwise."""
-    missing = [f"{owner.__name__}.{name}" for owner, names in _RELIED_ON for name in names if not hasattr(owner, name)]
-    if missing:
-        raise click.ClickException(
-            f"Flower {flower.__version__} has no {', '.join(missing)}, which NanoGrid's dashboard builds on: install flower 2.2"
-        )
+    """Make the flower command start `Dashboard`. Raises click's error if this version of Flower lacks what it builds on."""
+    if (problem := FLOWER.problem()) is not None:
+        raise click.ClickException(problem)
     flower.command.Flower = Dashboard
 
 
-# -- who may come in -------------------------------------------------------------------------------------------------
+# -- access control --------------------------------------------------------------------------------------------------
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address (without port) can only be this machine."""
+    """Whether a host name or address (without port) always means this machine."""
     if host.lower() == "localhost":
         return True
     try:
@@ -88,7 +92,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listen_address(address: str, *, authenticated: bool, insecure: bool) -> str:
-    """The address to listen on: the one asked for, and loopback where none is and nobody has to log in.
+    """The address to listen on: the given one, or loopback if none is given and there is no authentication.
 
     Raises click's error for an address beyond loopback without authentication.
     """
@@ -98,7 +102,7 @@ def listen_address(address: str, *, authenticated: bool, insecure: bool) -> str:
         return LOOPBACK
     if not insecure and not is_loopback(address):
         raise click.ClickException(
-            f"Flower would listen on {address} and let anyone who reaches it run and end functions: add --basic-auth=USER:PASSWORD "
+            f"Flower would listen on {address} and let anyone who reaches it run and kill functions: add --basic-auth=USER:PASSWORD "
             "(or --auth), listen on 127.0.0.1, or set NANOGRID_FLOWER_INSECURE=true"
         )
     return address
@@ -108,14 +112,14 @@ def refusal(request: HTTPServerRequest, *, local_only: bool) -> str | None:
     """Why an unauthenticated request is refused, or None."""
     host = urlsplit(f"//{request.host}").hostname or ""
     if local_only and not is_loopback(host):
-        return f"Without authentication Flower answers to local names only, not to {host!r}."
+        return f"Without authentication Flower accepts only local host names, not {host!r}."
     if request.method in SAFE_METHODS:
         return None
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is not None and site not in OWN_PAGES:
-        return "Only Flower's own pages may change something here."
+        return "Only Flower's own pages may send this request."
     if origin is not None and urlsplit(origin).netloc != request.host:
-        return f"Only Flower's own pages may change something here, not those of {origin}."
+        return f"Only Flower's own pages may send this request, not those of {origin}."
     return None
 
 
@@ -123,13 +127,13 @@ def refusal(request: HTTPServerRequest, *, local_only: bool) -> str | None:
 
 
 def sqs_address(endpoint_url: str) -> str:
-    """Where SQS is, as the pages show it: never with credentials."""
+    """The address of SQS for the pages, without credentials."""
     endpoint = urlsplit(endpoint_url)
     return f"sqs://{endpoint.netloc.rpartition('@')[2]}"
 
 
 def queue_rows(depth: QueueDepth, consumers: int) -> list[dict[str, Any]]:
-    """The lines of the broker page for one queue: itself, and its dead letters where it has a queue for them."""
+    """The rows of the broker page for one queue: one for it, and one for its dead-letter queue if it has one."""
     waiting, held = depth.visible + depth.delayed, depth.in_flight
     rows: list[dict[str, Any]] = [
         {
@@ -154,7 +158,7 @@ def queue_rows(depth: QueueDepth, consumers: int) -> list[dict[str, Any]]:
 
 
 class SqsBroker:
-    """What Flower asks for queue lengths."""
+    """Flower's source of queue lengths."""
 
     def __init__(self, settings: Settings, client: Any, workers: dict[str, Any]) -> None:
         self._settings = settings
@@ -179,13 +183,13 @@ class SqsBroker:
 # -- Flower ----------------------------------------------------------------------------------------------------------
 
 
-class Guarded(BaseHandler):
-    """Put before each of Flower's own handlers."""
+class AccessGuard(BaseHandler):
+    """Goes before each of Flower's own handlers."""
 
     application: Dashboard
 
     def prepare(self) -> Any:
-        """Refuse what another web page sends, then let Flower check."""
+        """Refuse requests from other web pages. Then Flower's own checks follow."""
         if not self.application.authenticated:
             reason = refusal(self.request, local_only=not self.application.nanogrid.flower_insecure)
             if reason is not None:
@@ -193,36 +197,36 @@ class Guarded(BaseHandler):
         return super().prepare()
 
     def set_default_headers(self) -> None:
-        """Flower opens itself to all origins where its API needs no password; a page elsewhere has no business here."""
+        """Replace Flower's headers: they allow all origins if its API needs no password."""
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("X-Frame-Options", "DENY")
 
     @property
     def unauthenticated_api(self) -> bool:
-        """Flower's own switch where it is set; else on, as long as nobody beyond this machine can come."""
+        """Flower's own switch if it is set; else on, if only this machine can connect."""
         if switch := os.environ.get(API_SWITCH):
             return bool(strtobool(switch))
         return self.application.local_only
 
     def get_broker(self) -> SqsBroker:
-        """SQS, whatever the connection for events is."""
+        """SQS, whatever connection receives the events."""
         return SqsBroker(self.application.nanogrid, self.application.sqs, self.application.workers)
 
     def get_active_queue_names(self) -> list[str]:
-        """The queues of the runtimes, also while no worker is up, and whatever else workers consume from."""
+        """The queues of the runtimes, also while no worker is up, and all other queues that workers consume."""
         active = {
             queue["name"] for info in self.application.workers.values() for queue in info.get("active_queues", ())
         }
         return list(dict.fromkeys([*self.application.nanogrid.runtime_table.queues(), *sorted(active)]))
 
 
-class GuardedApi(Guarded, BaseApiHandler):
-    """Put before the handlers of Flower's API."""
+class ApiAccessGuard(AccessGuard, BaseApiHandler):
+    """Goes before the handlers of Flower's API."""
 
     async def run_blocking(self, *args: Any, **kwargs: Any) -> Any:
-        """A request that can never work is the caller's mistake: 400 and the sentence about it.
+        """Answer an invalid request with 400 and its sentence.
 
-        Without credentials nothing can be sent. A Flower that only watches is run like that, so the answer says what is missing.
+        Without credentials nothing can be sent. A Flower that only watches runs without them, so the answer says what is missing.
         """
         try:
             return await super().run_blocking(*args, **kwargs)
@@ -236,44 +240,44 @@ class GuardedApi(Guarded, BaseApiHandler):
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """What an error was raised from, and what that was raised from: kombu puts errors of its own around boto's."""
+    """The error that an error was raised from, and so on: kombu wraps boto's errors in its own."""
     while error.__cause__ is not None:
         error = error.__cause__
         yield error
 
 
-class AbortRefused(BaseApiHandler):
-    """In place of Flower's abort, which overwrites a stored result and ends nothing."""
+class AbortRefusal(BaseApiHandler):
+    """Replaces Flower's abort, which overwrites a stored result and ends nothing."""
 
     def post(self, task_id: str) -> None:
-        """Name the call that does end a task."""
+        """Refuse, and name the call that ends a task."""
         raise HTTPError(
             403, f"Abort only marks a task. POST /api/task/revoke/{task_id}?terminate=true ends it.".replace("%", "%%")
         )
 
 
 _INSTEAD: dict[type[RequestHandler], type[RequestHandler]] = {
-    TaskSend: TaskAsyncApply,  # checked and routed to its queue; a task that no worker knows is not sent at all
-    TaskAbort: AbortRefused,
+    TaskSend: TaskAsyncApply,  # checked and routed to its queue; a task that no worker knows is not sent
+    TaskAbort: AbortRefusal,
 }
 
 
-_guarded: dict[type[RequestHandler], type[RequestHandler]] = {}
+_with_guards: dict[type[RequestHandler], type[RequestHandler]] = {}
 
 
-def guarded(handler: type[RequestHandler]) -> type[RequestHandler]:
-    """A handler of Flower's with ours before it; others (static files) as they are."""
-    if handler not in _guarded:
+def with_guard(handler: type[RequestHandler]) -> type[RequestHandler]:
+    """One of Flower's handlers with a guard before it. Other handlers (static files) get none."""
+    if handler not in _with_guards:
         base = _INSTEAD.get(handler, handler)
-        ours: tuple[type, ...] = ()
+        guards: tuple[type, ...] = ()
         if issubclass(base, BaseHandler):
-            ours = (GuardedApi,) if issubclass(base, BaseApiHandler) else (Guarded,)
-        _guarded[handler] = type(base.__name__, (*ours, base), {})
-    return _guarded[handler]
+            guards = (ApiAccessGuard,) if issubclass(base, BaseApiHandler) else (AccessGuard,)
+        _with_guards[handler] = type(base.__name__, (*guards, base), {})
+    return _with_guards[handler]
 
 
 class Dashboard(flower.app.Flower):
-    """Flower's application with the broker pages on SQS and the door shut."""
+    """Flower's application with its broker pages on SQS and its access restricted."""
 
     def __init__(self, options: Any = None, capp: Any = None, **kwargs: Any) -> None:
         self.nanogrid = settings_of(capp)
@@ -282,43 +286,43 @@ class Dashboard(flower.app.Flower):
             options.address, authenticated=self.authenticated, insecure=self.nanogrid.flower_insecure
         )
         self.local_only = bool(options.unix_socket) or (not self.authenticated and is_loopback(options.address))
-        capp.set_default()  # Flower looks up results by the process's app, and ours never becomes that by import
+        capp.set_default()  # Flower reads results through the process's current app, which this app never becomes by import
         super().__init__(options=options, capp=capp, **kwargs)
         self._take_event = self.events.on_event
         self.events.on_event = self._on_event
 
     def _on_event(self, event: dict[str, Any]) -> None:
-        """Ask a worker about itself once it beats. Flower asks at its own start only, and refuses commands for others.
+        """Inspect a worker at its first heartbeat. Flower does so only at its own start, and refuses commands for unknown workers.
 
-        Called in the thread that listens for events.
+        Called in the thread that receives events.
         """
         self._take_event(event)
         kind, worker = event["type"], event["hostname"]
-        if kind == "worker-online":  # what is known is about the one that ran before
+        if kind == "worker-online":  # the known answers are of the process before
             self.io_loop.add_callback(self.workers.pop, worker, None)
-        elif kind == "worker-heartbeat" and not self.workers.get(worker, {}).keys() >= KNOWN_OF_A_WORKER:
+        elif kind == "worker-heartbeat" and not self.workers.get(worker, {}).keys() >= REQUIRED_ANSWERS:
             self.io_loop.add_callback(self.update_workers, worker)
 
     def start(self) -> None:
-        """Run. From here on the app's generic connection, on which Flower listens for events, is the monitoring one."""
+        """Run. From now on the app's generic connection, on which Flower receives events, is the one to the monitoring Redis."""
         self.capp.connection = functools.partial(monitor_connection, self.nanogrid)
         super().start()
 
     def get_handler_delegate(self, request: Any, target_class: type[RequestHandler], *args: Any, **kwargs: Any) -> Any:
-        """Tornado asks here who serves a request."""
-        return super().get_handler_delegate(request, guarded(target_class), *args, **kwargs)
+        """Called by Tornado for the handler of each request."""
+        return super().get_handler_delegate(request, with_guard(target_class), *args, **kwargs)
 
     @functools.cached_property
     def sqs(self) -> Any:
-        """A boto3 client; those are thread safe."""
+        """A boto3 SQS client. Threads may share it."""
         return sqs_client(self.nanogrid)
 
     @functools.cached_property
     def broker_uri(self) -> str:
-        """Shown on the pages."""
+        """The broker's address for the pages."""
         return sqs_address(self.sqs.meta.endpoint_url)
 
     @functools.cached_property
     def transport(self) -> str:
-        """Kombu's name of the broker's kind."""
+        """kombu's name of the transport."""
         return "sqs"

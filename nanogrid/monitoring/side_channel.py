@@ -1,8 +1,8 @@
 """A worker's events and remote control over Redis, while its tasks come from SQS.
 
-The one rule: nothing that Redis does may hold up a task. All traffic with Redis happens in two threads of their own; the
-worker's event loop only hands messages over and takes commands from a queue in memory. So a Redis that is slow, hung,
-restarted or missing costs what is seen of the worker, and neither its polling, its acknowledgements nor its heartbeats.
+The rule: Redis cannot delay a task. Two threads do all communication with Redis; the worker's event loop only puts messages in a
+queue in memory and takes commands from another. If Redis is slow, hangs, restarts or is missing, the worker's events and
+commands are delayed or lost, but not its polls, acknowledgements and heartbeats.
 
     event loop ── publish ──▶ outbox (bounded) ── sender thread ──▶ Redis
     event loop ◀── call_soon ── inbox ◀────────── receiver thread ◀── Redis
@@ -29,6 +29,7 @@ from kombu.exceptions import EncodeError, InconsistencyError
 from kombu.pidbox import Mailbox, Node
 from kombu.utils.encoding import safe_repr
 
+from nanogrid.monitoring.celery_private import DispatcherHooks
 from nanogrid.monitoring.connections import monitor_connection, settings_of
 from nanogrid.settings import Settings
 from nanogrid.sqs.transport.options import QUEUES_MAY_BE_MISSING
@@ -36,18 +37,18 @@ from nanogrid.sqs.transport.options import QUEUES_MAY_BE_MISSING
 logger = get_logger(__name__)
 
 OUTBOX_LIMIT = 10_000
-"""Messages kept while Redis is away, about 5 MB. The oldest go first."""
+"""Messages kept while Redis does not answer, about 5 MB. Beyond it, the oldest are dropped."""
 
 FIRST_RETRY_S = 0.25
 LONGEST_RETRY_S = 2.0
 FAREWELL_S = 2.0
-"""How long a worker that ends waits for its last events (`worker-offline`) to leave."""
+"""How long a worker that ends waits until its last events (`worker-offline`) are sent."""
 
 HEARTBEAT = "worker-heartbeat"
 
 
-class Outgoing(NamedTuple):
-    """One message for Redis: an event, or the reply to a command."""
+class OutgoingMessage(NamedTuple):
+    """A message for Redis: an event, or the reply to a command."""
 
     body: Any
     exchange: Exchange
@@ -59,14 +60,14 @@ class Outbox:
     """A bounded queue between the event loop and the sender. Thread safe; `put` never waits."""
 
     def __init__(self, limit: int = OUTBOX_LIMIT) -> None:
-        self._waiting: deque[Outgoing] = deque()
+        self._waiting: deque[OutgoingMessage] = deque()
         self._changed = threading.Condition()
         self._limit = limit
         self._closed = False
         self.dropped = 0
 
-    def put(self, message: Outgoing) -> None:
-        """Add a message; the oldest one goes when there are too many."""
+    def put(self, message: OutgoingMessage) -> None:
+        """Add a message. Drops the oldest one if there are too many."""
         with self._changed:
             if len(self._waiting) >= self._limit:
                 self._waiting.popleft()
@@ -74,28 +75,30 @@ class Outbox:
             self._waiting.append(message)
             self._changed.notify()
 
-    def first(self) -> Outgoing | None:
-        """Wait for a message and leave it in place. None: closed, and all are sent."""
+    def first(self) -> OutgoingMessage | None:
+        """Wait for a message and return it without removing it. None: the outbox is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             return self._waiting[0] if self._waiting else None
 
-    def sent(self, message: Outgoing) -> None:
-        """Remove the message that `first` gave, unless it was dropped in the meantime."""
+    def sent(self, message: OutgoingMessage) -> None:
+        """Remove the message that `first` returned, unless it was dropped in the meantime."""
         with self._changed:
             if self._waiting and self._waiting[0] is message:
                 self._waiting.popleft()
 
     def close(self) -> None:
-        """Let `first` return None once all is sent."""
+        """Let `first` return None once all messages are sent."""
         with self._changed:
             self._closed = True
             self._changed.notify()
 
 
 class SideChannel:
-    """Both directions of one worker's traffic with Redis. Threads start when they are first needed and outlive restarts
-    of the consumer; `close` ends them."""
+    """Both directions of one worker's communication with Redis.
+
+    Threads start at their first use and survive restarts of the consumer; `close` ends them.
+    """
 
     def __init__(self, settings: Settings, mailbox: Mailbox, hostname: str) -> None:
         self._settings = settings
@@ -109,15 +112,15 @@ class SideChannel:
 
     @property
     def sending(self) -> bool:
-        """Whether the sender has a working connection right now."""
+        """Whether the sender has a working connection now."""
         return self._sending.is_set()
 
     def connection(self) -> Connection:
-        """What stands for this channel where Celery wants a connection."""
-        return UnopenedConnection(self._settings.monitor_url, side_channel=self)
+        """A placeholder for this channel, for code of Celery's that needs a connection."""
+        return PlaceholderConnection(self._settings.monitor_url, side_channel=self)
 
-    def publish(self, message: Outgoing) -> None:
-        """Hand a message to the sender. Never waits and never fails."""
+    def publish(self, message: OutgoingMessage) -> None:
+        """Pass a message to the sender. Never waits and never fails."""
         self._outbox.put(message)
         if self._sender is None:
             self._sender = self._start("events", self._send)
@@ -128,7 +131,7 @@ class SideChannel:
             self._receiver = self._start("remote control", lambda connection: self._receive(connection, deliver))
 
     def close(self) -> None:
-        """Send what is waiting if that goes quickly, and end."""
+        """Send the waiting messages if Redis answers, for `FAREWELL_S` at most, and end."""
         self._ending.set()
         self._outbox.close()
         if self._sender is not None and self._sending.is_set():
@@ -142,7 +145,7 @@ class SideChannel:
         return thread
 
     def _keep_serving(self, purpose: str, serve: Callable[[Connection], None]) -> None:
-        """Serve on one connection after the other until the worker ends. One log line per outage and per recovery."""
+        """Call `serve` with one connection after the other until the worker ends. Logs one line per outage and per recovery."""
         delay_s, lost = FIRST_RETRY_S, False
         while True:
             connection = monitor_connection(self._settings, max_retries=0)
@@ -150,16 +153,16 @@ class SideChannel:
                 with connection:
                     connection.connect()
                     if lost:
-                        logger.info("monitoring: %s connected to %s again", purpose, connection.as_uri())
+                        logger.info("monitoring: %s reconnected to %s", purpose, connection.as_uri())
                     delay_s, lost = FIRST_RETRY_S, False
                     serve(connection)
                     return
-            except Exception as problem:  # a thread that ends by surprise would blind the dashboard for good
+            except Exception as problem:  # if the thread ended, the dashboard would get nothing more
                 if self._ending.is_set():
                     return
                 if not lost:
                     logger.warning(
-                        "monitoring: %s has no Redis at %s (%s); tasks go on, trying again",
+                        "monitoring: %s cannot use Redis at %s (%s); tasks continue, retrying",
                         purpose,
                         connection.as_uri(),
                         problem,
@@ -176,7 +179,9 @@ class SideChannel:
                 self._publish(producer, message)
                 self._outbox.sent(message)
                 if self._outbox.dropped:
-                    logger.warning("monitoring: %d events were dropped while Redis was away", self._outbox.dropped)
+                    logger.warning(
+                        "monitoring: %d events were dropped while Redis did not answer", self._outbox.dropped
+                    )
                     self._outbox.dropped = 0
 
     @contextlib.contextmanager
@@ -187,7 +192,7 @@ class SideChannel:
         finally:
             self._sending.clear()
 
-    def _publish(self, producer: Producer, message: Outgoing) -> None:
+    def _publish(self, producer: Producer, message: OutgoingMessage) -> None:
         try:
             producer.publish(
                 message.body,
@@ -200,7 +205,7 @@ class SideChannel:
                 retry=False,
             )
         except InconsistencyError:
-            logger.debug("monitoring: nobody waits for the reply to %s any more", message.routing_key)
+            logger.debug("monitoring: no client waits for the reply to %s any more", message.routing_key)
         except EncodeError:
             logger.exception("monitoring: a message for %s cannot be written as JSON", message.exchange.name)
 
@@ -217,41 +222,42 @@ def _expected(connection: Connection) -> tuple[type[BaseException], ...]:
     return (*connection.connection_errors, *connection.channel_errors, OSError)
 
 
-class UnopenedConnection(Connection):
-    """Tells Celery that events go to a Redis, and is never opened."""
+class PlaceholderConnection(Connection):
+    """Gives Celery the URL of the monitoring Redis, and is never opened."""
 
     def __init__(self, url: str, *, side_channel: SideChannel) -> None:
         super().__init__(url)
         self.side_channel = side_channel
 
     def get_heartbeat_interval(self) -> int:
-        """None; kombu would connect to find out, in the event loop."""
+        """0: no heartbeat. kombu would open the connection to find out, in the event loop."""
         return 0
 
 
-class Dispatcher(EventDispatcher):
-    """Celery's event dispatcher with the side channel in place of a producer.
+class Dispatcher(DispatcherHooks, EventDispatcher):
+    """Celery's event dispatcher with the side channel instead of a producer.
 
-    One that was made without a side channel (in a child, or to send with a producer of its own) is Celery's.
+    Without a side channel (in a child, or with another producer) it works like Celery's.
     """
 
     def __init__(self, connection: Any = None, *args: Any, **kwargs: Any) -> None:
         self._side_channel: SideChannel | None = getattr(connection, "side_channel", None)
         super().__init__(connection, *args, **kwargs)
 
-    def _publish(self, event: Any, producer: Any, routing_key: str, **options: Any) -> None:
+    def send_event(self, event: Any, producer: Any, routing_key: str, **options: Any) -> None:
+        """Queue an event for the sender. A heartbeat that Redis cannot receive now is dropped: it would arrive late."""
         if self._side_channel is None or producer is not self.producer:
-            super()._publish(event, producer, routing_key, **options)
-        elif self._side_channel.sending or not _is_heartbeat(event):  # a heartbeat that comes late says nothing
-            self._side_channel.publish(Outgoing(event, self.exchange, routing_key, self.headers))
+            super().send_event(event, producer, routing_key, **options)
+        elif self._side_channel.sending or not _is_heartbeat(event):
+            self._side_channel.publish(OutgoingMessage(event, self.exchange, routing_key, self.headers))
 
 
 def _is_heartbeat(event: Any) -> bool:
     return isinstance(event, dict) and event.get("type") == HEARTBEAT
 
 
-class ReplyingNode(Node):
-    """A pidbox node whose replies leave by the side channel."""
+class SideChannelNode(Node):
+    """A pidbox node that sends its replies through the side channel."""
 
     def __init__(self, side_channel: SideChannel, node: Node) -> None:
         handlers = {**node.handlers, "add_consumer": add_consumer}
@@ -259,13 +265,11 @@ class ReplyingNode(Node):
         self._side_channel = side_channel
 
     def reply(self, data: Any, exchange: str, routing_key: str, ticket: str, **_: Any) -> None:
-        """Queue a reply for the sender."""
+        """Put a reply in the outbox."""
         headers = {"ticket": ticket, "clock": self.mailbox.clock.forward()}
         kind = Exchange(exchange, type="direct", delivery_mode="transient", durable=False)
-        body = jsonify(
-            data, unknown_type_filter=safe_repr
-        )  # a reply that cannot be written would look like a dead worker
-        self._side_channel.publish(Outgoing(body, kind, routing_key, headers))
+        body = jsonify(data, unknown_type_filter=safe_repr)  # without a reply the worker would look dead
+        self._side_channel.publish(OutgoingMessage(body, kind, routing_key, headers))
 
 
 def add_consumer(
@@ -276,43 +280,43 @@ def add_consumer(
     routing_key: str | None = None,
     **options: Any,
 ) -> dict[str, str]:
-    """Take tasks from one more queue, and answer with what came of it.
+    """Consume another queue, and answer whether that succeeded.
 
-    Celery answers first and tries afterwards, where an error ends the worker. A queue that cannot be taken leaves no trace,
-    so that the consumer's next start does not meet it.
+    Celery answers first and tries afterwards, when an error ends the worker. A queue that cannot be consumed is removed again, so
+    that the consumer's next start does not try it.
     """
     consumer = state.consumer
     known = queue in consumer.app.amqp.queues
     try:
         consumer.add_task_queue(queue, exchange, exchange_type or "direct", routing_key, **options)
-    except Exception as refusal:  # noqa: BLE001  # whatever it is, it is the command's, and no reason to end
-        logger.warning("add_consumer %s is refused: %s", queue, refusal)
+    except Exception as error:  # noqa: BLE001  # whatever it is, only this command fails
+        logger.warning("add_consumer %s failed: %s", queue, error)
         consumer.cancel_task_queue(queue)
         if not known:
             consumer.app.amqp.queues.pop(queue, None)
-        return {"error": str(refusal)}
+        return {"error": str(error)}
     return {"ok": f"add consumer {queue}"}
 
 
 class Pidbox(pidbox.Pidbox):
-    """Commands arrive in the receiver's thread and run, in their order, in the worker's event loop."""
+    """Commands arrive in the receiver's thread and run, in order, in the worker's event loop."""
 
     def __init__(self, c: Consumer) -> None:
         super().__init__(c)
-        self.node: Node = ReplyingNode(c.side_channel, self.node)
+        self.node: Node = SideChannelNode(c.side_channel, self.node)
         self._inbox: deque[tuple[Any, Any]] = deque()
 
     def start(self, c: Consumer) -> None:
         c.side_channel.listen(self._deliver)
 
     def stop(self, c: Consumer) -> None:
-        """A restart of the consumer is about SQS and leaves remote control alone."""
+        """Do nothing: a restart of the consumer reconnects to SQS and does not affect remote control."""
 
     shutdown = stop
 
     def _deliver(self, body: Any, message: Any) -> None:
         self._inbox.append((body, message))
-        self.c.call_soon(self._run_commands)  # does not keep an order, hence the inbox
+        self.c.call_soon(self._run_commands)  # keeps no order, hence the inbox
 
     def _run_commands(self) -> None:
         while self._inbox:
@@ -320,9 +324,9 @@ class Pidbox(pidbox.Pidbox):
 
 
 class Control(CeleryControl):
-    """Celery's remote control step with our pidbox."""
+    """Celery's remote control step with NanoGrid's pidbox."""
 
-    name = "celery.worker.consumer.control.Control"  # takes the place of Celery's own
+    name = "celery.worker.consumer.control.Control"  # replaces Celery's own step
 
     def __init__(self, c: Consumer, **kwargs: Any) -> None:
         super().__init__(c, **kwargs)
@@ -330,12 +334,12 @@ class Control(CeleryControl):
         self.start, self.stop, self.shutdown = self.box.start, self.box.stop, self.box.shutdown
 
     def include_if(self, c: Consumer) -> bool:
-        """SQS knows no fanout, which Celery takes as a reason against remote control. Redis does."""
+        """Whether remote control is on. Celery would turn it off because SQS has no fanout; Redis has it."""
         return bool(c.app.conf.worker_enable_remote_control)
 
 
 class Consumer(CeleryConsumer):
-    """The consumer of a worker whose broker is SQS and whose events and remote control go over Redis."""
+    """The consumer of a worker with SQS as its broker and Redis for events and remote control."""
 
     class Blueprint(CeleryConsumer.Blueprint):
         default_steps: ClassVar[list[str]] = [
@@ -346,13 +350,13 @@ class Consumer(CeleryConsumer):
     def __init__(self, *args: Any, app: Any, hostname: str, **kwargs: Any) -> None:
         self.side_channel = SideChannel(settings_of(app), app.control.mailbox, hostname)
         app.events.dispatcher_cls = Dispatcher
-        vars(app.events).pop("Dispatcher", None)  # Celery keeps the class it made last
+        vars(app.events).pop("Dispatcher", None)  # Celery caches the class
         super().__init__(*args, app=app, hostname=hostname, **kwargs)
 
     def connect(self) -> Any:
-        """Connect to SQS. A restart after a lost connection unset the event loop; without it kombu would poll no more.
+        """Connect to SQS. A restart after a lost connection has unset kombu's event loop, without which it would not poll.
 
-        A queue that is missing ends a worker that starts, where somebody is looking, and not one that runs.
+        A missing queue ends a worker that starts, while an operator is watching, but not one that runs.
         """
         if self.hub:
             set_event_loop(self.hub)
@@ -361,10 +365,10 @@ class Consumer(CeleryConsumer):
         return connection
 
     def connection_for_write(self, url: Any = None, heartbeat: Any = None) -> Connection:
-        """What events are sent on: only Celery's step for events asks for it."""
+        """The connection for events. Only Celery's step for events calls this."""
         return self.side_channel.connection()
 
     def shutdown(self) -> None:
-        """End the consumer, then the side channel, so that the last events still leave."""
+        """End the consumer, then the side channel, so that the last events are still sent."""
         super().shutdown()
         self.side_channel.close()

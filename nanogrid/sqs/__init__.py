@@ -1,1 +1,1 @@
-"""Everything about SQS: the transport under Celery, queues and dead letters, and how a request becomes a message."""
+"""SQS: the transport under Celery, queues and dead letters, and how a request becomes a message."""

@@ -1,7 +1,7 @@
-"""What comes after a request: callbacks, the rest of a chain, the body of a chord. Read as data; nothing is sent here.
+"""What follows a request: callbacks, the rest of a chain, the body of a chord. Reads them as data and sends nothing.
 
-The rule: a part that gets what came before it takes that as its payload, and has none of its own. What can never be sent is
-refused at the producer, and whatever is not sent is named here, so that it can be answered.
+The rule: a part that receives the result before it has that as its payload, and no input of its own. The producer refuses
+parts that can never be sent. Parts that are not sent later are listed here, so that they can be answered.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from nanogrid.wire.names import EXECUTE, REDUCE
 
 OURS = (EXECUTE, REDUCE)
 STOPPING = frozenset({Outcome.CANCELLED, Outcome.NOT_RUN})
-"""Ends after which nothing more of a chain is run: the function was not run, or somebody did not want it any more."""
+"""Outcomes after which the rest of a chain does not run: the function did not run, or somebody cancelled it."""
 
 
 def parts_of(signatures: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """Every task in Celery's signatures, at any depth, in their order."""
+    """Every task in Celery's signatures, at any depth, in order."""
     waiting = list(signatures)[::-1]
     while waiting:
         signature = waiting.pop()
@@ -34,7 +34,7 @@ def parts_of(signatures: Iterable[Any]) -> Iterator[dict[str, Any]]:
 
 
 def _inner(signature: dict[str, Any]) -> list[Any]:
-    """What a chain, group or chord is made of; nothing for a task."""
+    """The parts of a chain, group or chord; none for a task."""
     kwargs = signature.get("kwargs") or {}
     match signature.get("subtask_type"):
         case "chain" | "group":
@@ -49,12 +49,12 @@ def _list(value: Any) -> list[Any]:
 
 
 def after(context: Any) -> list[dict[str, Any]]:
-    """What Celery's context of a request says is to come after it, in its order."""
+    """The parts that follow a request according to Celery's context of it, in order."""
     return [*_list(context.callbacks), *_list(context.chain)[::-1]]
 
 
 def request_in(part: dict[str, Any]) -> dict[str, Any]:
-    """The request that a part of ours is called with, as far as it is one: its last object, or its keywords."""
+    """The request that a part for one of NanoGrid's tasks is called with: its last object, or its keywords. May be invalid."""
     kwargs = part.get("kwargs") or {}
     objects = [argument for argument in _list(part.get("args")) if isinstance(argument, dict)]
     if part.get("task") == REDUCE:
@@ -67,7 +67,7 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def refuse_unusable(options: dict[str, Any], settings: Settings) -> None:
-    """Look at what Celery's options of a call say is to come after it. Raises InvalidRequestError for what could not be sent."""
+    """Check the parts that follow a call according to Celery's options. Raises InvalidRequestError for one that could not be sent."""
     for part in parts_of([*_list(options.get("link")), *_list(options.get("chain")), *_list(options.get("chord"))]):
         if part.get("task") not in OURS:
             continue

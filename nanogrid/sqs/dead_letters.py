@@ -1,6 +1,6 @@
-"""Answers for requests that ended in a dead-letter queue, so that nobody waits for their result for ever.
+"""Stores results for requests that ended in a dead-letter queue, so that no producer waits for ever.
 
-The one rule: messages stay where they are, whole, for the operators who look into that queue; only results are written.
+The rule: messages stay in the dead-letter queue unchanged, for the operators; only results are written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from nanogrid.connections.sqs import sqs_client
 from nanogrid.errors import NanoGridError
-from nanogrid.request import refusal
+from nanogrid.request import id_refusal
 from nanogrid.settings import Settings
 from nanogrid.sqs import queues
 from nanogrid.sqs.transport.envelopes import (
@@ -33,16 +33,16 @@ from nanogrid.sqs.transport.envelopes import (
 logger = logging.getLogger(__name__)
 
 HIDDEN_S = 60
-"""Messages under examination are hidden for this long; should the reader die, they show again by then."""
+"""A scan hides messages for this long. If the reader dies, they become visible again by then."""
 
 LARGEST_SCAN = 10_000
 FULL_SCAN_EVERY_S = 600.0
-"""Counts are approximate and one message may replace another, so all are read again this often."""
+"""Counts are approximate and one message may replace another, so all messages are read again this often."""
 
 
 @dataclass(frozen=True)
 class DeadRequest:
-    """A request that died in a queue, why, and Celery's context of its message (empty for a bare one)."""
+    """A request whose message is in a dead-letter queue, the reason, and Celery's context of the message ({} for a bare one)."""
 
     request_id: str
     function_id: str
@@ -51,12 +51,12 @@ class DeadRequest:
 
 
 Answer = Callable[[DeadRequest], bool]
-"""Store a failure for the request, unless a final result is stored. True where it was stored."""
+"""Stores a failure for the request unless a final result exists. Returns True if it stored one."""
 
 
 @dataclass
 class Scan:
-    """What one scan found: messages read, failures stored now, messages without a request."""
+    """Numbers of one scan: messages read, failures stored, messages without a request."""
 
     read: int = 0
     answered: int = 0
@@ -64,29 +64,28 @@ class Scan:
 
 
 @dataclass
-class _Known:
-    """What this process knows of one dead-letter queue."""
+class _QueueMemory:
+    """The messages of one dead-letter queue that this process has handled, and when it last read them all."""
 
     message_ids: set[str] = field(default_factory=set)
     read_at: float = float("-inf")
 
 
 class DeadLetterReader:
-    """Reads the dead-letter queues of `queue_names` (default: those that feed the runtimes). Not thread-safe.
+    """Reads the dead-letter queues of `queue_names` (default: the queues of all runtimes). Not thread-safe.
 
-    `answer` is called once per message and process, and must itself see to it that a final result is not replaced: other
-    workers read the same queues.
+    `answer` is called once per message and process. It must not replace a final result: other workers read the same queues.
     """
 
     def __init__(self, settings: Settings, answer: Answer, queue_names: Sequence[str] | None = None) -> None:
         self._settings, self._answer = settings, answer
         self._names = list(queue_names if queue_names is not None else settings.runtime_table.queues())
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, _QueueMemory] = {}
         self._urls: dict[str, str] = {}
         self._boto: Any = None
 
     def scan(self) -> Scan:
-        """Look into each dead-letter queue once. Does not raise: what fails is logged, and tried again by the next scan."""
+        """Read each dead-letter queue once. Does not raise: failures are logged, and the next scan tries again."""
         found = Scan()
         for name in self._names:
             self._scan_or_log(name, found)
@@ -109,7 +108,7 @@ class DeadLetterReader:
         url = self._dead_letter_url(name)
         if url is None:
             return
-        known = self._known.setdefault(url, _Known())
+        known = self._known.setdefault(url, _QueueMemory())
         waiting = self._count(url)
         if waiting == 0:
             known.message_ids.clear()
@@ -131,8 +130,8 @@ class DeadLetterReader:
         answer = self._client.get_queue_attributes(QueueUrl=url, AttributeNames=[attribute])
         return int(answer["Attributes"][attribute])
 
-    def _read_all(self, url: str, name: str, known: _Known, found: Scan) -> None:
-        """Hide each message as it is read, so that each comes once; show them all again at the end."""
+    def _read_all(self, url: str, name: str, known: _QueueMemory, found: Scan) -> None:
+        """Hide each message as it is read, so that each is read once; make all visible again at the end."""
         hidden: list[str] = []
         present: set[str] = set()
         deadline = time.monotonic() + HIDDEN_S / 2
@@ -159,9 +158,9 @@ class DeadLetterReader:
         return messages
 
     def _handle(self, message: dict[str, Any], url: str, name: str, found: Scan) -> bool:
-        """Answer one message that is new to this process. False where that failed and has to be tried again."""
+        """Answer one message that is new to this process. Returns False if that failed and must be tried again."""
         queue_name = url.rpartition("/")[2]
-        reason = f"not run to an end: every delivery failed, and the message is in the dead-letter queue {queue_name}"
+        reason = f"the request did not complete: every delivery failed, and its message is in the dead-letter queue {queue_name}"
         dead = _dead_request(message, reason, name, self._settings)
         if isinstance(dead, str):
             found.garbage += 1
@@ -169,7 +168,7 @@ class DeadLetterReader:
             return True
         try:
             found.answered += bool(self._answer(dead))
-        except Exception:  # the store's own errors are its own
+        except Exception:  # whatever the store raises
             logger.exception("request %s in %s could not be answered", dead.request_id, queue_name)
             return False
         return True
@@ -184,7 +183,7 @@ class DeadLetterReader:
 
 
 def _dead_request(message: dict[str, Any], reason: str, queue: str, settings: Settings) -> DeadRequest | str:
-    """A dead letter of a queue as a request, or why it is none that may be answered."""
+    """A message of a queue's dead-letter queue as a request, or why it must not be answered."""
     body = read_body(message["Body"])
     context: dict[str, Any] = {}
     if isinstance(body, BareRequest):
@@ -194,13 +193,13 @@ def _dead_request(message: dict[str, Any], reason: str, queue: str, settings: Se
         reason = f"{reason}: {body.problem}"
     elif isinstance(body, CeleryEnvelope) and is_ours(body):
         request_id, request = body.headers["id"], request_of(body) or {}
-        if (foreign := refusal(request_id, queue, settings)) is not None:
+        if (foreign := id_refusal(request_id, queue, settings)) is not None:
             return f"is not answered: {foreign}"
         if (problem := problem_of(body, queue, settings)) is None:
             context = context_of(body)
         else:
             reason = f"{reason}: {problem}"
     else:
-        return "holds no request of NanoGrid"
+        return "holds no NanoGrid request"
     function_id = request.get("functionId")
     return DeadRequest(request_id, function_id if isinstance(function_id, str) else "", reason, context)

@@ -1,8 +1,8 @@
-"""JSON that means what it says, as Celery's serializer for requests and results.
+"""Plain JSON as Celery's serializer for requests and results.
 
-kombu's own reads an object with the keys `__type__` and `__value__` as one of its types, or fails on it. A payload is any
-JSON, so that one too must arrive as it was sent. Registered under a name and a content type of its own: what another
-Celery app in the process does with "json" stays as it is.
+kombu's own JSON serializer reads an object with the keys `__type__` and `__value__` as one of its types, or fails on it. A
+payload is any JSON, so such an object must arrive as it was sent. This serializer has its own name and content type: "json"
+of other Celery apps in the process does not change.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Queues in SQS: their URLs, what is wrong with them, and how much waits in them.
+"""Queues in SQS: their URLs, checks of their attributes, and their depths.
 
-The one rule: a queue is created or changed only where `create_queues` says so; in AWS queues belong to the deployment.
+The rule: a queue is created or changed only if `create_queues` is set. In AWS, queues belong to the deployment.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nanogrid.settings import SQS_LONGEST_VISIBILITY_S, Settings
 DEAD_LETTER_SUFFIX = "-dlq"
 FIFO_SUFFIX = ".fifo"
 DEAD_LETTER_RETENTION_S = 14 * 24 * 3600
-"""The longest that SQS keeps messages: time for people to look."""
+"""The longest time that SQS keeps messages: operators need time to read them."""
 
 _SQS_CHARACTERS = {ord(char): "_" for char in string.punctuation if char not in "-_."} | {ord("."): "-"}
 
@@ -31,7 +31,7 @@ def sqs_name(name: str, settings: Settings) -> str:
 def resolve(name: str, settings: Settings, client: Any = None) -> str:
     """The URL of a queue. With `create_queues` the queue and its dead-letter queue exist afterwards.
 
-    Raises ConfigurationError for a missing queue and for a FIFO queue, and botocore's errors where SQS does not answer.
+    Raises ConfigurationError for a missing queue and for a FIFO queue, and botocore's errors if SQS does not answer.
     """
     if is_fifo(name, settings):
         raise ConfigurationError(f"queue {name}: {_fifo(name, settings)}")
@@ -54,14 +54,14 @@ def _missing(name: str, settings: Settings) -> str:
 
 
 def is_fifo(name: str, settings: Settings) -> bool:
-    """Whether a queue is a FIFO queue: SQS has all of them, and no others, end with this."""
+    """Whether a queue is a FIFO queue: in SQS exactly their names end with `.fifo`."""
     return settings.queue_urls.get(name, name).endswith(FIFO_SUFFIX)
 
 
 def _fifo(name: str, settings: Settings) -> str:
     return (
-        f"{settings.queue_urls.get(name, name)} is a FIFO queue, whose messages need a group and wait while another of "
-        "their group is run: use a standard queue"
+        f"{settings.queue_urls.get(name, name)} is a FIFO queue, whose messages need a group and wait while another message of "
+        "their group runs: use a standard queue"
     )
 
 
@@ -78,10 +78,9 @@ def _find(client: Any, queue_name: str, account: str = "") -> str | None:
 
 
 def _ensure(name: str, settings: Settings, client: Any) -> str:
-    """Create what is missing and mend what a local queue lacks. Safe when several processes do it at once.
+    """Create a missing local queue and its dead-letter queue, and correct their attributes. Safe in several processes at once.
 
-    CreateQueue without attributes is idempotent in SQS, whatever attributes the queue has; the attributes follow in a
-    second call that states the whole of what is wanted.
+    CreateQueue without attributes is idempotent in SQS, whatever attributes the queue has. A second call sets the attributes.
     """
     dead_letter_url = _create(client, sqs_name(name, settings) + DEAD_LETTER_SUFFIX)
     dead_letter = _attributes(client, dead_letter_url)
@@ -105,7 +104,7 @@ def _attributes(client: Any, url: str, *names: str) -> dict[str, str]:
 
 
 def _state(client: Any, url: str, present: dict[str, str], wanted: dict[str, str]) -> None:
-    """Set the attributes that differ."""
+    """Set the attributes whose values differ."""
     changed = {name: value for name, value in wanted.items() if not _same(name, present.get(name), value)}
     if changed:
         client.set_queue_attributes(QueueUrl=url, Attributes=changed)
@@ -117,12 +116,12 @@ def _same(name: str, present: str | None, wanted: str) -> bool:
     return present == wanted
 
 
-# -- what is wrong ---------------------------------------------------------------------------------------------------
+# -- checks ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Redrive:
-    """A queue's redrive policy: after this many receives a message goes to the queue of this ARN."""
+    """A queue's redrive policy: after this many receives SQS moves a message to the queue with this ARN."""
 
     dead_letter_arn: str
     max_receives: int
@@ -130,7 +129,7 @@ class Redrive:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with a queue: one sentence that says how to mend it. `is_missing`: it cannot be used at all."""
+    """One problem of a queue: a sentence that says how to solve it. `is_missing`: the queue cannot be used at all."""
 
     queue: str
     problem: str
@@ -149,7 +148,7 @@ def _policy(attributes: dict[str, str]) -> Redrive | None:
 
 
 def dead_letter_url(url: str, client: Any) -> str | None:
-    """URL of the queue that a queue's redrive policy names, or None without a policy or where that queue is missing."""
+    """URL of the queue that a queue's redrive policy names. None without a policy, or if that queue is missing."""
     policy = _policy(_attributes(client, url, "RedrivePolicy"))
     return _url_of_arn(client, policy.dead_letter_arn) if policy else None
 
@@ -160,7 +159,7 @@ def _url_of_arn(client: Any, arn: str) -> str | None:
 
 
 def check_queues(names: Iterable[str], settings: Settings, client: Any = None) -> list[Finding]:
-    """What is wrong with these queues, one finding each; empty when all is well. Does not raise for a queue's sake."""
+    """The problems of these queues, one finding each. Does not raise if a queue is missing or cannot be read."""
     client = client or sqs_client(settings)
     findings = _check_longest_run(settings)
     for name in names:
@@ -175,7 +174,7 @@ def _check_longest_run(settings: Settings) -> list[Finding]:
         Finding(
             "(all)",
             f"the longest allowed run takes {settings.longest_run_s:g} s and SQS keeps a message invisible for 12 h at most: "
-            "lower NANOGRID_MAX_TIMEOUT_MS, or such a run is started twice",
+            "lower NANOGRID_MAX_TIMEOUT_MS, or such a run may start twice",
         )
     ]
 
@@ -201,7 +200,7 @@ def _check_redrive(name: str, attributes: dict[str, str], settings: Settings, cl
     if policy is None:
         own_name = sqs_name(name, settings) + DEAD_LETTER_SUFFIX
         return [
-            f"has no redrive policy, so a message that nobody can handle is delivered for ever: give it a dead-letter queue ({own_name}) with maxReceiveCount {settings.max_receives}"
+            f"has no redrive policy, so a message that no worker can handle is delivered for ever: give it a dead-letter queue ({own_name}) with maxReceiveCount {settings.max_receives}"
         ]
     if _url_of_arn(client, policy.dead_letter_arn) is None:
         return [f"its redrive policy names {policy.dead_letter_arn}, which does not exist: create that queue"]
@@ -217,11 +216,11 @@ def _check_visibility(attributes: dict[str, str], settings: Settings) -> list[st
     if timeout_s >= needed_s:
         return []
     return [
-        f"its visibility timeout is {timeout_s} s, shorter than {reason} ({needed_s:g} s), so a run may be started twice: set VisibilityTimeout to at least {needed_s:g}"
+        f"its visibility timeout is {timeout_s} s, shorter than {reason} ({needed_s:g} s), so a run may start twice: set VisibilityTimeout to at least {needed_s:g}"
     ]
 
 
-# -- how much waits --------------------------------------------------------------------------------------------------
+# -- depths ----------------------------------------------------------------------------------------------------------
 
 _DEPTHS = {
     "visible": "ApproximateNumberOfMessages",
@@ -232,7 +231,7 @@ _DEPTHS = {
 
 @dataclass(frozen=True)
 class QueueDepth:
-    """Messages in a queue, as SQS counts them: approximately. `dead_letters` is None without a dead-letter queue."""
+    """Messages in a queue, by SQS's approximate counts. `dead_letters` is None without a dead-letter queue."""
 
     queue: str
     visible: int
@@ -244,8 +243,8 @@ class QueueDepth:
 def depths(names: Iterable[str], settings: Settings, client: Any = None) -> list[QueueDepth]:
     """The depth of each queue, in the order given.
 
-    Raises ConfigurationError for a missing queue, and botocore's errors where SQS does not answer. The age of the oldest
-    message is not here: SQS tells it to CloudWatch only.
+    Raises ConfigurationError for a missing queue, and botocore's errors if SQS does not answer. The age of the oldest message
+    is not included: SQS reports it to CloudWatch only.
     """
     client = client or sqs_client(settings)
     return [depth(name, addresses(name, settings, client), client) for name in names]
@@ -260,13 +259,13 @@ class Addresses:
 
 
 def addresses(name: str, settings: Settings, client: Any) -> Addresses:
-    """Where a queue is. Raises as `depths` does."""
+    """The addresses of a queue. Raises the same errors as `depths`."""
     url = resolve(name, settings, client)
     return Addresses(url, dead_letter_url(url, client))
 
 
 def depth(name: str, where: Addresses, client: Any) -> QueueDepth:
-    """The depth of one queue: a call to SQS, and one more for its dead-letter queue."""
+    """The depth of one queue. Takes one call to SQS, and one more for its dead-letter queue."""
     attributes = _attributes(client, where.url, *_DEPTHS.values())
     counts = {field: int(attributes[attribute]) for field, attribute in _DEPTHS.items()}
     dead = None

@@ -1,6 +1,6 @@
-"""How a checked request becomes a Celery message: its id, queue, time limits, and what may be shown of it.
+"""How a checked request becomes a Celery message: its id, queue and time limits, and the fields that logs may show.
 
-The rule: producers, the client and the transport's adoption of bare messages all agree here.
+The rule: tasks, the client and the transport's adoption of bare messages all use this module, so that they agree.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from nanogrid.errors import ConfigurationError, EarlierPartError, InvalidRequestError
-from nanogrid.request import FunctionRequest, TimeLimits, new_request_id, parse_request, refusal, time_limits
+from nanogrid.request import FunctionRequest, TimeLimits, id_refusal, new_request_id, parse_request, time_limits
 from nanogrid.result import ExecutionResult
 from nanogrid.settings import Settings
 from nanogrid.sqs import plain_json
 from nanogrid.wire.names import SENT_AT
 
 SERIALIZERS = ("json", plain_json.NAME)
-"""Serializers whose messages workers read."""
+"""Serializers whose messages workers accept."""
 
 IN_ONE_TASK = frozenset({"celery.map", "celery.starmap", "celery.chunks"})
-"""Celery's tasks that call another task in their own process, once for each of many items."""
+"""Celery's tasks that call another task in their own process, once per item."""
 
 EAGER = "task_always_eager"
-"""Celery's setting by which tasks run in their producer's process."""
+"""Celery's setting that runs tasks in the producer's process."""
 
 FOR_MANY = "use Client.map_reduce, or group(execute_function.si(request) for request in requests)"
 
@@ -31,10 +31,10 @@ SHOWN_FIELDS = ("requestId", "functionId", "runtime", "s3Bucket", "s3Key", "time
 """Request fields that logs, events and Flower may show. Payload and environment may hold secrets."""
 
 INPUTS = ("payload", "stdin", "stdinBase64")
-"""Fields that are a function's input: one of them at most."""
+"""Fields for a function's input. A request has at most one of them."""
 
 NAMED = 3
-"""Of the parts that failed, so many are named."""
+"""Most failed parts that an error message names."""
 
 SHOWN_LENGTH = 80
 LARGEST_SHOWN = 10**15
@@ -42,7 +42,7 @@ LARGEST_SHOWN = 10**15
 
 @dataclass(frozen=True)
 class Submission:
-    """A request that is ready to be sent."""
+    """A checked request with its task id, queue and time limits, ready to be sent."""
 
     request: FunctionRequest
     task_id: str
@@ -53,24 +53,24 @@ class Submission:
     def of(
         cls, data: object, settings: Settings, *, task_id: str | None = None, queue: str | None = None
     ) -> Submission:
-        """Check a wire object and work out what follows from it. Raises InvalidRequestError.
+        """Check a wire object and derive task id, queue and time limits from it. Raises InvalidRequestError.
 
-        The task's id is `task_id` where Celery has chosen one (retries, groups), else the request's own, else a new one. The
-        queue is that of the runtime, unless one is given.
+        The task id is `task_id` if Celery has chosen one (retries, groups), else the request's own, else a new one. The queue
+        is the runtime's unless one is given.
         """
         request = parse_named(data, settings, task_id or _own_id(data) or new_request_id(data, settings))
         queue = queue or settings.runtime_table[request.runtime].queue
-        if (problem := refusal(request.request_id, queue, settings)) is not None:
+        if (problem := id_refusal(request.request_id, queue, settings)) is not None:
             raise InvalidRequestError("requestId", problem)
         return cls(request, request.request_id, queue, time_limits(request.timeout_ms, settings))
 
     @property
     def wire(self) -> dict[str, Any]:
-        """The request as it travels."""
+        """The request as its JSON object."""
         return self.request.to_wire()
 
     def options(self, given: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Celery's options for this call, over those that were given."""
+        """Celery's options for this call. They override the given ones, except headers."""
         given = given or {}
         kept = {key: value for key, value in given.items() if key not in ("exchange", "routing_key")}
         headers = dict(given.get("headers") or {})
@@ -88,62 +88,62 @@ class Submission:
 
 
 def parse_named(data: object, settings: Settings, request_id: str, *, queue: str = "") -> FunctionRequest:
-    """The request in a message that has an id: it must have the same one, or none. Raises InvalidRequestError.
+    """Check the request in a message with an id. Raises InvalidRequestError, also if the request has another id.
 
-    Result, claim, entry, log and environment all go by one id: two of them could make one request speak for another.
+    Result, claim, stream entry, log and environment all use one id. With two ids one request could act for another.
     """
     request = parse_request(data, settings, request_id=request_id)
     if request.request_id == request_id:
         return request
     raise InvalidRequestError(
         "requestId",
-        refusal(request.request_id, queue, settings)
+        id_refusal(request.request_id, queue, settings)
         or f"{request.request_id!r} is not the id of its message, {request_id!r}: send the same one, or leave this field out",
     )
 
 
 def _own_id(data: object) -> str | None:
-    """The id that a request brings, as far as it is a text: whether it is a good one is seen when it is parsed."""
+    """The id in a request, or None if it has none or it is not a string. Parsing checks whether it is valid."""
     own = data.get("requestId") if isinstance(data, dict) else None
     return own if isinstance(own, str) else None
 
 
 def merge_fields(args: Any, kwargs: Any) -> dict[str, Any]:
-    """The one request in `delay({...})`, `delay(requestId=..., ...)` or both; before it may stand what ran before, as Celery
-    puts it there, which becomes the payload.
+    """The request in the arguments of `delay({...})`, `delay(requestId=..., ...)` or both.
 
-    Raises InvalidRequestError for other shapes, and EarlierPartError where what ran before did not succeed.
+    If Celery put the result of an earlier part before it, that result becomes the payload. Raises InvalidRequestError for
+    other arguments, and EarlierPartError if the earlier part did not succeed.
     """
     args, kwargs = tuple(args or ()), dict(kwargs or {})
     if len(args) > 2 or (args and not isinstance(args[-1], dict)):
         raise InvalidRequestError(
             "",
-            f"one request object or keyword fields are accepted, after the result of what ran before, got {len(args)} arguments",
+            f"accepted are one request object or keyword fields, after the result of an earlier part; got {len(args)} arguments",
         )
     fields = {**(args[-1] if args else {}), **kwargs}
     return fields if len(args) < 2 else _with_result_before(args[0], fields)
 
 
 def _with_result_before(before: Any, fields: dict[str, Any]) -> dict[str, Any]:
-    """The request with what ran before it as its payload: an ExecutionResult's object, a list of them, or what a task of
-    somebody's own returned."""
+    """The request with the earlier result as its payload: an ExecutionResult's object, a list of them, or what another task
+    returned."""
     refuse_own_input(fields)
     results = [_as_object(each) for each in (before if isinstance(before, (list, tuple)) else [before])]
     failed = [each for each in results if _is_result(each) and not each["success"]]
     if failed:
         ended = ", ".join(f"{each['requestId']} {each['outcome']}" for each in failed[:NAMED])
         more = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
-        raise EarlierPartError(f"not run: what was to give it its payload did not succeed: {ended}{more}")
+        raise EarlierPartError(f"not run: the earlier part that gives the payload did not succeed: {ended}{more}")
     return {**fields, "payload": results if isinstance(before, (list, tuple)) else results[0]}
 
 
 def refuse_own_input(fields: dict[str, Any]) -> None:
-    """Raise InvalidRequestError where a request that is to get what came before it has an input already."""
+    """Raise InvalidRequestError if a request that receives the result before it already has an input."""
     for name in INPUTS:
         if fields.get(name) is not None:
             raise InvalidRequestError(
                 name,
-                "it has an input of its own, and would get the result of what runs before it: use .si(...), or leave this field out",
+                "the request has its own input and would also receive the result before it: use .si(...), or leave this field out",
             )
 
 
@@ -156,24 +156,24 @@ def _is_result(before: Any) -> bool:
 
 
 def refuse_in_one_task(way: str) -> NoReturn:
-    """Raise InvalidRequestError: `way` would run many requests in one task, without an id of their own."""
+    """Raise InvalidRequestError: `way` would run many requests in one task, under one id."""
     raise InvalidRequestError("", f"{way} would run many requests in one task and under one id: {FOR_MANY}")
 
 
 def refuse_other_forms(serializer: str, compression: str | None) -> None:
-    """Raise InvalidRequestError for a form of Celery's messages that workers do not read."""
+    """Raise InvalidRequestError for a serializer or compression that workers do not accept."""
     if serializer not in SERIALIZERS:
         raise InvalidRequestError(
-            "serializer", f"{serializer!r} is not accepted: requests travel as JSON, so leave it out, or name 'json'"
+            "serializer", f"{serializer!r} is not accepted: requests are sent as JSON, so leave it out or use 'json'"
         )
     if compression:
         raise InvalidRequestError(
-            "compression", f"{compression!r} is not accepted: requests travel as plain JSON, so leave it out"
+            "compression", f"{compression!r} is not accepted: requests are sent as plain JSON, so leave it out"
         )
 
 
 def refuse_without_id(name: str) -> NoReturn:
-    """Raise InvalidRequestError: a task was called, and not sent, so that nothing names the request."""
+    """Raise InvalidRequestError: a task was called instead of sent, so the request has no id."""
     task = name.rpartition(".")[2]
     raise InvalidRequestError(
         "",
@@ -182,10 +182,10 @@ def refuse_without_id(name: str) -> NoReturn:
 
 
 def refuse_here(way: str) -> NoReturn:
-    """Raise ConfigurationError: `way` would run a function in its producer's process."""
+    """Raise ConfigurationError: `way` would run a function in the producer's process."""
     raise ConfigurationError(
-        f"{way} would run a function in this process, and it runs in a worker's container alone: in tests put something else in the "
-        "place of execute_function.apply_async, or send to a local stack, `nanogrid up` (docs/celery.md)"
+        f"{way} would run a function in this process, but functions run only in a worker's containers: in tests replace "
+        "execute_function.apply_async, or send to a local stack, `nanogrid up` (docs/celery.md)"
     )
 
 

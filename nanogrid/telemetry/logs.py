@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from celery._state import get_current_task
+from celery import current_task
 from celery.app import log as celery_log
 from celery.app.trace import LOG_RETRY, LOG_SUCCESS
 from celery.utils.log import ColorFormatter
@@ -156,8 +156,8 @@ class JsonLines(logging.Formatter):
 
 def current_request() -> str | None:
     """Return the id of the request that this thread works on, or None."""
-    task = get_current_task()
-    return None if task is None or task.request is None else task.request.id
+    task: Any = current_task  # a proxy, which is false without a task
+    return task.request.id if task and task.request is not None else None
 
 
 def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Any:

@@ -1,1 +1,1 @@
-"""How NanoGrid's nouns look in JSON, what JSON may hold, and the names that stand on messages. Imports nothing of NanoGrid."""
+"""The JSON form of requests and results, the bounds of JSON, and the names on messages. Imports nothing of NanoGrid."""

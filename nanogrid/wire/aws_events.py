@@ -1,6 +1,6 @@
-"""What other services of AWS put on a queue of their own accord: it is called by its name, and a request inside is taken out.
+"""Messages that other AWS services send to a queue: their names, for error messages, and the request inside an SNS notification.
 
-The rule: pure functions, which take any object and raise for none.
+The rule: pure functions that accept any object and do not raise.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ NAMES_NO_FUNCTION = "and names no function"
 
 
 def message_of_sns(data: dict[str, Any]) -> str | None:
-    """What was published, of an SNS notification without raw message delivery; None of anything else."""
+    """The published message inside an SNS notification without raw message delivery; None for anything else."""
     if data.get("Type") != "Notification" or not isinstance(data.get("TopicArn"), str):
         return None
     message = data.get("Message")
     return message if isinstance(message, str) else None
 
 
-def event_in_place_of_a_request(data: dict[str, Any]) -> str | None:
-    """What an event is and what to set, in one sentence; None where it is none that is known."""
+def aws_event_problem(data: dict[str, Any]) -> str | None:
+    """What an event is and what to configure, in one sentence; None if it is not a known event."""
     if message_of_sns(data) is not None:
         return (
-            "this is an SNS notification, and its Message holds no request: publish a request's JSON, with or without "
-            "raw message delivery"
+            "this is an SNS notification, and its Message is not a request: publish a request's JSON, with or without raw "
+            "message delivery"
         )
     if data.get("Type") in ("SubscriptionConfirmation", "UnsubscribeConfirmation") and "TopicArn" in data:
-        return f"this is SNS' {data['Type']}: confirm the subscription at its SubscribeURL, no request is lost by it"
+        return f"this is SNS' {data['Type']}: confirm the subscription at its SubscribeURL; no request is lost"
     if data.get("Service") == "Amazon S3" and data.get("Event") == "s3:TestEvent":
         return f"this is S3's test of its notifications, {NAMES_NO_FUNCTION}: {_OWN_CONSUMER}"
     if "detail-type" in data and "detail" in data and "source" in data:
         return (
-            f"this is an EventBridge event, {NAMES_NO_FUNCTION}: give the rule's target an input transformer that makes a "
-            "request of it"
+            f"this is an EventBridge event, {NAMES_NO_FUNCTION}: give the rule's target an input transformer that creates "
+            "a request"
         )
     source = _source_of_records(data)
     if source is None:
@@ -42,7 +42,7 @@ def event_in_place_of_a_request(data: dict[str, Any]) -> str | None:
 
 
 _OWN_CONSUMER = (
-    "send a request with the event as its payload, for example by EventBridge with an input transformer in between"
+    "send a request with the event as its payload, for example through EventBridge with an input transformer"
 )
 
 

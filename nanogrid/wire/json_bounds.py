@@ -1,7 +1,7 @@
-"""How deep JSON may be nested and how long its numbers may be, so that every reader on a request's way can take it.
+"""How deep JSON may be nested and how long its numbers may be, so that every reader of a request can read it.
 
-The rule: producer, transport and worker judge alike, by what stands here and not by the recursion limit of whoever reads first.
-Nothing here recurses, and nothing raises for a value or text that others chose.
+The rule: producer, transport and worker apply these bounds, not the recursion limit of the first reader. Nothing here recurses,
+and nothing raises because of a value or text that others chose.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import re
 from typing import Any
 
 MOST_NESTED = 200
-"""Levels of arrays and objects in a field. Python's readers and picklers end at a few hundred, those of other languages too."""
+"""Levels of arrays and objects in a field. Parsers and picklers, in Python and elsewhere, fail at a few hundred."""
 
 MOST_DIGITS = 4300
-"""Digits of a whole number; Python reads and writes no longer ones."""
+"""Digits of a whole number. Python reads and writes no longer ones."""
 
 _LARGEST = 10**MOST_DIGITS - 1
 _SMALLEST = -_LARGEST
@@ -24,7 +24,7 @@ TOO_LONG = f"holds a whole number of more than {MOST_DIGITS} digits: send it as 
 
 
 def problem_of_value(value: object, most: int = MOST_NESTED) -> str | None:
-    """Why a decoded value cannot travel as JSON, as the rest of a sentence; None where it can. One that holds itself cannot."""
+    """Why a decoded value cannot be sent as JSON, as the end of a sentence; None if it can. A value that contains itself cannot."""
     level = [value] if isinstance(value, (list, dict)) else []
     if _is_long(value):
         return TOO_LONG
@@ -47,9 +47,9 @@ def _is_long(value: object) -> bool:
 
 
 def pruned(text: str, most: int) -> str:
-    """JSON text in which everything below `most` levels is null, so that it can be read, and its depth still be judged.
+    """JSON text in which everything below `most` levels is null, so that it can be read and its depth checked.
 
-    Text that is not nested so deep is returned as it is; text that is no JSON may be anything. Takes time in proportion to the text.
+    Text that is nested less deeply is returned unchanged. The result for text that is not JSON is unspecified. Takes linear time.
     """
     if text.count("[") + text.count("{") <= most:
         return text

@@ -1,4 +1,4 @@
-"""How NanoGrid's nouns look in JSON: camelCase on the wire, snake_case in Python, one alias generator for all."""
+"""The base class of requests and results: camelCase in JSON, snake_case in Python, one alias generator for all."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pydantic.alias_generators import to_camel
 
 
 def number_only(value: Any) -> Any:
-    """Python takes true for 1: where a number is asked for, a boolean is a mistake. Raises ValueError."""
+    """The value, unless it is a boolean: Python accepts True as 1, but a boolean for a number is a mistake. Raises ValueError."""
     if isinstance(value, bool):
-        raise ValueError(f"{str(value).lower()} is a boolean; accepted are numbers")  # noqa: TRY004  # pydantic takes this one
+        raise ValueError(f"{str(value).lower()} is a boolean; accepted are numbers")  # noqa: TRY004  # the error that pydantic expects
     return value
 
 
 WholeNumber = Annotated[int, BeforeValidator(number_only)]
-"""For numbers inside of other types; fields that are numbers are checked by their model."""
+"""For numbers inside other types. Their model checks fields that are numbers."""
 
 
 def check_number(model: type[BaseModel], value: Any, name: str | None) -> Any:
-    """The value of a model's field as it is, unless it is a boolean in place of a number. Raises ValueError."""
+    """The value of a model's field, unchanged. Raises ValueError for a boolean if the field is a number."""
     annotation = model.model_fields[str(name)].annotation
     return number_only(value) if {int, float} & {annotation, *get_args(annotation)} else value
 
 
 class Wire(BaseModel):
-    """Immutable; unknown fields are refused."""
+    """Base class of the objects in requests and results. Immutable; unknown fields are refused."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -34,7 +34,7 @@ class Wire(BaseModel):
         alias_generator=to_camel,
         validate_by_name=True,
         validate_by_alias=True,
-        hide_input_in_errors=True,  # it may be a payload, and errors are logged
+        hide_input_in_errors=True,  # the input may be a payload, and errors are logged
     )
 
     @field_validator("*", mode="before")

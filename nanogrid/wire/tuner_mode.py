@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Mode(str, Enum):
-    """`off`: nothing is learned or said. `recommend`: results say what would do. `apply`: runs get that as their limit."""
+    """`off`: the tuner learns nothing. `recommend`: results report a sufficient limit. `apply`: runs get it as their limit."""
 
     OFF = "off"
     RECOMMEND = "recommend"

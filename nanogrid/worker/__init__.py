@@ -2,14 +2,16 @@
 
 The rule: the main process owns containers and counts events; the children, forked from it, only request and emit.
 
-    state             what the steps of one worker share
-    telemetry_step    receives events from children        owner_step    owns the containers
-    metrics_step      serves metrics and health over HTTP
-    stall_step        detects a stalled worker and repairs it (stall)
-    controller        hands requests to children
-    preparation_step  checks queues, pulls images, answers dead letters
-    children          what a child does first and last
-    prefork_step      refuses every pool of Celery's but prefork
+    state               what the steps of one worker share
+    telemetry_step      receives events from children
+    owner_step          owns the containers
+    metrics_step        serves metrics and health over HTTP
+    stall_step          detects a stalled worker and repairs it (stall)
+    controller          hands requests to children
+    preparation_step    checks queues, pulls images, answers dead letters
+    children            what a child does first and last
+    prefork_step        refuses every pool of Celery's but prefork
+    private_parts_step  refuses versions of kombu and Celery without the private parts that NanoGrid uses
 """
 
 from __future__ import annotations
@@ -27,10 +29,20 @@ from nanogrid.worker.metrics_step import MetricsStep
 from nanogrid.worker.owner_step import OwnerStep
 from nanogrid.worker.prefork_step import PreforkStep
 from nanogrid.worker.preparation_step import PreparationStep
+from nanogrid.worker.private_parts_step import PrivatePartsStep
 from nanogrid.worker.stall_step import StallStep
 from nanogrid.worker.telemetry_step import TelemetryStep
 
-__all__ = ["MetricsStep", "OwnerStep", "PreforkStep", "PreparationStep", "StallStep", "TelemetryStep", "children"]
+__all__ = [
+    "MetricsStep",
+    "OwnerStep",
+    "PreforkStep",
+    "PreparationStep",
+    "PrivatePartsStep",
+    "StallStep",
+    "TelemetryStep",
+    "children",
+]
 
 
 @signals.celeryd_init.connect
@@ -41,6 +53,14 @@ def _worker_starts(instance: Any, **_: Any) -> None:
 
 logging.getLogger("botocore").setLevel(logging.WARNING)  # at INFO each client logs where it found its credentials
 
-app.steps["worker"] |= {MetricsStep, OwnerStep, PreforkStep, PreparationStep, StallStep, TelemetryStep}
+app.steps["worker"] |= {
+    MetricsStep,
+    OwnerStep,
+    PreforkStep,
+    PreparationStep,
+    PrivatePartsStep,
+    StallStep,
+    TelemetryStep,
+}
 # Celery orders steps by what they require: the process pool starts after the owner and the HTTP port, and stops before them.
 components.Pool.requires = (*components.Pool.requires, OwnerStep, MetricsStep)

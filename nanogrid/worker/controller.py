@@ -12,6 +12,7 @@ from celery.apps import worker
 from celery.utils.log import get_logger
 from celery.worker import state
 
+from nanogrid.monitoring.celery_private import WorkerHooks, is_written, jobs_of
 from nanogrid.worker.state import WorkerState
 
 log = get_logger(__name__)
@@ -20,17 +21,17 @@ log = get_logger(__name__)
 _CeleryWorker: Any = worker.Worker
 
 
-class Worker(_CeleryWorker):
+class Worker(WorkerHooks, _CeleryWorker):
     """What `celery -A nanogrid worker` runs."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.nanogrid = WorkerState()
         super().__init__(*args, **kwargs)
 
-    def _process_task(self, request: Any) -> None:
+    def hand_over(self, request: Any) -> None:
         """Hand a request that has a slot to a child. Celery handles only one error here, that of a revoked task."""
         try:
-            super()._process_task(request)
+            super().hand_over(request)
         except Exception:
             # If the request waited for its slot, this call happens while another request's end is handled. That must go on.
             log.exception("request %s could not be handed to a child and returns to its queue", request.id)
@@ -38,7 +39,7 @@ class Worker(_CeleryWorker):
 
     def _take_back(self, request: Any) -> None:
         try:
-            _forget_job(self.pool._pool, request.id)
+            _forget_job(self.pool, request.id)
             state.task_ready(request)
             request.reject(requeue=True)
         except Exception:
@@ -50,6 +51,6 @@ class Worker(_CeleryWorker):
 
 def _forget_job(pool: Any, request_id: str) -> None:
     """Remove what the pool noted for a request before the failure: a stopping worker would wait for its result."""
-    for job in list(pool._cache.values()):
-        if job.correlation_id == request_id and not hasattr(job, "_payload"):
+    for job in jobs_of(pool):
+        if job.correlation_id == request_id and not is_written(job):
             job.discard()

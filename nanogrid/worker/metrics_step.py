@@ -25,7 +25,7 @@ from nanogrid.metrics.health import DEADLINE_S, Disk, Health, check_engine, chec
 from nanogrid.metrics.queue_depths import QueueDepths
 from nanogrid.metrics.server import Page, Server
 from nanogrid.settings import OFF, Settings
-from nanogrid.sqs.transport.readers import readings
+from nanogrid.sqs.transport.poll_status import poll_statuses
 from nanogrid.worker.owner_step import OwnerStep
 from nanogrid.worker.state import WorkerState
 from nanogrid.worker.telemetry_step import TelemetryStep
@@ -156,7 +156,7 @@ class MetricsStep(bootsteps.StartStopStep):
         """Return why this worker accepts no messages now, or None."""
         if self._phase != "ready":
             return f"the worker is {self._phase}"
-        read = dict(readings())
+        read = dict(poll_statuses())
         names = list(self._app.amqp.queues.consume_from)
         if not names:
             return "the worker is not assigned any queue"

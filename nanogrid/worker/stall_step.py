@@ -17,6 +17,7 @@ from celery import bootsteps, signals
 from celery.utils.log import get_logger
 from celery.worker import components, state
 
+from nanogrid.monitoring.celery_private import children_of, jobs_of
 from nanogrid.settings import Settings
 from nanogrid.worker.stall import StallDetector, WorkerSnapshot
 from nanogrid.worker.state import WorkerState
@@ -129,7 +130,7 @@ class StallStep(bootsteps.StartStopStep):
     def _lost_slots(self) -> int:
         """Return how many slots of the pool are taken without a job that holds them."""
         semaphore = self._worker.semaphore
-        jobs = sum(not job.ready() for job in self._worker.pool._pool._cache.values())
+        jobs = sum(not job.ready() for job in jobs_of(self._worker.pool))
         return max(0, int(semaphore.initial_value - semaphore.value - jobs))
 
     def _return_slots(self) -> None:
@@ -140,9 +141,9 @@ class StallStep(bootsteps.StartStopStep):
 
     def _replace_children(self) -> None:
         """Kill the children that run nothing. The pool forks new ones, which get the requests that the old ones did not start."""
-        pool = self._worker.pool._pool
-        busy = {pid for job in pool._cache.values() for pid in job.worker_pids()}
-        idle = [child.pid for child in pool._pool if child.pid not in busy]
+        pool = self._worker.pool
+        busy = {pid for job in jobs_of(pool) for pid in job.worker_pids()}
+        idle = [child.pid for child in children_of(pool) if child.pid not in busy]
         log.error("%s; replacing %d of them", self._detector.problem(time.monotonic()), len(idle))
         for pid in idle:
             os.kill(pid, signal.SIGKILL)

@@ -173,7 +173,7 @@ def test_stdin_is_what_was_sent_byte_for_byte(grid: Grid, client: Client, functi
     sqs_client(grid.settings).send_message(QueueUrl=resolve(runtime, grid.settings), MessageBody=json.dumps(wrong))
     refused = client.wait(wrong["requestId"], WAIT_S)
     assert refused.outcome is Outcome.NOT_RUN
-    assert refused.stderr.startswith("stdinBase64: is no base64")
+    assert refused.stderr.startswith("stdinBase64: is not base64")
     assert "secret" not in refused.stderr
 
 

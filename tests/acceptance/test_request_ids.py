@@ -1,4 +1,4 @@
-"""Whose a request id is: no message ends, repeats or shows a request that is not its own, whatever stands in it."""
+"""Which request ids a message may use: no message ends, repeats or shows another request, whatever it contains."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PREFIXES = {"python": "a-", "cpp": "b-"}
 
 @pytest.fixture(scope="module")
 def grid(module_grid: OpenGrid) -> Iterator[Grid]:
-    """A NanoGrid whose two queues belong to two producers, a and b, and in which nothing is delivered twice."""
+    """A NanoGrid with two queues for two producers, a and b, in which nothing is delivered twice."""
     with module_grid(request_id_prefixes=PREFIXES, max_receives=1, dead_letter_check_s=1, prewarmed={}) as here:
         yield here
 
@@ -40,7 +40,7 @@ def redis_client(grid: Grid) -> Iterator[redis.Redis]:
 
 
 class Sender:
-    """Who may send to one queue, and nothing else."""
+    """A sender that may use one queue, and nothing else."""
 
     def __init__(self, grid: Grid, queue: str = "python") -> None:
         self.settings, self.queue = grid.settings, queue
@@ -48,13 +48,13 @@ class Sender:
         self.url = resolve(queue, grid.settings, self.sqs)
 
     def send(self, body: dict[str, Any]) -> str:
-        """Put a message on the queue; its SQS id."""
+        """Send a message to the queue and return its SQS id."""
         return str(self.sqs.send_message(QueueUrl=self.url, MessageBody=json.dumps(body))["MessageId"])
 
     def envelope(
         self, request_id: str, *args: Any, task: str = EXECUTE, embed: dict[str, Any] | None = None, **headers: Any
     ) -> dict[str, Any]:
-        """A Celery message with parts of the sender's choice."""
+        """A Celery message with parts that the sender chose."""
         return {
             "body": json.dumps([args, {}, {} if embed is None else embed]),
             "content-type": "application/json",
@@ -86,7 +86,7 @@ def new(prefix: str) -> str:
 def test_a_request_that_names_another_id_than_its_message_is_refused(
     sender: Sender, client: Client, grid: Grid, functions: Functions, worker: Worker, redis_client: redis.Redis
 ) -> None:
-    """Result, entry and log are all under the message's id, and none under the other."""
+    """Result, entry and log use the message's id, and nothing uses the other one."""
     own, other = new("a-"), new("a-")
     sender.send(sender.envelope(own, functions.request(programs.HELLO, requestId=other)))
     result = client.wait(own, WAIT_S)
@@ -102,7 +102,7 @@ def test_a_request_that_names_another_id_than_its_message_is_refused(
 def test_nothing_else_in_a_message_says_whose_it_is(
     hidden_in: str, sender: Sender, client: Client, functions: Functions
 ) -> None:
-    """Celery reads the embedded parts and all headers over its own account of a request: none of them shows another one's result."""
+    """Celery trusts embedded parts and headers more than its own data of a request: none of them shows another request's result."""
     secret = new("a-")
     shown = client.wait(client.submit(functions.request("print('secret')", requestId=secret)), WAIT_S)
     assert shown.stdout == "secret\n"
@@ -119,7 +119,7 @@ def test_nothing_else_in_a_message_says_whose_it_is(
 def test_a_bare_message_cannot_end_a_request_of_another_queue(
     sender: Sender, client: Client, grid: Grid, functions: Functions, redis_client: redis.Redis
 ) -> None:
-    """It is answered under its own SQS id, in its own queue's part of the ids; the other request has its own end."""
+    """The message is answered under its own SQS id with its queue's prefix; the other request has its own result."""
     other = new("b-")
     message_id = sender.send(functions.request(programs.HELLO, requestId=other))
     result = client.wait(f"a-{message_id}", WAIT_S)
@@ -158,7 +158,7 @@ def test_a_celery_message_cannot_touch_a_request_of_another_queue(
     redis_client: redis.Redis,
     worker: Worker,
 ) -> None:
-    """Whatever would decide, send or read under the other's id is dead-lettered; told is only what is under its own."""
+    """A message that would end, send or read something under the other's id becomes a dead letter; only its own id gets a result."""
     wanted = dict(message)
     named = new("a-") if wanted.pop("own", False) else FOREIGN
     request = functions.request(programs.HELLO, requestId=named)
@@ -174,7 +174,7 @@ def test_a_celery_message_cannot_touch_a_request_of_another_queue(
 def test_a_dead_letter_is_not_answered_under_an_id_of_another_queue(
     sender: Sender, client: Client, grid: Grid, redis_client: redis.Redis
 ) -> None:
-    """Who may send to a dead-letter queue has no more say than who sends to its queue."""
+    """A sender to a dead-letter queue can do no more than a sender to its queue."""
     other, own = new("b-"), new("a-")
     url = str(dead_letter_url(sender.url, sender.sqs))
     bare = str(sender.sqs.send_message(QueueUrl=url, MessageBody=json.dumps({"requestId": other}))["MessageId"])
@@ -186,7 +186,7 @@ def test_a_dead_letter_is_not_answered_under_an_id_of_another_queue(
 
 
 def test_ids_that_are_made_begin_as_their_queue_requires(client: Client, functions: Functions, worker: Worker) -> None:
-    """Without a request id, in a map, and in a group of Celery's, nobody has to know the prefix."""
+    """Without a request id, in a map and in a Celery group, no producer needs to know the prefix."""
     nameless = {name: value for name, value in functions.request(programs.SQUARE).items() if name != "requestId"}
     request_id = client.submit({**nameless, "payload": 3})
     assert request_id.startswith("a-")

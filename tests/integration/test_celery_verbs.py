@@ -1,4 +1,4 @@
-"""The verbs of `celery -A nanogrid`: each does what it says, or says what to use."""
+"""The commands of `celery -A nanogrid`: each works, or names an alternative."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUEUES = {"python", "python-dlq", "cpp", "cpp-dlq"}
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory, moto: Service, redis_server: Service) -> Iterator[Grid]:
-    """A NanoGrid whose worker takes from the queue python alone."""
+    """A NanoGrid whose worker consumes only the queue python."""
     url = f"redis://127.0.0.1:{redis_server.port}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
@@ -55,13 +55,13 @@ def worker(here: Grid) -> Iterator[Worker]:
 
 
 def queues_of(here: Grid) -> set[str]:
-    """Names of all queues that there are, without the prefix."""
+    """Names of all queues, without the prefix."""
     urls = aws_client("sqs", here.settings.sqs_endpoint_url).list_queues(QueueNamePrefix=here.settings.queue_prefix)
     return {url.rpartition("/")[2].removeprefix(here.settings.queue_prefix) for url in urls["QueueUrls"]}
 
 
 def messages(here: Grid, name: str) -> list[dict[str, Any]]:
-    """What lies in a queue, as Celery envelopes; it is taken out."""
+    """The messages of a queue as Celery envelopes. They are removed."""
     sqs = sqs_client(here.settings)
     url = resolve(name, here.settings, sqs)
     found = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages", [])
@@ -71,7 +71,7 @@ def messages(here: Grid, name: str) -> list[dict[str, Any]]:
 
 
 def test_events_are_those_that_flower_hears(here: Grid, worker: Worker) -> None:
-    """`celery events --dump` listens on Redis, and makes nothing in SQS."""
+    """`celery events --dump` reads events from Redis, and creates nothing in SQS."""
     listening = CeleryProcess(here, "nanogrid", "events", "--dump", log=here.folder / "events.log")
     try:
         wait_until(lambda: listening.alive() and "heartbeat" in listening.log.read_text(), "a heartbeat is heard")
@@ -96,14 +96,14 @@ def test_events_are_those_that_flower_hears(here: Grid, worker: Worker) -> None:
 def test_what_sqs_cannot_do_says_what_to_use(here: Grid, words: list[str], instead: str) -> None:
     done = here.celery(*words)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"Error: `celery {words[0]}` does nothing here: ")
+    assert done.stderr.startswith(f"Error: `celery {words[0]}` does not work with NanoGrid: ")
     assert instead in done.stderr
     assert done.stderr.count("\n") == 1
     assert queues_of(here) == QUEUES
 
 
 def test_call_sends_a_request_as_a_producer_does(here: Grid) -> None:
-    """Checked, into its runtime's queue, with its time limits, and nothing secret in what is shown."""
+    """The request is checked and sent to its runtime's queue with its time limits; nothing secret is shown."""
     request = {**REQUEST, "requestId": uuid.uuid4().hex, "payload": "secret"}
     done = here.celery("call", "nanogrid.execute_function", "--args", json.dumps([request]))
     assert done.stdout.strip() == request["requestId"], done.stderr
@@ -116,7 +116,7 @@ def test_call_sends_a_request_as_a_producer_does(here: Grid) -> None:
 
 
 def test_purge_empties_a_queue(here: Grid) -> None:
-    """It says how much is gone."""
+    """The command reports how many messages it removed."""
     here.app.send_task(QUICK, args=[7], queue="cpp")
     done = here.celery("purge", "-f", "-Q", "cpp")
     assert (done.returncode, "Purged 1 message" in done.stdout) == (0, True), done.stdout + done.stderr
@@ -132,7 +132,7 @@ def test_report_and_graph_and_result_work(here: Grid, worker: Worker) -> None:
 
 
 def test_another_apps_commands_are_left_alone(here: Grid, tmp_path: Path) -> None:
-    """A producer's process has an app of its own, and imports NanoGrid beside it."""
+    """A producer's process has its own app, and imports NanoGrid beside it."""
     (tmp_path / "another.py").write_text(
         "import celery, nanogrid.tasks\napp = celery.Celery('another', broker='memory://', set_as_current=False)\n"
     )
@@ -149,7 +149,7 @@ def test_another_apps_commands_are_left_alone(here: Grid, tmp_path: Path) -> Non
 
 
 def test_every_verb_has_a_line_in_the_documents() -> None:
-    """Those of this Celery, with its plug-ins."""
+    """The commands of this version of Celery, with its plug-ins."""
     program = "from celery.bin.celery import celery; print(*celery.commands)"
     verbs = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     (section,) = [

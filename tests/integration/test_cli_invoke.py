@@ -146,7 +146,7 @@ def test_code_that_is_not_there_was_not_run(command: CommandLine) -> None:
         (["s3://bucket/key"], "give --runtime"),
         (["{file}", "--runtime", "cobol"], "'cobol' is not known; accepted are python"),
         (["{file}", "--timeout-ms", "-5"], "timeoutMs: -5 is too small"),
-        (["{file}", "--env", "1A=2"], "'1A' is no usable name"),
+        (["{file}", "--env", "1A=2"], "'1A' is not a valid name"),
         (["{file}", "--env", "TOKEN=@/no/such/file"], "/no/such/file, for 'TOKEN', cannot be read"),
         (["{file}", "--env", "TOKEN=@-", "--payload", "-"], "can be read for one of --env, --payload and --stdin only"),
         (["{file}", "--payload", "text"], "is no JSON"),

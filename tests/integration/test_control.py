@@ -1,4 +1,4 @@
-"""Remote control commands that cannot be carried out: they are answered with what is wrong, and the worker goes on."""
+"""Remote control commands that fail: the answer names the problem, and the worker continues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.worker import Grid, Worker, grid
 
 @pytest.fixture
 def here(tmp_path: Path, aws_url: str, redis_url: str, unique: str) -> Iterator[Grid]:
-    """A NanoGrid whose queues belong to the deployment: the workers create none."""
+    """A NanoGrid whose queues belong to the deployment: workers create none."""
     with grid(
         tmp_path, aws_url=aws_url, result_url=redis_url, monitor_url=redis_url, unique=unique, receive_wait_s=1
     ) as made:
@@ -34,36 +34,36 @@ def worker(here: Grid) -> Iterator[Worker]:
 
 
 def create(here: Grid, name: str) -> None:
-    """Make a queue, as the deployment does."""
+    """Create a queue, as the deployment does."""
     sqs_client(here.settings).create_queue(QueueName=sqs_name(name, here.settings))
 
 
 def delete(here: Grid, name: str) -> None:
-    """Remove a queue from under whoever takes from it."""
+    """Delete a queue while workers consume it."""
     client = sqs_client(here.settings)
     client.delete_queue(QueueUrl=client.get_queue_url(QueueName=sqs_name(name, here.settings))["QueueUrl"])
 
 
 def add(here: Grid, queue: str) -> str:
-    """`celery -A nanogrid control add_consumer`: all that it said."""
+    """`celery -A nanogrid control add_consumer`: its whole output."""
     done = here.celery("control", "add_consumer", queue)
     return done.stdout + done.stderr
 
 
 def consumed(here: Grid) -> set[str]:
-    """The queues that the worker says it takes from."""
+    """The queues that the worker reports to consume."""
     (queues,) = here.app.control.inspect().active_queues().values()
     return {queue["name"] for queue in queues}
 
 
 def runs(here: Grid, queue: str) -> bool:
-    """Whether the worker takes a task from a queue."""
+    """Whether the worker runs a task from a queue."""
     return bool(here.app.send_task(QUICK, args=[7], queue=queue).get(timeout=20) == 7)
 
 
 @pytest.mark.parametrize("queue", ["pyhton", "cpp"])
 def test_a_queue_that_is_not_there_is_the_commands_error(here: Grid, worker: Worker, queue: str) -> None:
-    """Whoever asked is told, nothing is kept of the queue, and the worker goes on. Once it is there, it is taken."""
+    """The caller gets the error, the queue is not kept, and the worker continues. Once the queue exists, it is consumed."""
     name = sqs_name(queue, here.settings)
     if queue == "cpp":
         delete(here, queue)
@@ -80,7 +80,7 @@ def test_a_queue_that_is_not_there_is_the_commands_error(here: Grid, worker: Wor
 
 
 def test_a_command_nobody_waits_for_is_as_harmless(here: Grid, worker: Worker) -> None:
-    """The log says why it came to nothing."""
+    """The log has the reason."""
     here.app.control.add_consumer("pyhton")
     wait_until(lambda: worker.said("does not exist in SQS"), "the log says so")
     assert runs(here, "python")
@@ -88,7 +88,7 @@ def test_a_command_nobody_waits_for_is_as_harmless(here: Grid, worker: Worker) -
 
 
 def test_a_queue_that_is_there_is_taken_and_given_up(here: Grid, worker: Worker) -> None:
-    """`add_consumer` and `cancel_consumer` do what they say."""
+    """`add_consumer` and `cancel_consumer` work as documented."""
     assert "OK" in add(here, "later")
     assert runs(here, "later")
     here.app.control.cancel_consumer("later", reply=True)
@@ -97,7 +97,7 @@ def test_a_queue_that_is_there_is_taken_and_given_up(here: Grid, worker: Worker)
 
 
 def test_a_queue_that_went_away_does_not_end_the_worker_at_its_consumers_next_start(here: Grid, worker: Worker) -> None:
-    """It goes on with the others, says what is missing, and takes from the queue once it is there again."""
+    """The worker continues with the other queues, logs the missing one, and consumes it once it exists again."""
     assert "OK" in add(here, "later")
     delete(here, "later")
     here.app.control.broadcast("lose_connection")

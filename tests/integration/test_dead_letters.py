@@ -1,4 +1,4 @@
-"""Dead letters are answered and stay where they are."""
+"""Dead letters are answered and stay in their queue."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class DeadLetters:
         self.url = url
 
     def add(self, body: Any) -> str:
-        """Put a message there; its id."""
+        """Send a message to it and return its id."""
         text = body if isinstance(body, str) else json.dumps(body)
         attributes = {"trace": {"DataType": "String", "StringValue": "t-1"}}
         sent = self.client.send_message(QueueUrl=self.url, MessageBody=text, MessageAttributes=attributes)
         return str(sent["MessageId"])
 
     def bodies(self) -> dict[str, str]:
-        """What is visible there now, with the attributes of `add`. It is hidden afterwards."""
+        """The visible messages, with the attributes of `add`. They are hidden afterwards."""
         found = {}
         while messages := self.client.receive_message(
             QueueUrl=self.url, MaxNumberOfMessages=10, MessageAttributeNames=["All"]
@@ -87,7 +87,7 @@ class Answers:
 
 
 def test_every_kind_of_request_is_answered(settings: Settings, dead_letters: DeadLetters) -> None:
-    """Bare requests and Celery messages, plain or in base64, with a good request or a bad one, each get their failure."""
+    """Bare requests and Celery messages, plain or in base64, valid or not, each get a failure as their result."""
     celery = adopt({**REQUEST, "requestId": "r-2"}, "m", 1, settings)
     encoded = adopt({**REQUEST, "requestId": "r-3"}, "m", 1, settings)
     encoded["body"] = base64.b64encode(encoded["body"].encode()).decode()
@@ -109,19 +109,19 @@ UNREADABLE: list[tuple[dict[str, Any], str]] = [
     ({"body": "{"}, "its body cannot be read"),
     ({"body": "\ufeff{"}, "its body cannot be read"),
     ({"body": '"x"'}, "its body cannot be read"),
-    ({"body": "", "content-type": None}, "its body is None, and only JSON is read"),
+    ({"body": "", "content-type": None}, "its body is None, and only JSON is accepted"),
     ({"body": "gARdlC4=", "content-type": "application/x-python-serialize"}, "'application/x-python-serialize', and"),
-    ({"body": "- - 1", "content-type": "application/x-yaml"}, "'application/x-yaml', and only JSON is read"),
+    ({"body": "- - 1", "content-type": "application/x-yaml"}, "'application/x-yaml', and only JSON is accepted"),
     ({"body": "eJyLjq6OjQUABKcBqA==", "headers": {"compression": "application/x-gzip"}}, "its body is compressed, and"),
-    ({"body": "%%%", "properties": {"body_encoding": "base64"}}, "its body is no text in base64"),
-    ({"body": "/////w==", "properties": {"body_encoding": "base64"}}, "its body is no text in base64"),
+    ({"body": "%%%", "properties": {"body_encoding": "base64"}}, "its body is not text in base64"),
+    ({"body": "/////w==", "properties": {"body_encoding": "base64"}}, "its body is not text in base64"),
     ({"body": f"[[{'9' * 5000}], {{}}, null]"}, "its body cannot be read"),
     ({"body": f"[[], {{}}, {'[' * 300 + ']' * 300}]"}, "its body is nested more than 200 levels deep"),
 ]
 
 
 def test_requests_that_cannot_be_read_are_answered(settings: Settings, dead_letters: DeadLetters) -> None:
-    """Their headers name our task and an id, by which somebody waits: they get NOT_RUN and what is wrong with the message."""
+    """Their headers name NanoGrid's task and an id with a waiting producer: they get NOT_RUN and the problem of the message."""
     for number, (changes, _) in enumerate(UNREADABLE):
         message = adopt({**REQUEST, "requestId": f"r-{number}"}, "m", 1, settings)
         dead_letters.add({**message, **changes, "headers": {**message["headers"], **changes.get("headers", {})}})
@@ -133,7 +133,7 @@ def test_requests_that_cannot_be_read_are_answered(settings: Settings, dead_lett
 
 
 def test_a_bare_request_with_a_number_beyond_measure_is_answered(settings: Settings, dead_letters: DeadLetters) -> None:
-    """Python does not read it; who it is for is read all the same."""
+    """Python cannot read the numbers; the request id is read all the same."""
     dead_letters.add(json.dumps({**REQUEST, "payload": "huge"}).replace('"huge"', "9" * 5000))
     answers = Answers()
     assert DeadLetterReader(settings, answers).scan() == Scan(read=1, answered=1, garbage=0)
@@ -156,7 +156,7 @@ def test_messages_stay_for_the_operator(settings: Settings, dead_letters: DeadLe
 def test_an_answered_message_is_not_answered_again(
     settings: Settings, dead_letters: DeadLetters, proxy: FaultyProxy
 ) -> None:
-    """When nothing changed a scan only asks how many there are; a new message is answered alone."""
+    """Without changes a scan only reads the count; a new message is answered alone."""
     dead_letters.add(REQUEST)
     answers = Answers()
     reader = DeadLetterReader(settings, answers, ["python"])
@@ -172,7 +172,7 @@ def test_an_answered_message_is_not_answered_again(
 def test_garbage_is_counted_and_logged_once(
     settings: Settings, dead_letters: DeadLetters, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What holds no request stays unanswered; it is named in the log one time."""
+    """A message without a request is not answered; the log names it once."""
     other = adopt(REQUEST, "m", 1, settings)
     other["headers"]["task"] = "another.task"
     nameless = adopt(REQUEST, "m", 1, settings)
@@ -184,7 +184,7 @@ def test_garbage_is_counted_and_logged_once(
     assert reader.scan() == Scan(read=4, answered=0, garbage=4)
     dead_letters.add(REQUEST)
     assert reader.scan() == Scan(read=5, answered=1, garbage=0)
-    assert caplog.text.count("holds no request") == 4
+    assert caplog.text.count("holds no NanoGrid request") == 4
     assert answers.ids == ["r-1"]
 
 
@@ -205,7 +205,7 @@ def test_an_answer_that_fails_is_tried_again(
 def test_a_scan_survives_an_sqs_that_is_away(
     settings: Settings, dead_letters: DeadLetters, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Server errors are logged, and the next scan does the work."""
+    """Server errors are logged, and the next scan succeeds."""
     dead_letters.add(REQUEST)
     answers = Answers()
     reader = DeadLetterReader(settings, answers, ["python"])
@@ -218,14 +218,14 @@ def test_a_scan_survives_an_sqs_that_is_away(
 
 
 def test_a_queue_without_dead_letter_queue_is_passed_over(aws_url: str, unique: str) -> None:
-    """Where the deployment gave a queue no dead-letter queue there is nothing to read, and nothing fails."""
+    """A queue without a dead-letter queue causes no error."""
     settings = Settings(sqs_endpoint_url=aws_url, queue_prefix=f"{unique}-")
     sqs_client(settings).create_queue(QueueName=f"{unique}-python")
     assert DeadLetterReader(settings, Answers(), ["python", "missing"]).scan() == Scan()
 
 
 def test_an_emptied_dead_letter_queue_is_forgotten(settings: Settings, dead_letters: DeadLetters) -> None:
-    """What comes after an operator has purged the queue is answered as new."""
+    """Messages that arrive after an operator has purged the queue are answered as new."""
     answers = Answers()
     reader = DeadLetterReader(settings, answers)
     dead_letters.add(REQUEST)

@@ -1,4 +1,4 @@
-"""Flower by its HTTP interface, beside a real worker, a real SQS API and a real Redis."""
+"""Flower over HTTP, beside a real worker, a real SQS API and a real Redis."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, moto: Service, redis_server: 
 
 @pytest.fixture(scope="module")
 def stack(made: Grid) -> Iterator[Stack]:
-    """Flower first, then the worker that it has to notice."""
+    """Flower first, then the worker, which Flower must notice."""
     with made.flower() as flower, made.worker() as worker:
         wait_until(lambda: known_queues(flower, worker) == {"python", "cpp"}, "Flower knows the worker")
         yield made, worker, flower
@@ -69,7 +69,7 @@ def seen(flower: Flower, task_id: str) -> dict[str, Any]:
 
 
 def test_task_is_listed_with_state_arguments_and_run_time(stack: Stack, unique: str) -> None:
-    """A finished task is listed with its state, worker, run time and what it was called with."""
+    """A finished task is listed with its state, worker, run time and arguments."""
     made, worker, flower = stack
     made.app.send_task("nanogrid.execute_function", (request(unique),), task_id=unique)
     wait_until(lambda: seen(flower, unique).get("state") == "SUCCESS", "the task is seen as finished")
@@ -91,7 +91,7 @@ def test_payload_and_environment_are_not_shown(stack: Stack, unique: str) -> Non
 
 
 def test_broker_page_tells_the_depth_of_sqs(stack: Stack, aws_url: str) -> None:
-    """Waiting messages and dead letters stand on the broker page and in the API as SQS counts them."""
+    """The broker page and the API show waiting messages and dead letters by SQS's counts."""
     made, _, flower = stack
     client = aws_client("sqs", aws_url)
     dead = resolve("cpp", made.settings) + "-dlq"
@@ -111,7 +111,7 @@ def test_broker_page_tells_the_depth_of_sqs(stack: Stack, aws_url: str) -> None:
 
 
 def test_pages_show_no_credentials(stack: Stack) -> None:
-    """Neither the pages nor the API tell the AWS secret that the worker and Flower run with."""
+    """Neither the pages nor the API contain the AWS secret of the worker and Flower."""
     _, worker, flower = stack
     for path in ("/", "/broker", f"/worker/{worker.name}", "/api/workers"):
         status, body = flower.get(path)
@@ -134,7 +134,7 @@ def test_sending_goes_to_sqs_and_runs(stack: Stack, unique: str, way: str) -> No
 
 
 def test_sending_leaves_nothing_in_redis(stack: Stack, unique: str) -> None:
-    """A task that Flower sends makes no list in the monitoring Redis, where nobody would consume it."""
+    """A task that Flower sends creates no list in the monitoring Redis, which nothing would consume."""
     made, _, flower = stack
     flower.post("/api/task/send-task/nanogrid.execute_function", {"args": [request(unique)]})
     with redis.Redis.from_url(made.settings.monitor_url) as client:
@@ -142,7 +142,7 @@ def test_sending_leaves_nothing_in_redis(stack: Stack, unique: str) -> None:
 
 
 def test_bad_request_is_refused_with_its_sentence(stack: Stack) -> None:
-    """A request that can never work is answered with 400 and the sentence about it, and not sent."""
+    """An invalid request is answered with 400 and its sentence, and not sent."""
     _, _, flower = stack
     bad = request("bad-one", runtime="perl")
     status, body = flower.post("/api/task/async-apply/nanogrid.execute_function", {"args": [bad]})
@@ -151,13 +151,13 @@ def test_bad_request_is_refused_with_its_sentence(stack: Stack) -> None:
 
 
 def test_unknown_task_is_not_sent(stack: Stack) -> None:
-    """send-task refuses a name that no worker knows: its message could only die."""
+    """send-task refuses a name that no worker knows: its message would become a dead letter."""
     _, _, flower = stack
     assert flower.post("/api/task/send-task/no.such.task") == (404, "Unknown task 'no.such.task'")
 
 
 def test_abort_is_refused(stack: Stack, unique: str) -> None:
-    """Flower's abort, which would overwrite a stored result, is refused and names what to do instead."""
+    """Flower's abort, which would overwrite a stored result, is refused, and the answer names the alternative."""
     made, _, flower = stack
     made.app.send_task("nanogrid.execute_function", (request(unique),), task_id=unique).get(timeout=20)
     status, body = flower.post(f"/api/task/abort/{unique}")
@@ -200,12 +200,12 @@ def test_pool_grow_from_the_page(stack: Stack) -> None:
 
 
 def test_dns_rebinding_is_refused(stack: Stack) -> None:
-    """A name that an attacker points at loopback gets neither a page nor the API."""
+    """A host name that an attacker resolves to loopback gets neither a page nor the API."""
     _, _, flower = stack
     for path in ("/", "/api/workers", "/metrics"):
         status, body = flower.get(path, Host=f"attacker.example:{flower.port}")
         assert status == 403
-        assert "local names only" in body
+        assert "only local host names" in body
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_dns_rebinding_is_refused(stack: Stack) -> None:
     ],
 )
 def test_cross_site_request_forgery_is_refused(stack: Stack, headers: dict[str, str]) -> None:
-    """A page of another origin, another port of this machine included, cannot press Flower's buttons."""
+    """A page of another origin, including another port of this machine, cannot use Flower's buttons."""
     _, worker, flower = stack
     status, body = flower.post(f"/api/worker/shutdown/{worker.name}", **headers)
     assert (status, "own pages" in body) == (403, True)
@@ -235,7 +235,7 @@ def test_other_origins_cannot_read(stack: Stack) -> None:
 
 
 def test_listens_on_loopback_only(stack: Stack) -> None:
-    """Without authentication and without an address, Flower is not reachable by the machine's other addresses."""
+    """Without authentication and without an address, Flower is unreachable under the machine's other addresses."""
     _, _, flower = stack
     assert listeners(flower.port) == {"0100007F"}
 
@@ -253,7 +253,7 @@ def listeners(port: int) -> set[str]:
 
 
 def test_open_address_without_authentication_is_refused(made: Grid) -> None:
-    """An address beyond loopback without authentication ends Flower with one sentence that says what to do."""
+    """An address beyond loopback without authentication ends Flower with one sentence and a remedy."""
     port = free_port()
     ended = made.celery("flower", f"--port={port}", "--address=0.0.0.0")
     assert ended.returncode == 1
@@ -263,7 +263,7 @@ def test_open_address_without_authentication_is_refused(made: Grid) -> None:
 
 
 def test_open_address_with_authentication_asks_for_the_password(made: Grid) -> None:
-    """With authentication Flower listens where it is told, and nothing but a health check is answered without it."""
+    """With authentication Flower listens on the given address, and answers nothing but a health check without it."""
     with made.flower("--address=0.0.0.0", "--basic-auth=ann:pass word") as flower:
         assert listeners(flower.port) == {"00000000"}
         assert flower.get("/api/workers")[0] == 401
@@ -283,7 +283,7 @@ def test_insecure_setting_lifts_the_refusal(made: Grid) -> None:
 
 
 def test_it_needs_nothing_but_the_monitoring_redis(stack: Stack, unique: str) -> None:
-    """Workers and tasks are seen, and workers commanded, by a Flower that knows where Redis is, and no credential."""
+    """A Flower with the address of Redis and without credentials shows workers and tasks, and controls workers."""
     made, worker, _ = stack
     only = {"NANOGRID_MONITOR_URL": made.settings.monitor_url, **set_by_unit()}
     with made.flower("--address=127.0.0.1", app="nanogrid", only_env=only) as flower:
@@ -295,7 +295,7 @@ def test_it_needs_nothing_but_the_monitoring_redis(stack: Stack, unique: str) ->
 
 
 def test_what_needs_credentials_says_so_where_there_are_none(stack: Stack) -> None:
-    """Depths and sending go to SQS: without credentials each answers with one sentence, and the log has no traceback."""
+    """Depths and sending need SQS: without credentials each is answered with one sentence, and the log has no traceback."""
     made, _, _ = stack
     urls = {"NANOGRID_MONITOR_URL": made.settings.monitor_url, "NANOGRID_RESULT_URL": made.settings.result_url}
     only = {**urls, **set_by_unit()}
@@ -308,12 +308,12 @@ def test_what_needs_credentials_says_so_where_there_are_none(stack: Stack) -> No
         assert flower.get("/broker")[0] == 200
         for status, body in answers:
             assert status == 503
-            assert body.startswith("Flower has no AWS credentials, so it can neither read the queues nor send:")
+            assert body.startswith("Flower has no AWS credentials, so it can neither read queues nor send requests:")
         assert "Traceback" not in flower.log.read_text()[before:]
 
 
 def set_by_unit() -> dict[str, str]:
-    """What the systemd unit itself sets, no home to find credentials in, and what makes these tests able to ask."""
+    """What the systemd unit sets, no home with credentials, and what these tests need to send requests."""
     unit = (ROOT / "deploy" / "systemd" / "nanogrid-flower.service").read_text()
     pairs = re.findall(r"^Environment=(\w+)=(.*)$", unit, re.MULTILINE)
     return {**dict(pairs), "HOME": "/nonexistent", "PYTHONPATH": str(ROOT), "FLOWER_UNAUTHENTICATED_API": "true"}
@@ -344,7 +344,7 @@ def test_loopback_names(host: str, expected: bool) -> None:
 
 
 def test_no_address_means_loopback_without_authentication() -> None:
-    """The empty address, which is every address to Flower, becomes loopback; even the insecure setting needs it named."""
+    """The empty address, which means every address to Flower, becomes loopback; even the insecure setting needs an explicit one."""
     assert listen_address("", authenticated=False, insecure=True) == "127.0.0.1"
     assert listen_address("", authenticated=True, insecure=False) == ""
 
@@ -367,5 +367,5 @@ def test_rows_of_a_queue_without_dead_letter_queue() -> None:
 
 
 def test_requests_of_this_module_are_valid(made: Grid) -> None:
-    """What these tests send would run if its bucket existed."""
+    """A request that would run if its bucket existed."""
     assert isinstance(parse_request(request("valid"), made.settings), FunctionRequest)

@@ -27,7 +27,7 @@ from nanogrid.metrics.queue_depths import QueueDepths
 from nanogrid.metrics.server import MOST_CLIENTS, Page, Server
 from nanogrid.settings import Settings
 from nanogrid.sqs import queues
-from nanogrid.sqs.transport.readers import reading
+from nanogrid.sqs.transport.poll_status import poll_status
 from tests.support.services import Service, wait_until
 
 PATIENCE_S = 30.0
@@ -318,8 +318,8 @@ def test_the_age_is_that_since_the_youngest_message_received_was_sent(settings: 
     name = f"aged-{unique}"  # a process remembers by the queue's name what it has read
     with closing(sqs_client(settings)) as client:
         client.send_message(QueueUrl=queues.resolve(name, settings, client), MessageBody="x")
-    reading(name).message((time.time() - 100) * 1000)
-    reading(name).message((time.time() - 500) * 1000)
+    poll_status(name).message((time.time() - 100) * 1000)
+    poll_status(name).message((time.time() - 500) * 1000)
     with closing(QueueDepths(settings, lambda: [name])) as depths:
         depths.check()
         assert 100 <= depths.ages_s()[name] < 100 + PATIENCE_S

@@ -1,4 +1,4 @@
-"""Events and remote control over a real Redis, of a real worker whose tasks come from a real SQS API."""
+"""Events and remote control over a real Redis, of a real worker with a real SQS API as its broker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 
 from nanogrid.celery import make_app
 from nanogrid.monitoring.connections import monitor_connection
-from nanogrid.monitoring.side_channel import Outbox, Outgoing
+from nanogrid.monitoring.side_channel import Outbox, OutgoingMessage
 from nanogrid.settings import Settings
 from tests.support.probe import NAP, QUICK
 from tests.support.services import Service, aws_client, free_port, redis_service, running, wait_until
@@ -29,7 +29,7 @@ from tests.support.worker import Grid, Worker, grid
 def shared(
     tmp_path_factory: pytest.TempPathFactory, moto: Service, redis_server: Service
 ) -> Iterator[tuple[Grid, Worker]]:
-    """One worker for the tests that leave it as it was."""
+    """One worker for the tests that do not change it."""
     folder = tmp_path_factory.mktemp("shared")
     redis_url = f"redis://127.0.0.1:{redis_server.port}"
     with (
@@ -47,14 +47,14 @@ def shared(
 
 @pytest.fixture
 def monitor_redis(tmp_path: Path) -> Iterator[Service]:
-    """A Redis for monitoring alone, which a test may stop."""
+    """A Redis only for monitoring, which a test may stop."""
     with running(redis_service(tmp_path)) as service:
         yield service
 
 
 @pytest.fixture
 def own(tmp_path: Path, aws_url: str, redis_url: str, monitor_redis: Service, unique: str) -> Iterator[Grid]:
-    """A NanoGrid whose monitoring Redis is not the one of its results."""
+    """A NanoGrid with separate Redis servers for monitoring and results."""
     with grid(
         tmp_path,
         aws_url=aws_url,
@@ -69,7 +69,7 @@ def own(tmp_path: Path, aws_url: str, redis_url: str, monitor_redis: Service, un
 
 @contextmanager
 def events(settings: Settings) -> Iterator[list[dict[str, Any]]]:
-    """All events that arrive in the meantime."""
+    """All events that arrive during the block."""
     seen: list[dict[str, Any]] = []
     ended = threading.Event()
     ready = threading.Event()
@@ -110,7 +110,7 @@ def test_ping_and_status_from_the_command_line(shared: tuple[Grid, Worker]) -> N
 
 
 def test_command_line_says_that_redis_is_away(shared: tuple[Grid, Worker]) -> None:
-    """A command ends soon and with one sentence when the monitoring Redis does not answer, instead of waiting for it."""
+    """If the monitoring Redis does not answer, a command ends soon with one sentence instead of waiting."""
     made, _ = shared
     away = f"redis://127.0.0.1:{free_port()}/0"
     ping = made.celery("inspect", "ping", env={"NANOGRID_MONITOR_URL": away})
@@ -120,7 +120,7 @@ def test_command_line_says_that_redis_is_away(shared: tuple[Grid, Worker]) -> No
 
 
 def test_control_raises_when_redis_is_away() -> None:
-    """A program gets kombu's OperationalError within seconds when the monitoring Redis is away."""
+    """If the monitoring Redis does not answer, a program gets kombu's OperationalError within seconds."""
     app = make_app(Settings(monitor_url=f"redis://127.0.0.1:{free_port()}/0"))
     with pytest.raises(OperationalError, match="refused"):
         app.control.ping()
@@ -139,7 +139,7 @@ def test_inspect_tells_queues_tasks_and_statistics(shared: tuple[Grid, Worker]) 
 
 
 def test_inspect_shows_no_credentials(shared: tuple[Grid, Worker]) -> None:
-    """Neither statistics nor configuration, which anyone on the monitoring Redis can ask for, tell the AWS secret."""
+    """Neither statistics nor configuration, which any client of the monitoring Redis can request, contain the AWS secret."""
     made, worker = shared
     inspect = made.app.control.inspect(timeout=5.0, destination=[worker.name])
     answers = json.dumps([inspect.stats(), inspect.conf()])
@@ -167,13 +167,13 @@ def test_pool_grows_and_shrinks(shared: tuple[Grid, Worker]) -> None:
         return len(control.inspect(timeout=5.0, destination=there).stats()[worker.name]["pool"]["processes"])
 
     control.pool_grow(1, destination=there)
-    wait_until(lambda: children() == 3, "a child has come")  # the pool looks after its children every 5 s
+    wait_until(lambda: children() == 3, "a child has come")  # the pool checks its children every 5 s
     control.pool_shrink(1, destination=there)
     wait_until(lambda: children() == 2, "a child has gone")
 
 
 def test_revoked_before_it_runs(shared: tuple[Grid, Worker], tmp_path: Path) -> None:
-    """A task that was revoked while it waited is never started, and has its final result."""
+    """A task that was revoked while it waited never starts, and has its final result."""
     made, _ = shared
     log = tmp_path / "log"
     busy = [made.app.send_task(NAP, (2, str(log), f"busy{number}")) for number in range(2)]
@@ -186,7 +186,7 @@ def test_revoked_before_it_runs(shared: tuple[Grid, Worker], tmp_path: Path) -> 
 
 
 def test_revoked_and_terminated_while_it_runs(shared: tuple[Grid, Worker], tmp_path: Path) -> None:
-    """Revoke with terminate ends a running task within two seconds, and the worker goes on."""
+    """Revoke with terminate ends a running task within two seconds, and the worker continues."""
     made, _ = shared
     log = tmp_path / "log"
     long = made.app.send_task(NAP, (60, str(log), "long"))
@@ -197,7 +197,7 @@ def test_revoked_and_terminated_while_it_runs(shared: tuple[Grid, Worker], tmp_p
 
 
 def test_remote_control_leaves_nothing_in_sqs(shared: tuple[Grid, Worker], aws_url: str) -> None:
-    """Commands and replies make no queue in SQS: only the runtimes' queues and their dead-letter queues exist."""
+    """Commands and replies create no queue in SQS: only the runtimes' queues and their dead-letter queues exist."""
     made, _ = shared
     assert made.app.control.ping(timeout=1.0)
     urls = aws_client("sqs", aws_url).list_queues(QueueNamePrefix=made.settings.queue_prefix)["QueueUrls"]
@@ -227,7 +227,7 @@ def test_events_tell_the_life_of_a_task(shared: tuple[Grid, Worker]) -> None:
 
 
 def test_a_worker_that_ends_says_goodbye(own: Grid) -> None:
-    """The event `worker-offline` still leaves when a worker is shut down."""
+    """The event `worker-offline` is still sent when a worker shuts down."""
     with events(own.settings) as seen:
         with own.worker() as worker:
             worker.stop()
@@ -238,7 +238,7 @@ def test_a_worker_that_ends_says_goodbye(own: Grid) -> None:
 
 
 def test_worker_starts_without_the_monitoring_redis(own: Grid, monitor_redis: Service) -> None:
-    """A worker takes tasks although the monitoring Redis is away when it starts, and is seen once Redis is there."""
+    """A worker consumes tasks although the monitoring Redis is down when it starts, and becomes visible once Redis is up."""
     monitor_redis.stop()
     with own.worker(reachable=False) as worker:
         assert own.app.send_task(QUICK, (1,)).get(timeout=20) == 1
@@ -247,7 +247,7 @@ def test_worker_starts_without_the_monitoring_redis(own: Grid, monitor_redis: Se
 
 
 def test_hung_monitoring_redis_delays_no_task(own: Grid, monitor_redis: Service) -> None:
-    """While the monitoring Redis accepts connections and answers nothing, tasks start and end as usual."""
+    """While the monitoring Redis accepts connections and does not answer, tasks start and end as usual."""
     with own.worker() as worker:
         own.app.send_task(QUICK, (0,)).get(timeout=20)
         assert monitor_redis.process is not None
@@ -264,7 +264,7 @@ def test_hung_monitoring_redis_delays_no_task(own: Grid, monitor_redis: Service)
 
 
 def test_restart_of_redis_under_load(tmp_path: Path, aws_url: str, monitor_redis: Service, unique: str) -> None:
-    """A Redis that carries results and monitoring and is killed and restarted under load: each task ran once and has its result."""
+    """One Redis for results and monitoring is killed and restarted under load: each task runs once and has its result."""
     redis_url = f"redis://127.0.0.1:{monitor_redis.port}"
     log = tmp_path / "log"
     with (
@@ -283,15 +283,15 @@ def test_restart_of_redis_under_load(tmp_path: Path, aws_url: str, monitor_redis
         sent = [made.app.send_task(NAP, (0.1, str(log), mark)) for mark in marks]
         wait_until(lambda: len(lines(log)) >= 6, "some tasks ran")
         monitor_redis.kill()
-        wait_until(lambda: worker.said("tasks go on"), "the outage was noticed")
-        down_until = time.monotonic() + 6  # longer than the visibility timeout: what is held must be renewed meanwhile
+        wait_until(lambda: worker.said("tasks continue"), "the outage was noticed")
+        down_until = time.monotonic() + 6  # longer than the visibility timeout, so held messages must be renewed
         wait_until(lambda: time.monotonic() > down_until, "the outage lasted")
         monitor_redis.start()
         wait_until(worker.answers, "the worker answers again", timeout_s=15)
         assert [result.get(timeout=60) for result in sent] == marks
         assert Counter(lines(log)) == Counter(marks)
         assert (
-            worker.log.read_text().count("tasks go on") <= 4
+            worker.log.read_text().count("tasks continue") <= 4
         )  # one line per outage and direction, not one per attempt
         assert "Connection to broker lost" not in worker.log.read_text()
 
@@ -299,12 +299,12 @@ def test_restart_of_redis_under_load(tmp_path: Path, aws_url: str, monitor_redis
 # -- the outbox ------------------------------------------------------------------------------------------------------
 
 
-def outgoing(number: int) -> Outgoing:
-    return Outgoing(number, None, "", {})  # nothing is published here
+def outgoing(number: int) -> OutgoingMessage:
+    return OutgoingMessage(number, None, "", {})  # nothing is published here
 
 
 def test_outbox_drops_the_oldest() -> None:
-    """A full outbox forgets its oldest message and counts it, instead of growing or making the event loop wait."""
+    """A full outbox drops its oldest message and counts it, instead of growing or making the event loop wait."""
     outbox = Outbox(limit=2)
     for number in range(3):
         outbox.put(outgoing(number))
@@ -313,7 +313,7 @@ def test_outbox_drops_the_oldest() -> None:
 
 
 def test_outbox_keeps_a_message_until_it_was_sent() -> None:
-    """A message whose sending failed is the first one again, and a closed outbox ends only when it is empty."""
+    """A message that could not be sent is the first one again, and a closed outbox ends only when it is empty."""
     outbox = Outbox()
     message = outgoing(1)
     outbox.put(message)

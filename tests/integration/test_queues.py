@@ -1,4 +1,4 @@
-"""Queues over a real SQS API: found, created, checked, counted."""
+"""Queues over a real SQS API: looked up, created, checked, counted."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def names(client: Any, settings: Settings) -> list[str]:
 
 
 def test_a_created_queue_has_a_dead_letter_queue(client: Any, local: Settings) -> None:
-    """The queue is made with visibility timeout and redrive policy, its dead-letter queue with the longest retention."""
+    """The queue is created with visibility timeout and redrive policy, its dead-letter queue with the longest retention."""
     url = queues.resolve("python", local)
     made = attributes(client, url)
     assert made["VisibilityTimeout"] == "30"
@@ -61,7 +61,7 @@ def test_a_created_queue_has_a_dead_letter_queue(client: Any, local: Settings) -
 
 
 def test_creating_again_changes_nothing(local: Settings, moto: Service) -> None:
-    """The second resolution finds all as it should be and sets nothing."""
+    """The second resolution finds all attributes right and sets nothing."""
     with FaultyProxy(moto.port) as proxy:
         settings = local.model_copy(update={"sqs_endpoint_url": proxy.url})
         assert queues.resolve("python", settings) == queues.resolve("python", settings)
@@ -69,7 +69,7 @@ def test_creating_again_changes_nothing(local: Settings, moto: Service) -> None:
 
 
 def test_a_local_queue_without_redrive_policy_is_mended(client: Any, local: Settings) -> None:
-    """A queue that something else created gets its dead-letter queue and visibility timeout; its messages stay."""
+    """A queue that another program created gets its dead-letter queue and visibility timeout; its messages stay."""
     url = client.create_queue(QueueName=queues.sqs_name("python", local), Attributes={"VisibilityTimeout": "5"})[
         "QueueUrl"
     ]
@@ -83,7 +83,8 @@ def test_a_local_queue_without_redrive_policy_is_mended(client: Any, local: Sett
 def test_two_processes_may_create_the_same_queue_at_once(client: Any, local: Settings) -> None:
     """Eight processes that resolve the same missing queue at the same time all get its URL."""
     program = (
-        "import sys; from nanogrid import queues; from nanogrid.settings import Settings;"
+        "import sys; from nanogrid.connections.sqs import sqs_client; from nanogrid.settings import Settings;"
+        "from nanogrid.sqs import queues;"
         "settings = Settings.model_validate_json(sys.argv[1]); client = sqs_client(settings);"
         "sys.stdin.read(1); print(queues.resolve('python', settings, client))"
     )
@@ -95,7 +96,7 @@ def test_two_processes_may_create_the_same_queue_at_once(client: Any, local: Set
 
 
 def test_a_missing_queue_is_never_created_in_aws(client: Any, aws: Settings) -> None:
-    """The error names the queue and what to do; SQS is as it was."""
+    """The error names the queue and the remedy; SQS is unchanged."""
     with pytest.raises(ConfigurationError, match=f"{aws.queue_prefix}python.*NANOGRID_QUEUE_URLS"):
         queues.resolve("python", aws)
     assert names(client, aws) == []
@@ -104,7 +105,7 @@ def test_a_missing_queue_is_never_created_in_aws(client: Any, aws: Settings) -> 
 @pytest.mark.parametrize("by_url", [True, False])
 @pytest.mark.parametrize("create", [True, False])
 def test_a_fifo_queue_is_called_one(client: Any, local: Settings, by_url: bool, create: bool) -> None:
-    """By name or by address: nothing is sent to it, and it is a finding that keeps a worker from starting."""
+    """By name or by URL: nothing is sent to it, and it is a finding that keeps a worker from starting."""
     url = client.create_queue(QueueName="jobs.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
     name = "python" if by_url else "jobs.fifo"
     settings = local.model_copy(update={"create_queues": create, "queue_urls": {"python": url}})
@@ -129,18 +130,18 @@ def test_names_that_sqs_does_not_take_are_changed_as_kombu_does() -> None:
 
 
 def findings(settings: Settings) -> list[str]:
-    """What is wrong with the queue `python`, as one line each."""
+    """The problems of the queue `python`, as one line each."""
     return [str(finding) for finding in queues.check_queues(["python"], settings)]
 
 
 def test_a_sound_queue_has_no_findings(local: Settings, aws: Settings) -> None:
-    """Nothing is said about a queue that is as it should be."""
+    """A correct queue has no finding."""
     queues.resolve("python", local)
     assert findings(aws) == []
 
 
 def test_each_fault_of_a_queue_is_one_finding(client: Any, aws: Settings) -> None:
-    """Missing queue, missing policy, missing dead-letter queue, short timeouts: one line each, which says how to mend it."""
+    """Missing queue, missing policy, missing dead-letter queue, short timeouts: one line each, with the remedy."""
     assert len(findings(aws)) == 1
     assert "does not exist" in findings(aws)[0]
     url = client.create_queue(QueueName=queues.sqs_name("python", aws), Attributes={"VisibilityTimeout": "20"})[
@@ -163,7 +164,7 @@ def test_each_fault_of_a_queue_is_one_finding(client: Any, aws: Settings) -> Non
 
 
 def test_without_heartbeat_the_timeout_must_cover_the_longest_run(local: Settings, aws: Settings) -> None:
-    """With renewal switched off the queue's own timeout has to be enough."""
+    """With renewal switched off the queue's own timeout must be long enough."""
     queues.resolve("python", local)
     (finding,) = findings(aws.model_copy(update={"visibility_heartbeat_s": 0.0}))
     assert "at least 1035" in finding
@@ -186,7 +187,7 @@ def test_an_unreadable_queue_is_a_finding(aws: Settings, moto: Service) -> None:
 
 
 def test_depths_are_what_sqs_counts(client: Any, local: Settings) -> None:
-    """Visible, in flight, delayed and dead letters of each queue, in the order asked for."""
+    """Visible, in flight, delayed and dead letters of each queue, in the given order."""
     url = queues.resolve("python", local)
     for delay_s in (0, 0, 0, 60):
         client.send_message(QueueUrl=url, MessageBody="x", DelaySeconds=delay_s)

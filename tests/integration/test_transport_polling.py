@@ -16,8 +16,8 @@ from nanogrid.connections.sqs import sqs_client
 from nanogrid.settings import Settings
 from nanogrid.sqs import queues
 from nanogrid.sqs.transport import polling
+from nanogrid.sqs.transport.poll_status import poll_status
 from nanogrid.sqs.transport.polling import Backoff, PollFailure, read_answer
-from nanogrid.sqs.transport.readers import reading
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.services import Service
 from tests.support.transport_worker import make_app
@@ -62,7 +62,7 @@ Send = Callable[..., None]
 
 @pytest.fixture
 def send(settings: Settings) -> Send:
-    """Puts a bare request, or another body, on the queue `python`."""
+    """Sends a bare request, or another body, to the queue `python`."""
     client = sqs_client(settings)
     url = queues.resolve("python", settings, client)
 
@@ -73,7 +73,7 @@ def send(settings: Settings) -> Send:
 
 
 def run_until(hub: Hub, condition: Callable[[], object], timeout_s: float = 15.0) -> None:
-    """Turn the event loop until the condition holds."""
+    """Run the event loop until the condition holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s"
@@ -90,7 +90,7 @@ def consume(connection: Connection, taken: list[Any]) -> Consumer:
 def test_a_poll_that_hangs_is_given_up(
     hub: Hub, app: Celery, settings: Settings, send: Send, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A half-open connection ends the wait time and a grace period after the poll began; the next poll works."""
+    """A poll on a half-open connection ends after the wait time and a grace period; the next poll works."""
     monkeypatch.setattr(polling, "GRACE_S", 0.5)
     proxy.hang("ReceiveMessage", times=1)
     taken: list[Any] = []
@@ -106,11 +106,11 @@ def test_a_poll_that_hangs_is_given_up(
 def test_what_is_read_is_known_to_the_whole_process(
     hub: Hub, app: Celery, settings: Settings, send: Send, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether SQS answers, how often it did not, what was received and refused, and when the youngest message was sent."""
+    """The status shows whether SQS answers, the number of failures, messages received and refused, and the youngest message's time."""
     monkeypatch.setattr(polling, "GRACE_S", 0.1)
     proxy.hang("ReceiveMessage", times=1)
     taken: list[Any] = []
-    seen, now = reading("python"), time.time()
+    seen, now = poll_status("python"), time.time()
     received, refused, failures = seen.received, seen.refused, seen.failures
     with app.connection_for_read() as connection:
         consume(connection, taken)
@@ -129,7 +129,7 @@ def test_what_is_read_is_known_to_the_whole_process(
 def test_a_poll_asks_for_what_the_worker_needs(
     hub: Hub, app: Celery, settings: Settings, send: Send, proxy: FaultyProxy
 ) -> None:
-    """Each poll asks for the time of sending and the number of deliveries."""
+    """Each poll requests the time of sending and the number of deliveries."""
     taken: list[Any] = []
     with app.connection_for_read() as connection:
         consume(connection, taken)
@@ -144,7 +144,7 @@ def test_a_poll_asks_for_what_the_worker_needs(
 def test_a_channel_made_without_a_loop_polls_once_it_is_attached(
     hub: Hub, app: Celery, settings: Settings, send: Send
 ) -> None:
-    """After a reset of Celery's hub a new connection knows no loop; registering it is enough."""
+    """After a reset of Celery's hub a new connection has no loop; registering it is enough."""
     set_event_loop(None)
     taken: list[Any] = []
     with app.connection_for_read() as connection:
@@ -158,7 +158,7 @@ def test_a_channel_made_without_a_loop_polls_once_it_is_attached(
 def test_an_answer_without_the_wait_does_not_make_polls_spin(
     hub: Hub, app: Celery, settings: Settings, send: Send, proxy: FaultyProxy
 ) -> None:
-    """A server that does not know long polls is asked once a second, not all the time."""
+    """A server without long polls is polled once a second, not all the time."""
     proxy.garble("ReceiveMessage", body=b"{}")
     with app.connection_for_read() as connection:
         consume(connection, [])
@@ -175,7 +175,7 @@ def test_no_credentials_make_the_poll_wait(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Credentials that cannot be found now are looked for again later, and the loop goes on."""
+    """Missing credentials are looked up again later, and the loop continues."""
     send()
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(variable)
@@ -190,9 +190,9 @@ def test_no_credentials_make_the_poll_wait(
 def test_messages_for_a_consumer_that_left_are_given_back(
     hub: Hub, settings: Settings, send: Send, proxy: FaultyProxy
 ) -> None:
-    """A poll that ends after its consumer was cancelled leaves its messages visible, as if it had not brought them."""
+    """A poll that ends after its consumer was cancelled leaves its messages visible, as if they had not been delivered."""
     taken: list[Any] = []
-    # The poll must still be under way when the message comes, however slow this machine is.
+    # The poll must still be running when the message arrives, however slow this machine is.
     app = make_app(settings.model_copy(update={"receive_wait_s": 10}))
     with closing(app), app.connection_for_read() as connection:
         consumer = consume(connection, taken)
@@ -214,7 +214,7 @@ def test_messages_for_a_consumer_that_left_are_given_back(
 def test_an_error_of_the_connection_gives_the_rest_of_the_batch_back(
     hub: Hub, app: Celery, settings: Settings, send: Send
 ) -> None:
-    """When handling one message breaks the connection, the others that came with it do not wait for their timeout."""
+    """If handling one message breaks the connection, the others of the same poll do not wait for their visibility timeout."""
     for _ in range(3):
         send()
 
@@ -231,7 +231,7 @@ def test_an_error_of_the_connection_gives_the_rest_of_the_batch_back(
 
 
 def test_the_blocking_path_leaves_garbage_in_the_queue(app: Celery, settings: Settings, send: Send) -> None:
-    """Without an event loop, too, garbage is no message and is not deleted."""
+    """Without an event loop, garbage is not delivered and not deleted either."""
     send("garbage")
     with app.connection_for_read() as connection:
         assert connection.default_channel.basic_get("python") is None
@@ -251,12 +251,12 @@ def test_waiting_times_double_from_one_to_thirty_seconds() -> None:
     [b"", None, b"<html>", b"5", b"[]", b'{"Messages": 5}', b'{"Messages": [5]}', b'{"Messages": [{"Body": "x"}]}'],
 )
 def test_an_answer_that_is_not_of_sqs_is_a_failure(body: bytes | None) -> None:
-    """Whatever comes with status 200 and does not have the form of an answer is a failure, never an empty queue."""
+    """An answer with status 200 in another form is a failure, never an empty queue."""
     assert isinstance(read_answer(200, body), PollFailure)
 
 
 def test_a_refusal_names_the_code_and_the_message() -> None:
-    """The log line of a refused poll tells why."""
+    """The log line of a failed poll gives the reason."""
     body = b'{"__type": "com.amazonaws.sqs#AccessDenied", "message": "no sqs:ReceiveMessage"}'
     failure = read_answer(403, body)
     assert failure == PollFailure("HTTP 403: AccessDenied: no sqs:ReceiveMessage", "AccessDenied")

@@ -1,4 +1,4 @@
-"""The SQS transport in a producer: what is refused, what an error looks like, and what other apps notice (nothing)."""
+"""The SQS transport in a producer: what is refused, the errors, and that other apps do not change."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def sent_message(settings: Settings, name: str = "python") -> dict[str, Any]:
 
 
 def test_a_call_is_one_readable_json_message(app: Celery, settings: Settings) -> None:
-    """No layer of base64: what operators see in a queue is JSON, and a payload costs little more than its own size."""
+    """No layer of base64: operators see JSON in a queue, and a payload costs little more than its own size."""
     payload = "x" * 10_000
     app.send_task(TASK, [{"payload": payload}], queue="python")
     body = sent_message(settings)["Body"]
@@ -63,10 +63,10 @@ def test_a_call_is_one_readable_json_message(app: Celery, settings: Settings) ->
 
 
 def test_a_message_over_the_limit_is_refused_before_anything_is_sent(app: Celery, proxy: FaultyProxy) -> None:
-    """The error names the true size, the limit, and what to do instead."""
+    """The error names the size, the limit, and the alternative."""
     with pytest.raises(InvalidRequestError) as refused:
         app.send_task(TASK, [{"payload": "x" * 30_000}], queue="python")
-    assert "20000 are allowed: put large data, payload or stdin, in S3" in refused.value.problem
+    assert "20000 are allowed: put large data (payload or stdin) in S3" in refused.value.problem
     assert "S3" in refused.value.problem
     assert proxy.count("SendMessage") == 0
 
@@ -75,20 +75,20 @@ def test_a_message_over_the_limit_is_refused_before_anything_is_sent(app: Celery
 def test_what_is_sent_for_later_is_kept_back_by_sqs(
     app: Celery, proxy: FaultyProxy, countdown: float, delay_s: int
 ) -> None:
-    """Whole seconds, as many as SQS takes: own attempts with their backoff are sent in the same way."""
+    """Whole seconds, up to SQS's limit: own attempts with their backoff are sent in the same way."""
     app.send_task(TASK, [{}], queue="python", countdown=countdown)
     (sent,) = proxy.requests("SendMessage")
     assert max(0, delay_s - 2) <= sent.body.get("DelaySeconds", 0) <= delay_s
 
 
 def test_what_is_sent_for_too_late_a_time_is_refused(app: Celery, proxy: FaultyProxy) -> None:
-    with pytest.raises(InvalidRequestError, match=r"eta: 13\.0 hours ahead are more than the 12 for which"):
+    with pytest.raises(InvalidRequestError, match=r"eta: 13\.0 hours ahead is too late, a request may wait for 12:"):
         app.send_task(TASK, [{}], queue="python", countdown=13 * 3600)
     assert proxy.count("SendMessage") == 0
 
 
 def test_message_attributes_count_towards_the_limit(app: Celery, proxy: FaultyProxy) -> None:
-    """SQS counts attributes, so they are counted."""
+    """SQS counts attributes, so the check counts them too."""
     attributes = {"trace": {"DataType": "String", "StringValue": "é" * 10_000}}
     with pytest.raises(InvalidRequestError, match="allowed"):
         app.send_task(TASK, [{}], queue="python", message_attributes=attributes)
@@ -96,7 +96,7 @@ def test_message_attributes_count_towards_the_limit(app: Celery, proxy: FaultyPr
 
 
 def test_the_size_is_that_of_the_encoded_message(app: Celery, proxy: FaultyProxy) -> None:
-    """A payload below the limit is refused when it is above it as it travels."""
+    """A payload below the limit is refused if the encoded message is above it."""
     with pytest.raises(InvalidRequestError):
         app.send_task(TASK, [{"payload": "\N{SNOWMAN}" * 6_000}], queue="python")
     app.send_task(TASK, [{"payload": "x" * 18_000}], queue="python")
@@ -107,21 +107,21 @@ def test_the_size_is_that_of_the_encoded_message(app: Celery, proxy: FaultyProxy
 def test_a_send_that_sqs_refuses_raises_one_clean_error(
     status: int, code: str, app: Celery, proxy: FaultyProxy
 ) -> None:
-    """The producer gets kombu's OperationalError, as with any other broker."""
+    """The producer gets kombu's OperationalError, as with other brokers."""
     proxy.fail("SendMessage", status=status, code=code)
     with pytest.raises(OperationalError, match=code):
         app.send_task(TASK, [{}], queue="python", retry_policy={"max_retries": 1})
 
 
 def test_a_send_goes_through_after_a_short_outage(app: Celery, proxy: FaultyProxy) -> None:
-    """Two server errors are made up for without the caller noticing."""
+    """Two server errors are retried without the caller noticing."""
     proxy.fail("SendMessage", status=500, times=2)
     app.send_task(TASK, [{}], queue="python")
     assert proxy.requests("SendMessage")[-1].status == 200
 
 
 def test_a_send_without_any_endpoint_raises_one_clean_error(unique: str) -> None:
-    """Nothing listens at the address: the producer is told, in bounded time."""
+    """Nothing listens at the address: the producer gets an error in bounded time."""
     app = make_app(Settings(sqs_endpoint_url=f"http://127.0.0.1:{free_port()}", create_queues=True))
     with pytest.raises(OperationalError, match="connect"):
         app.send_task(TASK, [{}], queue="python", retry_policy={"max_retries": 1})
@@ -129,7 +129,7 @@ def test_a_send_without_any_endpoint_raises_one_clean_error(unique: str) -> None
 
 
 def test_a_missing_queue_is_named_and_not_created(proxy: FaultyProxy, unique: str) -> None:
-    """Where queues belong to the deployment, a send to a missing one says which, and creates nothing."""
+    """If queues belong to the deployment, a send to a missing queue raises an error with its name, and creates nothing."""
     app = make_app(Settings(sqs_endpoint_url=proxy.url, queue_prefix=f"{unique}-"))
     with pytest.raises(ConfigurationError, match=f"{unique}-python.*does not exist"):
         app.send_task(TASK, [{}], queue="python")
@@ -138,7 +138,7 @@ def test_a_missing_queue_is_named_and_not_created(proxy: FaultyProxy, unique: st
 
 
 def test_a_queue_named_by_url_is_never_looked_up(proxy: FaultyProxy, settings: Settings) -> None:
-    """With a URL in the settings a producer needs the permission to send, and no other."""
+    """With a URL in the settings a producer needs only the permission to send."""
     url = queues.resolve("python", settings)
     seen = proxy.count()
     app = make_app(Settings(sqs_endpoint_url=proxy.url, queue_urls={"python": url}))
@@ -148,7 +148,7 @@ def test_a_queue_named_by_url_is_never_looked_up(proxy: FaultyProxy, settings: S
 
 
 def test_another_celery_app_on_sqs_keeps_kombus_transport(app: Celery) -> None:
-    """kombu's table of transports is as it was, and an app beside ours that says sqs:// gets kombu's own."""
+    """kombu's table of transports is unchanged, and another app with `sqs://` gets kombu's own transport."""
     other = Celery("other", broker="sqs://", set_as_current=False)
     with app.connection_for_write() as ours, other.connection_for_write() as theirs:
         assert ours.get_transport_cls() is Transport
@@ -160,7 +160,7 @@ def test_another_celery_app_on_sqs_keeps_kombus_transport(app: Celery) -> None:
 def test_the_endpoint_comes_from_the_aws_environment(
     proxy: FaultyProxy, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a setting, AWS_ENDPOINT_URL_SQS and AWS_ENDPOINT_URL lead to SQS."""
+    """Without a setting, AWS_ENDPOINT_URL_SQS and AWS_ENDPOINT_URL give the address of SQS."""
     for variable in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SQS"):
         with monkeypatch.context() as environment:
             environment.setenv(variable, proxy.url)
@@ -173,14 +173,14 @@ def test_the_endpoint_comes_from_the_aws_environment(
 
 @pytest.mark.parametrize("url", ["sqs://key:secret@", "sqs://localhost:9324", "redis://localhost", "amqp://"])
 def test_a_broker_url_with_more_than_sqs_is_refused(url: str) -> None:
-    """Endpoint and credentials have one place each; the error says which, and repeats no secret."""
+    """Endpoint and credentials each have one place; the error names it and repeats no secret."""
     with pytest.raises(ConfigurationError, match="NANOGRID_SQS_ENDPOINT_URL") as refused:
         transport_options(Settings(broker_url=url))
     assert "secret" not in str(refused.value)
 
 
 def test_transport_options_show_no_secrets() -> None:
-    """`celery report` and `inspect conf` print the options: no URL with a password is in them."""
+    """`celery report` and `inspect conf` print the options: they contain no URL with a password."""
     first = Settings(result_url="redis://:hunter2@h/0", monitor_url="redis://:hunter2@h/1")
     shown = repr(transport_options(first))
     assert "hunter2" not in shown

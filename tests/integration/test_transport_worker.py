@@ -45,7 +45,7 @@ def settings(proxy: FaultyProxy, unique: str) -> Settings:
 
 @pytest.fixture
 def records(redis_url: str, unique: str) -> Iterator[Records]:
-    """Where the task of this test notes its runs."""
+    """The file in which this test's task records its runs."""
     records = Records(redis_url, unique)
     yield records
     records.close()
@@ -60,7 +60,7 @@ def app(settings: Settings) -> Iterator[Celery]:
 
 
 class Queue:
-    """A queue as boto3 sees it, past the proxy."""
+    """A queue as boto3 shows it, without the proxy."""
 
     def __init__(self, settings: Settings, aws_url: str, name: str = "python") -> None:
         self.settings = settings.model_copy(update={"sqs_endpoint_url": aws_url})
@@ -69,12 +69,12 @@ class Queue:
         self.url = queues.resolve(name, self.settings, self.client)
 
     def send(self, body: Any) -> str:
-        """Put a body on the queue; its message id."""
+        """Send a body to the queue and return its message id."""
         text = body if isinstance(body, str) else json.dumps(body)
         return str(self.client.send_message(QueueUrl=self.url, MessageBody=text)["MessageId"])
 
     def depth(self) -> queues.QueueDepth:
-        """What is in it."""
+        """The visible messages."""
         return queues.depths([self.name], self.settings, self.client)[0]
 
     def wait_until_empty(self) -> None:
@@ -87,7 +87,7 @@ class Queue:
         wait_until(empty, f"{self.name} is empty")
 
     def dead_letters(self) -> dict[str, str]:
-        """Bodies of the dead letters by message id; they stay."""
+        """Bodies of the dead letters by message id. They stay in the queue."""
         url = queues.dead_letter_url(self.url, self.client)
         found: dict[str, str] = {}
         while messages := self.client.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages"):
@@ -135,7 +135,7 @@ def test_one_queue_carries_bare_requests_and_celery_messages(
 def test_a_bare_request_without_a_usable_id_runs_under_its_message_id(
     tmp_path: Path, settings: Settings, records: Records, queue: Queue
 ) -> None:
-    """The SQS message id stands in for a missing request id, and for one that breaks the rules."""
+    """The SQS message id replaces a missing or invalid request id."""
     with running_worker(tmp_path, settings, records):
         missing = queue.send({"runtime": "python"})
         broken = queue.send({"requestId": "../../etc/passwd", "payload": {}})
@@ -175,7 +175,7 @@ def test_a_poll_that_fails_is_repeated_after_a_while(
 def test_a_worker_outlives_an_endpoint_that_refuses_connections(
     moto: Service, tmp_path: Path, settings: Settings, records: Records, queue: Queue, proxy: FaultyProxy
 ) -> None:
-    """While nothing listens the worker waits; when something does, it runs what has come."""
+    """With nothing listening, the worker waits; once SQS listens, it runs the waiting messages."""
     with running_worker(tmp_path, settings, records) as worker:
         proxy.stop()
         worker.wait_for_log("failed, next in 2 s")
@@ -188,7 +188,7 @@ def test_a_worker_outlives_an_endpoint_that_refuses_connections(
 def test_a_worker_starts_while_sqs_is_away(
     tmp_path: Path, settings: Settings, records: Records, queue: Queue, proxy: FaultyProxy
 ) -> None:
-    """A worker that finds no SQS at its start takes up work when SQS is there."""
+    """A worker that finds no SQS at its start begins to work once SQS is up."""
     proxy.fail(status=503)
     with running_worker(tmp_path, settings, records) as worker:
         worker.wait_for_log("failed, next in 1 s")
@@ -200,7 +200,7 @@ def test_a_worker_starts_while_sqs_is_away(
 def test_a_restarted_consumer_polls_again_and_runs_nothing_twice(
     tmp_path: Path, settings: Settings, records: Records, queue: Queue
 ) -> None:
-    """After the loss of a connection the worker takes new messages, and a run that was under way stays the only one."""
+    """After the loss of a connection the worker receives new messages, and a request that was running does not run again."""
     with running_worker(tmp_path, settings, records) as worker:
         queue.send(request("long", sleep_s=7))
         wait_until(lambda: records.started("long"), "the long run has begun")
@@ -216,7 +216,7 @@ def test_a_restarted_consumer_polls_again_and_runs_nothing_twice(
 def test_every_held_message_stays_invisible(
     tmp_path: Path, settings: Settings, records: Records, queue: Queue, aws_url: str
 ) -> None:
-    """Running, or waiting behind a run: held longer than the visibility timeout, neither shows again."""
+    """Held longer than the visibility timeout, a running or waiting message does not become visible."""
     second = Queue(settings, aws_url, "cpp")
 
     def none_shows() -> bool:
@@ -236,13 +236,13 @@ def test_every_held_message_stays_invisible(
 
 
 def early(request_id: str, eta: float) -> str:
-    """A Celery message with a time of its own, as anyone may send it: SQS gives it out at once."""
+    """A Celery message with an `eta`, as anyone may send it: SQS delivers it at once."""
     headers = {"task": TASK, "id": request_id, "eta": datetime.fromtimestamp(eta, timezone.utc).isoformat()}
     return envelope(body=json.dumps([[request(request_id)], {}, {}]), headers=headers)
 
 
 def ran_or_died(records: Records, queue: Queue, request_id: str) -> bool:
-    """Whether a request has come to an end, good or bad."""
+    """Whether a request has finished, successfully or not."""
     assert queue.depth().dead_letters == 0, "it went to the dead-letter queue, and nobody had tried it"
     return request_id in records.ended()
 
@@ -250,7 +250,7 @@ def ran_or_died(records: Records, queue: Queue, request_id: str) -> bool:
 def test_what_waits_for_its_time_outlives_orderly_restarts(
     tmp_path: Path, settings: Settings, records: Records, queue: Queue
 ) -> None:
-    """It waits in SQS: a worker that ends has nothing of it to give back, and its first attempt is its first delivery."""
+    """The request waits in SQS: a worker that ends has nothing to give back, and its first attempt is its first delivery."""
     strict = settings.model_copy(update={"max_receives": 1})
     queues.resolve("python", queue.settings.model_copy(update={"max_receives": 1}), queue.client)
     with running_worker(tmp_path, strict, records):
@@ -271,7 +271,7 @@ def test_what_waits_for_its_time_outlives_orderly_restarts(
 def test_no_step_that_fails_loses_what_waits_or_runs_it_early(
     step: str, tmp_path: Path, settings: Settings, records: Records, queue: Queue, proxy: FaultyProxy
 ) -> None:
-    """To let it wait takes three calls; whichever SQS refuses, it runs at its time. One copy more, if any, comes then too."""
+    """Postponing takes three calls; whichever fails, the request runs at its time, and a second copy arrives then too, if any."""
     with running_worker(tmp_path, settings, records) as worker:
         proxy.fail(step, status=503, times=sqs.ATTEMPTS)
         due_at = time.time() + 6
@@ -288,7 +288,7 @@ def test_no_step_that_fails_loses_what_waits_or_runs_it_early(
 def test_what_a_worker_never_began_costs_no_delivery_when_it_ends(
     tmp_path: Path, settings: Settings, records: Records, queue: Queue
 ) -> None:
-    """A message that waited behind a run is there for the next worker at once, as new: its id, its age, no delivery counted."""
+    """A message that waited behind a run is ready for the next worker at once, as new: same id and age, no delivery counted."""
     strict = settings.model_copy(update={"max_receives": 1, "visibility_timeout_s": 60, "visibility_heartbeat_s": 20.0})
     queues.resolve("python", queue.settings.model_copy(update={"max_receives": 1}), queue.client)
     with running_worker(tmp_path, strict, records, concurrency=1, arguments=["--prefetch-multiplier", "3"]) as first:
@@ -315,7 +315,7 @@ def test_what_a_worker_never_began_costs_no_delivery_when_it_ends(
 def test_a_run_outlasts_the_visibility_timeout_during_a_warm_shutdown(
     tmp_path: Path, settings: Settings, records: Records, queue: Queue
 ) -> None:
-    """While a worker that was told to end waits for a long run, no other worker gets its message."""
+    """While a worker drains and waits for a long run, no other worker receives its message."""
     with running_worker(tmp_path, settings, records) as first:
         queue.send(request("long", sleep_s=8))
         wait_until(lambda: records.started("long"), "the long run has begun")
@@ -330,7 +330,7 @@ def test_a_run_outlasts_the_visibility_timeout_during_a_warm_shutdown(
 def test_a_killed_child_gives_its_message_back_at_once(
     tmp_path: Path, settings: Settings, records: Records, queue: Queue
 ) -> None:
-    """kill -9 of a child: the message runs again as soon as Celery notices, not after long poll or visibility timeout."""
+    """kill -9 of a child: the message runs again as soon as Celery notices, not after a long poll or the visibility timeout."""
     patient = settings.model_copy(update={"receive_wait_s": 20, "visibility_timeout_s": 60})
     with running_worker(tmp_path, patient, records):
         queue.send(request("victim", kill=True))
@@ -343,7 +343,7 @@ def test_a_killed_child_gives_its_message_back_at_once(
 def test_a_killed_worker_gives_its_messages_back_after_the_visibility_timeout(
     tmp_path: Path, settings: Settings, records: Records, queue: Queue
 ) -> None:
-    """kill -9 of the whole worker: another one runs the message when its invisibility is no longer renewed."""
+    """kill -9 of the whole worker: another worker runs the message once its invisibility is no longer renewed."""
     with running_worker(tmp_path, settings, records) as doomed:
         queue.send(request("orphan", sleep_s=1))
         wait_until(lambda: records.started("orphan"), "the run has begun")
@@ -354,7 +354,7 @@ def test_a_killed_worker_gives_its_messages_back_after_the_visibility_timeout(
 
 
 def envelope(**changes: Any) -> str:
-    """A Celery message as it stands in the queue, with parts replaced."""
+    """A Celery message as it is in the queue, with parts replaced."""
     headers = {"lang": "py", "task": TASK, "id": "broken", "root_id": "broken", "argsrepr": "", "kwargsrepr": ""}
     whole = {
         "body": json.dumps([[{}], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]),
@@ -410,7 +410,7 @@ GARBAGE = {
 def test_garbage_ends_in_the_dead_letter_queue_whole_and_soon(
     tmp_path: Path, settings: Settings, records: Records, queue: Queue
 ) -> None:
-    """What cannot be run is never deleted: SQS moves it to the dead-letter queue within seconds, and work goes on."""
+    """A message that cannot run is never deleted: SQS moves it to the dead-letter queue within seconds, and work continues."""
     with running_worker(tmp_path, settings, records) as worker:
         sent = {queue.send(body): body for body in GARBAGE.values()}
         queue.send(request("good"))
@@ -427,7 +427,7 @@ def test_garbage_ends_in_the_dead_letter_queue_whole_and_soon(
 def test_an_empty_queue_does_not_delay_the_other(
     name: str, tmp_path: Path, settings: Settings, records: Records, app: Celery, aws_url: str
 ) -> None:
-    """With a long poll of 20 s under way on both queues, a message on either starts at once."""
+    """During a long poll of 20 s on both queues, a message on either starts at once."""
     patient = settings.model_copy(update={"receive_wait_s": 20})
     either = Queue(settings, aws_url, name)
     delays = []
@@ -443,7 +443,7 @@ def test_an_empty_queue_does_not_delay_the_other(
 def test_many_empty_queues_do_not_delay_one(
     tmp_path: Path, settings: Settings, records: Records, proxy: FaultyProxy
 ) -> None:
-    """All of twelve empty queues have their long poll open at the same time."""
+    """All twelve empty queues have their long poll open at the same time."""
     names = [f"queue{number}" for number in range(12)]
     patient = settings.model_copy(update={"receive_wait_s": 20})
 
@@ -458,7 +458,7 @@ def test_many_empty_queues_do_not_delay_one(
 def test_messages_follow_each_other_without_a_pause(
     tmp_path: Path, settings: Settings, records: Records, queue: Queue
 ) -> None:
-    """A worker that may hold one message fetches the next when the last is done, not at the next tick of a clock."""
+    """A worker that may hold one message polls for the next when the last is done, not at the next tick of a timer."""
     with running_worker(tmp_path, settings, records, queues=["python"], concurrency=1):
         for number in range(20):
             queue.send(request(f"r{number}"))
@@ -470,11 +470,11 @@ def test_messages_follow_each_other_without_a_pause(
 def test_an_acknowledgement_that_fails_costs_a_second_delivery_and_no_worker(
     tmp_path: Path, settings: Settings, records: Records, queue: Queue, proxy: FaultyProxy
 ) -> None:
-    """A message whose deletion SQS refuses is delivered again; the worker says so and goes on."""
+    """A message whose deletion SQS refuses is delivered again; the worker logs it and continues."""
     with running_worker(tmp_path, settings, records) as worker:
         proxy.fail("DeleteMessage", status=503, times=sqs.ATTEMPTS)
         queue.send(request("twice"))
-        worker.wait_for_log("was not deleted, so it comes again")
+        worker.wait_for_log("was not deleted, so it arrives again")
         queue.send(request("other"))
         records.wait_for_end("other")
         wait_until(lambda: len(records.started("twice")) == 2, "the message comes again")
@@ -498,7 +498,7 @@ def test_a_lost_heartbeat_is_made_up_for(
 def test_a_deleted_local_queue_is_created_again(
     tmp_path: Path, settings: Settings, records: Records, app: Celery, queue: Queue
 ) -> None:
-    """A worker and a producer outlive the loss of a local queue, as when the local SQS was restarted."""
+    """A worker and a producer survive the loss of a local queue, as when the local SQS restarts."""
     with running_worker(tmp_path, settings, records, queues=["python"]):
         app.send_task(TASK, [request("before")], task_id="before", queue="python")
         records.wait_for_end("before")
@@ -510,7 +510,7 @@ def test_a_deleted_local_queue_is_created_again(
 def test_a_burst_of_server_errors_loses_nothing(
     tmp_path: Path, settings: Settings, records: Records, queue: Queue, proxy: FaultyProxy
 ) -> None:
-    """While every call to SQS fails for five seconds under load, the worker goes on, and each message is run."""
+    """While every call to SQS fails for five seconds under load, the worker continues, and each message runs."""
     with running_worker(tmp_path, settings, records) as worker:
         ids = [f"r{number}" for number in range(30)]
         for request_id in ids:

@@ -31,7 +31,7 @@ RECORD_URL, RECORD_KEY = "TEST_RECORD_URL", "TEST_RECORD_KEY"
 
 
 def make_app(settings: Settings, result_url: str | None = None) -> Celery:
-    """A Celery app configured as NanoGrid's is, as far as the transport is concerned."""
+    """A Celery app with the transport configuration of NanoGrid's."""
     app = Celery("transport-test", set_as_current=False)
     app.conf.update(
         broker_url=settings.broker_url,
@@ -81,7 +81,7 @@ def _record_key() -> str:
 
 
 def _record(task: Any, request: dict[str, Any]) -> str:
-    """Note the start, do what the payload says (`sleep_s`, `kill` once), note the end."""
+    """Record the start, do what the payload says (`sleep_s`, `kill` once), record the end."""
     records, key = _record_client(), _record_key()
     payload = request.get("payload") or {}
     entry = {
@@ -102,7 +102,7 @@ def _record(task: Any, request: dict[str, Any]) -> str:
 
 
 class Records:
-    """What the task did."""
+    """The recorded runs."""
 
     def __init__(self, url: str, key: str) -> None:
         self.url, self.key = url, key
@@ -138,11 +138,11 @@ class Worker:
         self.process, self._log = process, log
 
     def log(self) -> str:
-        """All it has logged."""
+        """Its whole log."""
         return self._log.read_text()
 
     def wait_for_log(self, text: str, timeout_s: float = 30.0) -> None:
-        """Wait until it has logged this."""
+        """Wait until the log has this text."""
 
         def found() -> bool:
             assert self.process.poll() is None, f"the worker ended: {self.log()[-3000:]}"
@@ -176,7 +176,7 @@ def running_worker(
     arguments: Sequence[str] = (),
     ready: str = "ready.",
 ) -> Iterator[Worker]:
-    """A worker for the length of a `with` block, ready when the block begins."""
+    """A worker for a `with` block, ready when the block starts."""
     log = folder / f"worker-{time.monotonic_ns()}.log"
     argv = [sys.executable, "-m", "celery", "-A", "tests.support.transport_worker", "worker", "-P", "prefork"]
     argv += [

@@ -1,4 +1,4 @@
-"""Bare requests become Celery messages, whatever is in them."""
+"""Bare requests become Celery messages, whatever they contain."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ json_objects = st.dictionaries(names | st.text(max_size=8), json_values, max_siz
 
 
 def test_the_original_message_becomes_a_call_of_the_function_task() -> None:
-    """Id, task, limits and arguments are those that a Celery producer would have sent."""
+    """Id, task, limits and arguments are the ones that a Celery producer would have sent."""
     message = adopt(ORIGINAL, MESSAGE_ID, 1_700_000_000_000, SETTINGS)
     headers = message["headers"]
     assert (headers["task"], headers["id"], headers["root_id"]) == (EXECUTE, "req-1", "req-1")
@@ -58,14 +58,14 @@ def test_the_original_message_becomes_a_call_of_the_function_task() -> None:
 
 @pytest.mark.parametrize("request_id", [None, "", 5, "-x", "a b", "x" * 201, ["x"], "a\n"])
 def test_the_message_id_stands_in_for_an_unusable_request_id(request_id: object) -> None:
-    """A request without an id that keeps the rules is found under SQS's message id."""
+    """A request without a valid id gets the SQS message's id."""
     assert valid_request_id(request_id) is None
     assert bare_request_id({**ORIGINAL, "requestId": request_id}, MESSAGE_ID, "python", SETTINGS) == MESSAGE_ID
     assert adopt({**ORIGINAL, "requestId": request_id}, MESSAGE_ID, None, SETTINGS)["headers"]["id"] == MESSAGE_ID
 
 
 def test_an_invalid_request_is_adopted_with_default_limits() -> None:
-    """A request that can never work still becomes a task, which answers it; its own limits are not believed."""
+    """An invalid request still becomes a task, which answers it; its own limits are not used."""
     headers = adopt({**ORIGINAL, "timeoutMs": 10**12}, MESSAGE_ID, None, SETTINGS)["headers"]
     assert headers["timelimit"] == [120, 110]
     assert SENT_AT not in headers
@@ -78,7 +78,7 @@ def test_a_request_without_id_has_its_own_limits() -> None:
 
 
 def test_secrets_of_payload_and_environment_do_not_show_in_flower() -> None:
-    """What Celery logs and Flower shows for arguments names the function, and neither payload nor environment."""
+    """The arguments that Celery logs and Flower shows name the function, and contain neither payload nor environment."""
     secret = {**ORIGINAL, "payload": {"token": "s3cr3t"}, "env": {"KEY": "s3cr3t"}, "s3Key": "k" * 500, "x": "s3cr3t"}
     headers = adopt(secret, MESSAGE_ID, None, SETTINGS)["headers"]
     assert "s3cr3t" not in json.dumps(headers)
@@ -88,7 +88,7 @@ def test_secrets_of_payload_and_environment_do_not_show_in_flower() -> None:
 
 @given(json_objects)
 def test_any_json_object_is_adopted(request: dict[str, Any]) -> None:
-    """No object that anyone can send makes adoption raise, and its arguments arrive unchanged."""
+    """No object makes adoption raise, and its arguments arrive unchanged."""
     message = adopt(request, MESSAGE_ID, 1, SETTINGS)
     wire = json.loads(json.dumps(message))
     args, kwargs, embed = json.loads(wire["body"])
@@ -112,13 +112,13 @@ def test_any_json_object_is_read_as_a_message_of_some_kind(request: dict[str, An
 
 @given(st.text() | json_values.map(json.dumps))
 def test_no_text_makes_reading_raise(text: str) -> None:
-    """Reading a body never raises, and what is no JSON object is garbage."""
+    """Reading a body never raises, and anything but a JSON object is garbage."""
     assert isinstance(read_body(text), (BareRequest, CeleryEnvelope, Garbage))
 
 
 @given(json_objects.filter(lambda request: "properties" not in request))
 def test_base64_around_a_bare_request_is_understood(request: dict[str, Any]) -> None:
-    """A sender that encodes bodies, as kombu does by default, is understood."""
+    """Bodies in base64, which kombu sends by default, are read."""
     encoded = base64.b64encode(json.dumps(request).encode()).decode()
     found = read_body(encoded)
     assert isinstance(found, BareRequest)
@@ -136,7 +136,7 @@ def test_the_request_is_found_again_in_the_adopted_message(request: dict[str, An
 
 
 def sns(message: str) -> dict[str, Any]:
-    """What SNS puts on a queue that did not ask for raw messages."""
+    """What SNS sends to a queue without raw message delivery."""
     return {
         "Type": "Notification",
         "MessageId": "22b80b92-fdea-4c2c-8f9d-bdfb0c7bf324",
@@ -151,7 +151,7 @@ def sns(message: str) -> dict[str, Any]:
 
 
 def test_a_request_is_taken_out_of_an_sns_notification() -> None:
-    """As it would have come with raw delivery: a bare request, or a Celery message."""
+    """The content is read as with raw delivery: a bare request, or a Celery message."""
     assert read_body(json.dumps(sns(json.dumps(ORIGINAL)))) == BareRequest(ORIGINAL)
     message = adopt(ORIGINAL, MESSAGE_ID, 1, SETTINGS)
     assert read_body(json.dumps(sns(json.dumps(message)))) == read_body(json.dumps(message))
@@ -159,7 +159,7 @@ def test_a_request_is_taken_out_of_an_sns_notification() -> None:
 
 @pytest.mark.parametrize("text", ["hello", "[1]", "", json.dumps(sns(json.dumps(ORIGINAL)))])
 def test_what_is_no_request_stays_in_its_notification(text: str) -> None:
-    """So that its sender hears what it was; a notification in a notification is not looked into."""
+    """The sender's error names it as a notification. A notification inside a notification is not unpacked."""
     inner = sns(json.dumps(ORIGINAL)) if text.startswith("{") else sns(text)
     assert read_body(json.dumps(sns(text))) == BareRequest(inner)
 
@@ -182,13 +182,13 @@ def test_a_byte_order_mark_is_passed_over(body_encoding: str) -> None:
 
 @pytest.mark.parametrize("body", ["", "{", "5", "[]", "[[], {}]", '[["x"], {}, {}]', "[" * 50_000])
 def test_an_envelope_without_a_request_holds_none(body: str) -> None:
-    """A broken body of a Celery message holds no request, and reading it does not raise."""
+    """A Celery message with a broken body has no request, and reading it does not raise."""
     message = adopt(ORIGINAL, MESSAGE_ID, 1, SETTINGS)
     assert request_of(CeleryEnvelope({**message, "body": body})) is None
 
 
 def test_a_message_given_back_is_visible_at_once_until_it_came_too_often() -> None:
-    """No delay for the first deliveries, so that redrive works quickly; then a growing one, up to a quarter of an hour."""
+    """No delay for the first deliveries, so that redrive works quickly; then a growing one, up to 15 minutes."""
     delays = [return_delay_s(receives) for receives in range(1, 60)]
     assert delays[:20] == [0] * 20
     assert delays[20] == 2

@@ -1,4 +1,4 @@
-"""What of Celery's canvas cannot be made of requests is refused where it is asked for."""
+"""Canvas constructions that requests do not support are refused when they are created."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REQUESTS = [{**REQUEST, "requestId": name} for name in ("a", "b")]
 
 
 def refused(call: Any) -> str:
-    """What the producer is told; it names both ways that work."""
+    """The error names both alternatives that work."""
     with pytest.raises(InvalidRequestError) as refusal:
         call()
     sentence = str(refusal.value)
@@ -32,14 +32,14 @@ def refused(call: Any) -> str:
 @pytest.mark.parametrize("task", [execute_function, reduce_function])
 @pytest.mark.parametrize("way", ["map", "starmap", "chunks"])
 def test_many_requests_in_one_task_are_refused(task: Any, way: str) -> None:
-    """`.map`, `.starmap` and `.chunks` would run requests one after the other, without an id of their own."""
+    """`.map`, `.starmap` and `.chunks` would run requests one after the other, under one id."""
     more = (2,) if way == "chunks" else ()
     assert way in refused(lambda: getattr(task, way)(REQUESTS, *more))
 
 
 @pytest.mark.parametrize("kind", [celery.xmap, celery.xstarmap])
 def test_the_signature_itself_is_refused_when_it_is_sent(kind: Any) -> None:
-    """Likewise where they are made without the task's own methods."""
+    """The same if they are created without the task's own methods."""
     signature = kind(execute_function.s(), REQUESTS, app=app)
     refused(signature.apply_async)
     refused(signature.delay)
@@ -63,14 +63,14 @@ def test_chunks_are_refused_when_they_are_sent() -> None:
     ],
 )
 def test_a_request_that_no_worker_would_read_is_refused(send: Any, name: str) -> None:
-    """Requests travel as JSON; a message in another form would have no result."""
+    """Requests are sent as JSON; a message in another format would have no result."""
     with pytest.raises(InvalidRequestError, match=f"serializer: '{name}' is not accepted"):
         send(serializer=name)
 
 
 @pytest.mark.parametrize("task", [execute_function.name, reduce_function.name])
 def test_a_compressed_request_is_refused(task: str) -> None:
-    """A small message could become a large one in the worker's main process: workers unpack none."""
+    """A small message could become a large one in the worker's main process, so workers do not decompress."""
     with pytest.raises(InvalidRequestError, match="compression: 'zlib' is not accepted"):
         app.send_task(task, (REQUEST,), compression="zlib")
     own = make_app()
@@ -80,7 +80,7 @@ def test_a_compressed_request_is_refused(task: str) -> None:
 
 
 def test_another_serializer_of_the_whole_app_is_refused() -> None:
-    """Likewise where a deployment's configuration names it."""
+    """The same if a deployment's configuration sets it."""
     own = make_app()
     own.conf.task_serializer = "pickle"
     with pytest.raises(InvalidRequestError, match="serializer: 'pickle' is not accepted"):
@@ -104,7 +104,7 @@ def test_sending_by_name_is_refused(name: str) -> None:
     ],
 )
 def test_a_direct_call_is_refused(call: Any) -> None:
-    """It would run here, under an id made of nothing that all such calls share."""
+    """The call would run in this process, with an id that all such calls share."""
     assert "without a request id" in refused(call)
 
 
@@ -119,7 +119,7 @@ def ended(outcome: Outcome, request_id: str = "first") -> ExecutionResult:
 
 @pytest.mark.parametrize("before", [ended(Outcome.SUCCEEDED), ended(Outcome.SUCCEEDED).to_wire()])
 def test_what_ran_before_is_the_payload(before: Any) -> None:
-    """As it comes from a task of this process, and as it comes out of a message."""
+    """As a task in this process returns it, and as it arrives in a message."""
     assert merge_fields((before, REQUEST), {}) == {**REQUEST, "payload": ended(Outcome.SUCCEEDED).to_wire()}
 
 
@@ -134,7 +134,7 @@ def test_the_body_of_a_chord_gets_all_results() -> None:
 
 
 def test_nothing_runs_on_the_result_of_what_did_not_succeed() -> None:
-    """Neither after one request, nor after many of which one failed."""
+    """Neither after one failed request, nor after many of which one failed."""
     parts = [ended(Outcome.SUCCEEDED, "a"), ended(Outcome.FAILED, "b")]
     for before in (ended(Outcome.FAILED, "b"), parts):
         with pytest.raises(EarlierPartError, match="did not succeed: b FAILED"):
@@ -165,7 +165,7 @@ UNUSABLE = {"functionId": "f", "runtime": "ruby"}
     ],
 )
 def test_what_could_not_be_sent_later_is_refused_before_anything_is_sent(call: Any, sentence: str) -> None:
-    """Nothing listens here: whatever were sent would raise another error."""
+    """Nothing listens here: an attempt to send would raise another error."""
     with pytest.raises(InvalidRequestError) as refusal:
         call(execute_function.s)
     assert sentence in str(refusal.value)
@@ -173,7 +173,7 @@ def test_what_could_not_be_sent_later_is_refused_before_anything_is_sent(call: A
 
 @pytest.mark.parametrize("wrong", [execute_function.s(UNUSABLE), execute_function.s(WITH_PAYLOAD)])
 def test_so_is_what_stands_deeper(wrong: Any) -> None:
-    """In a group, in the header and the body of a chord, in a callback of a callback; as signatures, and as plain objects."""
+    """In a group, in the header and body of a chord, in a callback of a callback; as signatures and as plain objects."""
     fine = execute_function.s(REQUEST)
     wholes = [
         celery.group(fine, wrong),
@@ -192,6 +192,6 @@ def test_so_is_what_stands_deeper(wrong: Any) -> None:
 
 
 def test_what_may_come_after_is_not_refused() -> None:
-    """Immutable ones have their payload; mutable ones get it."""
+    """Immutable ones have a payload; mutable ones receive one."""
     later = [execute_function.si(WITH_PAYLOAD), execute_function.s(REQUEST), execute_function.s(**REQUEST)]
     refuse_unusable({"link": later, "chain": later, "chord": later[1]}, app.settings)

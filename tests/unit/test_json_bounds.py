@@ -1,4 +1,4 @@
-"""How deep JSON may be nested: what is read of text that is deeper, and that both sides of the wire judge alike."""
+"""How deep JSON may be nested: what is read of deeper text, and that both sides of the wire apply the same bounds."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ json_values = st.recursive(
 
 
 def nested(levels: int, value: Any = 1) -> Any:
-    """Arrays and objects around a value, in turn."""
+    """Alternating arrays and objects around a value."""
     for level in range(levels):
         value = [value, level] if level % 2 else {"a": value}
     return value
 
 
 def cut(value: Any, most: int) -> Any:
-    """What `pruned` is to leave, told in terms of values."""
+    """The expected result of `pruned`, computed from values."""
     if isinstance(value, list):
         return [cut(each, most - 1) for each in value] if most else None
     if isinstance(value, dict):
@@ -50,12 +50,12 @@ def cut(value: Any, most: int) -> Any:
     ids=range(9),
 )
 def test_a_value_is_judged_by_its_depth_and_its_numbers(value: Any, problem: str | None) -> None:
-    """Exactly at the bound it passes; no value makes the judge recurse."""
+    """A value exactly at the bound passes; no value causes a recursion."""
     assert problem_of_value(value) == problem
 
 
 def test_a_value_that_holds_itself_is_too_deep() -> None:
-    """Also where it does so twice, so that it would be looked at more often with each level."""
+    """Also if it contains itself twice, which would double the work at each level."""
     value: list[Any] = []
     value += [value, value]
     assert problem_of_value(value) == TOO_DEEP
@@ -63,12 +63,12 @@ def test_a_value_that_holds_itself_is_too_deep() -> None:
 
 @given(json_values, st.integers(0, 5))
 def test_what_is_cut_off_is_null_and_all_else_is_kept(value: Any, most: int) -> None:
-    """Whatever the text holds: brackets and quotes in strings, escapes, empty arrays."""
+    """For any text: brackets and quotes in strings, escapes, empty arrays."""
     text = json.dumps(value)
     assert json.loads(pruned(text, most)) == cut(value, most)
 
 
 @given(st.text(alphabet='[]{}"\\a,:', max_size=40), st.integers(0, 3))
 def test_no_text_makes_cutting_raise(text: str, most: int) -> None:
-    """It may be no JSON at all, before and after."""
+    """The text need not be JSON, before or after."""
     assert pruned(text, most) is text or "null" in pruned(text, most)

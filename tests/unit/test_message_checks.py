@@ -1,4 +1,4 @@
-"""What a Celery message may say of itself: headers and embedded parts that steer Celery, and whose ids it may name."""
+"""Checks of Celery messages: headers and embedded parts that control Celery, and the ids that a message may name."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nanogrid.errors import InvalidRequestError
-from nanogrid.request import new_request_id, refusal
+from nanogrid.request import id_refusal, new_request_id
 from nanogrid.settings import Settings
 from nanogrid.sqs.submission import Submission
 from nanogrid.sqs.transport.envelopes import BareRequest, CeleryEnvelope, Garbage, adopt, read_body
-from nanogrid.sqs.transport.steering import foreign_id, problem_of_parts
+from nanogrid.sqs.transport.message_checks import foreign_id, problem_of_parts
 from nanogrid.wire.names import EXECUTE, REDUCE, SENT_AT
 
 REQUEST = {"functionId": "f", "runtime": "python", "s3Bucket": "code", "s3Key": "f.zip"}
@@ -24,12 +24,12 @@ PREFIXES = Settings(request_id_prefixes={"python": "a-", "cpp": "b-"})
 
 
 def in_hours(hours: float) -> str:
-    """A moment from now, as Celery writes it."""
+    """A time relative to now, as Celery writes it."""
     return (datetime.now(timezone.utc) + timedelta(hours=hours)).isoformat()
 
 
 def read(properties: dict[str, Any] | None = None, **headers: Any) -> CeleryEnvelope | BareRequest | Garbage:
-    """A Celery message with these headers, as it is read from a queue."""
+    """A Celery message with these headers, as read from a queue."""
     message = adopt(REQUEST, "m-1", 1, Settings())
     message["headers"].update(headers)
     message["properties"].update(properties or {})
@@ -99,7 +99,7 @@ WRONG: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize("headers", GOOD)
 def test_what_celery_itself_sends_is_taken(headers: dict[str, Any]) -> None:
-    """Messages of producers, retries and canvases have no problem; headers that steer nothing are nobody's business."""
+    """Messages of producers, retries and canvases have no problem; headers that Celery does not use are ignored."""
     found = read(**headers)
     assert isinstance(found, CeleryEnvelope)
     assert found.problem is None
@@ -108,7 +108,7 @@ def test_what_celery_itself_sends_is_taken(headers: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("name", "value"), WRONG, ids=[f"{name} {number}" for number, (name, _) in enumerate(WRONG)])
 def test_a_header_that_steers_celery_is_checked(name: str, value: Any) -> None:
-    """One of a wrong type or beyond its bounds is told by name, and the message is not run."""
+    """The error names a header with a wrong type or value, and the message is not run."""
     found = read(**{name: value})
     assert isinstance(found, CeleryEnvelope)
     assert found.problem is not None
@@ -119,7 +119,7 @@ def test_a_header_that_steers_celery_is_checked(name: str, value: Any) -> None:
     ("name", "value"), [("priority", "high"), ("priority", True), ("reply_to", 5), ("correlation_id", [])]
 )
 def test_a_property_that_steers_celery_is_checked(name: str, value: Any) -> None:
-    """Likewise what kombu puts beside the headers."""
+    """Properties that kombu adds to the headers."""
     found = read({name: value})
     assert isinstance(found, CeleryEnvelope)
     assert found.problem is not None
@@ -128,7 +128,7 @@ def test_a_property_that_steers_celery_is_checked(name: str, value: Any) -> None
 
 @pytest.mark.parametrize("request_id", ["", "a b", "a\nb", "x" * 201, "-x", "é", "../x"])
 def test_a_task_id_that_is_no_request_id_makes_garbage(request_id: str) -> None:
-    """It names result, claim and log: only what is a request id elsewhere is one here."""
+    """The task id names result, claim and log: it must be a valid request id."""
     found = read(id=request_id)
     assert isinstance(found, Garbage)
 
@@ -142,7 +142,7 @@ json_values = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(sorted({name for name, _ in WRONG})), json_values, max_size=4))
 def test_no_header_makes_reading_raise(headers: dict[str, Any]) -> None:
-    """Whatever stands in headers, reading them tells, and does not raise."""
+    """Whatever the headers contain, reading them reports it and does not raise."""
     assert isinstance(read(**headers), (CeleryEnvelope, Garbage))
 
 
@@ -166,7 +166,7 @@ def test_no_header_makes_reading_raise(headers: dict[str, Any]) -> None:
     ],
 )
 def test_parts_that_would_speak_over_the_headers_are_refused(payload: Any) -> None:
-    """Celery lets embedded parts and older forms of a message replace the id, the retries and all else of a request."""
+    """Celery lets embedded parts and older message formats replace the id, the retries and everything else of a request."""
     assert problem_of_parts(payload) is not None
 
 
@@ -187,13 +187,13 @@ def test_parts_of_a_canvas_are_taken(embedded: Any) -> None:
         ("1", "python", "'1' does not begin with 'a-', which the queue python requires"),
         ("b-1", "cpp", None),
         ("1", "other", None),
-        ("a-1", "other", "'a-1' begins with 'a-', and such ids are those of another queue than other"),
+        ("a-1", "other", "'a-1' begins with 'a-', and such ids belong to another queue than other"),
     ],
 )
 def test_each_id_belongs_to_the_queue_of_its_prefix(request_id: str, queue: str, problem: str | None) -> None:
-    """A queue with a prefix names ids that have it, one without names ids that have none."""
-    assert refusal(request_id, queue, PREFIXES) == problem
-    assert refusal(request_id, queue, Settings()) is None
+    """In a queue with a prefix all ids have it; in a queue without one, ids have no other queue's prefix."""
+    assert id_refusal(request_id, queue, PREFIXES) == problem
+    assert id_refusal(request_id, queue, Settings()) is None
 
 
 @pytest.mark.parametrize(
@@ -214,14 +214,14 @@ def test_each_id_belongs_to_the_queue_of_its_prefix(request_id: str, queue: str,
 def test_every_id_that_a_message_names_is_looked_at(
     args: Any, kwargs: Any, embedded: Any, task: str, named: str | None
 ) -> None:
-    """What it would have sent on, stored or read under the id of another queue is found, however deep it lies."""
+    """An id of another queue under which Celery would send, store or read something is found at any depth."""
     problem = foreign_id({"id": "a-0", "task": task}, [args, kwargs, embedded], "python", PREFIXES)
     assert problem is None if named is None else named in str(problem)
     assert foreign_id({"id": "a-0", "task": task}, [args, kwargs, embedded], "python", Settings()) is None
 
 
 def test_a_bare_request_has_an_id_of_its_queue() -> None:
-    """Its own where that may be, else the SQS message's, after the prefix."""
+    """Its own id if the queue allows it, else the SQS message's id after the prefix."""
     for request_id, expected in (("a-1", "a-1"), ("b-1", "a-m-1"), (None, "a-m-1"), ("a b", "a-m-1")):
         message = adopt({**REQUEST, "requestId": request_id}, "m-1", 1, PREFIXES, queue="python")
         assert message["headers"]["id"] == expected
@@ -229,7 +229,7 @@ def test_a_bare_request_has_an_id_of_its_queue() -> None:
 
 
 def test_a_producer_hears_of_a_wrong_id_before_anything_is_sent() -> None:
-    """Of a prefix that its queue requires, and of two ids for one request."""
+    """The producer learns of a missing prefix, and of two ids for one request."""
     with pytest.raises(InvalidRequestError, match="requestId: 'r-1' does not begin with 'a-'"):
         Submission.of({**REQUEST, "requestId": "r-1"}, PREFIXES)
     with pytest.raises(InvalidRequestError, match="requestId: 'r-1' is not the id of its message, 'r-2'"):
@@ -243,20 +243,20 @@ def test_a_producer_hears_of_a_wrong_id_before_anything_is_sent() -> None:
 @pytest.mark.parametrize(
     ("prefixes", "problem"),
     [
-        ({"python": "a", "cpp": "ab"}, "'a' begins 'ab'"),
-        ({"python": ""}, "cannot begin a request id"),
-        ({"python": "a b"}, "cannot begin a request id"),
-        ({"python": "x" * 101}, "cannot begin a request id"),
-        ({"pyhton": "a-"}, "'pyhton' is no runtime's queue"),
+        ({"python": "a", "cpp": "ab"}, "'ab' begins with 'a'"),
+        ({"python": ""}, "is not a prefix of request ids"),
+        ({"python": "a b"}, "is not a prefix of request ids"),
+        ({"python": "x" * 101}, "is not a prefix of request ids"),
+        ({"pyhton": "a-"}, "'pyhton' is not the queue of a runtime"),
     ],
 )
 def test_prefixes_that_would_protect_nothing_are_refused(prefixes: dict[str, str], problem: str) -> None:
-    """One that begins another one, no text of an id, or a queue that is not there: an error at start."""
+    """A prefix of another prefix, a prefix that no id can start with, or an unknown queue is an error at start."""
     with pytest.raises(ValidationError, match=problem):
         Settings(request_id_prefixes=prefixes)
 
 
 def test_two_queues_of_one_producer_share_a_prefix() -> None:
-    """The same text for two queues is no contradiction."""
+    """Two queues may have the same prefix."""
     settings = Settings(request_id_prefixes={"python": "a-", "cpp": "a-"})
-    assert refusal("a-1", "cpp", settings) is None
+    assert id_refusal("a-1", "cpp", settings) is None

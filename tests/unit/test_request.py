@@ -1,4 +1,4 @@
-"""Requests: what is accepted, what is refused and in which words."""
+"""Requests: what is accepted, what is refused, and the error messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ORIGINAL: dict[str, Any] = {
 
 
 def nested(levels: int) -> Any:
-    """An array in an array, and so on."""
+    """Nested arrays."""
     value: Any = 1
     for _ in range(levels):
         value = [value]
@@ -39,7 +39,7 @@ def settings() -> Settings:
 
 
 def test_the_original_message_is_accepted(settings: Settings) -> None:
-    """The six fields of the original message are a whole request; the others take the deployment's defaults."""
+    """The six required fields are a whole request; the other fields get the deployment's defaults."""
     request = parse_request(ORIGINAL, settings)
     assert (request.request_id, request.runtime, request.timeout_ms) == ("req-1", "python", 2000)
     assert (request.memory_mb, request.cpus, request.network, request.payload) == (512, 1.0, "none", None)
@@ -47,7 +47,7 @@ def test_the_original_message_is_accepted(settings: Settings) -> None:
 
 @pytest.mark.parametrize("name", ["cpp", "c++", "C++", "CPP"])
 def test_an_alias_means_its_runtime(settings: Settings, name: str) -> None:
-    """c++ and cpp are one runtime, whatever the case."""
+    """c++ and cpp are one runtime, in upper or lower case."""
     assert parse_request({**ORIGINAL, "runtime": name}, settings).runtime == "cpp"
 
 
@@ -90,7 +90,7 @@ def test_an_alias_means_its_runtime(settings: Settings, name: str) -> None:
             for handler in ("main", "", ".run", "app.", "a..b", "./app.run", "/app.run", "../app.run", "todos.get/run")
         ),
         *(
-            ({"handler": handler}, "handler", "names no function")
+            ({"handler": handler}, "handler", "does not name a function")
             for handler in ("a b.run", "a.b\n", "a\\b.c", "a\0.b")
         ),
         ({"handler": "a\ud800.b"}, "handler", "unicode"),
@@ -100,15 +100,15 @@ def test_an_alias_means_its_runtime(settings: Settings, name: str) -> None:
         ({"stdin": 3}, "stdin", "a number is not accepted"),
         ({"stdin": {"a": 1}}, "stdin", "an object is not accepted"),
         ({"stdin": "a\ud800b"}, "stdin", "half a character (a lone surrogate); send bytes as stdinBase64"),
-        ({"stdinBase64": "secret!"}, "stdinBase64", "is no base64"),
-        ({"stdinBase64": "YQ"}, "stdinBase64", "is no base64"),
-        ({"stdinBase64": "YW\nJj"}, "stdinBase64", "is no base64"),
-        ({"stdinBase64": "_-8="}, "stdinBase64", "is no base64"),
-        ({"stdinBase64": "ü"}, "stdinBase64", "is no base64"),
-        ({"payload": 0, "stdin": ""}, "stdin", "payload is given too, and both would be the function's input"),
+        ({"stdinBase64": "secret!"}, "stdinBase64", "is not base64"),
+        ({"stdinBase64": "YQ"}, "stdinBase64", "is not base64"),
+        ({"stdinBase64": "YW\nJj"}, "stdinBase64", "is not base64"),
+        ({"stdinBase64": "_-8="}, "stdinBase64", "is not base64"),
+        ({"stdinBase64": "ü"}, "stdinBase64", "is not base64"),
+        ({"payload": 0, "stdin": ""}, "stdin", "payload is given too, and a function has one input"),
         ({"stdin": "", "stdinBase64": ""}, "stdinBase64", "stdin is given too"),
         ({"payload": [], "stdinBase64": "YQ=="}, "stdinBase64", "payload is given too"),
-        ({"stdin": "x", "handler": "app.run"}, "stdin", "a handler is called with the payload"),
+        ({"stdin": "x", "handler": "app.run"}, "stdin", "a handler receives only a payload"),
     ],
 )
 def test_a_bad_field_is_named_with_what_is_accepted(
@@ -133,14 +133,14 @@ def test_what_is_no_object_is_refused(settings: Settings, data: object) -> None:
 @pytest.mark.parametrize("value", [True, False])
 @pytest.mark.parametrize("field", ["timeoutMs", "memoryMb", "cpus", "maxAgeMs"])
 def test_a_boolean_is_no_number(settings: Settings, field: str, value: bool) -> None:
-    """Python takes true for 1; nobody who writes it means a millisecond."""
+    """Python accepts True as 1, but a boolean for a number is a mistake."""
     with pytest.raises(InvalidRequestError) as refusal:
         parse_request({**ORIGINAL, field: value}, settings)
     assert str(refusal.value) == f"{field}: {str(value).lower()} is a boolean; accepted are numbers"
 
 
 def test_no_field_of_a_request_takes_a_boolean_but_the_payload(settings: Settings) -> None:
-    """Whichever fields there are, or will be."""
+    """Holds for every field, also for future ones."""
     for field in FIELDS:
         if field != "payload":
             with pytest.raises(InvalidRequestError, match=f"^{field}"):
@@ -151,7 +151,7 @@ def test_no_field_of_a_request_takes_a_boolean_but_the_payload(settings: Setting
 EVENTS: list[tuple[dict[str, Any], str]] = [
     (
         {"Type": "Notification", "TopicArn": "arn:aws:sns:us-east-1:1:t", "MessageId": "m", "Message": "hello"},
-        "this is an SNS notification, and its Message holds no request: publish a request's JSON",
+        "this is an SNS notification, and its Message is not a request: publish a request's JSON",
     ),
     (
         {
@@ -183,7 +183,7 @@ EVENTS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("event", "words"), EVENTS, ids=range(len(EVENTS)))
 def test_an_event_of_aws_is_called_by_its_name(settings: Settings, event: dict[str, Any], words: str) -> None:
-    """It says what to set, and not that its first field is unknown."""
+    """The error says what to configure, and not that the first field is unknown."""
     with pytest.raises(InvalidRequestError) as refusal:
         parse_request(event, settings)
     assert str(refusal.value).startswith(words)
@@ -196,20 +196,20 @@ def test_what_only_looks_like_an_event_has_an_unknown_field(settings: Settings, 
 
 
 def test_a_payload_may_be_nested_up_to_the_bound(settings: Settings) -> None:
-    """And survives the wire so."""
+    """A payload at the bound arrives unchanged."""
     request = parse_request({**ORIGINAL, "payload": nested(200)}, settings)
     assert json.loads(json.dumps(request.to_wire()))["payload"] == nested(200)
 
 
 def test_a_missing_request_id_is_filled_in(settings: Settings) -> None:
-    """The caller's id counts where the request has none, and only there."""
+    """The given id is used only if the request has none."""
     anonymous = {key: value for key, value in ORIGINAL.items() if key != "requestId"}
     assert parse_request(anonymous, settings, request_id="given").request_id == "given"
     assert parse_request(ORIGINAL, settings, request_id="given").request_id == "req-1"
 
 
 def test_limits_follow_from_the_timeout(settings: Settings) -> None:
-    """Celery's soft limit is the timeout and the overhead; the hard one comes a grace later."""
+    """Celery's soft limit is the timeout plus the overhead; the hard limit adds the grace time."""
     limits = time_limits(2000, settings)
     assert limits.soft_s == 2 + settings.overhead_s
     assert limits.hard_s == limits.soft_s + settings.hard_limit_grace_s
@@ -235,7 +235,7 @@ json_values = st.recursive(
     ],
 )
 def test_what_is_secret_is_not_shown_in_a_refusal(settings: Settings, fields: dict[str, Any], sentence: str) -> None:
-    """A refusal stands in logs: of payload and environment it tells where and what kind."""
+    """Errors are logged: for payload and environment they name only the position and the type."""
     with pytest.raises(InvalidRequestError, match=re.escape(sentence)) as refused:
         parse_request({**ORIGINAL, **fields}, settings)
     assert "s3cret" not in str(refused.value)
@@ -243,7 +243,7 @@ def test_what_is_secret_is_not_shown_in_a_refusal(settings: Settings, fields: di
 
 @given(payload=json_values, env=st.dictionaries(st.from_regex(r"\A[A-Z]{1,8}\Z"), st.text("abc\n\"'é"), max_size=3))
 def test_a_request_survives_the_wire(payload: object, env: dict[str, str]) -> None:
-    """Parse, serialise, parse again: the same request."""
+    """Parsing, serializing and parsing again yields the same request."""
     settings = Settings()
     request = parse_request({**ORIGINAL, "payload": payload, "env": env}, settings)
     assert parse_request(json.loads(json.dumps(request.to_wire())), settings) == request
@@ -251,7 +251,7 @@ def test_a_request_survives_the_wire(payload: object, env: dict[str, str]) -> No
 
 @given(data=st.dictionaries(st.sampled_from([*ORIGINAL, "payload", "env", "cpus", "x"]), json_values))
 def test_no_json_object_breaks_the_parser(data: dict[str, Any]) -> None:
-    """Any JSON object is a request or an InvalidRequestError of one line."""
+    """Any JSON object is a request or raises an InvalidRequestError of one line."""
     try:
         parse_request(data, Settings())
     except InvalidRequestError as error:
@@ -273,7 +273,7 @@ def test_no_json_object_breaks_the_parser(data: dict[str, Any]) -> None:
     ],
 )
 def test_what_is_put_on_stdin_as_it_is(settings: Settings, fields: dict[str, Any], given: object) -> None:
-    """Text, or bytes in base64; from Python bytes as such. It survives the wire, and its own producer's FunctionRequest."""
+    """Text, or bytes in base64; Python code may give bytes. Survives the wire and FunctionRequest."""
     data = {key: value for key, value in ORIGINAL.items() if key != "payload"} | fields
     request = parse_request(data, settings, request_id="r")
     assert request.input == given
@@ -284,7 +284,7 @@ def test_what_is_put_on_stdin_as_it_is(settings: Settings, fields: dict[str, Any
 
 
 def test_stdin_is_a_secret(settings: Settings) -> None:
-    """What is wrong with it is told without it."""
+    """The error does not contain the value."""
     for field in ("stdin", "stdinBase64"):
         with pytest.raises(InvalidRequestError) as caught:
             parse_request({**ORIGINAL, field: ["hunter2"]}, settings)
@@ -292,7 +292,7 @@ def test_stdin_is_a_secret(settings: Settings) -> None:
 
 
 def test_a_request_in_python_needs_what_has_no_default() -> None:
-    """The rest is the deployment's: each request is one of its own, and each client fills in the limits of its own settings."""
+    """The rest comes from the deployment: each request gets a new id, and each client uses the limits of its own settings."""
     request = FunctionRequest(function_id="f", runtime="C++", s3_bucket="code", s3_key="f.zip")
     other = FunctionRequest(function_id="f", runtime="C++", s3_bucket="code", s3_key="f.zip")
     assert request.request_id != other.request_id
@@ -305,7 +305,7 @@ def test_a_request_in_python_needs_what_has_no_default() -> None:
 
 
 def test_what_a_request_says_is_sent_also_where_it_is_the_default() -> None:
-    """A client with other defaults does not replace it."""
+    """A client with other defaults does not replace a limit that was given."""
     here = Settings()
     request = FunctionRequest(
         request_id="mine", function_id="f", runtime="python", s3_bucket="code", s3_key="f.zip",
@@ -321,7 +321,7 @@ def test_what_a_request_says_is_sent_also_where_it_is_the_default() -> None:
 
 
 def test_the_id_that_is_made_is_one_that_the_queue_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where queues have prefixes."""
+    """If queues have prefixes, a new id has the prefix of its queue."""
     settings = Settings(request_id_prefixes={"python": "team-a-"})
     monkeypatch.setattr("nanogrid.settings._current", settings)
     request = FunctionRequest(function_id="f", runtime="Python", s3_bucket="code", s3_key="f.zip")

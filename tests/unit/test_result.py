@@ -1,4 +1,4 @@
-"""Results: their wire format and what follows from an outcome."""
+"""Results: their wire format, and the values that follow from an outcome."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def test_the_original_fields_are_on_the_wire() -> None:
 
 
 def test_a_result_survives_the_wire() -> None:
-    """What is stored is read back as the same result."""
+    """A stored result is read back unchanged."""
     assert ExecutionResult.from_wire(json.loads(json.dumps(result().to_wire()))) == result()
 
 
 def test_an_older_client_reads_a_newer_result() -> None:
-    """Fields that this version does not know are left out."""
+    """Unknown fields are ignored."""
     assert ExecutionResult.from_wire({**result().to_wire(), "fromTheFuture": 1}) == result()
 
 
@@ -62,12 +62,12 @@ def test_an_older_client_reads_a_newer_result() -> None:
     ],
 )
 def test_the_shell_sees_the_outcome(outcome: Outcome, exit_code: int, expected: int) -> None:
-    """A command that ran a function exits with the function's own code, or with the one that the outcome stands for."""
+    """A command that ran a function exits with the function's own code, or with the outcome's code."""
     assert result(outcome=outcome, exit_code=exit_code).shell_exit_code == expected
 
 
 def test_what_was_not_run_says_why() -> None:
-    """A request that was not run has exit code -1 and its reason, as one line, in stderr."""
+    """A request that did not run has exit code -1, and its reason as one line in stderr."""
     answer = not_run("r", "f", "no such key")
     assert (answer.exit_code, answer.success, answer.outcome) == (-1, False, Outcome.NOT_RUN)
     assert answer.stderr == "no such key\n"

@@ -23,7 +23,7 @@ def test_the_environment_is_read_when_settings_are_made(monkeypatch: pytest.Monk
 
 
 def test_a_deployment_adds_a_runtime_with_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One JSON entry makes a runtime, fed by a queue of its own name, beside the built-in ones."""
+    """One JSON entry creates a runtime with a queue of its own name, beside the built-in ones."""
     monkeypatch.setenv(
         "NANOGRID_RUNTIMES",
         '{"nodejs": {"image": "node:22-slim", "command": ["node", "main.js"], "requiredFile": "main.js"}}',
@@ -34,7 +34,7 @@ def test_a_deployment_adds_a_runtime_with_one_entry(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_image_is_exchanged_by_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The built-in runtimes take another image without being written down again."""
+    """A setting changes the image of a built-in runtime without repeating its entry."""
     monkeypatch.setenv("NANOGRID_PYTHON_IMAGE", "mine/python:1")
     table = Settings().runtime_table
     assert (table["python"].image, table["python"].command) == ("mine/python:1", ("python", "main.py"))
@@ -50,7 +50,7 @@ def test_an_image_is_exchanged_by_one_variable(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(changes: dict[str, int]) -> None:
-    """A combination that cannot work is an error at start, not a surprise at night."""
+    """A combination that cannot work is an error at start."""
     with pytest.raises(ValidationError):
         Settings(**changes)  # type: ignore[arg-type]
 
@@ -62,7 +62,7 @@ def test_the_handbook_lists_every_setting_with_its_default() -> None:
 
 
 def test_a_boolean_is_no_number() -> None:
-    """In no setting that is one, alone or in a table; switches take it, and numbers in the environment are text."""
+    """Numeric settings refuse booleans, alone or in a table; switches accept them, and numbers in the environment are text."""
     numbers = [name for name, field in Settings.model_fields.items() if field.annotation in (int, float)]
     assert len(numbers) > 50
     for name in numbers:

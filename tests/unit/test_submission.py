@@ -1,4 +1,4 @@
-"""A checked request as a Celery message: id, queue, limits, and what may be shown."""
+"""A checked request as a Celery message: id, queue, limits, and what logs show of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REQUEST: dict[str, Any] = {
 
 
 def test_everything_about_the_call_follows_from_the_request() -> None:
-    """Task id, queue and time limits are the request's."""
+    """Task id, queue and time limits come from the request."""
     settings = Settings(overhead_s=100, hard_limit_grace_s=10)
     options = Submission.of(REQUEST, settings).options()
     assert (options["task_id"], options["queue"]) == ("r-1", "cpp")
@@ -38,7 +38,7 @@ def test_everything_about_the_call_follows_from_the_request() -> None:
 
 
 def test_an_id_is_made_where_there_is_none() -> None:
-    """The producer makes the request id; the task's id is the same."""
+    """The producer creates the request id; the task id is the same."""
     anonymous = {key: value for key, value in REQUEST.items() if key != "requestId"}
     first, second = (Submission.of(anonymous, Settings()) for _ in range(2))
     assert first.task_id == first.request.request_id
@@ -46,7 +46,7 @@ def test_an_id_is_made_where_there_is_none() -> None:
 
 
 def test_a_retry_keeps_its_id_and_its_age() -> None:
-    """What Celery has chosen stays: the id, and the moment at which the request was first sent."""
+    """Values that Celery has chosen are kept: the id, and the time at which the request was first sent."""
     submission = Submission.of(REQUEST, Settings(), task_id="r-1")
     options = submission.options({"headers": {SENT_AT: 42}, "countdown": 3, "retries": 1, "routing_key": "x"})
     assert (options["task_id"], options["headers"][SENT_AT]) == ("r-1", 42)
@@ -63,13 +63,13 @@ def test_a_retry_keeps_its_id_and_its_age() -> None:
     ],
 )
 def test_one_request_comes_in_either_form(args: Any, kwargs: Any) -> None:
-    """`delay({...})`, `delay(a=...)` and both at once mean one request; keywords win."""
+    """`delay({...})`, `delay(a=...)` and both at once mean one request; keywords override the object."""
     assert merge_fields(args, kwargs) == {"a": 1}
 
 
 @pytest.mark.parametrize("args", [("text",), ({}, {}, {}), ({}, "text"), ([1],)])
 def test_other_forms_are_refused(args: Any) -> None:
-    """What is no request object is refused before anything is sent."""
+    """Anything but one request object is refused before anything is sent."""
     with pytest.raises(InvalidRequestError, match="one request object"):
         merge_fields(args, {})
 
@@ -82,7 +82,7 @@ def test_other_forms_are_refused(args: Any) -> None:
     secret=st.from_regex(r"\Asecret[a-z]{8}\Z"),
 )
 def test_what_is_shown_of_a_request_is_short_and_holds_no_secret(wire: dict[str, Any], secret: str) -> None:
-    """Whatever a sender wrote, the shown line has an end and neither payload nor environment in it."""
+    """Whatever a sender wrote, the line is short and has neither payload nor environment."""
     shown = redacted({**wire, "payload": secret, "env": {"TOKEN": secret}})
     assert secret not in shown
     assert len(shown) < 4000
@@ -103,21 +103,21 @@ EAGER = [
 
 @pytest.mark.parametrize("call", EAGER)
 def test_eager_tasks_are_refused(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A function runs in a container, never in its producer's process; and nothing is sent by somebody's tests either."""
+    """A function runs in a container, never in the producer's process; a user's tests do not send anything either."""
     monkeypatch.setitem(app.conf, "task_always_eager", True)
     with pytest.raises(ConfigurationError, match="task_always_eager would run a function in this process"):
         call()
 
 
 def test_running_a_task_here_is_refused() -> None:
-    """Likewise where it is asked for by name."""
+    """The same for names that are given explicitly."""
     for call in (execute_function.apply, execute_function.s(REQUEST).apply):
         with pytest.raises(ConfigurationError, match="apply would run a function in this process"):
             call((REQUEST,))
 
 
 def test_what_the_documents_say_about_tests_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example, as it stands there."""
+    """The example from the document."""
     text = (Path(__file__).resolve().parents[2] / "docs" / "celery.md").read_text()
     (example,) = re.findall(r"```python\n(def test_.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {"execute_function": execute_function, "my_code": lambda: execute_function.delay(**REQUEST)}

@@ -1,11 +1,11 @@
-"""SQS as Celery's broker: kombu's transport, made to survive faults, to keep held messages and to take bare JSON.
+"""SQS as Celery's broker: kombu's transport, changed to survive faults, to keep held messages and to accept bare JSON.
 
-The one rule: a message leaves its queue only when its task is done. Whatever cannot be handled is made visible again,
-and the queue's own redrive policy moves it to the dead-letter queue.
+The rule: a message leaves its queue only when its task is done. A message that cannot be handled becomes visible again, and
+the queue's redrive policy moves it to the dead-letter queue.
 
-Used by `broker_transport = "nanogrid.sqs.transport:Transport"`, never by kombu's global table of transports, so that another
-Celery app in the same process keeps kombu's own. `Transport` is imported when it is used: computing Celery's configuration
-does not load boto3.
+Celery's configuration names it (`broker_transport = "nanogrid.sqs.transport:Transport"`). It is not in kombu's global table of
+transports, so that another Celery app in the same process keeps kombu's own. `Transport` is imported at its first use:
+computing Celery's configuration does not load boto3.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a message in a queue is: a Celery message, a bare request, or garbage; and how a bare request is adopted.
+"""What a message in a queue is: a Celery message, a bare request, or garbage; and how a bare request becomes a Celery message.
 
-The one rule: these functions are pure and take any text whatsoever. They never raise for what a sender wrote.
+The rule: these functions are pure and accept any text. They never raise, whatever a sender wrote.
 """
 
 from __future__ import annotations
@@ -14,36 +14,41 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from nanogrid.errors import InvalidRequestError
-from nanogrid.request import RequestId, prefix_of, refusal, time_limits
+from nanogrid.request import RequestId, id_refusal, required_prefix, time_limits
 from nanogrid.settings import Settings
 from nanogrid.sqs import plain_json
 from nanogrid.sqs.submission import parse_named, redacted
-from nanogrid.sqs.transport.steering import foreign_id, problem_of_headers, problem_of_parts, problem_of_properties
+from nanogrid.sqs.transport.message_checks import (
+    foreign_id,
+    problem_of_headers,
+    problem_of_parts,
+    problem_of_properties,
+)
 from nanogrid.wire.aws_events import message_of_sns
 from nanogrid.wire.json_bounds import MOST_DIGITS, MOST_NESTED, TOO_DEEP, TOO_LONG, problem_of_value, pruned
 from nanogrid.wire.names import EXECUTE, REDUCE, SENT_AT
 
 BARE_ORIGIN = "bare-sqs"
 JSON = ("application/json", plain_json.CONTENT_TYPE)
-"""Content types of bodies that are read."""
+"""Content types of the bodies that are accepted."""
 
 OURS = (EXECUTE, REDUCE)
 
 BYTE_ORDER_MARK = "\ufeff"
 BELOW_A_REQUEST = MOST_NESTED + 2
-"""Levels of a request that are read: itself, its fields' own, and one more, by which it is seen that there are too many."""
+"""Levels of a request that are read: the request, the levels of its fields, and one more that shows that there are too many."""
 
 BELOW_A_BODY = MOST_NESTED + 32
-"""Likewise of a Celery message's body: a request stands in a list of arguments, perhaps in a canvas' embedded part."""
+"""Levels of a Celery message's body that are read: a request is in a list of arguments, perhaps in a part that a canvas embeds."""
 
 _REQUEST_ID: TypeAdapter[str] = TypeAdapter(RequestId)
 
 
 @dataclass(frozen=True)
 class CeleryEnvelope:
-    """A message that a Celery producer sent: kombu's envelope, as it stands in the queue.
+    """A message that a Celery producer sent: kombu's envelope, as it is in the queue.
 
-    `problem` says why it must not reach Celery all the same, None where it may: whose it is can be read in any case.
+    `problem` says why the message must not reach Celery, or is None. The task id can be read in both cases.
     """
 
     payload: dict[str, Any]
@@ -58,21 +63,21 @@ class CeleryEnvelope:
 
 @dataclass(frozen=True)
 class BareRequest:
-    """A JSON object that anyone put on the queue: a request, valid or not."""
+    """A JSON object that anyone sent to the queue: a request, valid or not."""
 
     request: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """Neither of the two, and why. `request` is what could be read all the same, by which its sender can be answered."""
+    """Neither of the two, and why. `request` is what could be read of it, so that its sender can be answered."""
 
     problem: str
     request: dict[str, Any] | None = None
 
 
 def read_body(text: str) -> CeleryEnvelope | BareRequest | Garbage:
-    """Tell what a message body is. Bodies in base64, as kombu sends them by default, are understood too, and so are SNS notifications."""
+    """Classify a message body. Bodies in base64, as kombu sends them by default, and SNS notifications are unpacked."""
     body = _read(text)
     message = message_of_sns(body.request) if isinstance(body, BareRequest) else None
     if message is None:
@@ -88,14 +93,14 @@ def _read(text: str) -> CeleryEnvelope | BareRequest | Garbage:
     except (ValueError, RecursionError) as error:
         return _without_long_numbers(readable) or Garbage(f"the body is not JSON: {error}")
     if not isinstance(data, dict):
-        return Garbage(f"the body is JSON, but a {type(data).__name__} and no object")
+        return Garbage(f"the body is JSON, but a {type(data).__name__} and not an object")
     if "properties" not in data or "body" not in data:
         return BareRequest(data)
     return _checked_envelope(data)
 
 
 def _without_long_numbers(text: str) -> Garbage | None:
-    """An object that Python would read, had it no such numbers."""
+    """Garbage with the request, if the text is a JSON object that Python cannot read because of its long numbers; else None."""
     try:
         data = json.loads(text, parse_int=lambda digits: None if len(digits) > MOST_DIGITS else int(digits))
     except (ValueError, RecursionError):
@@ -104,45 +109,45 @@ def _without_long_numbers(text: str) -> Garbage | None:
 
 
 def _readable(text: str, most: int) -> str:
-    """JSON text as Python reads it: without a byte order mark, and cut off where it is nested too deep to be taken anyway."""
+    """JSON text that Python can read: without a byte order mark, and cut off below the levels that are accepted."""
     return pruned(text.removeprefix(BYTE_ORDER_MARK), most)
 
 
 def _checked_envelope(data: dict[str, Any]) -> CeleryEnvelope | Garbage:
-    """Refuse what would make kombu or Celery raise where no one catches it."""
+    """Refuse a message that would make kombu or Celery raise an error that nothing catches."""
     headers, properties = data.get("headers"), data["properties"]
     if not isinstance(properties, dict) or not isinstance(properties.get("delivery_info", {}), dict):
-        return Garbage("the Celery envelope's properties are no object")
+        return Garbage("the Celery envelope's properties are not an object")
     if not isinstance(data["body"], str):
-        return Garbage("the Celery envelope's body is no string")
+        return Garbage("the Celery envelope's body is not a string")
     if not isinstance(headers, dict) or not all(isinstance(headers.get(name), str) for name in ("id", "task")):
-        return Garbage("the Celery envelope's headers name no task and id")
+        return Garbage("the Celery envelope's headers lack a task and an id")
     if valid_request_id(headers["id"]) is None:
-        return Garbage("the Celery envelope's task id is none that a request may have")
+        return Garbage("the Celery envelope's task id is not a valid request id")
     if headers.get("retries", 0) is None:
-        del headers["retries"]  # Celery counts on from what it finds
+        del headers["retries"]  # Celery adds to this value
     problem = problem_of_headers(headers) or problem_of_properties(properties) or _make_body_readable(data)
     return CeleryEnvelope(data, problem)
 
 
 def _make_body_readable(data: dict[str, Any]) -> str | None:
-    """Rewrite an envelope's body where its text is JSON that Python would not read. What is wrong with it, or None."""
+    """Rewrite an envelope's body if its text is JSON that Python cannot read. Returns what is wrong with it, or None."""
     headers, properties = data["headers"], data["properties"]
     if data.get("content-type") not in JSON:
-        return f"its body is {data.get('content-type')!r:.80}, and only JSON is read"
-    if headers.get("compression") is not None:  # kombu would unpack it, however much it becomes
-        return "its body is compressed, and only plain JSON is read"
+        return f"its body is {data.get('content-type')!r:.80}, and only JSON is accepted"
+    if headers.get("compression") is not None:  # kombu would unpack it, however large it becomes
+        return "its body is compressed, and only plain JSON is accepted"
     try:
         text = _text_of(data)
     except ValueError:
-        return "its body is no text in base64"
+        return "its body is not text in base64"
     readable = _readable(text, BELOW_A_BODY)
     if readable == text:
         return None
     data["body"], properties["body_encoding"] = readable, "utf-8"
     if pruned(text, BELOW_A_BODY) == text:
         return None
-    # The request's task says what is wrong with the request. Nobody would say it of what stands elsewhere.
+    # The task answers a request that is nested too deep. Nothing would report it in another part of the message.
     body = _body_of(CeleryEnvelope(data))
     if body is None or headers["task"] not in OURS or problem_of_value(body[2], BELOW_A_BODY - 2) is not None:
         return f"its body is {TOO_DEEP}"
@@ -150,7 +155,7 @@ def _make_body_readable(data: dict[str, Any]) -> str | None:
 
 
 def _text_of(data: dict[str, Any]) -> str:
-    """The text of an envelope's body. Raises ValueError where there is none."""
+    """The text of an envelope's body. Raises ValueError if it is not text."""
     body: str = data["body"]
     if data["properties"].get("body_encoding") != "base64":
         return body
@@ -177,12 +182,12 @@ def valid_request_id(value: object) -> str | None:
 
 
 def bare_request_id(request: dict[str, Any], message_id: str, queue: str, settings: Settings) -> str:
-    """The id under which a bare request's result is found: its own where a message of this queue may have it, else the SQS
-    message's, after the queue's prefix."""
+    """The id of a bare request's result: its own if a message of this queue may use it, else the queue's prefix and the id of
+    the SQS message."""
     own = valid_request_id(request.get("requestId"))
-    if own is not None and refusal(own, queue, settings) is None:
+    if own is not None and id_refusal(own, queue, settings) is None:
         return own
-    return prefix_of(queue, settings) + message_id
+    return required_prefix(queue, settings) + message_id
 
 
 def adopt(
@@ -190,8 +195,8 @@ def adopt(
 ) -> dict[str, Any]:
     """A bare request of a queue as the kombu envelope that a Celery producer would have sent.
 
-    An invalid request is adopted as well, with default limits: the task answers it with a stored result. `argsrepr`, which
-    shows in logs and in Flower, carries neither payload nor environment: they may be secret.
+    An invalid request is adopted too, with default limits: the task answers it with a stored result. `argsrepr`, which logs
+    and Flower show, has neither payload nor environment: they may be secret.
     """
     request_id = bare_request_id(request, message_id, queue, settings)
     soft_s, hard_s = time_limits(_timeout_ms(request, request_id, settings), settings)
@@ -238,29 +243,31 @@ def _timeout_ms(request: dict[str, Any], request_id: str, settings: Settings) ->
 
 
 def is_ours(envelope: CeleryEnvelope) -> bool:
-    """Whether a Celery message is for one of our tasks: then somebody waits for a result, whatever is inside."""
+    """Whether a Celery message is for one of NanoGrid's tasks: then a producer waits for a result, whatever the message holds."""
     return envelope.headers["task"] in OURS
 
 
 def request_of(envelope: CeleryEnvelope) -> dict[str, Any] | None:
-    """The wire request inside a Celery message that is ours, or None where there is none to be read."""
+    """The wire request inside a Celery message for one of NanoGrid's tasks, or None if none can be read."""
     body = _body_of(envelope)
     if body is None:
         return None
-    objects = [argument for argument in body[0] if isinstance(argument, dict)]  # before it may stand what ran before it
+    objects = [
+        argument for argument in body[0] if isinstance(argument, dict)
+    ]  # an earlier part's result may come first
     request = objects[-1] if objects else None if body[0] else body[1]
     return request if isinstance(request, dict) else None
 
 
 def context_of(envelope: CeleryEnvelope) -> dict[str, Any]:
-    """What Celery knows of a message's place in a group or chord: its headers, and what is embedded in its body."""
+    """What Celery knows of a message's place in a group or chord: its headers and the parts embedded in its body."""
     body = _body_of(envelope)
     embedded = body[2] if body is not None and isinstance(body[2], dict) else {}
     return {**envelope.headers, **embedded}
 
 
 def problem_of(envelope: CeleryEnvelope, queue: str, settings: Settings) -> str | None:
-    """Why a message of this queue must not reach Celery, or None: that of the envelope, or of what is inside."""
+    """Why a message of this queue must not reach Celery, or None. Covers the envelope and its content."""
     body = _body_of(envelope)
     if body is None:
         return envelope.problem or "its body cannot be read"
@@ -269,7 +276,7 @@ def problem_of(envelope: CeleryEnvelope, queue: str, settings: Settings) -> str 
 
 
 def _body_of(envelope: CeleryEnvelope) -> tuple[list[Any], dict[str, Any], Any] | None:
-    """Arguments, keyword arguments and what is embedded, or None where the body is not Celery's."""
+    """Arguments, keyword arguments and embedded parts, or None if the body is not Celery's."""
     try:
         args, kwargs, embedded = json.loads(_text_of(envelope.payload))
     except (ValueError, TypeError, LookupError, RecursionError):

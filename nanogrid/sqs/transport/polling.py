@@ -1,6 +1,6 @@
 """Asynchronous polls that always end: with messages, with none, or with a `PollFailure`. They never raise.
 
-kombu's own connection has no time limit on a poll, takes a server error for an empty answer without saying so, and raises
+kombu's own connection has no time limit on a poll, treats a server error as an empty answer without logging it, and raises
 for every other status, which ends the worker.
 """
 
@@ -11,27 +11,28 @@ import os
 from typing import Any, NamedTuple
 
 from kombu.asynchronous.aws.connection import AsyncHTTPSConnection
-from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
+
+from nanogrid.sqs.transport.kombu_private import PollHooks
 
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 30.0
 CONNECT_TIMEOUT_S = 5
 GRACE_S = 10
-"""A poll may take this much longer than the long-poll time before it is given up."""
+"""A poll may take this much longer than the long-poll time. Then it counts as failed."""
 
 MOST_POLLS = 100
-"""Polls under way at once, that is queues of one worker. kombu's default of 10 would starve the eleventh queue."""
+"""Most polls at the same time, one per queue of the worker. kombu's default of 10 would starve the eleventh queue."""
 
 
 class PollFailure(NamedTuple):
-    """A poll that brought neither messages nor the news that there are none."""
+    """A poll that returned neither messages nor the answer that there are none."""
 
     reason: str
     code: str = ""
 
     @property
     def queue_is_gone(self) -> bool:
-        """Whether SQS said that the queue does not exist."""
+        """Whether SQS answered that the queue does not exist."""
         return "QueueDoesNotExist" in self.code or "NonExistentQueue" in self.code
 
 
@@ -42,25 +43,25 @@ class Backoff:
         self.failures = 0
 
     def failed(self) -> float:
-        """Count a failure; seconds to wait before the next attempt."""
+        """Count a failure and return the seconds to wait before the next attempt."""
         self.failures += 1
         return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(self.failures - 1, 10))
 
     def succeeded(self) -> int:
-        """Start anew; the number of failures that came before."""
+        """Reset, and return the number of failures since the last success."""
         failures, self.failures = self.failures, 0
         return failures
 
 
 class BoundedConnection(AsyncHTTPSConnection):
-    """An HTTP request that ends `limit_s` seconds after it began, whatever the other side does."""
+    """An HTTP request that ends `limit_s` seconds after its start, whatever the server does."""
 
     def __init__(self, http_client: Any, limit_s: float) -> None:
         super().__init__(http_client=http_client)
         self.limit_s = limit_s
 
     def getrequest(self) -> Any:
-        """kombu's request, with limits that curl enforces and the CA file that boto uses."""
+        """kombu's request, with time limits that curl enforces and the CA file that boto uses."""
         request = super().getrequest()
         request.on_prepare = self._limit
         request.ca_certs = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or request.ca_certs
@@ -74,8 +75,8 @@ class BoundedConnection(AsyncHTTPSConnection):
         curl.setopt(pycurl.TIMEOUT_MS, int(self.limit_s * 1000))
 
 
-class PollingConnection(AsyncSQSConnection):
-    """kombu's asynchronous SQS connection with polls as described above."""
+class PollingConnection(PollHooks):
+    """kombu's asynchronous SQS connection, with polls that always end and never raise."""
 
     def __init__(self, client: Any, http_client: Any, wait_s: int, attributes: dict[str, Any]) -> None:
         super().__init__(
@@ -87,16 +88,16 @@ class PollingConnection(AsyncSQSConnection):
         self._limit_s = wait_s + GRACE_S
 
     def get_http_connection(self) -> Any:
-        """A connection per request, as kombu does it; curl keeps the sockets."""
-        return BoundedConnection(self._httpclient, self._limit_s)
+        """A connection per request, as in kombu. curl keeps the sockets open."""
+        return BoundedConnection(self.http_client, self._limit_s)
 
-    def _on_list_ready(self, *context: Any) -> dict[str, Any] | PollFailure:
-        response = context[-1]
+    def poll_response(self, response: Any) -> dict[str, Any] | PollFailure:
+        """The messages of one answer, or why there are none."""
         return read_answer(response.status, response.read(), response.reason)
 
 
 def read_answer(status: int, body: bytes | None, reason: str = "") -> dict[str, Any] | PollFailure:
-    """ReceiveMessage's answer: an object whose `Messages` all have a receipt handle, or what is wrong with it."""
+    """The answer to ReceiveMessage, whose `Messages` all have a body, an id and a receipt handle; or why it is none."""
     try:
         answer = json.loads(body or b"")
     except (ValueError, RecursionError):
@@ -104,10 +105,12 @@ def read_answer(status: int, body: bytes | None, reason: str = "") -> dict[str, 
     if status != 200:
         return _refusal(status, answer, reason)
     if not isinstance(answer, dict):
-        return PollFailure("the answer is not the JSON object that SQS sends; is another server at this address?")
+        return PollFailure(
+            "the answer is not the JSON object that SQS sends: check that NANOGRID_SQS_ENDPOINT_URL is the address of SQS"
+        )
     messages = answer.get("Messages") or []
     if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
-        return PollFailure("the answer holds messages without body, id or receipt handle")
+        return PollFailure("the answer has messages without body, id or receipt handle")
     return {"Messages": messages}
 
 

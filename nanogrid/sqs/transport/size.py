@@ -1,6 +1,6 @@
-"""Refuses messages that SQS would refuse, before anything is sent.
+"""Refuses messages that are too large for SQS, before they are sent.
 
-The one rule: what is counted is what is sent, after all encoding: the body's bytes and those of the message attributes.
+The rule: the size counts after all encoding: the bytes of the body and of the message attributes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from nanogrid.errors import InvalidRequestError
 
 
 def message_size_bytes(parameters: dict[str, Any]) -> int:
-    """Size of SendMessage's parameters as SQS counts it: body, and name, type and value of each attribute."""
+    """The size of SendMessage's parameters in bytes as SQS counts it: the body, and name, type and value of each attribute."""
     total = len(parameters.get("MessageBody", "").encode())
     for name, attribute in (parameters.get("MessageAttributes") or {}).items():
         total += len(name.encode()) + len(attribute.get("DataType", "").encode())
@@ -27,7 +27,7 @@ def refuse_large_messages(client: Any, limit_bytes: int) -> None:
         if size_bytes > limit_bytes:
             raise InvalidRequestError(
                 "",
-                f"the message takes {size_bytes} bytes and {limit_bytes} are allowed: put large data, payload or stdin, in S3 and send its address",
+                f"the message has {size_bytes} bytes and {limit_bytes} are allowed: put large data (payload or stdin) in S3 and send its address",
             )
 
     client.meta.events.register("provide-client-params.sqs.SendMessage", check)

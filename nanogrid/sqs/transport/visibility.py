@@ -1,7 +1,7 @@
-"""Keeps held messages invisible for as long as they are held.
+"""Keeps messages invisible in SQS for as long as the worker holds them.
 
-The one rule: the heartbeat runs in a thread of its own. The event loop may wait for Redis, and during a warm shutdown it does
-not run its timers at all; a message whose invisibility ends then would be run twice.
+The rule: the heartbeat runs in its own thread. The event loop may wait for Redis, and during a warm shutdown it runs no timers;
+a message whose invisibility ends then would run twice.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ LONGEST_RETURN_DELAY_S = 900
 
 
 def return_delay_s(receives: int) -> int:
-    """How long a message that is given back stays invisible.
+    """How many seconds a message that is given back stays invisible.
 
-    Not at all, so that it reaches another worker, or its dead-letter queue, at once. A queue without a redrive policy would
-    hand it out for ever, so after `PATIENT_RECEIVES` deliveries the time doubles with each one, up to 15 minutes.
+    0 at first, so that it reaches another worker, or its dead-letter queue, at once. A queue without a redrive policy would
+    deliver it for ever, so after `PATIENT_RECEIVES` deliveries the time doubles with each one, up to 15 minutes.
     """
     if receives <= PATIENT_RECEIVES:
         return 0
@@ -42,12 +42,12 @@ class HeldMessages:
         self._queue_of: dict[str, str] = {}
 
     def add(self, queue_url: str, handle: str) -> None:
-        """From now on, keep this message invisible."""
+        """Keep this message invisible from now on."""
         with self._lock:
             self._queue_of[handle] = queue_url
 
     def discard(self, handle: str) -> None:
-        """The message is done with or given back."""
+        """Stop keeping a message invisible: it is done or given back."""
         with self._lock:
             self._queue_of.pop(handle, None)
 
@@ -60,7 +60,7 @@ class HeldMessages:
             return len(self._queue_of)
 
     def batches(self) -> list[tuple[str, list[str]]]:
-        """(queue URL, at most ten handles) pairs that cover all held messages."""
+        """All held messages as pairs of a queue URL and at most ten handles."""
         with self._lock:
             held = list(self._queue_of.items())
         by_queue: dict[str, list[str]] = {}
@@ -78,8 +78,8 @@ def _parts(handles: list[str]) -> Iterator[list[str]]:
 class VisibilityHeartbeat:
     """Renews the invisibility of all held messages every `interval_s` seconds, in a daemon thread.
 
-    After a beat that failed the next comes five times as soon, so that one lost beat costs no message. Starting twice and
-    stopping twice are harmless.
+    After a failed beat the next one follows after a fifth of the interval, so that one lost beat costs no message. Starting
+    twice and stopping twice are harmless.
     """
 
     def __init__(self, held: HeldMessages, client: Callable[[], Any], interval_s: float, timeout_s: int) -> None:
@@ -88,13 +88,13 @@ class VisibilityHeartbeat:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Beat from now on. Without an interval there is no heartbeat."""
+        """Start the thread. Does nothing if the interval is 0."""
         if self._interval_s and self._thread is None and not self._stopped.is_set():
             self._thread = threading.Thread(target=self._run, name="sqs-visibility-heartbeat", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """Stop soon. Does not wait for a beat under way."""
+        """Stop soon. Does not wait for a beat that is running."""
         self._stopped.set()
 
     def _run(self) -> None:
@@ -103,7 +103,7 @@ class VisibilityHeartbeat:
             wait_s = self._interval_s if self.beat() else self._interval_s / 5
 
     def beat(self) -> bool:
-        """Renew once. False when a request failed as a whole; a message that is gone is only logged."""
+        """Renew once. Returns False if a whole request failed; a message that SQS no longer has is only logged."""
         extended = [self._extend(queue_url, handles) for queue_url, handles in self._held.batches()]
         return all(extended)
 
@@ -118,7 +118,7 @@ class VisibilityHeartbeat:
             logger.warning("could not keep %d message(s) of %s invisible: %s", len(handles), queue_url, error)
             return False
         for failed in answer.get("Failed", ()):
-            if handles[int(failed["Id"])] in self._held:  # else it was finished while the request was under way
+            if handles[int(failed["Id"])] in self._held:  # else it was finished during the request
                 logger.warning(
                     "a held message of %s is not kept invisible and may run twice: %s",
                     queue_url,

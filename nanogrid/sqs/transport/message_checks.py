@@ -1,8 +1,8 @@
-"""What stands in a Celery message beside the request and steers Celery: its headers, and the parts that are embedded in its body.
+"""Checks on the parts of a Celery message that control Celery: its headers, and the parts embedded in its body.
 
-The one rule: a message says once whose it is, by its task id, and nothing else in it may say otherwise. Celery lets any header
-and any embedded part replace what it knows of a request, and believes their types: here they are looked at first. These
-functions raise for nothing that a sender wrote; they return what is wrong, or None.
+The rule: the task id alone says which request a message is for, and nothing else in the message may contradict it. Celery lets
+any header and any embedded part replace what it knows of a request, and trusts their types, so both are checked first. These
+functions do not raise, whatever a sender wrote: they return what is wrong, or None.
 """
 
 from __future__ import annotations
@@ -13,37 +13,47 @@ from typing import Any
 
 from celery.app.task import Context
 
-from nanogrid.request import refusal
+from nanogrid.request import id_refusal
 from nanogrid.settings import Settings
-from nanogrid.sqs.transport.delays import LONGEST_WAIT_S, moment
+from nanogrid.sqs.transport.delays import LONGEST_WAIT_S, parse_time
 from nanogrid.telemetry.tracing import CARRIED
 from nanogrid.wire.names import EXECUTE, NOT_LOWERED, REDUCE, SENT_AT
 
 MOST_RETRIES = 1_000_000
 LARGEST_NUMBER = 10**15
 SHORTEST_S = 0.001
-"""Of a time limit: Celery takes none at all for 0."""
+"""Shortest time limit: to Celery, 0 means no limit."""
 
 TEXTS = ("lang", "group", "shadow", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin", *CARRIED)
 SWITCHES = ("ignore_result", NOT_LOWERED)
 STAMPS = ("stamped_headers", "stamps")
-"""Celery makes options of the next attempt out of these, the task id among them."""
+"""Celery copies these into the options of the next attempt, and they may hold a task id."""
 
-CHECKED = ("id", "task", "retries", "eta", "expires", "timelimit", "group_index", "replaced_task_nesting", SENT_AT)
-TAKEN = {*CHECKED, *TEXTS, *SWITCHES, *STAMPS}
-REPLACING = frozenset(dir(Context)) - TAKEN
-"""Names of what Celery keeps of a request, that a header of the same name would replace."""
+CHECKED_HEADERS = (
+    "id",
+    "task",
+    "retries",
+    "eta",
+    "expires",
+    "timelimit",
+    "group_index",
+    "replaced_task_nesting",
+    SENT_AT,
+)
+ACCEPTED_HEADERS = {*CHECKED_HEADERS, *TEXTS, *SWITCHES, *STAMPS}
+REPLACING = frozenset(dir(Context)) - ACCEPTED_HEADERS
+"""Attributes of a request in Celery that a header of the same name would replace."""
 
 EMBEDDED = {"callbacks": list, "errbacks": list, "chain": list, "chord": dict}
-"""The parts that a canvas embeds, and their types."""
+"""The parts that a canvas embeds in a message, and their types."""
 
-NAMES_AN_ID = ("task_id", "requestId")
-DATA = ("payload", "env")
-"""What a function gets is nobody's instruction."""
+ID_KEYS = ("task_id", "requestId")
+DATA_KEYS = ("payload", "env")
+"""What a function receives is data, so ids in it do not count."""
 
 
 def problem_of_headers(headers: dict[str, Any]) -> str | None:
-    """What is wrong with a Celery message's headers, beside `id` and `task`."""
+    """What is wrong with a Celery message's headers other than `id` and `task`, or None."""
     for name, value in headers.items():
         if value is not None and (problem := _problem(name, value)) is not None:
             return f"the Celery message's header {name} {problem}"
@@ -51,18 +61,18 @@ def problem_of_headers(headers: dict[str, Any]) -> str | None:
 
 
 def problem_of_properties(properties: dict[str, Any]) -> str | None:
-    """Likewise what kombu puts beside the headers."""
+    """What is wrong with the properties that kombu adds to the headers, or None."""
     for name in ("reply_to", "correlation_id"):
         if not isinstance(properties.get(name, ""), (str, type(None))):
-            return f"the Celery message's property {name} is no text"
+            return f"the Celery message's property {name} is not a string"
     priority = properties.get("priority")
     if priority is not None and not _is_whole(priority, LARGEST_NUMBER):
-        return "the Celery message's property priority is no whole number from 0"
+        return "the Celery message's property priority is not a whole number from 0"
     return None
 
 
 def problem_of_parts(payload: object) -> str | None:
-    """What is wrong with a decoded body: it is `[args, kwargs, embedded]`, and embedded is what a canvas needs."""
+    """What is wrong with a decoded body, or None. A body is `[args, kwargs, embedded]`; a canvas needs the embedded parts."""
     if not isinstance(payload, list) or len(payload) != 3:
         return "its body is not [args, kwargs, embedded]"
     args, kwargs, embedded = payload
@@ -70,7 +80,7 @@ def problem_of_parts(payload: object) -> str | None:
         return "its body is not [args, kwargs, embedded]"
     for name, part in (embedded or {}).items():
         if name not in EMBEDDED:
-            return f"its embedded part {name!r} is none of {', '.join(EMBEDDED)}"
+            return f"its embedded part {name!r} is not one of {', '.join(EMBEDDED)}"
         members = part if isinstance(part, list) else []
         if part is not None and not (
             isinstance(part, EMBEDDED[name]) and all(isinstance(each, dict) for each in members)
@@ -80,15 +90,16 @@ def problem_of_parts(payload: object) -> str | None:
 
 
 def foreign_id(headers: dict[str, Any], payload: list[Any], queue: str, settings: Settings) -> str | None:
-    """Why a message may not come from this queue: it names an id that is another queue's. `payload` has no problem.
+    """Why a message may not come from this queue, or None: it names an id that belongs to another queue.
 
-    Looked at are its own id, those under which Celery would send, store or fail something on its behalf, and those of
-    results that it wants to read. Where ids belong to queues, no task of Celery's own is taken: they send on what they are told.
+    `payload` must have no problem. Checked are the message's own id, the ids under which Celery would send, store or fail
+    something on its behalf, and the ids of results that it reads. If ids belong to queues, Celery's own tasks are refused: they
+    send whatever their arguments say.
     """
     if not settings.request_id_prefixes:
         return None
     if headers["task"] not in (EXECUTE, REDUCE):
-        return f"where request ids belong to queues, only requests are taken, not {headers['task']}"
+        return f"request ids belong to queues in this deployment, so only requests are accepted, not {headers['task']}"
     args, kwargs, embedded = payload
     named = [headers["id"], *_named_in(embedded)]
     if headers["task"] == REDUCE:
@@ -96,57 +107,57 @@ def foreign_id(headers: dict[str, Any], payload: list[Any], queue: str, settings
         named += parts if isinstance(parts, list) else [parts]
     for each in named:
         if not isinstance(each, str):
-            return f"it names an id that is no text: {each!r:.80}"
-        if (problem := refusal(each, queue, settings)) is not None:
+            return f"it names an id that is not a string: {each!r:.80}"
+        if (problem := id_refusal(each, queue, settings)) is not None:
             return problem
     return None
 
 
 def _named_in(data: object) -> Iterator[object]:
-    """Every id that stands in embedded parts, at any depth."""
+    """Every id in embedded parts, at any depth."""
     waiting = [data]
     while waiting:
         each = waiting.pop()
         if isinstance(each, list):
             waiting += each
         elif isinstance(each, dict):
-            yield from (each[name] for name in NAMES_AN_ID if each.get(name) is not None)
-            waiting += [value for name, value in each.items() if name not in DATA]
+            yield from (each[name] for name in ID_KEYS if each.get(name) is not None)
+            waiting += [value for name, value in each.items() if name not in DATA_KEYS]
 
 
 def _problem(name: str, value: object) -> str | None:
     if name in REPLACING:
-        return "is none that a message may have"
+        return "is not one that a message may have"
     if name in TEXTS:
-        return None if isinstance(value, str) else "is no text"
+        return None if isinstance(value, str) else "is not a string"
     if name in SWITCHES:
         return None if isinstance(value, bool) else "is neither true nor false"
     if name in STAMPS:
-        return "holds stamps, which NanoGrid does not take" if value else None
+        return "holds stamps, which NanoGrid does not accept" if value else None
     match name:
         case "retries":
-            return None if _is_whole(value, MOST_RETRIES) else f"is no whole number from 0 to {MOST_RETRIES}"
+            return None if _is_whole(value, MOST_RETRIES) else f"is not a whole number from 0 to {MOST_RETRIES}"
         case "group_index" | "replaced_task_nesting":
-            return None if _is_whole(value, LARGEST_NUMBER) else "is no whole number from 0"
+            return None if _is_whole(value, LARGEST_NUMBER) else "is not a whole number from 0"
         case "timelimit":
-            return None if _are_limits(value) else "is no pair of seconds"
+            return None if _are_limits(value) else "is not a pair of seconds"
         case "eta" | "expires":
             return _problem_of_time(value, latest_s=LONGEST_WAIT_S if name == "eta" else None)
         case _ if name == SENT_AT:
-            return None if _is_number(value, 0) else "is no time in milliseconds"
+            return None if _is_number(value, 0) else "is not a time in milliseconds"
     return None
 
 
 def _problem_of_time(value: object, *, latest_s: float | None) -> str | None:
-    """`latest_s`: how far ahead it may be, in seconds."""
+    """`latest_s`: how far in the future the time may be, in seconds; None: any time."""
     if not isinstance(value, str):
-        return "is no time"
+        return "is not a time"
     try:
-        seconds = moment(value)
+        seconds = parse_time(value)
     except (ValueError, OverflowError, OSError, TypeError, AttributeError):
-        return "is no time"
+        return "is not a time"
     if latest_s is not None and seconds > time.time() + latest_s:
-        return f"is more than the {latest_s / 3600:g} hours ahead for which a request may wait"
+        return f"is further ahead than the {latest_s / 3600:g} hours that a request may wait"
     return None
 
 
@@ -161,5 +172,5 @@ def _is_whole(value: object, largest: int) -> bool:
 
 
 def _is_number(value: object, least: float) -> bool:
-    """NaN is none: every comparison with it is false."""
+    """Whether a value is a number in bounds. NaN is not: every comparison with it is false."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= LARGEST_NUMBER
