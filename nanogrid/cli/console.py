@@ -19,6 +19,9 @@ OWN_FAILURE = 2
 NOT_RUN = 125
 """Exit code of `nanogrid invoke` when the function was not run."""
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
 
 def stdout() -> Console:
     """The console for results meant for people."""

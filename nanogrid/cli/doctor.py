@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from nanogrid.cli import console
+from nanogrid.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from nanogrid.cli.checks import Check
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 BROKEN = 1
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False) -> None:
+def doctor(as_json: JsonOption = False) -> None:
     """Check Docker, images, the network of builds, S3, queues, Redis, workers and their health, disk, cgroups and clocks; say how to mend what is wrong.
 
     Exit code: 0 nothing is broken (warnings are fine); 1 something is.

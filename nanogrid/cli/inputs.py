@@ -19,7 +19,7 @@ VARIABLE_LIMIT_BYTES = 131_071
 """The longest `NAME=value` that Linux hands to a program (MAX_ARG_STRLEN, without the zero at its end)."""
 
 
-def given(
+def input_fields(
     env: list[str], payload: str | None, stdin: str | None = None, stdin_text: str | None = None
 ) -> dict[str, Any]:
     """The request's `env` and its input, from the words of `--env`, and of `--payload`, `--stdin` or `--stdin-text`."""

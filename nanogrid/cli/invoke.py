@@ -8,49 +8,38 @@ import typer
 
 from nanogrid.cli import console
 from nanogrid.cli.exit_codes import exits_with
-from nanogrid.cli.inputs import given
-from nanogrid.cli.upload import LOCAL_BUCKET, with_code
+from nanogrid.cli.options import (
+    BucketOption,
+    EnvOption,
+    FunctionIdOption,
+    HandlerOption,
+    JsonResultOption,
+    PayloadOption,
+    RuntimeOption,
+    SourceArgument,
+    StdinOption,
+    StdinTextOption,
+    TimeoutOption,
+    request_fields,
+)
+from nanogrid.cli.upload import with_code
 
 
 def invoke(
-    source: Annotated[
-        str, typer.Argument(metavar="PATH_OR_S3_URL", help="A folder, a file, a zip or tar, or s3://bucket/key.")
-    ],
-    runtime: Annotated[
-        str | None,
-        typer.Option("--runtime", "-r", help="python, cpp, or one of your own. Default: seen from the files."),
-    ] = None,
-    payload: Annotated[
-        str | None,
-        typer.Option("--payload", "-p", metavar="JSON|@FILE|-", help="The function's input; - reads it from stdin."),
-    ] = None,
-    stdin: Annotated[
-        str | None, typer.Option(metavar="FILE|-", help="In place of a payload: its stdin, byte for byte.")
-    ] = None,
-    stdin_text: Annotated[str | None, typer.Option(metavar="TEXT", help="Likewise, this text.")] = None,
-    timeout_ms: Annotated[int | None, typer.Option(help="End the function after this many milliseconds.")] = None,
+    source: SourceArgument,
+    runtime: RuntimeOption = None,
+    payload: PayloadOption = None,
+    stdin: StdinOption = None,
+    stdin_text: StdinTextOption = None,
+    timeout_ms: TimeoutOption = None,
     memory_mb: Annotated[int | None, typer.Option(help="Memory limit in MiB.")] = None,
     cpus: Annotated[float | None, typer.Option(help="CPU limit, in cores.")] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--env",
-            "-e",
-            metavar="NAME=VALUE|@FILE|@-",
-            help="A variable of the function, or a file with it; repeat it.",
-        ),
-    ] = None,
-    handler: Annotated[
-        str | None, typer.Option(metavar="MODULE.FUNCTION", help="python: call this with the payload.")
-    ] = None,
-    function_id: Annotated[str | None, typer.Option(help="Name of the function. Default: name of the file.")] = None,
-    bucket: Annotated[
-        str | None, typer.Option(help=f"Bucket to upload to. Default on a local stack: {LOCAL_BUCKET}.")
-    ] = None,
+    env: EnvOption = None,
+    handler: HandlerOption = None,
+    function_id: FunctionIdOption = None,
+    bucket: BucketOption = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the request id and return at once.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the ExecutionResult as JSON and nothing else.")
-    ] = False,
+    as_json: JsonResultOption = False,
 ) -> None:
     """Run a function, print what it prints, and exit with its exit code.
 
@@ -63,7 +52,7 @@ def invoke(
     from nanogrid.cli.progress import wait_for
     from nanogrid.cli.target import connect, find_target
 
-    wanted = {
+    options = {
         "runtime": runtime,
         "functionId": function_id,
         "timeoutMs": timeout_ms,
@@ -72,9 +61,7 @@ def invoke(
         "handler": handler,
     }
     with exits_with(console.NOT_RUN):
-        request = {name: value for name, value in wanted.items() if value is not None} | given(
-            env or [], payload, stdin, stdin_text
-        )
+        request = request_fields(options, env, payload, stdin, stdin_text)
         target = find_target()
         client = connect(target)
         request = with_code(source, request, bucket, target, client)

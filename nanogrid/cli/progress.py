@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from nanogrid.client import Client
     from nanogrid.result import ExecutionResult
 
-INTERRUPTED = 130
 LOOK_EVERY_S = 0.5
 PATIENT_S = 15.0
 """After this long without a worker that takes the request, say where to look."""
@@ -42,7 +41,7 @@ def wait_for(client: Client, request_id: str, limit_s: float | None, *, as_json:
             f"\nit goes on without this command; its result: nanogrid result {request_id} --wait 60"
             f"\nto end it: nanogrid cancel {request_id}"
         )
-        return INTERRUPTED
+        return console.INTERRUPTED
     except ResultUnavailableError:  # the limit passed, and its sentence says so
         raise
     except Exception:

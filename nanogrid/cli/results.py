@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nanogrid.cli import console
+from nanogrid.cli.options import JsonOption, JsonResultOption, RequestIdArgument
 
 if TYPE_CHECKING:
     from nanogrid.client import Client
 
-RequestIdArgument = Annotated[str, typer.Argument(metavar="REQUEST_ID", help="As `invoke --no-wait` printed it.")]
 NOT_CANCELLED = 1
 CANCEL_WAIT_S = 3.0
-INTERRUPTED = 130
 
 
 def result(
@@ -22,9 +21,7 @@ def result(
     wait_s: Annotated[
         float, typer.Option("--wait", "-w", min=0, metavar="SECONDS", help="Wait this long for a result to come.")
     ] = 0.0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the ExecutionResult as JSON and nothing else.")
-    ] = False,
+    as_json: JsonResultOption = False,
 ) -> None:
     """Print a result, as `invoke` would have.
 
@@ -89,12 +86,12 @@ def results(
             else:
                 print_line(each)
     except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(console.INTERRUPTED) from None
 
 
 def cancel(
     request_id: RequestIdArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """End a request: its container is killed, or it is never started.
 

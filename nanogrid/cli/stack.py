@@ -3,47 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nanogrid.cli import console
+from nanogrid.cli.options import DataDirOption, JsonOption
 
 if TYPE_CHECKING:
     from nanogrid.local.folder import StackState
     from nanogrid.local.stack import LocalStack, PartStatus
-
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir",
-        help="The stack's folder: state, logs, Redis data, code cache. Two folders are two stacks. "
-        "Default: $NANOGRID_LOCAL_DIR, else ~/.local/state/nanogrid/local.",
-        show_default=False,
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 NOT_AS_IT_SHOULD_BE = 1
 NOTHING_RUNS = 3
 """Exit code of `status` when no part runs (as init scripts have it: 3 is "not running")."""
 
 
+def _port_option(server: str, default: int) -> Any:
+    return typer.Option(min=1, max=65535, show_default=str(default), help=f"Port of {server}.")
+
+
 def up(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return when all is ready; `nanogrid down` ends it.")
     ] = False,
-    data_dir: DataDir = None,
-    sqs_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, show_default="9324", help="Port of SQS and S3 (one server).")
-    ] = None,
-    redis_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, show_default="6390", help="Port of Redis.")
-    ] = None,
-    flower_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, show_default="5555", help="Port of Flower.")
-    ] = None,
-    as_json: AsJson = False,
+    data_dir: DataDirOption = None,
+    sqs_port: Annotated[int | None, _port_option("SQS and S3 (one server)", 9324)] = None,
+    redis_port: Annotated[int | None, _port_option("Redis", 6390)] = None,
+    flower_port: Annotated[int | None, _port_option("Flower", 5555)] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Start the local stack: SQS and S3, Redis, a worker and Flower, on loopback.
 
@@ -71,11 +59,11 @@ def up(
 
 
 def down(
-    data_dir: DataDir = None,
+    data_dir: DataDirOption = None,
     timeout_s: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long functions that run now may go on.")
     ] = 20.0,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """End the local stack, the worker first. Also cleans up after a crash."""
     from nanogrid.cli.steps import StepPrinter
@@ -89,7 +77,7 @@ def down(
         console.note(f"no local stack runs in {stack.folder.root}")
 
 
-def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def status(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """Show each part of the local stack, asked now.
 
     Exit code: 0 all parts answer; 1 some do not; 3 none runs.
@@ -108,7 +96,7 @@ def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     raise typer.Exit(NOTHING_RUNS if conditions <= {Condition.STOPPED, Condition.DIED} else NOT_AS_IT_SHOULD_BE)
 
 
-def env(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def env(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """Print the local stack's environment, for producers.
 
     In a shell: eval "$(nanogrid env)"

@@ -10,8 +10,20 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from nanogrid.cli import console
-from nanogrid.cli.inputs import given
-from nanogrid.cli.upload import LOCAL_BUCKET, with_code
+from nanogrid.cli.options import (
+    BucketOption,
+    EnvOption,
+    FunctionIdOption,
+    HandlerOption,
+    PayloadOption,
+    RuntimeOption,
+    SourceArgument,
+    StdinOption,
+    StdinTextOption,
+    TimeoutOption,
+    request_fields,
+)
+from nanogrid.cli.upload import with_code
 
 if TYPE_CHECKING:
     from nanogrid.tuner.sizes import Size
@@ -21,16 +33,12 @@ Number = TypeVar("Number", int, float)
 NOTHING_TO_CHOOSE = 1
 """Exit code when the function succeeded at no size."""
 
-INTERRUPTED = 130
-
 SIZES_LIMIT = 64
 """Most sizes of one measurement."""
 
 
 def tune(
-    source: Annotated[
-        str, typer.Argument(metavar="PATH_OR_S3_URL", help="A folder, a file, a zip or tar, or s3://bucket/key.")
-    ],
+    source: SourceArgument,
     memory: Annotated[
         str, typer.Option("--memory", "-m", metavar="MIB,MIB,...", help="Memory limits to measure at, in MiB.")
     ] = "64,128,256,512",
@@ -41,38 +49,18 @@ def tune(
     runs: Annotated[
         int, typer.Option("--runs", "-n", min=1, max=1000, help="Runs that count, at each size, after one warm-up.")
     ] = 10,
-    runtime: Annotated[
-        str | None,
-        typer.Option("--runtime", "-r", help="python, cpp, or one of your own. Default: seen from the files."),
-    ] = None,
-    payload: Annotated[
-        str | None,
-        typer.Option("--payload", "-p", metavar="JSON|@FILE|-", help="The function's input; - reads it from stdin."),
-    ] = None,
-    stdin: Annotated[
-        str | None, typer.Option(metavar="FILE|-", help="In place of a payload: its stdin, byte for byte.")
-    ] = None,
-    stdin_text: Annotated[str | None, typer.Option(metavar="TEXT", help="Likewise, this text.")] = None,
-    timeout_ms: Annotated[int | None, typer.Option(help="End a run after this many milliseconds.")] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--env",
-            "-e",
-            metavar="NAME=VALUE|@FILE|@-",
-            help="A variable of the function, or a file with it; repeat it.",
-        ),
-    ] = None,
-    handler: Annotated[
-        str | None, typer.Option(metavar="MODULE.FUNCTION", help="python: call this with the payload.")
-    ] = None,
-    function_id: Annotated[str | None, typer.Option(help="Name of the function. Default: name of the file.")] = None,
-    bucket: Annotated[
-        str | None, typer.Option(help=f"Bucket to upload to. Default on a local stack: {LOCAL_BUCKET}.")
-    ] = None,
+    runtime: RuntimeOption = None,
+    payload: PayloadOption = None,
+    stdin: StdinOption = None,
+    stdin_text: StdinTextOption = None,
+    timeout_ms: TimeoutOption = None,
+    env: EnvOption = None,
+    handler: HandlerOption = None,
+    function_id: FunctionIdOption = None,
+    bucket: BucketOption = None,
     chart: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png|FILE.svg", help="Draw it, too. Needs matplotlib (the extra `charts`)."),
+        typer.Option(metavar="FILE.png|FILE.svg", help="Also draw a chart. Needs matplotlib (`nanogrid[charts]`)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts: sizes and choices.")] = False,
 ) -> None:
@@ -94,10 +82,8 @@ def tune(
     cores = None if cpus is None else parse_numbers("--cpus", cpus, float)
     if chart is not None:
         check_chart(chart)
-    wanted = {"runtime": runtime, "functionId": function_id, "timeoutMs": timeout_ms, "handler": handler}
-    request = {name: value for name, value in wanted.items() if value is not None} | given(
-        env or [], payload, stdin, stdin_text
-    )
+    options = {"runtime": runtime, "functionId": function_id, "timeoutMs": timeout_ms, "handler": handler}
+    request = request_fields(options, env, payload, stdin, stdin_text)
     target = find_target()
     sizes = sizes_of(memories, cores or [target.settings.cpus])
     client = connect(target)
@@ -115,7 +101,7 @@ def tune(
             measuring.measure(runs, progress.begin)
         except KeyboardInterrupt:
             console.note("\ninterrupted; the run that was under way is cancelled")
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(console.INTERRUPTED) from None
 
     measured = measuring.measured
     choices = {strategy: best for strategy in Strategy if (best := choose(measured, strategy)) is not None}

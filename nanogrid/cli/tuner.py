@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nanogrid.cli import console
+from nanogrid.cli.options import FunctionArgument, JsonOption
 from nanogrid.wire.tuner_mode import Mode
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ ROWS = 24
 tuner = typer.Typer(
     help="Show what the tuner has learned of functions' memory, and say what it may do.", no_args_is_help=True
 )
-
-FunctionArgument = Annotated[str, typer.Argument(metavar="FUNCTION", help="The functionId of its requests.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 @tuner.command("list")

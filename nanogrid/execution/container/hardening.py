@@ -253,24 +253,29 @@ BUILD_PIDS_LIMIT = 512
 """Compilers and installers start more processes at a time than functions do."""
 
 
+@dataclass(frozen=True)
+class BuildContainer:
+    """A container of a layer's build: the one that builds, or the one that serves the package index to it.
+
+    `folder` (mounted as `/nanogrid`) and `users_dir` are paths on the engine's host. `arguments` are those of its script.
+    """
+
+    image: str
+    arguments: tuple[str, ...]
+    env: dict[str, str]
+    folder: str
+    users_dir: str
+    labels: dict[str, str]
+
+
 def build_options(
-    image: str,
-    arguments: tuple[str, ...],
-    env: dict[str, str],
-    settings: Settings,
-    *,
-    build_dir: str,
-    users_dir: str,
-    binds: dict[str, str],
-    network: str,
-    labels: dict[str, str],
+    container: BuildContainer, settings: Settings, *, binds: dict[str, str], network: str
 ) -> dict[str, Any]:
     """The body of the engine's create call for a container that builds a layer.
 
-    It is confined as a function is, with these differences: limits of its own (`build_*` in the settings), a network of
-    its own where the deployment names one, and files that may be executed in `/tmp`. All it writes lies in memory; its result
-    leaves it through a pipe. `build_dir` is mounted as `/nanogrid`; `binds` are further read-only mounts, path in the
-    container → path on the engine's host.
+    It is confined as a function is, with these differences: it has limits of its own (`build_*` in the settings), and a
+    network of its own if the deployment names one. Everything it writes is in memory; its result leaves it through a pipe.
+    `binds` are further read-only mounts, path in the container → path on the engine's host.
     """
     limits = Confinement(settings.build_memory_mb, settings.build_cpus, network)
     config = _host_config(limits, settings)
@@ -283,17 +288,17 @@ def build_options(
         "/tmp": f"{files},mode=1777",  # noqa: S108
     }
     config["Mounts"] = [
-        _bind(build_dir, MOUNT, read_only=True),
-        *_users(users_dir),
+        _bind(container.folder, MOUNT, read_only=True),
+        *_users(container.users_dir),
         *(_bind(source, target, read_only=True) for target, source in binds.items()),
     ]
     return {
-        **_container(image, limits, labels, config),
+        **_container(container.image, limits, container.labels, config),
         "Hostname": "build",
         "Entrypoint": ["/bin/sh", f"{MOUNT}/build.sh"],
-        "Cmd": list(arguments),
+        "Cmd": list(container.arguments),
         "User": f"{user}:{user}",
-        "Env": [f"{name}={value}" for name, value in env.items()],
+        "Env": [f"{name}={value}" for name, value in container.env.items()],
     }
 
 
@@ -301,34 +306,14 @@ INDEX_MEMORY_MB = 256
 INDEX_FILE_MB = 1
 
 
-def index_options(
-    image: str,
-    arguments: tuple[str, ...],
-    env: dict[str, str],
-    settings: Settings,
-    *,
-    index_dir: str,
-    users_dir: str,
-    gateway_dir: str,
-    labels: dict[str, str],
-) -> dict[str, Any]:
+def index_options(container: BuildContainer, settings: Settings, *, gateway_dir: str) -> dict[str, Any]:
     """The body of the engine's create call for the container that serves the package index to a build.
 
-    It is confined as that build is, and the two share `gateway_dir`, a folder with a socket and a pipe. It has the index's
-    credentials and the deployment's network, and runs pip and our program alone; the build has neither, and runs what
-    packages bring. On the host's disk it can make that socket, and no file to speak of.
+    It is confined as that build is, and the two share `gateway_dir`, a folder with a socket and a pipe. This container has
+    the index's credentials and the deployment's network, and runs only pip and NanoGrid's program. The build has neither,
+    and runs code from packages. On the host's disk this container can create that socket, and files of at most 1 MiB.
     """
-    options = build_options(
-        image,
-        arguments,
-        env,
-        settings,
-        build_dir=index_dir,
-        users_dir=users_dir,
-        binds={},
-        network=settings.build_network,
-        labels=labels,
-    )
+    options = build_options(container, settings, binds={}, network=settings.build_network)
     config = options["HostConfig"]
     config["Memory"] = config["MemorySwap"] = INDEX_MEMORY_MB * MIB
     config["Ulimits"].append(_ulimit("fsize", INDEX_FILE_MB * MIB))

@@ -21,7 +21,7 @@ from pathlib import Path
 from nanogrid.errors import ContainerLostError
 from nanogrid.execution.container import users
 from nanogrid.execution.container.engine import End, Engine
-from nanogrid.execution.container.hardening import MIB, WORKSPACE, build_options, index_options
+from nanogrid.execution.container.hardening import MIB, WORKSPACE, BuildContainer, build_options, index_options
 from nanogrid.execution.layers.build_log import BuildLog
 from nanogrid.settings import Settings
 
@@ -145,29 +145,15 @@ class Build:
         return container_id
 
     def _options(self, labels: dict[str, str]) -> dict[str, object]:
-        return build_options(
-            self._recipe.image,
-            self._recipe.arguments,
-            self._recipe.env,
-            self._settings,
-            build_dir=str(self._shared),
-            users_dir=str(self._users),
-            binds=self._recipe.binds,
-            network=self._recipe.network,
-            labels=labels,
-        )
+        container = self._container(self._recipe, self._shared, labels)
+        return build_options(container, self._settings, binds=self._recipe.binds, network=self._recipe.network)
 
     def _index_options(self, recipe: IndexRecipe, labels: dict[str, str]) -> dict[str, object]:
-        return index_options(
-            self._recipe.image,
-            recipe.arguments,
-            recipe.env,
-            self._settings,
-            index_dir=str(self._index),
-            users_dir=str(self._users),
-            gateway_dir=str(self._shared / "gateway"),
-            labels=labels,
-        )
+        container = self._container(recipe, self._index, labels)
+        return index_options(container, self._settings, gateway_dir=str(self._shared / "gateway"))
+
+    def _container(self, recipe: Recipe | IndexRecipe, folder: Path, labels: dict[str, str]) -> BuildContainer:
+        return BuildContainer(self._recipe.image, recipe.arguments, recipe.env, str(folder), str(self._users), labels)
 
     def _lay_out(self, folder: Path, programs: tuple[str, ...], files: dict[str, str]) -> int:
         """Make a folder that a container sees as /nanogrid, and open the pipe of its log. The folder above is closed."""
