@@ -11,12 +11,12 @@ from pathlib import Path
 from benchmarks.programs import Program
 from nanogrid.execution.code import Code
 from nanogrid.execution.container.engine import Engine
-from nanogrid.execution.layers import LayerStore, Prepared
+from nanogrid.execution.layers import LayeredCode, LayerStore
 from nanogrid.settings import Settings
 
 
 @contextmanager
-def built(settings: Settings, program: Program, folder: Path, runtime: str) -> Iterator[Prepared]:
+def built(settings: Settings, program: Program, folder: Path, runtime: str) -> Iterator[LayeredCode]:
     """The function's prepared code, held until the block is left."""
     tree = program.write(folder / "code" / uuid.uuid4().hex)
     content = repr(sorted(program.files.items())).encode()

@@ -92,8 +92,7 @@ def stack(setting: Setting, **changes: Any) -> Iterator[Stack]:
         made = grid(
             folder,
             aws_url=f"http://127.0.0.1:{moto.port}",
-            result_url=f"redis://127.0.0.1:{server.port}/0",
-            monitor_url=f"redis://127.0.0.1:{server.port}/1",
+            redis_url=f"redis://127.0.0.1:{server.port}/0",
             unique="bench",
             python_image=setting.settings().python_image,
             cpp_image=setting.settings().cpp_image,

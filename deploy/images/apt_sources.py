@@ -17,9 +17,6 @@ Stanza = dict[str, str]
 ALIASES = ("stable", "oldstable", "oldoldstable", "testing")
 """Names that a host's sources may use in place of the release's code name."""
 
-KEPT_OPTIONS = ("-security",)
-"""Parts of a release that are used besides the release itself: what gets lost when a release ages is left out."""
-
 ONE_LINE = re.compile(r"^deb\s+(?:\[(?P<options>[^\]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.+)$")
 
 

@@ -41,7 +41,7 @@ METADATA_TOO = ", the cloud's metadata service and private addresses among it"
 INTERNAL_NETWORK = f"name one made by: docker network create --internal -o {INHIBITED}=true, with the package index or a proxy to it in it"
 
 
-class Health(str, Enum):
+class CheckHealth(str, Enum):
     """What a check found."""
 
     OK = "ok"
@@ -54,7 +54,7 @@ class Check:
     """One line of `nanogrid doctor`. `remedy` is empty where nothing is to be done."""
 
     name: str
-    health: Health
+    health: CheckHealth
     found: str
     remedy: str = ""
 
@@ -99,15 +99,15 @@ def _guarded(name: str, check: Callable[[Settings], Iterator[Check]], settings: 
 
 
 def _ok(name: str, found: str) -> Check:
-    return Check(name, Health.OK, found)
+    return Check(name, CheckHealth.OK, found)
 
 
 def _warning(name: str, found: str, remedy: str) -> Check:
-    return Check(name, Health.WARNING, found, remedy)
+    return Check(name, CheckHealth.WARNING, found, remedy)
 
 
 def _broken(name: str, found: str, remedy: str) -> Check:
-    return Check(name, Health.BROKEN, found, remedy)
+    return Check(name, CheckHealth.BROKEN, found, remedy)
 
 
 def _check_docker(settings: Settings) -> Iterator[Check]:

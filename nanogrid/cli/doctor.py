@@ -20,7 +20,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
     Exit code: 0 nothing is broken (warnings are fine); 1 something is.
     """
-    from nanogrid.cli.checks import Health, run_checks
+    from nanogrid.cli.checks import CheckHealth, run_checks
     from nanogrid.cli.target import find_target
 
     target = find_target(required=False)
@@ -29,7 +29,7 @@ def doctor(as_json: JsonOption = False) -> None:
         console.print_json([check.to_wire() for check in checks])
     else:
         _print(checks)
-    if any(check.health is Health.BROKEN for check in checks):
+    if any(check.health is CheckHealth.BROKEN for check in checks):
         raise typer.Exit(BROKEN)
 
 

@@ -25,7 +25,7 @@ _SOURCE_SUFFIXES = {".c", ".cc", ".cpp", ".cxx"}
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredCode:
     """Code that is in S3 already."""
 
     bucket: str
@@ -38,7 +38,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalCode:
     """Code on this machine. `names` are the names at its top, to see which runtime it is for.
 
     `inner` are those in `folder`, where the code lies in one folder that was packed or given with it; else there is none.
@@ -56,13 +56,13 @@ class Local:
         return self.path.resolve().name.partition(".")[0]
 
 
-def find_source(text: str) -> Stored | Local:
+def find_source(text: str) -> StoredCode | LocalCode:
     """What an argument means. Raises CodeError when it is neither an s3:// URL nor something that exists."""
     if text.startswith("s3:"):
         match = S3_URL.fullmatch(text)
         if match is None:
             raise CodeError(f"{text!r} is no usable S3 address; write s3://bucket/key")
-        return Stored(match["bucket"], match["key"])
+        return StoredCode(match["bucket"], match["key"])
     path = Path(text)
     if not path.exists():
         raise CodeError(f"{text} does not exist; give a folder, a file, a zip or an s3:// URL")
@@ -74,7 +74,7 @@ def find_source(text: str) -> Stored | Local:
     if tarfile.is_tarfile(path):
         with tarfile.open(path) as archive_of_tape:
             return _seen(path, (member.name for member in archive_of_tape), is_archive=True)
-    return Local(path, frozenset({path.name}), is_archive=False)
+    return LocalCode(path, frozenset({path.name}), is_archive=False)
 
 
 def _paths_in(folder: Path) -> Iterator[str]:
@@ -86,7 +86,7 @@ def _paths_in(folder: Path) -> Iterator[str]:
                 yield from (f"{child.name}/{inner.name}" for inner in child.iterdir())
 
 
-def _seen(path: Path, paths: Iterable[str], *, is_archive: bool) -> Local:
+def _seen(path: Path, paths: Iterable[str], *, is_archive: bool) -> LocalCode:
     """Code by the paths in it. One folder is where the code lies when there is no other, but for what tools put beside it."""
     inner: dict[str, set[str]] = {}
     for each in paths:
@@ -94,10 +94,10 @@ def _seen(path: Path, paths: Iterable[str], *, is_archive: bool) -> Local:
         inner.setdefault(top, set()).update(rest[:1])
     folders = [top for top, names in inner.items() if names and not top.startswith(BESIDE)]
     folder = folders[0] if len(folders) == 1 else ""
-    return Local(path, frozenset(inner), is_archive, folder, frozenset(inner.get(folder, ())))
+    return LocalCode(path, frozenset(inner), is_archive, folder, frozenset(inner.get(folder, ())))
 
 
-def guess_runtime(source: Stored | Local, settings: Settings, *, handler: str | None = None) -> str:
+def guess_runtime(source: StoredCode | LocalCode, settings: Settings, *, handler: str | None = None) -> str:
     """The one runtime that has handlers, where one is named; else the one whose required file is there, or that a file's ending names.
 
     Raises InvalidRequestError where nothing, or more than one thing, is to be seen, CodeError for code in a folder of its own.
@@ -108,7 +108,7 @@ def guess_runtime(source: Stored | Local, settings: Settings, *, handler: str | 
         if len(table) == 1:
             return table[0][0]
     accepted = ", ".join(name for name, _ in table)
-    if isinstance(source, Stored):
+    if isinstance(source, StoredCode):
         raise InvalidRequestError("runtime", f"cannot be seen from an s3:// URL; give --runtime ({accepted})")
     fitting = [name for name, runtime in table if runtime.required_file in source.names]
     if not fitting and source.path.suffix in RUNTIME_OF_SUFFIX:
@@ -126,7 +126,7 @@ def guess_runtime(source: Stored | Local, settings: Settings, *, handler: str | 
     raise InvalidRequestError("runtime", f"cannot be seen from {source.path} ({seen}); give --runtime ({accepted})")
 
 
-def pack(source: Local, runtime: Runtime, settings: Settings, *, handler: str | None = None) -> bytes:
+def pack(source: LocalCode, runtime: Runtime, settings: Settings, *, handler: str | None = None) -> bytes:
     """The archive to upload: a zip or tar as it is, a folder zipped, a file under the name that its runtime starts, or that its
     handler has.
 
@@ -152,7 +152,7 @@ def pack(source: Local, runtime: Runtime, settings: Settings, *, handler: str | 
     return pack_file(source.path, name, limits)
 
 
-def _require(source: Local, names: Iterable[str], required: str | HandlerModule) -> None:
+def _require(source: LocalCode, names: Iterable[str], required: str | HandlerModule) -> None:
     """Raise CodeError unless what is started is among the names at the top."""
     if is_among(names, required):
         return
@@ -162,7 +162,7 @@ def _require(source: Local, names: Iterable[str], required: str | HandlerModule)
     )
 
 
-def _refuse_one_folder(source: Local, wanted: Iterable[str | HandlerModule]) -> None:
+def _refuse_one_folder(source: LocalCode, wanted: Iterable[str | HandlerModule]) -> None:
     """Raise CodeError where one of these lies in the folder that was packed, or given, with the code in it."""
     for required in wanted:
         if is_among(source.inner, required):

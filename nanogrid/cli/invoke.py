@@ -6,40 +6,26 @@ from typing import Annotated
 
 import typer
 
-from nanogrid.cli import console
+from nanogrid.cli import console, options
 from nanogrid.cli.exit_codes import exits_with
-from nanogrid.cli.options import (
-    BucketOption,
-    EnvOption,
-    FunctionIdOption,
-    HandlerOption,
-    JsonResultOption,
-    PayloadOption,
-    RuntimeOption,
-    SourceArgument,
-    StdinOption,
-    StdinTextOption,
-    TimeoutOption,
-    request_fields,
-)
 from nanogrid.cli.upload import with_code
 
 
 def invoke(
-    source: SourceArgument,
-    runtime: RuntimeOption = None,
-    payload: PayloadOption = None,
-    stdin: StdinOption = None,
-    stdin_text: StdinTextOption = None,
-    timeout_ms: TimeoutOption = None,
+    source: options.SourceArgument,
+    runtime: options.RuntimeOption = None,
+    payload: options.PayloadOption = None,
+    stdin: options.StdinOption = None,
+    stdin_text: options.StdinTextOption = None,
+    timeout_ms: options.TimeoutOption = None,
     memory_mb: Annotated[int | None, typer.Option(help="Memory limit in MiB.")] = None,
     cpus: Annotated[float | None, typer.Option(help="CPU limit, in cores.")] = None,
-    env: EnvOption = None,
-    handler: HandlerOption = None,
-    function_id: FunctionIdOption = None,
-    bucket: BucketOption = None,
+    env: options.EnvOption = None,
+    handler: options.HandlerOption = None,
+    function_id: options.FunctionIdOption = None,
+    bucket: options.BucketOption = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the request id and return at once.")] = False,
-    as_json: JsonResultOption = False,
+    as_json: options.JsonResultOption = False,
 ) -> None:
     """Run a function, print what it prints, and exit with its exit code.
 
@@ -52,7 +38,7 @@ def invoke(
     from nanogrid.cli.progress import wait_for
     from nanogrid.cli.target import connect, find_target
 
-    options = {
+    chosen = {
         "runtime": runtime,
         "functionId": function_id,
         "timeoutMs": timeout_ms,
@@ -61,7 +47,7 @@ def invoke(
         "handler": handler,
     }
     with exits_with(console.NOT_RUN):
-        request = request_fields(options, env, payload, stdin, stdin_text)
+        request = options.request_fields(chosen, env, payload, stdin, stdin_text)
         target = find_target()
         client = connect(target)
         request = with_code(source, request, bucket, target, client)

@@ -66,8 +66,8 @@ BucketOption = Annotated[
 
 
 def request_fields(
-    options: dict[str, Any], env: list[str] | None, payload: str | None, stdin: str | None, stdin_text: str | None
+    chosen: dict[str, Any], env: list[str] | None, payload: str | None, stdin: str | None, stdin_text: str | None
 ) -> dict[str, Any]:
-    """The fields of a request that were given: `options` by their names on the wire without those that are None, and its input."""
-    chosen = {name: value for name, value in options.items() if value is not None}
-    return chosen | input_fields(env or [], payload, stdin, stdin_text)
+    """The fields of a request that were given: `chosen`, by wire name, without those that are None, and its input."""
+    present = {name: value for name, value in chosen.items() if value is not None}
+    return present | input_fields(env or [], payload, stdin, stdin_text)

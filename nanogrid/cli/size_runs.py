@@ -34,7 +34,7 @@ def with_size(request: dict[str, Any], size: Size) -> dict[str, Any]:
     return sized
 
 
-class Measuring:
+class Measurement:
     """The runs of one function at several sizes. A size is left at its first run that does not succeed."""
 
     def __init__(self, sizes: Sequence[Size], run: Callable[[Size], ExecutionResult]) -> None:

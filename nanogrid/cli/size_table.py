@@ -13,7 +13,7 @@ from nanogrid.tuner.sizes import Measured, Size, Strategy
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nanogrid.cli.size_runs import Measuring
+    from nanogrid.cli.size_runs import Measurement
 
 Choices = Mapping[Strategy, Size]
 
@@ -51,7 +51,7 @@ def to_wire(name: str, measured: Sequence[Measured], choices: Choices, chart: Pa
     }
 
 
-def print_measured(measuring: Measuring, choices: Choices, *, table: bool) -> None:
+def print_measured(measuring: Measurement, choices: Choices, *, table: bool) -> None:
     """The table and the choices to stdout; to stderr what has to be known about them, or why there is no choice."""
     measured = measuring.measured
     if table:

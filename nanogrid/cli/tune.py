@@ -9,20 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from nanogrid.cli import console
-from nanogrid.cli.options import (
-    BucketOption,
-    EnvOption,
-    FunctionIdOption,
-    HandlerOption,
-    PayloadOption,
-    RuntimeOption,
-    SourceArgument,
-    StdinOption,
-    StdinTextOption,
-    TimeoutOption,
-    request_fields,
-)
+from nanogrid.cli import console, options
 from nanogrid.cli.upload import with_code
 
 if TYPE_CHECKING:
@@ -38,7 +25,7 @@ SIZES_LIMIT = 64
 
 
 def tune(
-    source: SourceArgument,
+    source: options.SourceArgument,
     memory: Annotated[
         str, typer.Option("--memory", "-m", metavar="MIB,MIB,...", help="Memory limits to measure at, in MiB.")
     ] = "64,128,256,512",
@@ -49,15 +36,15 @@ def tune(
     runs: Annotated[
         int, typer.Option("--runs", "-n", min=1, max=1000, help="Runs that count, at each size, after one warm-up.")
     ] = 10,
-    runtime: RuntimeOption = None,
-    payload: PayloadOption = None,
-    stdin: StdinOption = None,
-    stdin_text: StdinTextOption = None,
-    timeout_ms: TimeoutOption = None,
-    env: EnvOption = None,
-    handler: HandlerOption = None,
-    function_id: FunctionIdOption = None,
-    bucket: BucketOption = None,
+    runtime: options.RuntimeOption = None,
+    payload: options.PayloadOption = None,
+    stdin: options.StdinOption = None,
+    stdin_text: options.StdinTextOption = None,
+    timeout_ms: options.TimeoutOption = None,
+    env: options.EnvOption = None,
+    handler: options.HandlerOption = None,
+    function_id: options.FunctionIdOption = None,
+    bucket: options.BucketOption = None,
     chart: Annotated[
         Path | None,
         typer.Option(metavar="FILE.png|FILE.svg", help="Also draw a chart. Needs matplotlib (`nanogrid[charts]`)."),
@@ -72,7 +59,7 @@ def tune(
     Exit code: 0 there is a choice; 1 the function succeeded at no size; 130 interrupted.
     """
     from nanogrid.cli.chart import check_chart, draw
-    from nanogrid.cli.size_runs import Measuring, measured_id, run_at, with_size
+    from nanogrid.cli.size_runs import Measurement, measured_id, run_at, with_size
     from nanogrid.cli.size_table import print_measured, to_wire
     from nanogrid.cli.target import connect, find_target
     from nanogrid.request import parse_request
@@ -82,8 +69,8 @@ def tune(
     cores = None if cpus is None else parse_numbers("--cpus", cpus, float)
     if chart is not None:
         check_chart(chart)
-    options = {"runtime": runtime, "functionId": function_id, "timeoutMs": timeout_ms, "handler": handler}
-    request = request_fields(options, env, payload, stdin, stdin_text)
+    chosen = {"runtime": runtime, "functionId": function_id, "timeoutMs": timeout_ms, "handler": handler}
+    request = options.request_fields(chosen, env, payload, stdin, stdin_text)
     target = find_target()
     sizes = sizes_of(memories, cores or [target.settings.cpus])
     client = connect(target)
@@ -96,7 +83,7 @@ def tune(
         )  # all of them, before any is measured
 
     with Progress(runs, len(sizes)) as progress:
-        measuring = Measuring(sizes, lambda size: run_at(client, request, size, progress.tell))
+        measuring = Measurement(sizes, lambda size: run_at(client, request, size, progress.tell))
         try:
             measuring.measure(runs, progress.begin)
         except KeyboardInterrupt:

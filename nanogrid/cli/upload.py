@@ -12,7 +12,7 @@ from nanogrid.cli import console
 from nanogrid.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from nanogrid.cli.function_source import Local, Stored
+    from nanogrid.cli.function_source import LocalCode, StoredCode
     from nanogrid.cli.target import Target
     from nanogrid.client import Client
 
@@ -42,12 +42,12 @@ def with_code(
 
 
 def _place(
-    source: Stored | Local, request: dict[str, Any], bucket: str | None, target: Target, client: Client
+    source: StoredCode | LocalCode, request: dict[str, Any], bucket: str | None, target: Target, client: Client
 ) -> dict[str, str]:
     """Where the code is in S3, after an upload if need be, with its hash where it is known."""
-    from nanogrid.cli.function_source import Stored, pack
+    from nanogrid.cli.function_source import StoredCode, pack
 
-    if isinstance(source, Stored):
+    if isinstance(source, StoredCode):
         return {"s3Bucket": source.bucket, "s3Key": source.key}
     table = target.settings.runtime_table
     runtime = table.canonical(request["runtime"])
@@ -81,5 +81,5 @@ def _make_bucket(bucket: str, target: Target) -> None:
         return
 
 
-def _function_id(source: Stored | Local) -> str:
+def _function_id(source: StoredCode | LocalCode) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", source.stem).strip("-.") or "function"

@@ -18,7 +18,7 @@ from nanogrid.execution.code.required import HandlerModule
 from nanogrid.execution.container.cgroup import Usage
 from nanogrid.execution.container.engine import Engine
 from nanogrid.execution.container.hardening import MOUNT, Confinement, environment
-from nanogrid.execution.container.report import Ended, Result, RunReport
+from nanogrid.execution.container.report import EndReason, Result, RunReport
 from nanogrid.execution.layers import LayerStore
 from nanogrid.execution.observer import Ran, Watcher
 from nanogrid.execution.pool.child.lease import Container, Pool
@@ -222,11 +222,11 @@ def classify(report: RunReport, container: Container) -> tuple[Outcome, int]:
     that loses a child to the OOM killer and still exits with 0 has coped. Raises ContainerLostError where the container
     went away and memory was not the reason.
     """
-    if report.ended is Ended.TIMED_OUT:
+    if report.ended is EndReason.TIMED_OUT:
         return Outcome.TIMED_OUT, -1
-    if report.ended is Ended.OUTPUT_LIMIT:
+    if report.ended is EndReason.OUTPUT_LIMIT:
         return Outcome.OUTPUT_LIMIT, -1
-    if report.ended is Ended.LOST or report.exit_code is None:
+    if report.ended is EndReason.LOST or report.exit_code is None:
         if container.end is not None and container.end.oom_killed:
             return Outcome.OUT_OF_MEMORY, 137
         raise ContainerLostError(f"container {container.name} went away during the run")

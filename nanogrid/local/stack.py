@@ -19,7 +19,7 @@ from pathlib import Path
 
 from nanogrid.errors import ConfigurationError
 from nanogrid.local import processes
-from nanogrid.local.engine import present_images, remove_remains
+from nanogrid.local.containers import present_images, remove_remains
 from nanogrid.local.environment import CANDIDATE_IMAGES, process_environment, producer_environment
 from nanogrid.local.folder import Ports, StackFolder, StackState
 from nanogrid.local.parts import WARM_SHUTDOWN_S, Part, require_installed, stack_parts

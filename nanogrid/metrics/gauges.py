@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from nanogrid.execution.code.cache import Usage
+from nanogrid.execution.code.cache import CacheUsage
 from nanogrid.execution.pool.owner.stock import Stock
 from nanogrid.execution.pool.owner.tally import GIVEN_UP, GRANTED, Counted, Eviction, Leak
 from nanogrid.execution.pool.states import State
@@ -159,7 +159,7 @@ def of_queues(look: QueueLook, stale_after_s: float) -> Part:
     return read
 
 
-def of_caches(usages: Mapping[str, Usage]) -> Part:
+def of_caches(usages: Mapping[str, CacheUsage]) -> Part:
     """Code and layers on disk, as of the last look; shared by all workers of the data folder."""
 
     def read() -> Iterator[Metric]:

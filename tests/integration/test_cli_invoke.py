@@ -8,7 +8,6 @@ import os
 import pty
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,6 @@ import pytest
 from nanogrid.result import ExecutionResult
 from tests.support.command import ENTRY, CommandLine
 from tests.support.services import wait_until
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    """A stack of this module that is up."""
-    line = CommandLine(tmp_path_factory.mktemp("stack"))
-    try:
-        line.up()
-        yield line
-    finally:
-        line.ok("down", "--timeout-s", "0")
 
 
 @pytest.fixture

@@ -71,8 +71,7 @@ def deployment(
         grid(
             tmp_path_factory.mktemp("grid"),
             aws_url=aws_url,
-            result_url=f"{url}/6",
-            monitor_url=f"{url}/7",
+            redis_url=f"{url}/6",
             unique="installed",
             python_image=PYTHON_IMAGE,
             cpp_image=CPP_IMAGE,

@@ -24,7 +24,7 @@ from nanogrid.execution.code import Code
 from nanogrid.execution.code.tree import remove_tree
 from nanogrid.execution.container.engine import Engine
 from nanogrid.execution.container.labels import BUILD_LABEL, DATA_LABEL, data_id, owners_folder
-from nanogrid.execution.layers import LayerStore, Prepared, requirements
+from nanogrid.execution.layers import LayeredCode, LayerStore, requirements
 from nanogrid.execution.layers.lines import CODE
 from nanogrid.execution.pool.owner.reaper import reap
 from nanogrid.settings import Settings
@@ -68,12 +68,12 @@ class Host:
         self.engine = Engine(self.settings)
         self.store = LayerStore(self.settings, self.engine)
 
-    def prepare(self, files: Files, runtime: str = "python") -> Prepared:
+    def prepare(self, files: Files, runtime: str = "python") -> LayeredCode:
         """Prepare a function and let it go again."""
         with self.store.prepare(self.code(files), self.settings.runtime_table[runtime]) as prepared:
             return prepared
 
-    def build(self, script: str, **more: str) -> Prepared:
+    def build(self, script: str, **more: str) -> LayeredCode:
         """Prepare a function with this build.sh."""
         return self.prepare({**CPP, "build.sh": script, **more}, "cpp")
 
@@ -138,7 +138,7 @@ def offline(open_host: OpenHost) -> Host:
     return open_host(build_network="none")
 
 
-def output_of(host: Host, prepared: Prepared, command: list[str], image: str) -> str:
+def output_of(host: Host, prepared: LayeredCode, command: list[str], image: str) -> str:
     """What a command says that runs on prepared code as functions do: unprivileged, mounts read-only."""
     binds = [f"{prepared.tree}:/workspace:ro"]
     if prepared.packages is not None:
@@ -227,7 +227,7 @@ def test_code_without_anything_to_build_needs_no_engine(open_host: OpenHost) -> 
     for files in (MAIN, {**MAIN, "requirements.txt": "# nothing yet\n\n"}):
         code = host.code(files)
         with lonely.prepare(code, host.settings.runtime_table["python"]) as prepared:
-            assert prepared == Prepared(code.path, None, code.sha256, None)
+            assert prepared == LayeredCode(code.path, None, code.sha256, None)
     assert not (host.folder / "none").exists()
 
 

@@ -350,9 +350,9 @@ def test_a_watch_keeps_health_and_caches_up_to_date(settings: Settings, redis_se
         looks.append(1)
         return "fine"
 
-    from nanogrid.execution.code.cache import Usage
+    from nanogrid.execution.code.cache import CacheUsage
 
-    usage = Usage(1, 2, 3)
+    usage = CacheUsage(1, 2, 3)
     watch = Watch(Health({"one": look}, fresh_s=0.0), {"bad": unreadable, "code": lambda: usage}, every_s=0.02)
     watch.start()
     wait_until(lambda: len(looks) >= 3, "it looks again and again")

@@ -20,13 +20,13 @@ import pytest
 
 from nanogrid.errors import CodeCorruptError
 from nanogrid.execution.code.archive import unpack
-from nanogrid.execution.code.limits import Limits
+from nanogrid.execution.code.limits import ArchiveLimits
 
-LIMITS = Limits(unpacked_bytes=8 * 1024 * 1024, entries=50, ratio=200)
+LIMITS = ArchiveLimits(unpacked_bytes=8 * 1024 * 1024, entries=50, ratio=200)
 OUTSIDE = "outside.txt"
 
 
-def refusal(folder: Path, body: bytes, limits: Limits = LIMITS) -> str:
+def refusal(folder: Path, body: bytes, limits: ArchiveLimits = LIMITS) -> str:
     """The sentence with which an archive is refused. Fails when anything beside its folder was touched."""
     (folder / OUTSIDE).write_text("untouched")
     archive, tree = folder / "archive", folder / "tree"
@@ -272,7 +272,7 @@ def test_bomb_by_directory_size(tmp_path: Path) -> None:
 
 
 BOMB = bytes(9 * 1024 * 1024)
-NO_RATIO = Limits(unpacked_bytes=8 * 1024 * 1024, entries=50, ratio=10**9)
+NO_RATIO = ArchiveLimits(unpacked_bytes=8 * 1024 * 1024, entries=50, ratio=10**9)
 BOMBS = {
     "zip": lambda content: zip_with(("bomb", content, FILE)),
     "tar.gz": lambda content: gzip.compress(tar_with(("bomb", content))),

@@ -20,7 +20,7 @@ ANSWER_S = 60.0
 
 
 @dataclass(frozen=True)
-class Ran:
+class ChildRun:
     """One run in another process: how it was started, what it printed, and in which container."""
 
     start: StartKind
@@ -49,12 +49,12 @@ class Child:
         """Have it run something."""
         self._line.send({"payload": payload, "function": function, "request_id": request_id})
 
-    def result(self) -> Ran:
+    def result(self) -> ChildRun:
         """What became of that. Raises AssertionError where the run failed."""
         answer = self._line.receive()
         assert answer is not None, "the child is gone"
         assert "error" not in answer, answer
-        return Ran(StartKind(answer["start"]), answer["out"], answer["id"])
+        return ChildRun(StartKind(answer["start"]), answer["out"], answer["id"])
 
     def error(self) -> str:
         """Why that was no run."""
@@ -62,7 +62,7 @@ class Child:
         assert answer is not None
         return str(answer["error"])
 
-    def run(self, payload: Any = None, function: int = 0) -> Ran:
+    def run(self, payload: Any = None, function: int = 0) -> ChildRun:
         """Both."""
         self.begin(payload, function)
         return self.result()

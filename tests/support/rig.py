@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogrid.execution.container.cgroup import Usage
-from nanogrid.execution.container.engine import End, Engine
+from nanogrid.execution.container.engine import Engine, ExitStatus
 from nanogrid.execution.container.hardening import Confinement, environment
 from nanogrid.execution.container.labels import DATA_LABEL, data_id
 from nanogrid.execution.container.report import RunReport
@@ -35,7 +35,7 @@ class Run:
 
     report: RunReport
     value: bytes | None
-    end: End | None
+    end: ExitStatus | None
     container: Container
 
     @property

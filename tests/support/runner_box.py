@@ -15,7 +15,7 @@ from typing import Any
 from nanogrid.execution.container import users
 from nanogrid.execution.container.engine import Engine
 from nanogrid.execution.container.hardening import WORKSPACE, Confinement, runner_options
-from nanogrid.execution.container.link import Link, Listener, Message, Ready, RunEnded, Unfit
+from nanogrid.execution.container.link import Link, Message, Ready, RunEnded, RunnerListener, Unfit
 from nanogrid.execution.container.slot import CODE, PACKAGES, Slot, in_memory
 from nanogrid.execution.runner.programs import lay_out_programs
 from nanogrid.settings import Settings
@@ -213,7 +213,7 @@ def box(folder: Path, image: str, **changes: Any) -> Iterator[Box]:
     users.lay_out(known, engine.files_of(engine.ensure_image(image), users.FILES, {LABEL: "1"}), UID, WORKSPACE)
     slot = Slot(folder / f"slot-{uuid.uuid4().hex[:8]}")
     slot.create()
-    listener = Listener(slot.control)
+    listener = RunnerListener(slot.control)
     options = runner_options(
         image,
         "python3",

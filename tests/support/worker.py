@@ -221,28 +221,33 @@ class Grid:
         self.app.close()
 
 
+def settings_for(*, aws_url: str, redis_url: str, data_dir: Path, queue_prefix: str, **changes: Any) -> Settings:
+    """Settings of a NanoGrid that is up for a test. Monitoring uses the Redis database after that of `redis_url`."""
+    server, _, database = redis_url.rpartition("/")
+    return Settings(
+        **{
+            "sqs_endpoint_url": aws_url,
+            "s3_endpoint_url": aws_url,
+            "result_url": redis_url,
+            "monitor_url": f"{server}/{int(database) + 1}",
+            "data_dir": data_dir,
+            "create_queues": True,
+            "queue_prefix": queue_prefix,
+            "pull_images": False,
+            "concurrency": 2,
+            **changes,
+        }
+    )
+
+
 @contextmanager
-def grid(
-    folder: Path, *, aws_url: str, result_url: str, monitor_url: str, unique: str, **settings: Any
-) -> Iterator[Grid]:
-    """A NanoGrid whose queues carry the prefix `unique`."""
+def grid(folder: Path, *, aws_url: str, redis_url: str, unique: str, **changes: Any) -> Iterator[Grid]:
+    """A NanoGrid whose queues have the prefix `unique`. `changes` are settings that differ from the usual ones."""
     data_dir = folder / "data"
     data_dir.mkdir()
+    settings = {"receive_wait_s": 2, "metrics_address": "127.0.0.1:0", **changes}
     made = Grid(
-        Settings(
-            sqs_endpoint_url=aws_url,
-            s3_endpoint_url=settings.pop("s3_url", aws_url),
-            result_url=result_url,
-            monitor_url=monitor_url,
-            data_dir=data_dir,
-            create_queues=True,
-            queue_prefix=f"{unique}-",
-            pull_images=False,
-            concurrency=2,
-            receive_wait_s=settings.pop("receive_wait_s", 2),
-            metrics_address=settings.pop("metrics_address", "127.0.0.1:0"),
-            **settings,
-        ),
+        settings_for(aws_url=aws_url, redis_url=redis_url, data_dir=data_dir, queue_prefix=f"{unique}-", **settings),
         folder,
     )
     try:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from nanogrid.cli.exit_codes import explain
-from nanogrid.cli.function_source import Local, Stored, find_source, guess_runtime, pack
-from nanogrid.cli.inputs import given, parse_env, parse_payload
+from nanogrid.cli.function_source import LocalCode, StoredCode, find_source, guess_runtime, pack
+from nanogrid.cli.inputs import input_fields, parse_env, parse_payload
 from nanogrid.cli.output import facts, print_result
 from nanogrid.cli.target import deployment_variables, find_target
 from nanogrid.errors import CodeError, ConfigurationError, InvalidRequestError
@@ -157,7 +157,7 @@ def test_stdin_is_for_one(env: list[str], payload: str | None) -> None:
     with pytest.raises(
         InvalidRequestError, match="standard input can be read for one of --env, --payload and --stdin only"
     ):
-        given(env, payload)
+        input_fields(env, payload)
 
 
 @pytest.mark.parametrize(
@@ -192,8 +192,8 @@ def test_unusable_payload_is_explained(text: str, message: str) -> None:
 
 def test_s3_url_is_taken_apart() -> None:
     """Bucket, key with its slashes, and a name for the function."""
-    assert find_source("s3://b/a/thumb.v2.zip") == Stored("b", "a/thumb.v2.zip")
-    assert Stored("b", "a/thumb.v2.zip").stem == "thumb"
+    assert find_source("s3://b/a/thumb.v2.zip") == StoredCode("b", "a/thumb.v2.zip")
+    assert StoredCode("b", "a/thumb.v2.zip").stem == "thumb"
 
 
 @pytest.mark.parametrize("text", ["s3://bucket", "s3://bucket/", "s3:/bucket/key", "s3:///key"])
@@ -224,10 +224,10 @@ def test_stdin_is_sent_as_text_or_as_bytes(
 ) -> None:
     """From a file, from this command's own stdin, or as a word: nothing is added or taken away, and the shorter form travels."""
     (tmp_path / "in").write_bytes(raw)
-    assert given([], None, str(tmp_path / "in"), None) == {"env": {}, **field}
+    assert input_fields([], None, str(tmp_path / "in"), None) == {"env": {}, **field}
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
-    assert given([], None, "-", None) == {"env": {}, **field}
-    assert given([], None, None, os.fsdecode(raw)) == {"env": {}, **field}
+    assert input_fields([], None, "-", None) == {"env": {}, **field}
+    assert input_fields([], None, None, os.fsdecode(raw)) == {"env": {}, **field}
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_stdin_is_sent_as_text_or_as_bytes(
 def test_stdin_that_cannot_be_given_is_refused(words: tuple[list[str], str, str, str], says: str) -> None:
     """Before anything is sent, and however much there is to be read."""
     with pytest.raises(InvalidRequestError, match=says):
-        given(*words)
+        input_fields(*words)
 
 
 def zipped(path: Path, *names: str) -> Path:
@@ -320,9 +320,9 @@ def test_a_handler_says_the_runtime_without_main_py(form: str, file: str, handle
     """Only one runtime has handlers; the same for a folder, a zip, a tar and what is in S3 already."""
     source = find_source(str(MAKERS[form](tmp_path / form, file)))
     assert guess_runtime(source, Settings(), handler=handler) == "python"
-    assert isinstance(source, Local)
+    assert isinstance(source, LocalCode)
     assert pack(source, PYTHON, Settings(), handler=handler)
-    assert guess_runtime(Stored("code", "f.zip"), Settings(), handler=handler) == "python"
+    assert guess_runtime(StoredCode("code", "f.zip"), Settings(), handler=handler) == "python"
 
 
 def test_a_handler_and_two_runtimes_with_handlers_leave_the_choice_to_the_files(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_a_handler_and_two_runtimes_with_handlers_leave_the_choice_to_the_files(
 def test_a_handler_in_no_module_of_the_code_is_told_before_anything_is_sent(form: str, tmp_path: Path) -> None:
     """As a missing main.py is."""
     source = find_source(str(MAKERS[form](tmp_path / form, "other.py", "data/x.txt")))
-    assert isinstance(source, Local)
+    assert isinstance(source, LocalCode)
     with pytest.raises(CodeError, match=r"holds no todos\.py \(or a package 'todos'\), which the handler names"):
         pack(source, PYTHON, Settings(), handler="todos.get")
 
@@ -353,7 +353,7 @@ def test_code_in_one_folder_is_told_as_such(form: str, file: str, handler: str |
         source = find_source(
             str(MAKERS[form](tmp_path / str(number) / form, f"./project/{file}", "./project/x", *beside))
         )
-        assert isinstance(source, Local)
+        assert isinstance(source, LocalCode)
         with pytest.raises(CodeError, match=r"not at the top of .* but in the folder 'project/': "):
             pack(source, PYTHON if handler or file == "main.py" else CPP, Settings(), handler=handler)
         if handler is None:
@@ -365,7 +365,7 @@ def test_a_single_file_with_a_handler_keeps_its_name(tmp_path: Path) -> None:
     """Else its module would not be there; one that is called by the name of what the runtime starts gets that."""
     (tmp_path / "hello.py").write_text("")
     source = find_source(str(tmp_path / "hello.py"))
-    assert isinstance(source, Local)
+    assert isinstance(source, LocalCode)
     for handler, name in (("hello.f", "hello.py"), ("main.f", "main.py"), (None, "main.py")):
         packed = pack(source, PYTHON, Settings(), handler=handler)
         assert zipfile.ZipFile(io.BytesIO(packed)).namelist() == [name]
@@ -381,7 +381,7 @@ def test_archives_are_uploaded_as_they_are(tmp_path: Path) -> None:
         opened.add(archive, "main.py")
     for path in (archive, tar):
         source = find_source(str(path))
-        assert isinstance(source, Local)
+        assert isinstance(source, LocalCode)
         assert pack(source, PYTHON, Settings()) == path.read_bytes()
 
 
@@ -390,7 +390,7 @@ def test_archive_over_the_limit_is_refused(tmp_path: Path) -> None:
     path = zipped(tmp_path / "f.zip", "main.py")
     with path.open("ab") as file:
         file.truncate(2 * 1024 * 1024)
-    source = Local(path, frozenset(), is_archive=True)
+    source = LocalCode(path, frozenset(), is_archive=True)
     with pytest.raises(CodeError, match="workers accept 1048576 at most"):
         pack(source, PYTHON, Settings(archive_limit_mb=1))
 
@@ -399,7 +399,7 @@ def test_folder_needs_what_its_runtime_starts(tmp_path: Path) -> None:
     """Said here, and not by a container that finds no file; a handler needs no main.py."""
     (tmp_path / "app.py").write_text("")
     source = find_source(str(tmp_path))
-    assert isinstance(source, Local)
+    assert isinstance(source, LocalCode)
     with pytest.raises(CodeError, match=r"holds no main\.py"):
         pack(source, PYTHON, Settings())
     assert pack(source, PYTHON, Settings(), handler="app.run")
@@ -409,7 +409,7 @@ def test_cpp_source_alone_gets_a_recipe(tmp_path: Path) -> None:
     """A source file cannot be started; the sentence holds the run.sh that compiles it."""
     (tmp_path / "hello.cpp").write_text("int main() {}")
     source = find_source(str(tmp_path / "hello.cpp"))
-    assert isinstance(source, Local)
+    assert isinstance(source, LocalCode)
     with pytest.raises(CodeError, match=r"run\.sh such as: g\+\+ -O2 -o main hello\.cpp && \./main"):
         pack(source, CPP, Settings())
 

@@ -16,8 +16,8 @@ from nanogrid.execution.code.locks import try_exclusive
 from nanogrid.execution.container.labels import owners_folder
 from nanogrid.execution.layers import build_claims, requirements
 from nanogrid.execution.layers.build_log import HEAD_BYTES, TAIL_BYTES, BuildLog, prune
-from nanogrid.execution.layers.failed_builds import Failures
-from nanogrid.execution.layers.lines import Line
+from nanogrid.execution.layers.failed_builds import FailedBuilds
+from nanogrid.execution.layers.lines import RequirementLine
 from nanogrid.execution.layers.recipes import Needs, needs, packages_recipe, tree_recipe
 from nanogrid.execution.layers.requirements import Requirements
 from nanogrid.runtimes import CPP, PYTHON
@@ -207,7 +207,7 @@ def test_only_what_is_asked_for_is_built(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("numpy\n")
     (tmp_path / "build.sh").write_text("make\n")
     assert needs(tmp_path, CPP, Settings()) == Needs(None, script=True)
-    assert needs(tmp_path, PYTHON, Settings()) == Needs(Requirements((Line("numpy"),)), script=True)
+    assert needs(tmp_path, PYTHON, Settings()) == Needs(Requirements((RequirementLine("numpy"),)), script=True)
 
 
 def test_an_id_changes_with_all_that_decides_the_packages(tmp_path: Path) -> None:
@@ -327,20 +327,20 @@ def test_only_the_newest_logs_are_kept(tmp_path: Path) -> None:
 
 def test_a_failure_is_told_with_its_time_until_it_is_forgotten(tmp_path: Path) -> None:
     """Within its time a failure is raised again as what it was; afterwards, or when the layer came to be, it is not."""
-    failures = Failures(tmp_path / "failures", ttl_s=60, network="none")
+    failures = FailedBuilds(tmp_path / "failures", ttl_s=60, network="none")
     failures.check("layer")
     failures.remember("layer", LayerBuildError("build.sh failed; see the log"))
     with pytest.raises(
         LayerBuildError, match=r"^build\.sh failed; see the log\n\(It failed at .* is tried again from "
     ):
-        Failures(tmp_path / "failures", ttl_s=60, network="none").check("layer")
+        FailedBuilds(tmp_path / "failures", ttl_s=60, network="none").check("layer")
     failures.forget("layer")
     failures.check("layer")
 
 
 def test_a_failure_of_ours_stays_retryable_and_is_kept_for_seconds(tmp_path: Path) -> None:
     """An index that did not answer is not asked by each request, and its error can still be retried."""
-    failures = Failures(tmp_path, ttl_s=600, network="none")
+    failures = FailedBuilds(tmp_path, ttl_s=600, network="none")
     failures.remember("layer", CodeUnavailableError("the index did not answer"))
     with pytest.raises(CodeUnavailableError):
         failures.check("layer")
@@ -352,7 +352,7 @@ def test_a_failure_of_ours_stays_retryable_and_is_kept_for_seconds(tmp_path: Pat
 @pytest.mark.parametrize("ttl_s", [0.0, 1e-9])
 def test_without_a_time_nothing_is_remembered(tmp_path: Path, ttl_s: float) -> None:
     """With no time to keep it, a failure is not told to the next request."""
-    failures = Failures(tmp_path / "failures", ttl_s, "none")
+    failures = FailedBuilds(tmp_path / "failures", ttl_s, "none")
     error: CodeError = LayerBuildError("build.sh failed")
     failures.remember("layer", error)
     failures.check("layer")
@@ -360,16 +360,16 @@ def test_without_a_time_nothing_is_remembered(tmp_path: Path, ttl_s: float) -> N
 
 def test_a_failure_belongs_to_the_network_that_builds_had(tmp_path: Path) -> None:
     """What failed for want of a network is tried again as soon as the deployment names one."""
-    Failures(tmp_path, 60, "none").remember("layer", LayerBuildError("no network"))
-    Failures(tmp_path, 60, "packages").check("layer")
+    FailedBuilds(tmp_path, 60, "none").remember("layer", LayerBuildError("no network"))
+    FailedBuilds(tmp_path, 60, "packages").check("layer")
     with pytest.raises(LayerBuildError):
-        Failures(tmp_path, 60, "none").check("layer")
+        FailedBuilds(tmp_path, 60, "none").check("layer")
 
 
 def test_a_damaged_record_is_no_failure(tmp_path: Path) -> None:
     """A record that a power loss left empty costs one build."""
     (tmp_path / "layer.json").write_text("")
-    Failures(tmp_path, 60, "none").check("layer")
+    FailedBuilds(tmp_path, 60, "none").check("layer")
 
 
 # -- builders

@@ -21,10 +21,10 @@ from pathlib import Path
 from nanogrid.connections.s3 import s3_client
 from nanogrid.errors import CodeCorruptError, CodeUnavailableError
 from nanogrid.execution.code.archive import unpack
-from nanogrid.execution.code.cache import Cache, Entry, Record, Usage, source_name
-from nanogrid.execution.code.limits import MIB, Limits
+from nanogrid.execution.code.cache import Cache, CacheEntry, CacheUsage, SourceRecord, source_name
+from nanogrid.execution.code.limits import MIB, ArchiveLimits
 from nanogrid.execution.code.required import HandlerModule, check_required
-from nanogrid.execution.code.source import Source, url
+from nanogrid.execution.code.s3_source import Source, url
 from nanogrid.settings import Settings
 from nanogrid.telemetry import counters
 from nanogrid.telemetry.events import happened
@@ -53,7 +53,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _Checkout:
     """What one checkout asks for."""
 
     bucket: str
@@ -67,7 +67,7 @@ class CodeStore:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._limits = Limits.of(settings)
+        self._limits = ArchiveLimits.of(settings)
         self._source = Source(settings)
         self._cache = Cache(settings.data_dir / "code", settings.code_cache_mb * MIB)
 
@@ -81,14 +81,14 @@ class CodeStore:
         """
         return self._checkout(bucket, key, sha256, required)
 
-    def usage(self) -> Usage:
+    def usage(self) -> CacheUsage:
         """What the cache holds."""
         return self._cache.usage()
 
     @contextmanager
     def _checkout(self, bucket: str, key: str, sha256: str | None, required: str | HandlerModule) -> Iterator[Code]:
         source = source_name(self._settings.s3_endpoint_url, bucket, key)
-        wanted = _Wanted(bucket, key, sha256.lower() if sha256 else None, source)
+        wanted = _Checkout(bucket, key, sha256.lower() if sha256 else None, source)
         with self._local_trouble(wanted):
             entry, code = self._ready(wanted)
         try:
@@ -99,7 +99,7 @@ class CodeStore:
             entry.release()
             self._trim()
 
-    def _ready(self, wanted: _Wanted) -> tuple[Entry, Code]:
+    def _ready(self, wanted: _Checkout) -> tuple[CacheEntry, Code]:
         started = time.perf_counter()
         while True:
             known = self._cache.record(wanted.source)
@@ -114,7 +114,7 @@ class CodeStore:
                     return self._fetch(wanted, started)
             # Another process fetched it while we waited: look again.
 
-    def _unchanged(self, wanted: _Wanted, known: Record | None) -> tuple[Entry, str] | None:
+    def _unchanged(self, wanted: _Checkout, known: SourceRecord | None) -> tuple[CacheEntry, str] | None:
         """The cached code, if S3 still has the same object; not asked when the request names the digest."""
         sha256 = wanted.sha256 or (known.sha256 if known else None)
         entry = self._cache.use(sha256) if sha256 else None
@@ -123,7 +123,7 @@ class CodeStore:
         if wanted.sha256:
             return entry, sha256
         try:
-            if known and self._source.identity(wanted.bucket, wanted.key) == known.identity:
+            if known and self._source.version(wanted.bucket, wanted.key) == known.version:
                 return entry, sha256
         except BaseException:
             entry.release()
@@ -132,7 +132,7 @@ class CodeStore:
         log.info("%s has changed since it was fetched.", url(wanted.bucket, wanted.key))
         return None
 
-    def _fetch(self, wanted: _Wanted, started: float) -> tuple[Entry, Code]:
+    def _fetch(self, wanted: _Checkout, started: float) -> tuple[CacheEntry, Code]:
         """Download, check, unpack, publish. Called by one process at a time for each source."""
         happened(counters.CODE_LOOKUP, counters.MISS)
         self._cache.sweep()
@@ -150,7 +150,7 @@ class CodeStore:
                 entry = self._cache.use(download.sha256) or self._unpack(workplace, archive, download.sha256)
         unpack_ms = _ms_since(unpacking)
         try:
-            self._cache.remember(wanted.source, download.identity, download.sha256)
+            self._cache.remember(wanted.source, download.version, download.sha256)
         except BaseException:
             entry.release()
             raise
@@ -161,7 +161,7 @@ class CodeStore:
         code = Code(entry.path, download.sha256, entry.unpacked.size_bytes, fetch_ms, unpack_ms, cached=False)
         return entry, code
 
-    def _unpack(self, workplace: Path, archive: Path, sha256: str) -> Entry:
+    def _unpack(self, workplace: Path, archive: Path, sha256: str) -> CacheEntry:
         draft = workplace / "draft"
         draft.mkdir(mode=0o700)
         tree = draft / "tree"
@@ -170,7 +170,7 @@ class CodeStore:
         return self._cache.publish(draft, sha256, unpacked)
 
     @contextmanager
-    def _local_trouble(self, wanted: _Wanted) -> Iterator[None]:
+    def _local_trouble(self, wanted: _Checkout) -> Iterator[None]:
         """Turn what the local disk says into CodeUnavailableError. A full disk gets our idle code out of its way."""
         try:
             yield
@@ -198,7 +198,7 @@ class CodeStore:
 
 
 @contextmanager
-def _about(wanted: _Wanted) -> Iterator[None]:
+def _about(wanted: _Checkout) -> Iterator[None]:
     """Put the object's address in front of what is wrong with its content."""
     try:
         yield

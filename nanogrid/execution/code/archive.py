@@ -12,14 +12,14 @@ from pathlib import Path
 
 from nanogrid.errors import CodeCorruptError
 from nanogrid.execution.code import tarred, zipped
-from nanogrid.execution.code.entries import Entry
-from nanogrid.execution.code.limits import Limits, Meter
-from nanogrid.execution.code.tree import Tree, Unpacked
+from nanogrid.execution.code.entries import ArchiveEntry
+from nanogrid.execution.code.limits import ArchiveLimits, Meter
+from nanogrid.execution.code.tree import Tree, TreeSize
 
 ACCEPTED = "accepted are zip, and tar with no, gzip, bzip2 or xz compression"
 
 
-def unpack(archive: Path, folder: Path, limits: Limits) -> Unpacked:
+def unpack(archive: Path, folder: Path, limits: ArchiveLimits) -> TreeSize:
     """Unpack `archive` into `folder`, which must exist and be empty, and seal it (see `tree`).
 
     Raises CodeCorruptError, or the OSError of a disk that cannot take it; the folder is then to be thrown away.
@@ -31,7 +31,7 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> Unpacked:
     return tree.seal()
 
 
-def _entries(archive: Path, meter: Meter) -> Iterator[Entry]:
+def _entries(archive: Path, meter: Meter) -> Iterator[ArchiveEntry]:
     with archive.open("rb") as file:
         start = file.read(512)
     if not start:

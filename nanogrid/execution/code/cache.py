@@ -4,7 +4,7 @@ The one rule: what stands under `entries/` is complete and never changes. It get
 rename, so a process may be killed at any point and no other sees half of anything.
 
     entries/<sha256>/        published code: `tree/` (read-only) and `entry.json`; its mtime is the last use
-    index/<source>.json      bucket and key → the identity last seen there, and the sha256 of its bytes
+    index/<source>.json      bucket and key → the version last seen there, and the sha256 of its bytes
     workplaces/<random>/     downloads, trees being filled, and entries on their way out
     locks/                   one file per source that is being fetched, and `publish`
 
@@ -28,14 +28,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanogrid.execution.code.locks import Lock, try_exclusive, try_shared, wait_for_file
-from nanogrid.execution.code.source import Identity
-from nanogrid.execution.code.tree import Unpacked, remove_tree
+from nanogrid.execution.code.s3_source import ObjectVersion
+from nanogrid.execution.code.tree import TreeSize, remove_tree
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Record:
+class SourceRecord:
     """What was last seen at a source, and when it was fetched: a new fetch always makes a different record."""
 
     etag: str
@@ -44,13 +44,13 @@ class Record:
     fetched_at_ns: int
 
     @property
-    def identity(self) -> Identity:
-        """The object's identity at that time."""
-        return Identity(self.etag, self.version_id)
+    def version(self) -> ObjectVersion:
+        """The object's version at that time."""
+        return ObjectVersion(self.etag, self.version_id)
 
 
 @dataclass(frozen=True)
-class Usage:
+class CacheUsage:
     """What the cache holds. `limit_bytes` may be exceeded only by entries that are in use."""
 
     entries: int
@@ -58,10 +58,10 @@ class Usage:
     limit_bytes: int
 
 
-class Entry:
+class CacheEntry:
     """Published code, locked against eviction until `release`."""
 
-    def __init__(self, lock: Lock, unpacked: Unpacked) -> None:
+    def __init__(self, lock: Lock, unpacked: TreeSize) -> None:
         self._lock = lock
         self.path = lock.path / "tree"
         self.unpacked = unpacked
@@ -90,13 +90,13 @@ class Cache:
 
     # -- reading
 
-    def use(self, sha256: str) -> Entry | None:
+    def use(self, sha256: str) -> CacheEntry | None:
         """The code of this digest, held and marked as used now. None when it is not there."""
         lock = try_shared(self._entries / sha256)
         if lock is None:
             return None
         try:
-            entry = Entry(lock, _unpacked(lock.path))
+            entry = CacheEntry(lock, _unpacked(lock.path))
             now = time.time_ns()
             os.utime(lock.path, ns=(now, now))
         except BaseException:
@@ -104,10 +104,10 @@ class Cache:
             raise
         return entry
 
-    def record(self, source: str) -> Record | None:
+    def record(self, source: str) -> SourceRecord | None:
         """What was last seen at a source."""
         try:
-            return Record(**json.loads((self._index / f"{source}.json").read_text()))
+            return SourceRecord(**json.loads((self._index / f"{source}.json").read_text()))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
@@ -115,10 +115,10 @@ class Cache:
             log.warning("The cache's record %s cannot be read; the code is fetched again.", source)
             return None
 
-    def usage(self) -> Usage:
+    def usage(self) -> CacheUsage:
         """Entries and bytes right now. An entry that is published or evicted meanwhile may or may not be counted."""
         sizes = [size for _, _, size in self._listed()]
-        return Usage(len(sizes), sum(sizes), self._limit_bytes)
+        return CacheUsage(len(sizes), sum(sizes), self._limit_bytes)
 
     # -- writing
 
@@ -145,7 +145,7 @@ class Cache:
             remove_tree(lock.path)
             lock.release()
 
-    def publish(self, draft: Path, sha256: str, unpacked: Unpacked) -> Entry:
+    def publish(self, draft: Path, sha256: str, unpacked: TreeSize) -> CacheEntry:
         """Make `draft`, a folder in a workplace that holds the sealed `tree`, the entry of this digest, and use it.
 
         Evicts what has to go for it. Where another process was faster, its entry is used.
@@ -164,11 +164,11 @@ class Cache:
             draft.rename(self._entries / sha256)
             lock.path = self._entries / sha256
         self._remove(evicted)
-        return Entry(lock, unpacked)
+        return CacheEntry(lock, unpacked)
 
-    def remember(self, source: str, identity: Identity, sha256: str) -> None:
+    def remember(self, source: str, version: ObjectVersion, sha256: str) -> None:
         """Note what was seen at a source."""
-        record = Record(identity.etag, identity.version_id, sha256, time.time_ns())
+        record = SourceRecord(version.etag, version.version_id, sha256, time.time_ns())
         with self.workplace() as workplace:
             draft = workplace / "record.json"
             draft.write_text(json.dumps(asdict(record)))
@@ -272,8 +272,8 @@ class Cache:
                 path.unlink(missing_ok=True)
 
 
-def _unpacked(entry: Path) -> Unpacked:
-    return Unpacked(**json.loads((entry / "entry.json").read_text()))
+def _unpacked(entry: Path) -> TreeSize:
+    return TreeSize(**json.loads((entry / "entry.json").read_text()))
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

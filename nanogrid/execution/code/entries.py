@@ -21,7 +21,7 @@ DEEPEST_FOLDER = 100
 DRIVE = re.compile(r"[A-Za-z]:")
 
 
-class Kind(Enum):
+class EntryKind(Enum):
     """What an entry makes."""
 
     FILE = "file"
@@ -31,14 +31,14 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveEntry:
     """One entry as it came out of an archive, its name not yet checked.
 
     `chunks` are a file's bytes, to be read before the next entry is asked for. `target` is where a link points.
     """
 
     name: str
-    kind: Kind
+    kind: EntryKind
     executable: bool = False
     target: str = ""
     chunks: Iterator[bytes] = field(default_factory=lambda: iter(()))

@@ -18,7 +18,7 @@ RATIO_FREE_BYTES = MIB
 
 
 @dataclass(frozen=True)
-class Limits:
+class ArchiveLimits:
     """Limits of one archive."""
 
     unpacked_bytes: int
@@ -26,7 +26,7 @@ class Limits:
     ratio: int
 
     @classmethod
-    def of(cls, settings: Settings) -> Limits:
+    def of(cls, settings: Settings) -> ArchiveLimits:
         """The limits that a deployment has set."""
         return cls(
             unpacked_bytes=settings.unpacked_limit_mb * MIB,
@@ -38,7 +38,7 @@ class Limits:
 class Meter:
     """Counts what comes out of one archive and stops it at the first limit. Not thread-safe: one per unpacking."""
 
-    def __init__(self, limits: Limits, packed_bytes: int) -> None:
+    def __init__(self, limits: ArchiveLimits, packed_bytes: int) -> None:
         self.limits = limits
         self.packed_bytes = packed_bytes
         self.unpacked_bytes = 0

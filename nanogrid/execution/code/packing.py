@@ -38,7 +38,7 @@ class PackingLimits:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _ZipEntry:
     """One name in the archive: a file, or a folder that is empty."""
 
     name: str
@@ -67,14 +67,14 @@ def pack_folder(folder: Path, limits: PackingLimits | None = None) -> bytes:
 def pack_file(path: Path, name: str, limits: PackingLimits | None = None) -> bytes:
     """The zip of one file under another name: the one that its runtime starts."""
     _require_regular(path, path.name)
-    return _zip([_Entry(name, path)], limits or PackingLimits())
+    return _zip([_ZipEntry(name, path)], limits or PackingLimits())
 
 
-def _walk(root: Path, folder: Path, prefix: str, ancestors: tuple[Path, ...]) -> Iterator[_Entry]:
+def _walk(root: Path, folder: Path, prefix: str, ancestors: tuple[Path, ...]) -> Iterator[_ZipEntry]:
     """Every entry below `folder`. `ancestors` are the real folders on the way down: a link to one of them never ends."""
     kept = [child for child in _children(folder) if not _is_skipped(child.name)]
     if not kept and prefix:
-        yield _Entry(prefix, folder, is_folder=True)
+        yield _ZipEntry(prefix, folder, is_folder=True)
     for child in kept:
         name = prefix + _encodable(child)
         real = _resolve_inside(root, child, name) if child.is_symlink() else child
@@ -84,7 +84,7 @@ def _walk(root: Path, folder: Path, prefix: str, ancestors: tuple[Path, ...]) ->
             yield from _walk(root, real, name + "/", (*ancestors, real))
         else:
             _require_regular(real, name)
-            yield _Entry(name, real)
+            yield _ZipEntry(name, real)
 
 
 def _children(folder: Path) -> list[Path]:
@@ -127,7 +127,7 @@ def _require_regular(path: Path, name: str) -> None:
         raise CodeError(f"{name} is neither a file nor a folder (a device, pipe or socket); remove it")
 
 
-def _zip(entries: list[_Entry], limits: PackingLimits) -> bytes:
+def _zip(entries: list[_ZipEntry], limits: PackingLimits) -> bytes:
     packed, unpacked_bytes = io.BytesIO(), 0
     with zipfile.ZipFile(packed, "w") as archive:
         for entry in entries:
@@ -153,7 +153,7 @@ def _read(path: Path, room_bytes: int, limits: PackingLimits) -> bytes:
     return data
 
 
-def _zip_info(entry: _Entry, data: bytes) -> zipfile.ZipInfo:
+def _zip_info(entry: _ZipEntry, data: bytes) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(entry.name, EARLIEST_ZIP_TIME)
     info.create_system = 3  # Unix, or the permissions below mean nothing
     if entry.is_folder:

@@ -17,7 +17,7 @@ from typing import BinaryIO, cast
 
 from nanogrid.errors import CodeCorruptError
 from nanogrid.execution.code.damage import damage_is_corrupt
-from nanogrid.execution.code.entries import Entry, Kind, corrupt
+from nanogrid.execution.code.entries import ArchiveEntry, EntryKind, corrupt
 from nanogrid.execution.code.limits import Meter
 
 CHUNK_BYTES = 256 * 1024
@@ -27,7 +27,7 @@ XZ_MEMORY_BYTES = 160 * 1024 * 1024
 """Enough for `xz -9`, which needs 65 MiB to unpack; a crafted header may ask for 4 GiB."""
 
 
-class _Xz(io.RawIOBase):
+class _XzStream(io.RawIOBase):
     """Decompressed bytes of one or more xz streams, with a bound on memory that lzma.open cannot be given."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -69,7 +69,7 @@ class _Xz(io.RawIOBase):
 
 
 def _open_xz(file: BinaryIO) -> BinaryIO:
-    return cast("BinaryIO", io.BufferedReader(_Xz(file), CHUNK_BYTES))
+    return cast("BinaryIO", io.BufferedReader(_XzStream(file), CHUNK_BYTES))
 
 
 OPENERS: dict[bytes, tuple[str, Callable[[BinaryIO], BinaryIO]]] = {
@@ -91,7 +91,7 @@ def looks_like_tar(block: bytes) -> bool:
     return True
 
 
-class _Forward:
+class _ForwardStream:
     """The decompressed archive, as tarfile reads headers from it (`read`) and we read contents (`contents`)."""
 
     def __init__(self, raw: BinaryIO, meter: Meter) -> None:
@@ -148,10 +148,10 @@ class _Forward:
         return data
 
 
-def entries(path: Path, meter: Meter, open_raw: Callable[[BinaryIO], BinaryIO] | None) -> Iterator[Entry]:
+def entries(path: Path, meter: Meter, open_raw: Callable[[BinaryIO], BinaryIO] | None) -> Iterator[ArchiveEntry]:
     """The entries of a tar, in their order. Raises CodeCorruptError, also between entries."""
     with path.open("rb") as file:
-        stream = _Forward(open_raw(file) if open_raw else file, meter)
+        stream = _ForwardStream(open_raw(file) if open_raw else file, meter)
         archive = _open(stream)
         # Where the first header is the end mark, there is no entry to ask for (Python 3.10 would seek before the start).
         while stream.last_header.strip(b"\0"):
@@ -164,7 +164,7 @@ def entries(path: Path, meter: Meter, open_raw: Callable[[BinaryIO], BinaryIO] |
         stream.expect_end()
 
 
-def _open(stream: _Forward) -> tarfile.TarFile:
+def _open(stream: _ForwardStream) -> tarfile.TarFile:
     try:
         with damage_is_corrupt("the tar archive"):
             return tarfile.TarFile(fileobj=stream, encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
@@ -176,20 +176,20 @@ def _open(stream: _Forward) -> tarfile.TarFile:
         raise
 
 
-def _entry(member: tarfile.TarInfo, stream: _Forward) -> Entry:
+def _entry(member: tarfile.TarInfo, stream: _ForwardStream) -> ArchiveEntry:
     name = member.name
     if member.size < 0:
         raise corrupt(name, "has a negative size: pack it again")
     if member.issparse():
         raise corrupt(name, "is a sparse file: pack it without --sparse")
     if member.isreg():
-        return Entry(name, Kind.FILE, executable=bool(member.mode & 0o111), chunks=stream.contents(member))
+        return ArchiveEntry(name, EntryKind.FILE, executable=bool(member.mode & 0o111), chunks=stream.contents(member))
     if member.isdir():
-        return Entry(name, Kind.FOLDER)
+        return ArchiveEntry(name, EntryKind.FOLDER)
     if member.issym():
-        return Entry(name, Kind.LINK, target=member.linkname)
+        return ArchiveEntry(name, EntryKind.LINK, target=member.linkname)
     if member.islnk():
-        return Entry(name, Kind.HARD_LINK, target=member.linkname)
+        return ArchiveEntry(name, EntryKind.HARD_LINK, target=member.linkname)
     kind = (
         "device" if member.ischr() or member.isblk() else "fifo" if member.isfifo() else f"type {member.type!r} entry"
     )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogrid.errors import CodeCorruptError
-from nanogrid.execution.code.entries import Entry, Kind, corrupt, parts_of, shown
+from nanogrid.execution.code.entries import ArchiveEntry, EntryKind, corrupt, parts_of, shown
 from nanogrid.execution.code.limits import Meter
 
 FIXED_TIME_NS = 315_532_800 * 10**9
@@ -31,7 +31,7 @@ BLOCK_BYTES = 4096
 
 
 @dataclass(frozen=True)
-class Unpacked:
+class TreeSize:
     """What came out of an archive. `disk_bytes` counts whole blocks, and one for each folder and link."""
 
     size_bytes: int
@@ -45,48 +45,48 @@ class Tree:
     def __init__(self, folder: Path, meter: Meter) -> None:
         self._folder = folder
         self._meter = meter
-        self._kinds: dict[str, Kind] = {}
+        self._kinds: dict[str, EntryKind] = {}
         self._targets: dict[str, str] = {}
         self._size_bytes = 0
         self._disk_bytes = 0
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: ArchiveEntry) -> None:
         """Put one entry into the tree. Raises CodeCorruptError; then the folder is of no use any more."""
         parts = parts_of(entry.name)
         if not parts:
-            if entry.kind is not Kind.FOLDER:
+            if entry.kind is not EntryKind.FOLDER:
                 raise corrupt(
                     entry.name, f"is a {entry.kind.value} in the place of the function's folder: pack it again"
                 )
             return
         self._add_folders(parts[:-1], entry.name)
         path = "/".join(parts)
-        if entry.kind is Kind.FOLDER:
+        if entry.kind is EntryKind.FOLDER:
             self._add_folder(path, entry.name)
             return
         self._register(path, entry)
-        if entry.kind is Kind.FILE:
+        if entry.kind is EntryKind.FILE:
             self._write(path, entry)
-        elif entry.kind is Kind.HARD_LINK:
+        elif entry.kind is EntryKind.HARD_LINK:
             self._hard_link(path, entry)
         else:
             self._targets[path] = _checked_target(entry)
 
-    def seal(self) -> Unpacked:
+    def seal(self) -> TreeSize:
         """Make the links, then take away every right to write."""
-        if Kind.FILE not in self._kinds.values():
+        if EntryKind.FILE not in self._kinds.values():
             raise CodeCorruptError("the archive is empty: it holds no file")
         self._check_links()
         for path, target in self._targets.items():
             (self._folder / path).symlink_to(target)
             os.utime(self._folder / path, ns=(FIXED_TIME_NS, FIXED_TIME_NS), follow_symlinks=False)
             self._disk_bytes += BLOCK_BYTES
-        folders = [path for path, kind in self._kinds.items() if kind is Kind.FOLDER]
+        folders = [path for path, kind in self._kinds.items() if kind is EntryKind.FOLDER]
         for path in (*sorted(folders, reverse=True), "."):
             (self._folder / path).chmod(0o555)
             os.utime(self._folder / path, ns=(FIXED_TIME_NS, FIXED_TIME_NS))
             self._disk_bytes += BLOCK_BYTES
-        return Unpacked(self._size_bytes, self._disk_bytes, len(self._kinds))
+        return TreeSize(self._size_bytes, self._disk_bytes, len(self._kinds))
 
     def _add_folders(self, parts: tuple[str, ...], name: str) -> None:
         for depth in range(1, len(parts) + 1):
@@ -94,23 +94,23 @@ class Tree:
 
     def _add_folder(self, path: str, name: str) -> None:
         known = self._kinds.get(path)
-        if known is Kind.FOLDER:
+        if known is EntryKind.FOLDER:
             return
         if known is not None:
             raise corrupt(name, f"clashes: {shown(path)} is a {known.value} and a folder: pack it again")
-        self._kinds[path] = Kind.FOLDER
+        self._kinds[path] = EntryKind.FOLDER
         self._meter.check_entries(len(self._kinds), name)
         (self._folder / path).mkdir(0o700)
 
-    def _register(self, path: str, entry: Entry) -> None:
+    def _register(self, path: str, entry: ArchiveEntry) -> None:
         known = self._kinds.get(path)
         if known is not None:
             raise corrupt(entry.name, f"clashes: the archive already has a {known.value} of this name: pack it again")
         # A hard link is one more name of a file, and from here on nothing but a file.
-        self._kinds[path] = Kind.FILE if entry.kind is Kind.HARD_LINK else entry.kind
+        self._kinds[path] = EntryKind.FILE if entry.kind is EntryKind.HARD_LINK else entry.kind
         self._meter.check_entries(len(self._kinds), entry.name)
 
-    def _write(self, path: str, entry: Entry) -> None:
+    def _write(self, path: str, entry: ArchiveEntry) -> None:
         target = self._folder / path
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         size = 0
@@ -123,9 +123,9 @@ class Tree:
         self._size_bytes += size
         self._disk_bytes += -(-size // BLOCK_BYTES) * BLOCK_BYTES
 
-    def _hard_link(self, path: str, entry: Entry) -> None:
+    def _hard_link(self, path: str, entry: ArchiveEntry) -> None:
         source = "/".join(parts_of(_checked_target(entry)))
-        if self._kinds.get(source) is not Kind.FILE or source == path:
+        if self._kinds.get(source) is not EntryKind.FILE or source == path:
             raise corrupt(
                 entry.name, f"is a hard link to {shown(entry.target)}, which is no file before it in the archive"
             )
@@ -157,15 +157,15 @@ class Tree:
             here.append(part)
             reached = "/".join(here)
             kind = self._kinds.get(reached)
-            if kind is None or (kind is Kind.FILE and ahead):
+            if kind is None or (kind is EntryKind.FILE and ahead):
                 raise corrupt(path, f"is a link to {shown(target)}, which is not in the archive: pack the file itself")
-            if kind is Kind.LINK:
+            if kind is EntryKind.LINK:
                 here.pop()
                 ahead.extendleft(reversed(self._targets[reached].split("/")))
         return steps
 
 
-def _checked_target(entry: Entry) -> str:
+def _checked_target(entry: ArchiveEntry) -> str:
     target = entry.target
     if not target or len(target) > LONGEST_LINK:
         raise corrupt(

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from nanogrid.errors import CodeCorruptError
 from nanogrid.execution.code.damage import damage_is_corrupt
-from nanogrid.execution.code.entries import Entry, Kind, corrupt, shown
+from nanogrid.execution.code.entries import ArchiveEntry, EntryKind, corrupt, shown
 from nanogrid.execution.code.limits import Meter
 from nanogrid.execution.code.tree import LONGEST_LINK
 
@@ -40,7 +40,7 @@ ACCEPTED_TYPES = (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 FORBIDDEN = {stat.S_IFCHR: "device", stat.S_IFBLK: "device", stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket"}
 
 
-class _BoundedReads:
+class _BoundedFile:
     """A file that refuses to be read by more than `largest` bytes at once: zipfile reads its whole directory in one go."""
 
     def __init__(self, file: BinaryIO, meter: Meter) -> None:
@@ -57,11 +57,11 @@ class _BoundedReads:
         return data
 
 
-def entries(path: Path, meter: Meter) -> Iterator[Entry]:
+def entries(path: Path, meter: Meter) -> Iterator[ArchiveEntry]:
     """The entries of a zip, in the order of its directory. Raises CodeCorruptError, also between entries."""
     with path.open("rb") as file:
         with damage_is_corrupt("the zip archive"):
-            archive = zipfile.ZipFile(_BoundedReads(file, meter))  # needs no more of a file than this
+            archive = zipfile.ZipFile(_BoundedFile(file, meter))  # needs no more of a file than this
         with archive:
             infos = archive.infolist()
             _refuse_missing_entries(path, infos)
@@ -70,16 +70,16 @@ def entries(path: Path, meter: Meter) -> Iterator[Entry]:
                 yield _entry(archive, info, meter)
 
 
-def _entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, meter: Meter) -> Entry:
+def _entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, meter: Meter) -> ArchiveEntry:
     name = _name(info)
     _refuse_unreadable(info, name)
     mode = info.external_attr >> 16 if info.create_system == MADE_ON_UNIX else 0
     kind = _kind(info, name, mode)
-    if kind is Kind.LINK:
-        return Entry(name, kind, target=_link_target(archive, info, name, meter))
-    if kind is Kind.FOLDER:
-        return Entry(name, kind)
-    return Entry(name, kind, executable=bool(mode & 0o111), chunks=_chunks(archive, info, name, meter))
+    if kind is EntryKind.LINK:
+        return ArchiveEntry(name, kind, target=_link_target(archive, info, name, meter))
+    if kind is EntryKind.FOLDER:
+        return ArchiveEntry(name, kind)
+    return ArchiveEntry(name, kind, executable=bool(mode & 0o111), chunks=_chunks(archive, info, name, meter))
 
 
 def _name(info: zipfile.ZipInfo) -> str:
@@ -102,7 +102,7 @@ def _refuse_unreadable(info: zipfile.ZipInfo, name: str) -> None:
         raise corrupt(name, f"uses the compression method {method}: accepted in a zip are stored and deflate")
 
 
-def _kind(info: zipfile.ZipInfo, name: str, mode: int) -> Kind:
+def _kind(info: zipfile.ZipInfo, name: str, mode: int) -> EntryKind:
     file_type = stat.S_IFMT(mode)
     if file_type in FORBIDDEN:
         raise corrupt(name, f"is a {FORBIDDEN[file_type]}: only files, folders and links are accepted")
@@ -114,8 +114,8 @@ def _kind(info: zipfile.ZipInfo, name: str, mode: int) -> Kind:
     if named_folder and info.file_size:
         raise corrupt(name, "is a folder with content of its own: pack it again")
     if named_folder:
-        return Kind.FOLDER
-    return Kind.LINK if file_type == stat.S_IFLNK else Kind.FILE
+        return EntryKind.FOLDER
+    return EntryKind.LINK if file_type == stat.S_IFLNK else EntryKind.FILE
 
 
 def _chunks(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, meter: Meter) -> Iterator[bytes]:

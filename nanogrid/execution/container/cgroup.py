@@ -163,7 +163,7 @@ class Cgroup:
         return None
 
 
-class KeptCgroup(Cgroup):
+class OpenCgroup(Cgroup):
     """The same with its files kept open: for a container that has many runs. Not thread-safe."""
 
     def __init__(self, memory: Path | None, cpu: Path | None, freezer: Path | None = None) -> None:

@@ -34,7 +34,7 @@ _texts: dict[tuple[str, str], str | None] = {}
 
 
 @dataclass(frozen=True)
-class Found:
+class EngineContainer:
     """A container that the engine knows: id, name, labels, and `running`, `paused`, `exited`, ..."""
 
     id: str
@@ -44,7 +44,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class End:
+class ExitStatus:
     """How a container's first process ended, as the engine saw it."""
 
     running: bool
@@ -263,7 +263,7 @@ class Engine:
                 if error.status_code != 409:
                     raise
 
-    def end_of(self, container_id: str) -> End:
+    def end_of(self, container_id: str) -> ExitStatus:
         """How the container ended. One that is gone ended with -1."""
         from docker.errors import NotFound
 
@@ -271,8 +271,8 @@ class Engine:
             try:
                 state = self.api.inspect_container(container_id)["State"]
             except NotFound:
-                return End(running=False, exit_code=-1, oom_killed=False)
-            return End(bool(state["Running"]), int(state["ExitCode"]), bool(state["OOMKilled"]))
+                return ExitStatus(running=False, exit_code=-1, oom_killed=False)
+            return ExitStatus(bool(state["Running"]), int(state["ExitCode"]), bool(state["OOMKilled"]))
 
     def kill(self, container_id: str) -> None:
         """End a container and wait for its end. One that has ended, or is gone, already is fine."""
@@ -305,13 +305,13 @@ class Engine:
                 else:
                     return
 
-    def find(self, labels: dict[str, str]) -> list[Found]:
+    def find(self, labels: dict[str, str]) -> list[EngineContainer]:
         """All containers, in any state, that carry all these labels with these values."""
         with _translated("list containers"):
             rows = self.api.containers(
                 all=True, filters={"label": [f"{name}={value}" for name, value in labels.items()]}
             )
-        return [Found(row["Id"], row["Names"][0].lstrip("/"), row["Labels"], row["State"]) for row in rows]
+        return [EngineContainer(row["Id"], row["Names"][0].lstrip("/"), row["Labels"], row["State"]) for row in rows]
 
 
 @contextmanager

@@ -14,14 +14,14 @@ from contextlib import ExitStack
 
 from nanogrid.errors import ContainerStartError
 from nanogrid.execution.container.cgroup import Cgroup, Usage
-from nanogrid.execution.container.report import Ended, Result, RunReport, Stream
+from nanogrid.execution.container.report import EndReason, Result, RunReport, Stream
 from nanogrid.execution.container.slot import Slot
 
 CHUNK_BYTES = 65_536
 DRAIN_S = 5.0
 
 
-class Watch:
+class LaunchedRun:
     """Watches one run. The launcher waits until this is opened, and then begins."""
 
     def __init__(self, slot: Slot, *, output_limit_bytes: int, result_limit_bytes: int) -> None:
@@ -36,7 +36,7 @@ class Watch:
         }
         self._lines = b""
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> LaunchedRun:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,17 +65,17 @@ class Watch:
         now = time.monotonic()
         # Both lines may have waited for this process: then the launcher's clock knows better (to 10 ms).
         duration_s = max(now - started, min(ended_at - began_at, now - asked))
-        if ended is Ended.TIMED_OUT:
+        if ended is EndReason.TIMED_OUT:
             duration_s = max(duration_s, timeout_s)  # a sum of fractions may be smaller by the last digit
         usage = cgroup.read()
-        if ended is not Ended.EXITED:
+        if ended is not EndReason.EXITED:
             stop()
         self._drain()
         if usage.cpu_ns is not None:
             usage = Usage(usage.peak_memory_bytes, max(0, usage.cpu_ns - base_cpu_ns), usage.oom_kills)
         stdout, stderr = self._streams.values()
-        if ended is Ended.EXITED and (stdout.truncated or stderr.truncated):
-            ended = Ended.OUTPUT_LIMIT
+        if ended is EndReason.EXITED and (stdout.truncated or stderr.truncated):
+            ended = EndReason.OUTPUT_LIMIT
         return RunReport(ended, exit_code, stdout, stderr, duration_s * 1000, usage, self._result())
 
     def _result(self) -> Result:
@@ -111,19 +111,19 @@ class Watch:
                 f"the container could not lay out the code: {line.removeprefix('unready').strip()}"
             )
 
-    def _await_end(self, deadline: float) -> tuple[Ended, int | None, float]:
+    def _await_end(self, deadline: float) -> tuple[EndReason, int | None, float]:
         """Wait until the command ends: how, its exit code, and the uptime of that moment (0 where it is not known)."""
         while True:
             line = self._next_line(deadline)
             if line is None:
-                return Ended.TIMED_OUT, None, 0.0
+                return EndReason.TIMED_OUT, None, 0.0
             if line == "":
-                return Ended.LOST, None, 0.0
+                return EndReason.LOST, None, 0.0
             if line == "output":
-                return Ended.OUTPUT_LIMIT, None, 0.0
+                return EndReason.OUTPUT_LIMIT, None, 0.0
             word, code, uptime = (*line.split(" "), "", "")[:3]
             if word == "exited" and code.isdigit():
-                return Ended.EXITED, int(code), _seconds(uptime)
+                return EndReason.EXITED, int(code), _seconds(uptime)
 
     def _next_line(self, deadline: float) -> str | None:
         """The launcher's next line; "" when it is gone, "output" when a stream passed its limit, None at the deadline.

@@ -247,7 +247,7 @@ def _is_readable(connection: socket.socket, timeout_s: float) -> bool:
     return bool(poll.poll(max(0.0, timeout_s) * 1000))
 
 
-class Listener:
+class RunnerListener:
     """Waits for a new container's runner at a path that only its first process can reach, and takes one connection."""
 
     def __init__(self, path: Path) -> None:

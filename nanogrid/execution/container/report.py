@@ -10,7 +10,7 @@ from enum import Enum, auto
 from nanogrid.execution.container.cgroup import Usage
 
 
-class Ended(Enum):
+class EndReason(Enum):
     """Why the loop ended."""
 
     EXITED = auto()
@@ -40,7 +40,7 @@ class Stream:
 class RunReport:
     """What happened in a container. Durations in milliseconds, usage of this run alone."""
 
-    ended: Ended
+    ended: EndReason
     exit_code: int | None
     stdout: Stream
     stderr: Stream

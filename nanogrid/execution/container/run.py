@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from nanogrid.errors import ContainerLostError, ContainerStartError
 from nanogrid.execution.container.cgroup import Cgroup, Gauge
 from nanogrid.execution.container.link import Link, Ready, RunEnded, Unfit
-from nanogrid.execution.container.report import Ended, Result, RunReport, Stream
+from nanogrid.execution.container.report import EndReason, Result, RunReport, Stream
 
 CHUNK_BYTES = 65_536
 KILL_S = 10.0
@@ -88,19 +88,19 @@ class Run:
             thaw()
             begun()
             ended = self._watch(sent + timeout_s)
-            if cut_short := ended in (Ended.TIMED_OUT, Ended.OUTPUT_LIMIT):
+            if cut_short := ended in (EndReason.TIMED_OUT, EndReason.OUTPUT_LIMIT):
                 self._kill()
             duration_ms = self._duration_ms(sent, cut_short=cut_short)
-            if ended is Ended.TIMED_OUT:
+            if ended is EndReason.TIMED_OUT:
                 duration_ms = max(duration_ms, timeout_s * 1000)  # a sum of fractions may be smaller by the last digit
             usage = gauge.read()
             self._drain()
             result = self._result(resources)
-        if ended is Ended.EXITED and any(stream.truncated for stream in self._streams):
-            ended = Ended.OUTPUT_LIMIT
+        if ended is EndReason.EXITED and any(stream.truncated for stream in self._streams):
+            ended = EndReason.OUTPUT_LIMIT
         return RunReport(
             ended,
-            self._ended.exit_code if ended is Ended.EXITED and self._ended else None,
+            self._ended.exit_code if ended is EndReason.EXITED and self._ended else None,
             *self._streams,
             duration_ms,
             usage,
@@ -125,7 +125,7 @@ class Run:
         self._by_fd[reading] = stream
         return writing
 
-    def _watch(self, deadline: float) -> Ended:
+    def _watch(self, deadline: float) -> EndReason:
         """Read until the run has ended, was too slow, or wrote too much."""
         control = self._link.fileno()
         first_s = min(OUTPUT_WAITS_S, deadline - time.monotonic())
@@ -138,16 +138,16 @@ class Run:
             if not events and time.monotonic() >= deadline:
                 if self._cgroup.is_frozen():
                     raise ContainerLostError("the container was paused by somebody else while the function ran")
-                return Ended.TIMED_OUT
+                return EndReason.TIMED_OUT
             for fd, _ in events:
                 if fd != control:
                     self._read(fd)
                 elif not self._hear():
-                    return Ended.LOST
+                    return EndReason.LOST
             if self._ended:
-                return Ended.EXITED
+                return EndReason.EXITED
             if any(stream.truncated for stream in self._streams):
-                return Ended.OUTPUT_LIMIT
+                return EndReason.OUTPUT_LIMIT
 
     def _hear(self) -> bool:
         """Take the runner's word. False when it is gone."""

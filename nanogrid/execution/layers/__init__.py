@@ -24,22 +24,22 @@ from pathlib import Path
 from nanogrid.errors import CodeCorruptError, CodeError, CodeUnavailableError
 from nanogrid.execution.code import Code
 from nanogrid.execution.code.archive import unpack
-from nanogrid.execution.code.cache import Cache, Entry, Usage
-from nanogrid.execution.code.limits import Limits
+from nanogrid.execution.code.cache import Cache, CacheEntry, CacheUsage
+from nanogrid.execution.code.limits import ArchiveLimits
 from nanogrid.execution.container.engine import Engine
 from nanogrid.execution.container.hardening import MIB
 from nanogrid.execution.layers import explain
 from nanogrid.execution.layers.build import Build, Recipe, Verdict
 from nanogrid.execution.layers.build_claims import forget_dead, only_builder, owner_of_build, remove_orphans
 from nanogrid.execution.layers.build_log import BuildLog, prune
-from nanogrid.execution.layers.failed_builds import Failures
+from nanogrid.execution.layers.failed_builds import FailedBuilds
 from nanogrid.execution.layers.recipes import Needs, needs, packages_recipe, tree_recipe
 from nanogrid.runtimes import Runtime
 from nanogrid.settings import Settings
 from nanogrid.telemetry import counters
 from nanogrid.telemetry.events import happened
 
-__all__ = ["LayerStore", "Prepared"]
+__all__ = ["LayerStore", "LayeredCode"]
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ IMAGE_KNOWN_S = 30.0
 
 
 @dataclass(frozen=True)
-class Prepared:
+class LayeredCode:
     """Code with its layers, ready to run.
 
     `tree` is what is to stand in `/workspace`: the code itself, or what its `build.sh` made of it. `packages` are python
@@ -77,13 +77,13 @@ class LayerStore:
         self._engine = engine
         self._folder = settings.data_dir / "layers"
         self._cache = Cache(self._folder, settings.layer_cache_mb * MIB)
-        self._failures = Failures(self._folder / "failures", settings.layer_failure_ttl_s, settings.build_network)
+        self._failures = FailedBuilds(self._folder / "failures", settings.layer_failure_ttl_s, settings.build_network)
         # The tar is as large as what is in it, so the ratio says nothing here.
-        self._limits = Limits(settings.layer_limit_mb * MIB, settings.layer_files_limit, ratio=1)
+        self._limits = ArchiveLimits(settings.layer_limit_mb * MIB, settings.layer_files_limit, ratio=1)
         self._needs: dict[tuple[str, bool], Needs] = {}
         self._image_ids: dict[str, tuple[str, float]] = {}
 
-    def prepare(self, code: Code, runtime: Runtime) -> AbstractContextManager[Prepared]:
+    def prepare(self, code: Code, runtime: Runtime) -> AbstractContextManager[LayeredCode]:
         """The code with all that is to be built for it, kept on disk for the length of the `with` block.
 
         Builds what is not there yet, or waits for who does. Raises LayerBuildError (final: the code's own fault),
@@ -91,15 +91,15 @@ class LayerStore:
         """
         return self._prepare(code, runtime)
 
-    def usage(self) -> Usage:
+    def usage(self) -> CacheUsage:
         """What is kept."""
         return self._cache.usage()
 
     @contextmanager
-    def _prepare(self, code: Code, runtime: Runtime) -> Iterator[Prepared]:
+    def _prepare(self, code: Code, runtime: Runtime) -> Iterator[LayeredCode]:
         wanted = self._wanted(code, runtime)
         if not wanted:
-            yield Prepared(code.path, None, code.sha256, None)
+            yield LayeredCode(code.path, None, code.sha256, None)
             return
         try:
             with ExitStack() as held:
@@ -117,7 +117,7 @@ class LayerStore:
             self._needs[known_as] = found
         return found
 
-    def _with_layers(self, wanted: Needs, code: Code, runtime: Runtime, held: ExitStack) -> Prepared:
+    def _with_layers(self, wanted: Needs, code: Code, runtime: Runtime, held: ExitStack) -> LayeredCode:
         image_id = self._image_id(runtime.image)
         tree, packages, packages_id, tree_id = code.path, None, "", ""
         built_ms: list[float] = []
@@ -130,7 +130,7 @@ class LayerStore:
             tree_id = recipe.layer_id
             tree = self._layer(recipe, held, built_ms, index_is_ours=False)
         key = hashlib.sha256("\0".join((code.sha256, packages_id, tree_id)).encode()).hexdigest()
-        return Prepared(tree, packages, key, sum(built_ms) if built_ms else None)
+        return LayeredCode(tree, packages, key, sum(built_ms) if built_ms else None)
 
     def _image_id(self, image: str) -> str:
         known, known_until = self._image_ids.get(image, ("", 0.0))
@@ -153,7 +153,7 @@ class LayerStore:
         held.callback(entry.release)
         return entry.path
 
-    def _built(self, recipe: Recipe, *, index_is_ours: bool) -> Entry:
+    def _built(self, recipe: Recipe, *, index_is_ours: bool) -> CacheEntry:
         """Build a layer, unless another one does meanwhile."""
         with only_builder(self._folder / BUILDS, recipe.layer_id, self._log_path(recipe)):
             entry = self._cache.use(recipe.layer_id)
@@ -172,7 +172,7 @@ class LayerStore:
             self._failures.forget(recipe.layer_id)
             return entry
 
-    def _build(self, recipe: Recipe, *, index_is_ours: bool) -> Entry:
+    def _build(self, recipe: Recipe, *, index_is_ours: bool) -> CacheEntry:
         self._cache.sweep()
         remove_orphans(self._settings.data_dir, self._engine, recipe.layer_id)
         forget_dead(self._folder / BUILDS, self._settings.data_dir)
@@ -195,7 +195,7 @@ class LayerStore:
         )  # fmt: skip
         return entry
 
-    def _publish(self, tar: Path, draft: Path, recipe: Recipe, build_log: BuildLog) -> Entry:
+    def _publish(self, tar: Path, draft: Path, recipe: Recipe, build_log: BuildLog) -> CacheEntry:
         (draft / "tree").mkdir(mode=0o700, parents=True)
         try:
             unpacked = unpack(tar, draft / "tree", self._limits)

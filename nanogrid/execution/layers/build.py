@@ -20,7 +20,7 @@ from pathlib import Path
 
 from nanogrid.errors import ContainerLostError
 from nanogrid.execution.container import users
-from nanogrid.execution.container.engine import End, Engine
+from nanogrid.execution.container.engine import Engine, ExitStatus
 from nanogrid.execution.container.hardening import MIB, WORKSPACE, BuildContainer, build_options, index_options
 from nanogrid.execution.layers.build_log import BuildLog
 from nanogrid.settings import Settings
@@ -239,14 +239,14 @@ class Build:
             return self._engine.is_running(container_id)
         return True
 
-    def _end_of(self, container_id: str) -> End:
+    def _end_of(self, container_id: str) -> ExitStatus:
         """How the container ended; all its pipes are closed, so the engine will know in a moment."""
         deadline = time.monotonic() + END_S
         while (end := self._engine.end_of(container_id)).running and time.monotonic() < deadline:
             time.sleep(0.01)
         return end
 
-    def _judge(self, end: End) -> Verdict:
+    def _judge(self, end: ExitStatus) -> Verdict:
         if end.exit_code == 0:
             return Verdict.BUILT
         if end.oom_killed:

@@ -20,7 +20,7 @@ INDEX_TROUBLE_S = 10.0
 """How long an index that does not answer is not asked again. Shorter than what pip needs to find out."""
 
 
-class Failures:
+class FailedBuilds:
     """What failed lately, one file per layer, shared by all processes."""
 
     def __init__(self, folder: Path, ttl_s: float, network: str) -> None:

@@ -100,7 +100,7 @@ class Include:
 
 
 @dataclass(frozen=True)
-class Line:
+class RequirementLine:
     """One line, taken apart.
 
     `text`: what pip is given for it. `option`: it is no requirement. `alone`: it names nothing of the code. `elsewhere`: it
@@ -116,7 +116,7 @@ class Line:
     includes: Include | None = None
 
 
-def parse(line: str, code: Path, folder: PurePosixPath, *, wheels_only: bool) -> Line:
+def parse(line: str, code: Path, folder: PurePosixPath, *, wheels_only: bool) -> RequirementLine:
     """Take a logical line apart. `folder`: where in the code its file lies. Raises RefusedError."""
     if "${" in line:
         # pip would put its own environment there, with whatever the deployment has in it.
@@ -142,7 +142,7 @@ def _split(line: str) -> tuple[str, str]:
 # -- requirements
 
 
-def _requirement(text: str, code: Path, *, wheels_only: bool) -> Line:
+def _requirement(text: str, code: Path, *, wheels_only: bool) -> RequirementLine:
     wanted, semicolon, condition = text.partition(";")
     wanted = wanted.strip()
     marker = f" ; {_marker(condition)}" if semicolon else ""
@@ -153,7 +153,7 @@ def _requirement(text: str, code: Path, *, wheels_only: bool) -> Line:
     elif (direct := DIRECT.fullmatch(wanted)) and not _is_file(direct["name"]):
         found = _direct(direct["name"] + _extras(direct["extras"]), direct["target"], code, wheels_only=wheels_only)
     elif (named := BY_NAME.fullmatch(wanted)) and not _is_file(named["name"]) and not _is_file(wanted):
-        return Line(named["name"] + _extras(named["extras"]) + _versions(named["versions"]) + marker)
+        return RequirementLine(named["name"] + _extras(named["extras"]) + _versions(named["versions"]) + marker)
     else:
         found = _from_path(wanted, code, wheels_only=wheels_only)
     return replace(found, text=found.text + marker)
@@ -196,7 +196,7 @@ def _marker(written: str) -> str:
     return " ".join(words)
 
 
-def _direct(name: str, target: str, code: Path, *, wheels_only: bool) -> Line:
+def _direct(name: str, target: str, code: Path, *, wheels_only: bool) -> RequirementLine:
     if target.startswith("file:"):
         found = _from_path(target.removeprefix("file:"), code, wheels_only=wheels_only)
         return replace(found, text=f"{name} @ file://{found.text}")
@@ -204,16 +204,16 @@ def _direct(name: str, target: str, code: Path, *, wheels_only: bool) -> Line:
     return replace(found, text=f"{name} @ {found.text}")
 
 
-def _from_address(address: str, *, wheels_only: bool) -> Line:
+def _from_address(address: str, *, wheels_only: bool) -> RequirementLine:
     found = FILE_ADDRESS.fullmatch(address)
     if wheels_only and (found is None or not _is_wheel(found["file"])):
         raise RefusedError(ONLY_WHEELS)
     if found is None or not _is_archive(found["file"]):
         raise RefusedError(": name the address of a wheel or of a source archive, http:// or https://")
-    return Line(address, elsewhere=True, target=address, file=found["file"])
+    return RequirementLine(address, elsewhere=True, target=address, file=found["file"])
 
 
-def _from_path(written: str, code: Path, *, wheels_only: bool) -> Line:
+def _from_path(written: str, code: Path, *, wheels_only: bool) -> RequirementLine:
     path, bracket, extras = written.partition("[")
     if bracket and not re.fullmatch(EXTRAS, f"[{extras}"):
         raise RefusedError(NOT_UNDERSTOOD)
@@ -237,7 +237,7 @@ def _from_path(written: str, code: Path, *, wheels_only: bool) -> Line:
         raise RefusedError(ONLY_WHEELS)
     elif path.endswith("/") or not _is_archive(place.name):
         raise RefusedError(NOT_UNDERSTOOD)
-    return Line(f"{CODE}/{inside}".removesuffix("/.") + _extras(bracket + extras), alone=False)
+    return RequirementLine(f"{CODE}/{inside}".removesuffix("/.") + _extras(bracket + extras), alone=False)
 
 
 def _is_wheel(file: str) -> bool:
@@ -282,10 +282,10 @@ def _own_options(words: list[str], *, wheels_only: bool) -> list[str]:
     return found
 
 
-def _option(words: list[str], code: Path, folder: PurePosixPath, *, wheels_only: bool) -> Line:
+def _option(words: list[str], code: Path, folder: PurePosixPath, *, wheels_only: bool) -> RequirementLine:
     name, equals, value = words[0].partition("=")
     if name in FLAGS and words == [name]:
-        return Line(name, option=True)
+        return RequirementLine(name, option=True)
     if equals and not name.startswith("--"):
         raise RefusedError(": put a blank between an option and its value")
     rest = words[1:] if equals else words[2:]
@@ -299,34 +299,36 @@ def _option(words: list[str], code: Path, folder: PurePosixPath, *, wheels_only:
             f"{', '.join(sorted({*known, *FLAGS}))}"
         )
     if name in INDEX_OPTIONS:
-        return Line(f"{INDEX_OPTIONS[name]}={_address(value)}", option=True, elsewhere=True)
+        return RequirementLine(f"{INDEX_OPTIONS[name]}={_address(value)}", option=True, elsewhere=True)
     if name in LINKS_OPTIONS:
         return _links(value, code, folder)
     if name == "--trusted-host":
-        return Line(f"{name}={_matching(HOST, value)}", option=True, elsewhere=True)
+        return RequirementLine(f"{name}={_matching(HOST, value)}", option=True, elsewhere=True)
     if name in FILE_OPTIONS:
         if "://" in value or value.startswith("file:"):
             raise RefusedError(": what lies there is not known before pip reads it; add that file to the code")
-        return Line("", option=True, alone=False, includes=Include(within(value, folder), FILE_OPTIONS[name]))
+        return RequirementLine(
+            "", option=True, alone=False, includes=Include(within(value, folder), FILE_OPTIONS[name])
+        )
     return _formats(name, value, wheels_only=wheels_only)
 
 
-def _links(value: str, code: Path, folder: PurePosixPath) -> Line:
+def _links(value: str, code: Path, folder: PurePosixPath) -> RequirementLine:
     if value.startswith(("http://", "https://")):
-        return Line(f"--find-links={_address(value)}", option=True, elsewhere=True)
+        return RequirementLine(f"--find-links={_address(value)}", option=True, elsewhere=True)
     # Beside the file that names it or, as pip has it, at the top of the code.
     places = [within(value, folder), within(value, PurePosixPath())]
     inside = next((place for place in places if (code / place).exists()), None)
     if inside is None:
         raise RefusedError(", which is no folder of the code: add it there")
-    return Line(f"--find-links={CODE}/{inside}".removesuffix("/."), option=True, alone=False, elsewhere=True)
+    return RequirementLine(f"--find-links={CODE}/{inside}".removesuffix("/."), option=True, alone=False, elsewhere=True)
 
 
-def _formats(name: str, value: str, *, wheels_only: bool) -> Line:
+def _formats(name: str, value: str, *, wheels_only: bool) -> RequirementLine:
     _matching(FORMATS, value)
     if wheels_only and (name != "--only-binary" or value == ":none:"):
         raise RefusedError(ONLY_WHEELS)
-    return Line(f"{name}={value}", option=True)
+    return RequirementLine(f"{name}={value}", option=True)
 
 
 def _address(value: str) -> str:

@@ -14,7 +14,7 @@ from nanogrid.execution.code import Code
 from nanogrid.execution.container.hardening import MOUNT, NO_NETWORK, WORKSPACE
 from nanogrid.execution.layers import lines, requirements
 from nanogrid.execution.layers.build import CONSTRAINTS, IndexRecipe, Recipe
-from nanogrid.execution.layers.lines import Line
+from nanogrid.execution.layers.lines import RequirementLine
 from nanogrid.execution.layers.requirements import Requirements
 from nanogrid.runtimes import Runtime
 from nanogrid.settings import Settings
@@ -111,7 +111,7 @@ def _served(wanted: Requirements) -> tuple[dict[str, str], dict[str, str]]:
     """
     addresses: list[str] = []
 
-    def served(line: Line) -> str:
+    def served(line: RequirementLine) -> str:
         if not line.target:
             return line.text
         place = f"{SERVED}/address/{len(addresses)}/{line.file}{''.join(line.target.partition('#')[1:])}"
@@ -127,7 +127,7 @@ def _served(wanted: Requirements) -> tuple[dict[str, str], dict[str, str]]:
     )
 
 
-def _is_source(line: Line) -> bool:
+def _is_source(line: RequirementLine) -> bool:
     """Whether a line says where packages come from, and that is not the code."""
     return line.text == "--no-index" or (line.option and line.elsewhere and line.alone)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from nanogrid.errors import LayerBuildError
-from nanogrid.execution.layers.lines import Line, RefusedError, parse
+from nanogrid.execution.layers.lines import RefusedError, RequirementLine, parse
 
 NAME = "requirements.txt"
 LARGEST_BYTES = 1024 * 1024
@@ -34,8 +34,8 @@ class Requirements:
     `lines` in the order in which pip would come to them, and `constraints` apart; files that are included are among both.
     """
 
-    lines: tuple[Line, ...]
-    constraints: tuple[Line, ...] = ()
+    lines: tuple[RequirementLine, ...]
+    constraints: tuple[RequirementLine, ...] = ()
 
     @property
     def text(self) -> str:
@@ -60,7 +60,7 @@ class Requirements:
 
 def read(code: Path, *, wheels_only: bool) -> Requirements | None:
     """The requirements of a function; None where it has none. Raises LayerBuildError where they are refused."""
-    found = list(_Reading(code, wheels_only=wheels_only).lines(NAME, (), constraints=False))
+    found = list(_RequirementsReader(code, wheels_only=wheels_only).lines(NAME, (), constraints=False))
     if not found:
         return None
     # Options count wherever they stand, also among constraints.
@@ -70,7 +70,7 @@ def read(code: Path, *, wheels_only: bool) -> Requirements | None:
     )
 
 
-class _Reading:
+class _RequirementsReader:
     """One walk through a requirements file and what it includes."""
 
     def __init__(self, code: Path, *, wheels_only: bool) -> None:
@@ -78,7 +78,7 @@ class _Reading:
         self._wheels_only = wheels_only
         self._files = 0
 
-    def lines(self, name: str, above: tuple[str, ...], *, constraints: bool) -> Iterator[tuple[bool, Line]]:
+    def lines(self, name: str, above: tuple[str, ...], *, constraints: bool) -> Iterator[tuple[bool, RequirementLine]]:
         """Each line and whether it is a constraint, those of included files in the place where they are included."""
         if name in above:
             raise LayerBuildError(f"{above[-1]} includes {name}, which includes it in turn: include it once")
@@ -98,7 +98,7 @@ class _Reading:
                 yield from self.lines(line.includes.path, (*above, name), constraints=line.includes.constraints)
 
 
-def _text(lines: tuple[Line, ...]) -> str:
+def _text(lines: tuple[RequirementLine, ...]) -> str:
     return "".join(f"{line.text}\n" for line in lines)
 
 

@@ -32,7 +32,7 @@ class Relay(socketserver.BaseRequestHandler):
             _copy(served, self.request)
 
 
-class Server(socketserver.ThreadingTCPServer):
+class LoopbackServer(socketserver.ThreadingTCPServer):
     """Listens on loopback."""
 
     allow_reuse_address = True
@@ -49,7 +49,7 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 def main() -> int:
     """Serve while the command runs."""
     # Opens when the other side listens.
-    with (GATEWAY / "ready").open("rb"), Server(("127.0.0.1", int(sys.argv[1])), Relay) as server:
+    with (GATEWAY / "ready").open("rb"), LoopbackServer(("127.0.0.1", int(sys.argv[1])), Relay) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         code = subprocess.call(sys.argv[2:])
         server.shutdown()

@@ -74,7 +74,7 @@ class Index:
         return self._session.get(url, headers={"Accept-Encoding": "identity"}, stream=True)
 
 
-class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+class IndexServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     """Answers on a socket."""
 
     daemon_threads = True
@@ -91,7 +91,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 class Handler(BaseHTTPRequestHandler):
     """One request."""
 
-    server: Server
+    server: IndexServer
 
     def do_GET(self) -> None:  # the name that http.server calls
         """Answer with a page, a file, or that there is none."""
@@ -160,7 +160,7 @@ def main() -> None:
         # From here on nothing leads to a file of this container, a redirect included.
         del session.adapters["file://"]
         index = Index(finder, session, json.loads((HERE / "addresses.json").read_text()))
-        with Server(str(GATEWAY / "socket"), index) as server:
+        with IndexServer(str(GATEWAY / "socket"), index) as server:
             # From now on whoever opens this pipe to read gets it at once.
             os.open(GATEWAY / "ready", os.O_RDWR)
             server.serve_forever()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogrid.errors import ContainerLostError, NanoGridError, PoolExhaustedError
-from nanogrid.execution.container.cgroup import KeptCgroup
+from nanogrid.execution.container.cgroup import OpenCgroup
 from nanogrid.execution.container.link import Link, Ready, Unfit
 from nanogrid.execution.pool.protocol import (
     RUNNER,
@@ -44,7 +44,7 @@ class Grip:
         self.leased = leased
         self.link = link
         self.token = token
-        self.cgroup = KeptCgroup(*vars(leased.cgroup).values())
+        self.cgroup = OpenCgroup(*vars(leased.cgroup).values())
 
     def as_warm(self) -> LeasedContainer:
         """What it is for the next run."""

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from nanogrid.errors import ContainerLostError, NanoGridError, PoolExhaustedError
-from nanogrid.execution.container.engine import End
+from nanogrid.execution.container.engine import ExitStatus
 from nanogrid.execution.container.hardening import MOUNT
-from nanogrid.execution.container.launched_run import Watch
-from nanogrid.execution.container.report import Ended, RunReport
+from nanogrid.execution.container.launched_run import LaunchedRun
+from nanogrid.execution.container.report import EndReason, RunReport
 from nanogrid.execution.container.run import Program, Run
 from nanogrid.execution.container.slot import Slot, in_memory
 from nanogrid.execution.pool.child.connection import Connection, Grip, understood
@@ -47,7 +47,7 @@ class Container(ABC):
         self.folder = slot
         self._line = line
         self._settings = settings
-        self.end: End | None = None
+        self.end: ExitStatus | None = None
 
     @abstractmethod
     def run(self, *, timeout_s: float, begun: Callable[[], None] = _nothing) -> RunReport:
@@ -68,7 +68,7 @@ class Container(ABC):
             answer = self._line.receive()
             if answer is None:
                 raise ContainerLostError(f"the owner of container {self.name} is gone")
-            self.end = End(**understood(answer)["ended"])
+            self.end = ExitStatus(**understood(answer)["ended"])
 
 
 class WarmContainer(Container):
@@ -100,8 +100,8 @@ class WarmContainer(Container):
         in_process = self._wanted.in_process
         program = Program(self._wanted.command, env, in_process, compiler_cache=not in_process)
         report = run.run(program, self._payload, timeout_s=timeout_s, thaw=self._go_on, begun=begun)
-        self._reusable = report.ended is Ended.EXITED and not report.usage.oom_kills
-        if report.ended is Ended.LOST:
+        self._reusable = report.ended is EndReason.EXITED and not report.usage.oom_kills
+        if report.ended is EndReason.LOST:
             self.destroy()
         return report
 
@@ -128,7 +128,7 @@ class WarmContainer(Container):
 class LaunchedContainer(Container):
     """A container of an image without Python, made for one run."""
 
-    def __init__(self, leased: LeasedContainer, line: Line, settings: Settings, slot: Slot, watch: Watch) -> None:
+    def __init__(self, leased: LeasedContainer, line: Line, settings: Settings, slot: Slot, watch: LaunchedRun) -> None:
         super().__init__(leased, line, settings, slot)
         self._cgroup = leased.cgroup
         self._watch = watch
@@ -225,7 +225,7 @@ class Pool:
             return WarmContainer(connection, grip, self._settings, wanted, slot, descriptor)
         slot.write_run(wanted.command, wanted.env, payload, self._settings.container_uid)
         watch = resources.enter_context(
-            Watch(
+            LaunchedRun(
                 slot,
                 output_limit_bytes=self._settings.output_limit_bytes,
                 result_limit_bytes=self._settings.value_limit_bytes,

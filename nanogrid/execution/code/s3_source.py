@@ -59,8 +59,8 @@ REMEDIES = {
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Which version of an object it is. The same identity means the same bytes. `version_id` is "" without versioning."""
+class ObjectVersion:
+    """Which version of an object it is. The same version means the same bytes. `version_id` is "" without versioning."""
 
     etag: str
     version_id: str
@@ -70,7 +70,7 @@ class Identity:
 class Download:
     """A finished download."""
 
-    identity: Identity
+    version: ObjectVersion
     sha256: str
     size_bytes: int
 
@@ -91,14 +91,14 @@ class Source:
             self._client = (os.getpid(), s3_client(self._settings))
         return self._client[1]
 
-    def identity(self, bucket: str, key: str) -> Identity:
+    def version(self, bucket: str, key: str) -> ObjectVersion:
         """What the object is right now. One HEAD request, which moves no content.
 
         HEAD and not a GET with If-None-Match: it is answered by every S3 look-alike, names the version as well as the
         ETag, and leaves no body to be thrown away where the object has changed.
         """
         with _translated(bucket, key):
-            return _identity(self.client.head_object(Bucket=bucket, Key=key))
+            return _version(self.client.head_object(Bucket=bucket, Key=key))
 
     def download(self, bucket: str, key: str, target: Path) -> Download:
         """Stream the object into the new file `target`. Holds no more than a chunk of it in memory.
@@ -124,7 +124,7 @@ class Source:
         finally:
             body.close()
             happened(counters.S3_BYTES, amount=size)
-        return Download(_identity(answer), digest.hexdigest(), size)
+        return Download(_version(answer), digest.hexdigest(), size)
 
     def _check_size(self, bucket: str, key: str, size: int) -> None:
         if size > self._limit_bytes:
@@ -139,9 +139,9 @@ def url(bucket: str, key: str) -> str:
     return ascii(f"s3://{bucket}/{key}")[1:-1]
 
 
-def _identity(answer: Any) -> Identity:
+def _version(answer: Any) -> ObjectVersion:
     # An endpoint that names no ETag gives nothing to compare: then every look finds a different object.
-    return Identity(etag=answer.get("ETag") or f"none-{uuid.uuid4()}", version_id=answer.get("VersionId") or "")
+    return ObjectVersion(etag=answer.get("ETag") or f"none-{uuid.uuid4()}", version_id=answer.get("VersionId") or "")
 
 
 @contextmanager
