@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nanogrid.client import Client
     from nanogrid.result import ExecutionResult
 
-LOOK_EVERY_S = 0.5
+CHECK_EVERY_S = 0.5
 PATIENT_S = 15.0
 """After this long without a worker that takes the request, say where to look."""
 
@@ -59,7 +59,7 @@ def watch(client: Client, request_id: str, limit_s: float | None, tell: Callable
     started, hinted = time.monotonic(), False
     while True:
         waited_s = time.monotonic() - started
-        turn_s = LOOK_EVERY_S if limit_s is None else min(LOOK_EVERY_S, limit_s - waited_s)
+        turn_s = CHECK_EVERY_S if limit_s is None else min(CHECK_EVERY_S, limit_s - waited_s)
         try:
             return client.wait(request_id, max(turn_s, 0.01))  # 0 would be no limit
         except ResultUnavailableError:

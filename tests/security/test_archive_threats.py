@@ -77,14 +77,14 @@ FILE = stat.S_IFREG | 0o644
 LINK = stat.S_IFLNK | 0o777
 
 BAD_NAMES = {
-    "../outside.txt": "holds '..'",
-    "a/../../outside.txt": "holds '..'",
-    "a/..": "holds '..'",
+    "../outside.txt": "contains '..'",
+    "a/../../outside.txt": "contains '..'",
+    "a/..": "contains '..'",
     "/etc/passwd": "is an absolute path",
     "C:/windows": "drive letter",
     "c:evil": "drive letter",
-    "..\\outside.txt": "holds a backslash",
-    "a\\b": "holds a backslash",
+    "..\\outside.txt": "contains a backslash",
+    "a\\b": "contains a backslash",
     "line\nbreak": "control character",
     "escape\x1b[2J": "control character",
     "c1\x9b": "control character",
@@ -133,7 +133,7 @@ def test_an_empty_name(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     """An entry that would replace the function's folder itself is refused."""
     link = header("./", tarfile.SYMTYPE, "main.py")
-    assert "in the place of the function's folder" in refusal(tmp_path, tar_with(("main.py", b""), link))
+    assert "instead of the function's folder" in refusal(tmp_path, tar_with(("main.py", b""), link))
 
 
 LEAVING = ["../outside.txt", "a/../../outside.txt", "lib/up/../../outside.txt"]
@@ -188,13 +188,13 @@ def test_hard_links_to_anything_but_a_file_before(tmp_path: Path, target: str) -
     """A hard link may only name a file that the same archive brought before."""
     body = tar_with(header("folder", tarfile.DIRTYPE), header("evil", tarfile.LNKTYPE, target), ("later.txt", b""))
     message = refusal(tmp_path, body)
-    assert any(part in message for part in ("holds '..'", "absolute path", "no file before it"))
+    assert any(part in message for part in ("contains '..'", "absolute path", "not an earlier file"))
 
 
 def test_hard_link_to_a_symbolic_link(tmp_path: Path) -> None:
     """A hard link to a link is refused."""
     body = tar_with(("f", b""), header("l", tarfile.SYMTYPE, "f"), header("evil", tarfile.LNKTYPE, "l"))
-    assert "no file before it" in refusal(tmp_path, body)
+    assert "not an earlier file" in refusal(tmp_path, body)
 
 
 TAR_SPECIALS = {tarfile.CHRTYPE: "device", tarfile.BLKTYPE: "device", tarfile.FIFOTYPE: "fifo", b"Z": "type b'Z'"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nanogrid.execution.container.cgroup import Cgroup
 
-LOOK_EVERY_S = 0.001
+CHECK_EVERY_S = 0.001
 
 
 class LateFreezer:
@@ -40,7 +40,7 @@ class LateFreezer:
 
     def _obey(self, stopping: threading.Event) -> None:
         obeyed = False
-        while not stopping.wait(LOOK_EVERY_S):
+        while not stopping.wait(CHECK_EVERY_S):
             if self.keeps_up.is_set() and obeyed is not (wanted := self.is_wanted()):
                 assert self._real.freeze() if wanted else self._real.thaw()
                 obeyed = wanted

@@ -126,8 +126,8 @@ def test_what_could_bring_in_more_than_wheels_is_refused(tmp_path: Path, line: s
 @pytest.mark.parametrize(
     ("line", "remedy"),
     [
-        ("--no-b=:all:", "one option per line is understood"),
-        ("--pre --no-binary=:all:", "one option per line is understood"),
+        ("--no-b=:all:", "one option per line is supported"),
+        ("--pre --no-binary=:all:", "one option per line is supported"),
         ("-e .", "name a wheel or a folder without -e"),
         ("--editable=.", "name a wheel or a folder without -e"),
         ("-r https://example.org/more.txt", "add that file to the code"),
@@ -161,7 +161,7 @@ def test_included_files_are_read_as_well(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../more.txt", "/etc/passwd", "a/../../more.txt"])
 def test_included_files_must_lie_in_the_code(tmp_path: Path, name: str) -> None:
     """A path out of the code is refused before it is opened."""
-    with pytest.raises(LayerBuildError, match="lies outside of the code"):
+    with pytest.raises(LayerBuildError, match="is outside of the code"):
         read(tmp_path, f"-r {name}\n")
 
 
@@ -312,7 +312,7 @@ def test_a_long_log_keeps_its_start_and_its_end(tmp_path: Path, extra: int) -> N
     log.close()
     kept = log.path.read_bytes()
     left_out = max(0, extra - TAIL_BYTES)
-    note = f"\n... {left_out} bytes are left out here ...\n".encode() if left_out else b""
+    note = f"\n... {left_out} bytes left out ...\n".encode() if left_out else b""
     assert kept == data[:HEAD_BYTES] + note + data[HEAD_BYTES + left_out :]
 
 
@@ -331,7 +331,7 @@ def test_a_failure_is_told_with_its_time_until_it_is_forgotten(tmp_path: Path) -
     failures.check("layer")
     failures.remember("layer", LayerBuildError("build.sh failed; see the log"))
     with pytest.raises(
-        LayerBuildError, match=r"^build\.sh failed; see the log\n\(It failed at .* is tried again from "
+        LayerBuildError, match=r"^build\.sh failed; see the log\n\(It failed at .*; the next attempt is possible at "
     ):
         FailedBuilds(tmp_path / "failures", ttl_s=60, network="none").check("layer")
     failures.forget("layer")
@@ -359,7 +359,7 @@ def test_without_a_time_nothing_is_remembered(tmp_path: Path, ttl_s: float) -> N
 
 
 def test_a_failure_belongs_to_the_network_that_builds_had(tmp_path: Path) -> None:
-    """What failed for want of a network is tried again as soon as the deployment names one."""
+    """A build that failed without a network is repeated as soon as the deployment names one."""
     FailedBuilds(tmp_path, 60, "none").remember("layer", LayerBuildError("no network"))
     FailedBuilds(tmp_path, 60, "packages").check("layer")
     with pytest.raises(LayerBuildError):

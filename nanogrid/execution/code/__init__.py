@@ -1,11 +1,11 @@
 """The function's code: from an S3 object to a read-only folder on disk.
 
-    source   S3 → a file and its digest
-    archive  a file → a sealed tree (zipped, tarred: formats; entries: names; limits; tree: what is written)
-    cache    sealed trees by digest, shared by all processes of a host (locks: how)
+    s3_source  S3 → a file and its digest
+    archive    a file → a sealed tree (zipped, tarred: formats; entries: names; limits; tree: what is written)
+    cache      sealed trees by digest, shared by all processes of a host, with the help of locks
 
-The one rule: code is found by the SHA-256 of its object, and S3 is asked before each run whether the object is still the
-same, by one HEAD request; a request that names the digest itself needs none when the code is there.
+The one rule: code is found by the SHA-256 of its object, and before each run one HEAD request checks whether S3 still has the
+same object. A request that names the digest needs no HEAD request if the code is cached.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Code:
 
 @dataclass(frozen=True)
 class _Checkout:
-    """What one checkout asks for."""
+    """The object that one checkout asks for."""
 
     bucket: str
     key: str
@@ -76,8 +76,8 @@ class CodeStore:
     ) -> AbstractContextManager[Code]:
         """The code of an S3 object, kept on disk for the length of the `with` block.
 
-        `sha256` (hex digest of the object) pins the code; `required` is what is started in it. Raises CodeNotFoundError, CodeCorruptError (both final) or
-        CodeUnavailableError (worth another attempt).
+        `sha256` (hex digest of the object) pins the code; `required` is the file or module that is started. Raises
+        CodeNotFoundError, CodeCorruptError (both final) or CodeUnavailableError (retryable).
         """
         return self._checkout(bucket, key, sha256, required)
 
@@ -112,10 +112,10 @@ class CodeStore:
             with self._cache.fetching(wanted.source):
                 if self._cache.record(wanted.source) == known:
                     return self._fetch(wanted, started)
-            # Another process fetched it while we waited: look again.
+            # Another process fetched it meanwhile: check the cache again.
 
     def _unchanged(self, wanted: _Checkout, known: SourceRecord | None) -> tuple[CacheEntry, str] | None:
-        """The cached code, if S3 still has the same object; not asked when the request names the digest."""
+        """The cached code, if S3 still has the same object. S3 is not asked if the request names the digest."""
         sha256 = wanted.sha256 or (known.sha256 if known else None)
         entry = self._cache.use(sha256) if sha256 else None
         if entry is None or sha256 is None:
@@ -133,7 +133,7 @@ class CodeStore:
         return None
 
     def _fetch(self, wanted: _Checkout, started: float) -> tuple[CacheEntry, Code]:
-        """Download, check, unpack, publish. Called by one process at a time for each source."""
+        """Download, check, unpack and publish. One process at a time does this for each source."""
         happened(counters.CODE_LOOKUP, counters.MISS)
         self._cache.sweep()
         with self._cache.workplace() as workplace:
@@ -171,7 +171,7 @@ class CodeStore:
 
     @contextmanager
     def _local_trouble(self, wanted: _Checkout) -> Iterator[None]:
-        """Turn what the local disk says into CodeUnavailableError. A full disk gets our idle code out of its way."""
+        """Turn errors of the local disk into CodeUnavailableError. If the disk is full, evict idle code."""
         try:
             yield
         except OSError as error:
@@ -180,7 +180,7 @@ class CodeStore:
                 self._make_room()
                 problem = f"the disk of {folder} is full: free some space, or lower NANOGRID_CODE_CACHE_MB"
             else:
-                problem = f"{folder} cannot be used ({error}): check its owner, its rights and the disk"
+                problem = f"{folder} cannot be used ({error}): check its owner, its permissions and the disk"
             raise CodeUnavailableError(f"{url(wanted.bucket, wanted.key)} could not be stored, {problem}") from error
 
     def _make_room(self) -> None:
@@ -193,13 +193,13 @@ class CodeStore:
         try:
             self._cache.trim()
         except OSError:
-            # The run is over and has its result; the next fetch evicts what is left now.
+            # The run is over and has its result; the next fetch evicts what remains.
             log.warning("Could not trim the code cache.", exc_info=True)
 
 
 @contextmanager
 def _about(wanted: _Checkout) -> Iterator[None]:
-    """Put the object's address in front of what is wrong with its content."""
+    """Add the object's address to errors about its content."""
     try:
         yield
     except CodeCorruptError as error:

@@ -1,7 +1,7 @@
 """Reads tar archives, plain or compressed with gzip, bzip2 or xz.
 
-The one rule: the decompressed bytes pass once, forwards, through a counter; headers have a budget of their own. So neither
-a crafted header nor a bomb gets more memory or time than the limits allow, whatever the standard library would do with it.
+The one rule: the decompressed bytes pass through a counter once, forwards; headers have a separate budget. So neither a
+crafted header nor a bomb gets more memory or time than the limits allow, whatever the standard library would do with it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ XZ_MEMORY_BYTES = 160 * 1024 * 1024
 
 
 class _XzStream(io.RawIOBase):
-    """Decompressed bytes of one or more xz streams, with a bound on memory that lzma.open cannot be given."""
+    """Decompressed bytes of one or more xz streams, with a memory limit, which lzma.open does not support."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -58,7 +58,7 @@ class _XzStream(io.RawIOBase):
         return len(data)
 
     def _next_stream(self) -> bool:
-        """Go on to another stream behind the one that ended; zeros between them are padding."""
+        """Continue with the stream after the one that ended; zeros between streams are padding."""
         ahead = self._decoder.unused_data
         while not (ahead := ahead.lstrip(b"\0")):
             ahead = self._file.read(CHUNK_BYTES)
@@ -77,7 +77,7 @@ OPENERS: dict[bytes, tuple[str, Callable[[BinaryIO], BinaryIO]]] = {
     b"BZh": ("bzip2", lambda file: cast("BinaryIO", bz2.BZ2File(file, "rb"))),
     b"\xfd7zXZ\0": ("xz", _open_xz),
 }
-"""First bytes of a file → name of its compression, and what reads it."""
+"""First bytes of a file → the name of its compression, and its reader."""
 
 
 def looks_like_tar(block: bytes) -> bool:
@@ -92,7 +92,7 @@ def looks_like_tar(block: bytes) -> bool:
 
 
 class _ForwardStream:
-    """The decompressed archive, as tarfile reads headers from it (`read`) and we read contents (`contents`)."""
+    """The decompressed archive: tarfile reads headers from it (`read`), this module reads contents (`contents`)."""
 
     def __init__(self, raw: BinaryIO, meter: Meter) -> None:
         self._raw = raw
@@ -115,7 +115,7 @@ class _ForwardStream:
         return self._position
 
     def read(self, size: int) -> bytes:
-        """A header. The budget is asked before a byte is read, since the size may be a lie of gigabytes."""
+        """Read a header. The budget is checked first, since a forged size may claim gigabytes."""
         if not 0 <= size <= self._headers_left:
             raise self._meter.directory_too_large(self._header_allowance)
         self._headers_left -= size
@@ -133,7 +133,7 @@ class _ForwardStream:
             yield chunk
 
     def expect_end(self) -> None:
-        """Read on to the end, which also makes the decompressor check its checksums. After the end only zeros may come."""
+        """Read to the end, so that the decompressor verifies its checksums. After the end mark only zeros are allowed."""
         if len(self.last_header) != tarfile.BLOCKSIZE or self.last_header.strip(b"\0"):
             raise CodeCorruptError("the tar archive is damaged or cut off (no end mark): pack and upload it again")
         while chunk := self._take(CHUNK_BYTES):
@@ -153,7 +153,7 @@ def entries(path: Path, meter: Meter, open_raw: Callable[[BinaryIO], BinaryIO] |
     with path.open("rb") as file:
         stream = _ForwardStream(open_raw(file) if open_raw else file, meter)
         archive = _open(stream)
-        # Where the first header is the end mark, there is no entry to ask for (Python 3.10 would seek before the start).
+        # If the first header is the end mark, there is no entry to ask for (Python 3.10 would seek before the start).
         while stream.last_header.strip(b"\0"):
             with damage_is_corrupt("the tar archive"):
                 member = archive.next()
@@ -171,7 +171,7 @@ def _open(stream: _ForwardStream) -> tarfile.TarFile:
     except CodeCorruptError as error:
         if stream.last_header and not looks_like_tar(stream.last_header):
             raise CodeCorruptError(
-                "the object is compressed but holds no tar: compress a tar, or upload a zip"
+                "the object is compressed but contains no tar: compress a tar, or upload a zip"
             ) from error
         raise
 

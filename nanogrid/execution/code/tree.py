@@ -1,11 +1,11 @@
 """A folder that is filled from an archive and then sealed.
 
-The one rule: while the tree is filled it holds plain files and folders only, so that nothing can be written through a
-link; symbolic links are made last, after each was followed on paper and found to end inside the tree.
+The one rule: while the tree is filled it contains only plain files and folders, so that nothing can be written through a
+link. Symbolic links are created last, after each was resolved without the disk and found to end inside the tree.
 
-A sealed tree is read-only (files 0444, or 0555 where the archive marks them executable; folders 0555), belongs to the
-worker's user, carries one fixed time, and holds regular files, folders and relative symbolic links. Hard links of a tar
-stay hard links: to a file that came before, in the same tree.
+A sealed tree is read-only (files 0444, or 0555 if the archive marks them executable; folders 0555), belongs to the worker's
+user, has one fixed time, and contains regular files, folders and relative symbolic links. Hard links of a tar stay hard
+links, to an earlier file in the same tree.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from nanogrid.execution.code.entries import ArchiveEntry, EntryKind, corrupt, pa
 from nanogrid.execution.code.limits import Meter
 
 FIXED_TIME_NS = 315_532_800 * 10**9
-"""1980-01-01, the oldest time that a zip file can carry: functions zip their own files too."""
+"""1980-01-01, the oldest time that a zip file supports: functions may zip these files."""
 
 LONGEST_LINK = 1024
 MOST_LINK_STEPS = 200_000
-"""Path components that are looked at, for all links of one archive together, before links are taken for an attack."""
+"""Path components that are checked, for all links of one archive together, before the links count as an attack."""
 
 BLOCK_BYTES = 4096
 
@@ -40,7 +40,7 @@ class TreeSize:
 
 
 class Tree:
-    """Fills `folder`, which must exist and be empty, and which nobody else may write to."""
+    """Fills `folder`, which must exist and be empty; nobody else may write to it."""
 
     def __init__(self, folder: Path, meter: Meter) -> None:
         self._folder = folder
@@ -51,13 +51,11 @@ class Tree:
         self._disk_bytes = 0
 
     def add(self, entry: ArchiveEntry) -> None:
-        """Put one entry into the tree. Raises CodeCorruptError; then the folder is of no use any more."""
+        """Add one entry to the tree. Raises CodeCorruptError; the folder is then unusable."""
         parts = parts_of(entry.name)
         if not parts:
             if entry.kind is not EntryKind.FOLDER:
-                raise corrupt(
-                    entry.name, f"is a {entry.kind.value} in the place of the function's folder: pack it again"
-                )
+                raise corrupt(entry.name, f"is a {entry.kind.value} instead of the function's folder: pack it again")
             return
         self._add_folders(parts[:-1], entry.name)
         path = "/".join(parts)
@@ -73,9 +71,9 @@ class Tree:
             self._targets[path] = _checked_target(entry)
 
     def seal(self) -> TreeSize:
-        """Make the links, then take away every right to write."""
+        """Create the links, then remove every write permission."""
         if EntryKind.FILE not in self._kinds.values():
-            raise CodeCorruptError("the archive is empty: it holds no file")
+            raise CodeCorruptError("the archive is empty: it contains no file")
         self._check_links()
         for path, target in self._targets.items():
             (self._folder / path).symlink_to(target)
@@ -106,7 +104,7 @@ class Tree:
         known = self._kinds.get(path)
         if known is not None:
             raise corrupt(entry.name, f"clashes: the archive already has a {known.value} of this name: pack it again")
-        # A hard link is one more name of a file, and from here on nothing but a file.
+        # A hard link is another name of a file, and counts as a file from here on.
         self._kinds[path] = EntryKind.FILE if entry.kind is EntryKind.HARD_LINK else entry.kind
         self._meter.check_entries(len(self._kinds), entry.name)
 
@@ -127,7 +125,7 @@ class Tree:
         source = "/".join(parts_of(_checked_target(entry)))
         if self._kinds.get(source) is not EntryKind.FILE or source == path:
             raise corrupt(
-                entry.name, f"is a hard link to {shown(entry.target)}, which is no file before it in the archive"
+                entry.name, f"is a hard link to {shown(entry.target)}, which is not an earlier file in the archive"
             )
         os.link(self._folder / source, self._folder / path, follow_symlinks=False)
 
@@ -137,7 +135,7 @@ class Tree:
             steps = self._follow(path, target, steps)
 
     def _follow(self, path: str, target: str, steps: int) -> int:
-        """Walk from a link to its end as the kernel would, on the table of entries. Returns the steps taken so far."""
+        """Follow a link to its end as the kernel would, in the table of entries. Return the steps taken so far."""
         here = path.split("/")[:-1]
         ahead = deque(target.split("/"))
         while ahead:
@@ -178,7 +176,7 @@ def _checked_target(entry: ArchiveEntry) -> str:
     except UnicodeEncodeError:
         usable = False
     if not usable:
-        raise corrupt(entry.name, f"is a link to {shown(target)}, which is no usable path: pack the file itself")
+        raise corrupt(entry.name, f"is a link to {shown(target)}, which is not a usable path: pack the file itself")
     return target
 
 
@@ -189,7 +187,7 @@ def _write_all(descriptor: int, chunk: bytes) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder with all in it, sealed or half filled. Nothing happens when it is not there."""
+    """Remove a folder and its contents, sealed or half filled. Does nothing if it does not exist."""
     if not folder.exists():
         return
     for parent, _, _ in os.walk(folder):

@@ -1,13 +1,17 @@
 """Layers: what is built from a function's code once, for all its runs.
 
-    requirements  what requirements.txt asks for (lines: each line)     recipes   code → builds, each with an id
-    claims        one builder per layer, orphans        build     one build in one container (inside/: its other side)
-    buildlog      what it said                          failures  what failed lately        explain  why, in a sentence
+    requirements   what requirements.txt asks for (lines: each line)
+    recipes        code → builds, each with an id
+    build          one build in one container (inside/: the programs in it)
+    build_claims   one builder per layer; removes orphans
+    build_log      the output of a build
+    failed_builds  builds that failed recently
+    explain        why a build failed, in a sentence
 
-The one rule: a layer is found by the hash of all that decides it, is built at most once, and never changes.
+The one rule: a layer is found by the hash of everything that decides its content, is built at most once, and never changes.
 
     <data_dir>/layers/entries/   built layers (see nanogrid.execution.code.cache, which also evicts them)
-    <data_dir>/layers/logs/      the log of each build     failures/  failed ones      builds/  locks of builders
+    <data_dir>/layers/logs/      the log of each build     failures/  failed builds      builds/  locks of builders
 """
 
 from __future__ import annotations
@@ -48,16 +52,16 @@ BUILDS = "builds"
 LOGS_KEPT = 200
 CODES_KNOWN = 10_000
 IMAGE_KNOWN_S = 30.0
-"""How long an image's id is taken to be what its name stands for, before the engine is asked again."""
+"""How long the id of an image's name is cached before the engine is asked again."""
 
 
 @dataclass(frozen=True)
 class LayeredCode:
     """Code with its layers, ready to run.
 
-    `tree` is what is to stand in `/workspace`: the code itself, or what its `build.sh` made of it. `packages` are python
-    packages for `PYTHONPATH`. `key` names the content of both. `build_ms`: time spent on building, or on waiting for
-    another who built; None when nothing was built.
+    `tree` is copied to `/workspace`: it is the code itself, or what its `build.sh` made of it. `packages` are Python packages
+    for `PYTHONPATH`. `key` identifies the content of both. `build_ms` is the time spent on building, or on waiting for
+    another builder; None if nothing was built.
     """
 
     tree: Path
@@ -69,7 +73,7 @@ class LayeredCode:
 class LayerStore:
     """All layers of this host. Thread-safe; any number of processes may use the same data folder, also after a fork.
 
-    All mutable state: what is known about code and images, in two dicts that only save time.
+    All mutable state: two dicts that cache facts about code and images.
     """
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
@@ -78,21 +82,21 @@ class LayerStore:
         self._folder = settings.data_dir / "layers"
         self._cache = Cache(self._folder, settings.layer_cache_mb * MIB)
         self._failures = FailedBuilds(self._folder / "failures", settings.layer_failure_ttl_s, settings.build_network)
-        # The tar is as large as what is in it, so the ratio says nothing here.
+        # The tar is not compressed, so the ratio does not matter.
         self._limits = ArchiveLimits(settings.layer_limit_mb * MIB, settings.layer_files_limit, ratio=1)
         self._needs: dict[tuple[str, bool], Needs] = {}
         self._image_ids: dict[str, tuple[str, float]] = {}
 
     def prepare(self, code: Code, runtime: Runtime) -> AbstractContextManager[LayeredCode]:
-        """The code with all that is to be built for it, kept on disk for the length of the `with` block.
+        """The code with its layers, kept on disk for the length of the `with` block.
 
-        Builds what is not there yet, or waits for who does. Raises LayerBuildError (final: the code's own fault),
-        CodeUnavailableError or ContainerError (worth another attempt).
+        Builds the missing layers, or waits for another builder. Raises LayerBuildError (final: a fault of the code),
+        CodeUnavailableError or ContainerError (retryable).
         """
         return self._prepare(code, runtime)
 
     def usage(self) -> CacheUsage:
-        """What is kept."""
+        """What the cache of layers holds."""
         return self._cache.usage()
 
     @contextmanager
@@ -141,7 +145,7 @@ class LayerStore:
         return found
 
     def _layer(self, recipe: Recipe, held: ExitStack, built_ms: list[float], *, index_is_ours: bool) -> Path:
-        """The folder of a layer, held by `held`."""
+        """The folder of a layer, locked against eviction until `held` is closed."""
         with self._local_trouble(recipe):
             entry = self._cache.use(recipe.layer_id)
             happened(counters.LAYER_LOOKUP, counters.MISS if entry is None else counters.HIT)
@@ -154,7 +158,7 @@ class LayerStore:
         return entry.path
 
     def _built(self, recipe: Recipe, *, index_is_ours: bool) -> CacheEntry:
-        """Build a layer, unless another one does meanwhile."""
+        """Build a layer, unless another builder does meanwhile."""
         with only_builder(self._folder / BUILDS, recipe.layer_id, self._log_path(recipe)):
             entry = self._cache.use(recipe.layer_id)
             if entry is not None:
@@ -209,7 +213,7 @@ class LayerStore:
 
     @contextmanager
     def _local_trouble(self, recipe: Recipe) -> Iterator[None]:
-        """Turn what the local disk says into CodeUnavailableError. A full disk gets idle layers out of its way."""
+        """Turn errors of the local disk into CodeUnavailableError. If the disk is full, evict idle layers."""
         try:
             yield
         except OSError as error:
@@ -217,7 +221,7 @@ class LayerStore:
                 self._make_room()
                 problem = "its disk is full: free some space, or lower NANOGRID_LAYER_CACHE_MB"
             else:
-                problem = f"it cannot be used ({error}): check its owner, its rights and the disk"
+                problem = f"it cannot be used ({error}): check its owner, its permissions and the disk"
             raise CodeUnavailableError(
                 f"the layer of {recipe.source} could not be stored in {self._folder}, {problem}"
             ) from error
@@ -232,5 +236,5 @@ class LayerStore:
         try:
             self._cache.trim()
         except OSError:
-            # The run is over and has its result; the next build evicts what is left now.
+            # The run is over and has its result; the next build evicts what remains.
             log.warning("Could not trim the layers.", exc_info=True)

@@ -145,7 +145,7 @@ class LaunchedContainer(Container):
 
     def give_back(self) -> None:
         """It is used up."""
-        self.folder.forget_run()
+        self.folder.delete_run()
         self.destroy()
         self._line.send({"end": "done"})
 
