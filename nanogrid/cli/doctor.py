@@ -1,4 +1,4 @@
-"""`nanogrid doctor`: what stands between a request and its result, and how to mend it."""
+"""`nanogrid doctor`: finds what keeps a request from its result, and how to fix it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BROKEN = 1
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Check Docker, images, the network of builds, S3, queues, Redis, workers and their health, disk, cgroups and clocks; say how to mend what is wrong.
+    """Check Docker, images, the build network, S3, queues, Redis, workers and their health, disk, cgroups and clocks, and suggest how to fix problems.
 
     Exit code: 0 nothing is broken (warnings are fine); 1 something is.
     """

@@ -1,4 +1,4 @@
-"""`nanogrid invoke`: run one function and behave like the function: its output, its exit code."""
+"""`nanogrid invoke`: runs one function and behaves like it, with its output and its exit code."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ def invoke(
 ) -> None:
     """Run a function, print what it prints, and exit with its exit code.
 
-    A file becomes what its runtime starts: hello.py runs as main.py. A folder is zipped without .git, .venv,
+    A file gets the name that its runtime starts: hello.py runs as main.py. A folder is zipped without .git, .venv,
     node_modules, __pycache__ and *.pyc.
 
-    Exit code: the function's own; 124 it timed out; 137 it ran out of memory; 130 cancelled or interrupted;
-    125 it was not run.
+    Exit code: the function's own; 124 timed out; 137 out of memory; 130 cancelled or interrupted; 125 not run.
     """
     from nanogrid.cli.progress import wait_for
     from nanogrid.cli.target import connect, find_target
@@ -64,4 +63,4 @@ def _print_id(request_id: str, *, as_json: bool) -> None:
         console.print_json({"requestId": request_id})
     else:
         typer.echo(request_id)
-    console.note(f"fetch its result with: nanogrid result {request_id} --wait 60")
+    console.note(f"get its result with: nanogrid result {request_id} --wait 60")

@@ -1,4 +1,4 @@
-"""`nanogrid tune`: what a function takes at each size, and which size to give it for cost, for speed and balanced."""
+"""`nanogrid tune`: measures a function at several sizes, and recommends a size for cost, for speed, and balanced."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 Number = TypeVar("Number", int, float)
 
 NOTHING_TO_CHOOSE = 1
-"""Exit code when the function succeeded at no size."""
+"""Exit code if the function succeeded at no size."""
 
 SIZES_LIMIT = 64
-"""Most sizes of one measurement."""
+"""The most sizes in one measurement."""
 
 
 def tune(
@@ -51,12 +51,12 @@ def tune(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts: sizes and choices.")] = False,
 ) -> None:
-    """Run a function at several sizes in turn, and say which size to give it.
+    """Run a function at several sizes in turn, and recommend a size.
 
-    It really runs, with the same payload each time: as often as --runs says at each size, and once before to warm up.
-    A size is left at its first run that does not succeed, and is not chosen.
+    The function really runs, with the same payload each time: --runs times at each size, and once before that to warm up. A
+    size is dropped, and not recommended, after its first run that does not succeed.
 
-    Exit code: 0 there is a choice; 1 the function succeeded at no size; 130 interrupted.
+    Exit code: 0 there is a recommendation; 1 the function succeeded at no size; 130 interrupted.
     """
     from nanogrid.cli.chart import check_chart, draw
     from nanogrid.cli.size_runs import Measurement, measured_id, run_at, with_size
@@ -83,11 +83,11 @@ def tune(
         )  # all of them, before any is measured
 
     with Progress(runs, len(sizes)) as progress:
-        measuring = Measurement(sizes, lambda size: run_at(client, request, size, progress.tell))
+        measuring = Measurement(sizes, lambda size: run_at(client, request, size, progress.show))
         try:
             measuring.measure(runs, progress.begin)
         except KeyboardInterrupt:
-            console.note("\ninterrupted; the run that was under way is cancelled")
+            console.note("\ninterrupted; the current run was cancelled")
             raise typer.Exit(console.INTERRUPTED) from None
 
     measured = measuring.measured
@@ -105,7 +105,7 @@ def tune(
 
 
 def parse_numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
-    """The numbers of a list with commas, each once, in ascending order. Raises BadParameter for anything else."""
+    """The numbers of a comma-separated list, each once, in ascending order. Raises BadParameter for any other text."""
     try:
         return sorted({kind(word) for word in text.split(",")})
     except ValueError:
@@ -116,17 +116,17 @@ def parse_numbers(option: str, text: str, kind: Callable[[str], Number]) -> list
 
 
 def sizes_of(memories: Iterable[int], cores: Iterable[float]) -> list[Size]:
-    """Every memory limit with every number of cores, ascending. Raises BadParameter where they are too many."""
+    """Every memory limit with every number of cores, ascending. Raises BadParameter if there are too many."""
     from nanogrid.tuner.sizes import Size
 
     sizes = sorted(Size(memory_mb, cpus) for memory_mb in memories for cpus in cores)
     if len(sizes) > SIZES_LIMIT:
-        raise typer.BadParameter(f"--memory and --cpus make {len(sizes)} sizes; accepted are {SIZES_LIMIT} at most")
+        raise typer.BadParameter(f"--memory and --cpus make {len(sizes)} sizes: at most {SIZES_LIMIT} are accepted")
     return sizes
 
 
 class Progress:
-    """A bar on stderr while it is measured, on terminals only. It goes away at the end."""
+    """A progress bar on stderr, on terminals only. It disappears at the end."""
 
     def __init__(self, runs: int, sizes: int) -> None:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -149,17 +149,17 @@ class Progress:
         self._bar.stop()
 
     def begin(self, number: int, size: Size) -> None:
-        """The next run is in this round (0: warm-ups), at this size."""
+        """Show that the next run is in this round (0: warm-ups), at this size."""
         if number != self._round:
             self._round, self._done_in_round = number, 0
         turn = f"round {number} of {self._runs}" if number else "warming up"
         self._where = f"{turn} · {size}"
-        # Sizes that were left have no runs any more: a round is a round, however many are in it.
+        # Dropped sizes have no more runs: a round counts as complete, however few sizes are left.
         self._bar.update(
             self._task, completed=number * self._sizes + self._done_in_round, description=self._where, refresh=True
         )
         self._done_in_round += 1
 
-    def tell(self, state: str) -> None:
-        """What the run that is under way is doing."""
+    def show(self, state: str) -> None:
+        """Show the state of the current run."""
         self._bar.update(self._task, description=f"{self._where} · {state}")

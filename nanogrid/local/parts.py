@@ -107,20 +107,20 @@ def _worker(folder: StackFolder, environment: Mapping[str, str], warm_shutdown_s
         argv=(sys.executable, *command),
         answers=lambda _pid: probes.worker_answers(environment["NANOGRID_MONITOR_URL"]),
         stands_still=lambda: probes.worker_stands_still(folder.worker_data),
-        # Warm: runs that are under way end by themselves. Then cold: they are given back. Then nothing is asked.
+        # Warm shutdown: current runs end by themselves. Then cold: their messages are returned. Then SIGKILL.
         ending=((signal.SIGTERM, warm_shutdown_s), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 10.0)),
-        restarted_with=frozenset({"sqs"}),  # its queues were in the memory of the one that ended
+        restarted_with=frozenset({"sqs"}),  # its queues were in the memory of the process that ended
     )
 
 
 def require_installed() -> None:
-    """Raises ConfigurationError when Redis or the extra `local` is not installed."""
+    """Raise ConfigurationError if Redis or the extra `local` is not installed."""
     if shutil.which("redis-server") is None:
         raise ConfigurationError(
-            "redis-server is not installed; install it (Debian: apt-get install redis-server), then run this again"
+            "redis-server is not installed: install it (Debian: apt-get install redis-server), then run this again"
         )
     missing = [name for name in ("moto", "flask", "flask_cors") if find_spec(name) is None]
     if missing:
         raise ConfigurationError(
-            f"the local stack needs {', '.join(missing)}; install them with: pip install 'nanogrid[local]'"
+            f"the local stack needs {', '.join(missing)}: install them with: pip install 'nanogrid[local]'"
         )

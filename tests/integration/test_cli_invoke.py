@@ -47,7 +47,7 @@ def test_invoke_behaves_like_the_function(command: CommandLine, function: Any) -
     assert done.stdout == b'[{"width": 80}, "a=b"]\r\nno end'
     assert done.returncode == 7
     *notes, warned, summary = done.stderr.decode().splitlines()
-    assert notes[:2] == [f"using the local stack in {command.folder}", "runtime: python (seen from the files)"]
+    assert notes[:2] == [f"using the local stack in {command.folder}", "runtime: python (detected from the files)"]
     assert notes[2].startswith("request: ")
     assert warned == "warned"
     assert summary.startswith("FAILED · exit code 7 · ")
@@ -136,7 +136,7 @@ def test_code_that_is_not_there_was_not_run(command: CommandLine) -> None:
         (["{file}", "--timeout-ms", "-5"], "timeoutMs: -5 is too small"),
         (["{file}", "--env", "1A=2"], "'1A' is no usable name"),
         (["{file}", "--env", "TOKEN=@/no/such/file"], "/no/such/file, for 'TOKEN', cannot be read"),
-        (["{file}", "--env", "TOKEN=@-", "--payload", "-"], "can be read for one of --env, --payload and --stdin only"),
+        (["{file}", "--env", "TOKEN=@-", "--payload", "-"], "can be read only for one of --env, --payload and --stdin"),
         (["{file}", "--payload", "text"], "is no JSON"),
     ],
 )
@@ -271,7 +271,7 @@ def test_results_are_followed_until_interrupted(command: CommandLine, function: 
     ("words", "message"),
     [
         (["--from", "yesterday"], "'yesterday' names no place in the results stream"),
-        (["--consumer", "me"], "give --group too"),
+        (["--consumer", "me"], "also give --group"),
     ],
 )
 def test_results_that_cannot_be_found_are_explained(command: CommandLine, words: list[str], message: str) -> None:
@@ -329,5 +329,5 @@ def test_redis_that_is_away_is_one_sentence(command: CommandLine) -> None:
     done = command.run("result", "x", variables=environment)
     assert done.returncode == 2
     assert done.stderr.decode().startswith("error: Redis at redis://127.0.0.1:9/0 does not answer: ")
-    assert b"`nanogrid doctor` says more" in done.stderr
+    assert b"run `nanogrid doctor` for details" in done.stderr
     assert len(done.stderr.splitlines()) == 1

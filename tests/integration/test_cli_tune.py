@@ -127,5 +127,5 @@ def test_interrupting_it_cancels_the_run(command: CommandLine, tmp_path: Path) -
     process.send_signal(signal.SIGINT)
     told = process.communicate(timeout=30)[0].decode()
     assert process.returncode == 130
-    assert "the run that was under way is cancelled" in told
+    assert "the current run was cancelled" in told
     assert command.run("result", request_id, "--wait", "20").returncode == 130

@@ -260,7 +260,7 @@ def test_doctor_shows_what_a_failover_would_cost(pair: RedisPair, waiting: Setti
     replica_url = f"redis://127.0.0.1:{pair.replica.port}/0"
     (wrong,) = checks(asked.model_copy(update={"result_url": replica_url}), "redis replicas")
     assert wrong.health is CheckHealth.BROKEN
-    assert "is a replica itself" in wrong.found
+    assert "is itself a replica" in wrong.found
     pair.sever()
     (missing,) = checks(asked, "redis replicas")
     assert missing.health is CheckHealth.BROKEN

@@ -438,12 +438,12 @@ def test_memory_attack(tmp_path: Path, attack: str) -> None:
         import resource, sys
         from pathlib import Path
         from nanogrid.execution.code.archive import unpack
-        from nanogrid.execution.code.limits import Limits
+        from nanogrid.execution.code.limits import ArchiveLimits
         from nanogrid.errors import CodeCorruptError
         path, tree = Path(sys.argv[1]), Path(sys.argv[2])
         resource.setrlimit(resource.RLIMIT_DATA, (300 * 2**20, 300 * 2**20))
         try:
-            unpack(path, tree, Limits(unpacked_bytes=2**29, entries=10_000, ratio=10**9))
+            unpack(path, tree, ArchiveLimits(unpacked_bytes=2**29, entries=10_000, ratio=10**9))
         except CodeCorruptError as error:
             print(error)
         """

@@ -253,9 +253,12 @@ def test_exactly_at_the_limits_is_accepted() -> None:
     ("body", "problem"),
     [
         (b"", "the object is empty"),
-        (b"print('hello')\n", r"no archive, it starts with 'print\('hello'\)|no archive, it starts with \"print"),
+        (
+            b"print('hello')\n",
+            r"not an archive, it starts with 'print\('hello'\)|not an archive, it starts with \"print",
+        ),
         (b"<html>", "accepted are zip, and tar"),
-        (b"\x28\xb5\x2f\xfd" + bytes(600), "no archive"),
+        (b"\x28\xb5\x2f\xfd" + bytes(600), "not an archive"),
         (gzip.compress(b"print('hello')\n" * 100), "compressed but contains no tar"),
         (zip_of({}), "the archive is empty"),
         (tar_of({}), "the archive is empty"),
