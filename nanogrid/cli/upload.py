@@ -55,7 +55,7 @@ def _place(
     runtime = table.canonical(request["runtime"])
     if runtime is None:
         accepted = ", ".join(table.accepted())
-        raise InvalidRequestError("runtime", f"{request['runtime']!r} is not known: accepted are {accepted}")
+        raise InvalidRequestError("runtime", f"{request['runtime']!r} is not known; accepted are {accepted}")
     archive = pack(source, table[runtime], target.settings, handler=request.get("handler"))
     bucket = bucket or _default_bucket(target)
     if target.is_local:

@@ -137,7 +137,7 @@ def test_code_that_is_not_there_was_not_run(command: CommandLine) -> None:
         (["{file}", "--env", "1A=2"], "'1A' is no usable name"),
         (["{file}", "--env", "TOKEN=@/no/such/file"], "/no/such/file, for 'TOKEN', cannot be read"),
         (["{file}", "--env", "TOKEN=@-", "--payload", "-"], "can be read only for one of --env, --payload and --stdin"),
-        (["{file}", "--payload", "text"], "is no JSON"),
+        (["{file}", "--payload", "text"], "is not JSON"),
     ],
 )
 def test_unusable_request_exits_with_125(command: CommandLine, function: Any, words: list[str], message: str) -> None:

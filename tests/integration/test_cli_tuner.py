@@ -107,7 +107,7 @@ def test_reset_forgets(tuning: Tuning, url: str) -> None:
 
 def test_an_empty_redis_is_no_error(tmp_path: Path) -> None:
     with running(redis_service(tmp_path)) as service:
-        assert "nothing is known yet" in command(f"redis://127.0.0.1:{service.port}/0", "list").stderr
+        assert "no function is known yet" in command(f"redis://127.0.0.1:{service.port}/0", "list").stderr
 
 
 def test_a_redis_that_is_away_is_one_sentence(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""What another process may do between any two lines, driven one line at a time: no sleeps, no luck.
+"""Simulates what another process does between any two lines, one line at a time: without sleeps and without chance.
 
-The rule: `look` is called once in each try, before one line of the given modules, and every such line gets its try.
+The rule: each try calls `look` once, before one line of the given modules, and every such line gets a try.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def before_every_line(act: Callable[[], T], look: Callable[[], object], *modules: ModuleType) -> Iterator[T]:
-    """Do `act` again and again, and look before its first line in these modules, then before its second, and so on.
+    """Call `act` repeatedly, and call `look` before its first line in these modules, then before its second, and so on.
 
     The last one ends before anybody looks.
     """
@@ -28,7 +28,7 @@ def before_every_line(act: Callable[[], T], look: Callable[[], object], *modules
 
 
 class _Tracer:
-    """Counts the lines of some files, and looks before one of them."""
+    """Counts the lines of some files, and calls `look` before one of them."""
 
     def __init__(self, look: Callable[[], object], line: int, files: set[str]) -> None:
         self._look = look
@@ -37,7 +37,7 @@ class _Tracer:
         self.looked = False
 
     def run(self, act: Callable[[], T]) -> T:
-        """Do it under this tracer."""
+        """Call it under this tracer."""
         before = sys.gettrace()
         sys.settrace(self._on_call)
         try:

@@ -1,4 +1,4 @@
-"""The freezer of cgroup version 2 as a loaded kernel shows it: a write is seen at once, and obeyed some time later."""
+"""The freezer of cgroup version 2 on a loaded kernel: a write is visible at once, and takes effect some time later."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CHECK_EVERY_S = 0.001
 
 
 class LateFreezer:
-    """A folder with the files of version 2 before a container's real freezer, of whichever version that is.
+    """A folder with the files of version 2 in front of a container's real freezer of any version.
 
-    What is written to `cgroup.freeze` is handed on, and told by `cgroup.events`, only while `keeps_up` is set.
+    A write to `cgroup.freeze` is passed on, and reported by `cgroup.events`, only while `keeps_up` is set.
     """
 
     def __init__(self, folder: Path, real: Cgroup) -> None:
@@ -28,11 +28,11 @@ class LateFreezer:
         self.keeps_up = threading.Event()
 
     def is_wanted(self) -> bool:
-        """Whether the container is to stand still, done already or not."""
+        """Whether a freeze was requested, even if it has not taken effect yet."""
         return self._wish.read_text().startswith("1")
 
     def is_obeyed(self) -> bool:
-        """Whether the container stands still."""
+        """Whether the container is frozen."""
         return self._real.is_frozen()
 
     def _tell(self, *, frozen: bool) -> None:
@@ -49,7 +49,7 @@ class LateFreezer:
 
 @contextmanager
 def late_freezer(folder: Path, real: Cgroup) -> Iterator[LateFreezer]:
-    """One that keeps up for now, until the block is left."""
+    """A freezer that keeps up at first, for the length of a `with` block."""
     freezer, stopping = LateFreezer(folder, real), threading.Event()
     freezer.keeps_up.set()
     thread = threading.Thread(target=freezer._obey, args=(stopping,))

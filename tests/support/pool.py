@@ -1,4 +1,4 @@
-"""Which container runs what, as the owner tells it, and whether the engine still has it."""
+"""Which container runs what, as the owner reports it, and whether the engine still has it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from nanogrid.settings import Settings
 
 
 def containers_of(data_dir: Path, request_id: str) -> list[str]:
-    """Ids of the containers that a request has in hand right now."""
+    """Ids of the containers that a request is using now."""
     return [shown.container_id for shown in snapshot(data_dir) if shown.request_id == request_id and shown.container_id]
 
 
 def exists(engine: Engine, container_id: str, settings: Settings) -> bool:
-    """Whether the engine has this container of the data folder, in whatever state."""
+    """Whether the engine has this container of the data folder, in any state."""
     found = engine.find({DATA_LABEL: data_id(settings.data_dir)})
     return container_id in [container.id for container in found]

@@ -31,7 +31,7 @@ SHELL_IMAGE = "nanogrid/redis:7"
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of a test gave."""
+    """The outcome of one run in a test."""
 
     report: RunReport
     value: bytes | None
@@ -100,7 +100,7 @@ class Rig:
         return Run(report, report.result.data, container.end, container)
 
     def containers_of(self, request_id: str) -> list[str]:
-        """Names of the containers that a request has in hand."""
+        """Names of the containers that a request is using."""
         return [
             shown.name
             for shown in snapshot(self.settings.data_dir)
@@ -115,7 +115,7 @@ class Rig:
 
 @contextmanager
 def rig(tmp_path: Path, **changes: Any) -> Iterator[Rig]:
-    """A rig on a data folder of its own. At its end no container and no run folder is left, or the test fails."""
+    """A rig with its own data folder. At its end, the test fails if a container or a run folder is left."""
     settings = Settings(
         **{
             "data_dir": tmp_path / "data",

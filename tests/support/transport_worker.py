@@ -31,7 +31,7 @@ RECORD_URL, RECORD_KEY = "TEST_RECORD_URL", "TEST_RECORD_KEY"
 
 
 def make_app(settings: Settings, result_url: str | None = None) -> Celery:
-    """A Celery app configured as NanoGrid's is, as far as the transport is concerned."""
+    """A Celery app configured like NanoGrid's, for what concerns the transport."""
     app = Celery("transport-test", set_as_current=False)
     app.conf.update(
         broker_url=settings.broker_url,
@@ -81,7 +81,7 @@ def _record_key() -> str:
 
 
 def _record(task: Any, request: dict[str, Any]) -> str:
-    """Note the start, do what the payload says (`sleep_s`, `kill` once), note the end."""
+    """Record the start, do what the payload says (`sleep_s`, `kill` once), record the end."""
     records, key = _record_client(), _record_key()
     payload = request.get("payload") or {}
     entry = {
@@ -138,7 +138,7 @@ class Worker:
         self.process, self._log = process, log
 
     def log(self) -> str:
-        """All it has logged."""
+        """The whole log."""
         return self._log.read_text()
 
     def wait_for_log(self, text: str, timeout_s: float = 30.0) -> None:
@@ -160,7 +160,7 @@ class Worker:
         self.process.terminate()
 
     def kill(self) -> None:
-        """kill -9 of the main process; its children end by themselves."""
+        """kill -9 of the main process; its children exit by themselves."""
         self.process.kill()
         self.process.wait()
 

@@ -1,6 +1,6 @@
-"""A NanoGrid of a test's own: settings, an app to send with, and worker and Flower as processes.
+"""A NanoGrid for one test: settings, an app to send with, and worker and Flower as processes.
 
-Each process is ended by its handle; its output is a file, which a failing wait shows.
+Each process is stopped by its handle; its output goes to a file, which a failing wait shows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OWN_VARIABLES = ("NANOGRID_", "AWS_", "FLOWER_")
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Environment of a process that runs with these settings: what was given explicitly, and test credentials."""
+    """Environment of a process with these settings: the explicitly given ones, and test credentials."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -36,7 +36,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def variables(settings: Settings) -> dict[str, str]:
-    """What tells any process, here or in a container, these settings as far as they were given, and test credentials."""
+    """Variables for a process, here or in a container: the explicitly given settings, and test credentials."""
     given = settings.model_dump(mode="json", include=settings.model_fields_set)
     return {
         **{f"NANOGRID_{name.upper()}": _text(value) for name, value in given.items()},
@@ -63,7 +63,7 @@ class CeleryProcess:
         env: dict[str, str] | None = None,
         only_env: dict[str, str] | None = None,
     ) -> None:
-        """`env` comes on top of what makes these settings; `only_env` is all there is."""
+        """`env` is added to the variables of these settings; `only_env` replaces them all."""
         self.grid, self.log = grid, log
         self._argv = [sys.executable, "-W", "ignore", "-m", "celery", "-A", app, *arguments]
         with log.open("ab") as output:
@@ -76,7 +76,7 @@ class CeleryProcess:
             )
 
     def alive(self) -> bool:
-        """True; fails with the end of the log when the process is gone."""
+        """True; fails with the end of the log if the process is gone."""
         assert self.process.poll() is None, f"{self._argv} ended:\n{self.log.read_text()[-3000:]}"
         return True
 
