@@ -1,1 +1,1 @@
-"""Measures NanoGrid beside what it is compared with, on this machine: `python -m benchmarks`, or `make bench`."""
+"""Measures NanoGrid and its baselines on this machine: `python -m benchmarks`, or `make bench`."""

@@ -26,7 +26,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "bench" / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code."""
+    """Run the benchmark. Return the exit code."""
     chosen = _parse(arguments)
     settings = Settings()
     remove_left(settings)
@@ -46,7 +46,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     known = "\n".join(f"  {name:12} {row.title}" for name, row in ROWS.items())
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"some of: {' '.join(ROWS)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="few rounds: to see that it works, not to quote")
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds: to check that it works, not for figures to quote"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON, the picture and the table")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"rows:\n{known}"
@@ -58,7 +60,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _measure(names: Sequence[str], *, quick: bool) -> tuple[list[Measured], list[str]]:
-    """Measure one row after the other. One that fails is told, and the others go on."""
+    """Measure one row after the other. A row that fails is reported, and the others continue."""
     measured, failed = [], []
     for name in names:
         begin = time.monotonic()
@@ -66,7 +68,7 @@ def _measure(names: Sequence[str], *, quick: bool) -> tuple[list[Measured], list
         try:
             with Setting.made(name, quick=quick) as setting:
                 row = ROWS[name].measure(setting)
-        except Exception:  # noqa: BLE001  # whatever went wrong, the other rows are worth having
+        except Exception:  # noqa: BLE001  # whatever went wrong, measure the other rows
             traceback.print_exc()
             failed.append(name)
             continue

@@ -1,4 +1,4 @@
-"""What must not grow over a long run: memory and descriptors of processes, files of a folder, keys of a Redis.
+"""Counts what must not grow over a long run: memory and descriptors of processes, files in a folder, keys in Redis.
 
 The rule: everything is counted from outside, at moments when nothing runs.
 """
@@ -15,10 +15,10 @@ from benchmarks.figures import WARM_UP_SHARE, Line, Samples, steady
 
 MEMORY_UNIT = "MB"
 MEMORY_TOLERANCE = 1.0
-"""Megabytes that a process or container may be larger at the end: allocators and page caches breathe."""
+"""Megabytes that a process or container may grow: allocators and page caches vary."""
 
 DESCRIPTORS_TOLERANCE = 2.0
-"""Connections that come and go while they are counted. A leak over thousands of runs is another order."""
+"""Connections open and close during the count. A leak over thousands of runs is an order of magnitude larger."""
 
 COUNT_TOLERANCE = 0.0
 """Files, keys and processes do not grow at all."""
@@ -32,11 +32,11 @@ class Census:
         self._values: dict[tuple[str, str], list[float]] = {}
 
     def note(self, name: str, value: float, unit: str = "") -> None:
-        """One more value of a figure."""
+        """Add a value of a figure."""
         self._values.setdefault((name, unit), []).append(value)
 
     def note_process(self, name: str, pids: Sequence[int]) -> None:
-        """Memory and descriptors of these processes together."""
+        """Add the total memory and descriptors of these processes."""
         processes = [psutil.Process(pid) for pid in pids]
         memory_bytes = sum(process.memory_info().rss for process in processes)
         self.note(f"{name}: memory", memory_bytes / 1e6, MEMORY_UNIT)
@@ -47,7 +47,7 @@ class Census:
         return tuple(Samples(name, unit, tuple(values)) for (name, unit), values in self._values.items())
 
     def lines(self) -> tuple[Line, ...]:
-        """The growth of every figure, held against what is noise."""
+        """The growth of every figure, compared with the noise."""
         return tuple(
             steady(samples.name, samples.values, samples.unit, tolerance=_tolerance(samples), warm_up=self._warm_up)
             for samples in self.samples()
@@ -61,5 +61,5 @@ def _tolerance(samples: Samples) -> float:
 
 
 def files_below(folder: Path) -> int:
-    """Files and folders below a folder. What goes while it is counted does not count."""
+    """The number of files and folders below a folder. Those removed during the count do not count."""
     return sum(len(folders) + len(files) for _, folders, files in os.walk(folder))

@@ -1,4 +1,4 @@
-"""Runs the measuring where a worker runs functions: in a child, forked from the process that has the owner.
+"""Runs measurements where a worker runs functions: in a child, forked from the process with the owner.
 
 The rule: a child that fails makes the whole row fail, with the child's own traceback.
 """
@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 
 def in_child(work: Callable[[], T]) -> T:
-    """Call `work` in a forked child and return what it returned. Raises RuntimeError where it raised."""
+    """Call `work` in a forked child and return what it returned. Raises RuntimeError if it raised."""
     return in_children([work])[0]
 
 
 def in_children(works: Sequence[Callable[[], T]]) -> list[T]:
-    """Call each in a child of its own, side by side; the results in the same order."""
+    """Call each in its own child, in parallel. Return the results in the same order."""
     children = [_start(work) for work in works]
     outcomes = [_end(pid, reader) for pid, reader in children]
     for good, value in outcomes:
@@ -64,5 +64,5 @@ def _end(pid: int, reader: int) -> tuple[bool, object]:
     _, status = os.waitpid(pid, 0)
     if not data:
         return False, f"it ended without an answer (wait status {status})"
-    good, value = pickle.loads(data)  # noqa: S301  # written by our own child
+    good, value = pickle.loads(data)  # noqa: S301  # written by the benchmark's own child
     return good, value

@@ -1,4 +1,4 @@
-"""The other baselines: what most systems do with Docker's API. All containers carry `LABEL` and are removed at the end.
+"""The other baselines: how most systems use Docker's API. All containers carry `LABEL` and are removed at the end.
 
 The rule: the same limits as NanoGrid's own containers, and no work that the comparison does not name.
 """
@@ -25,14 +25,14 @@ MIB = 1024 * 1024
 
 
 def connect(settings: Settings) -> APIClient:
-    """A client of this process alone. To be made after a fork."""
+    """A client for this process alone. Create it after a fork."""
     from docker import APIClient
 
     return APIClient(base_url=settings.docker_url, version="auto", timeout=60)
 
 
 def options(image: str, command: list[str], folder: Path, settings: Settings) -> dict[str, Any]:
-    """The body of a create call: network none, and the limits of a request that names none."""
+    """The body of a create call: network none, and the default limits of a request."""
     memory_bytes = settings.memory_mb * MIB
     return {
         "Image": image,
@@ -68,7 +68,7 @@ class DockerRun:
         self._api, self._body, self._prints = api, body, program.prints.encode()
 
     def __call__(self) -> None:
-        """One run with everything that belongs to it."""
+        """One complete run."""
         made = self._create_start_wait()
         out = self._api.logs(made, stdout=True, stderr=False)
         self._api.remove_container(made, force=True)
@@ -109,7 +109,7 @@ class DockerExec:
 
 @contextmanager
 def sleeping(api: APIClient, body: dict[str, Any]) -> Iterator[str]:
-    """A container that only waits for execs."""
+    """A container that waits for execs."""
     made = create(api, {**body, "Cmd": ["sleep", "infinity"]})
     try:
         api.start(made)
@@ -119,7 +119,7 @@ def sleeping(api: APIClient, body: dict[str, Any]) -> Iterator[str]:
 
 
 def remove_left(settings: Settings) -> None:
-    """Remove every container of a benchmark that was interrupted."""
+    """Remove every container of an interrupted benchmark."""
     api = connect(settings)
     try:
         for row in api.containers(all=True, filters={"label": LABEL}):

@@ -1,4 +1,4 @@
-"""What was measured, and what it is held against: samples, goals and the lines of the table.
+"""Measurements and goals: samples, goals and the lines of the table.
 
 The rule: pure data and arithmetic. Nothing here measures, prints or reads a clock.
 """
@@ -13,12 +13,12 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 """The unit of a ratio."""
 
 DASH = "\N{EN DASH}"
-"""In the place of what is not there."""
+"""Stands for a missing value."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Everything that was measured of one variant, in the order of measuring."""
+    """All measurements of one variant, in order."""
 
     name: str
     unit: str
@@ -37,19 +37,19 @@ class Samples:
 
 @dataclass(frozen=True)
 class Goal:
-    """A limit that a figure is held against."""
+    """A limit for a figure."""
 
     limit: float
     at_least: bool = False
 
     def is_met(self, figure: float) -> bool:
-        """Whether the figure is within the limit; the limit itself is."""
+        """Whether the figure is within the limit, or equal to it."""
         return figure >= self.limit if self.at_least else figure <= self.limit
 
 
 @dataclass(frozen=True)
 class Line:
-    """One figure of the table. Without a goal it is there for information."""
+    """One figure of the table. A figure without a goal is for information."""
 
     what: str
     figure: float
@@ -58,7 +58,7 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        """MET, NOT MET, or a dash where there is no goal."""
+        """MET, NOT MET, or a dash without a goal."""
         if self.goal is None:
             return DASH
         return "MET" if self.goal.is_met(self.figure) else "NOT MET"
@@ -76,9 +76,9 @@ class Measured:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` (0 to 1) of all values lie, linear between neighbours. Raises ValueError for none."""
+    """The value below which `share` (0 to 1) of all values lie, interpolated linearly. Raises ValueError if there are none."""
     if not values:
-        raise ValueError("there is no percentile of no values: measure at least once")
+        raise ValueError("a percentile needs at least one value: measure at least once")
     ordered = sorted(values)
     position = (len(ordered) - 1) * share
     below = int(position)
@@ -112,7 +112,7 @@ def growth(values: Sequence[float], warm_up: float = WARM_UP_SHARE) -> float:
 
 
 def steady(what: str, values: Sequence[float], unit: str, *, tolerance: float, warm_up: float = WARM_UP_SHARE) -> Line:
-    """The growth of a figure over a long run, held against what is noise."""
+    """The growth of a figure over a long run, compared with the noise."""
     return Line(f"{what}: growth", growth(values, warm_up), unit, Goal(tolerance))
 
 

@@ -1,4 +1,4 @@
-"""The first baseline: a program as a plain process of this host, started as cheaply as a worker honestly could.
+"""The first baseline: a program as a plain process of this host, started as cheaply as a worker possibly could.
 
 That is `subprocess.Popen` with `close_fds=False` (the descriptors of Python are not inherited anyway; it saves closing
 them) and `communicate`: on Linux a vfork and an exec, three pipes, and the output read to its end.
@@ -35,7 +35,7 @@ def environment() -> dict[str, str]:
 
 
 def interpreter(version: str, folder: Path) -> Path:
-    """A bare interpreter of this version ("3.11") where the host has one, else of the host's own python3.
+    """A bare interpreter of this version ("3.11") if the host has one, else the host's own python3.
 
     It stands in a new environment in `folder`, without packages.
     """
@@ -53,7 +53,7 @@ def version_of(python: Path) -> str:
 
 
 class BareRun:
-    """Runs one program as a process of the host. Raises RuntimeError where it does not print what it should."""
+    """Runs one program as a process of the host. Raises RuntimeError if the output is wrong."""
 
     def __init__(self, argv: Sequence[str], program: Program, folder: Path) -> None:
         self._argv, self._prints, self._folder = list(argv), program.prints.encode(), folder

@@ -1,4 +1,4 @@
-"""Functions with layers: what requirements.txt or build.sh brings is made once, before anything is measured."""
+"""Functions with layers: layers from requirements.txt or build.sh are built once, before the measurement."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from benchmarks.programs import Program
 from nanogrid.execution.code import Code
 from nanogrid.execution.container.engine import Engine
-from nanogrid.execution.layers import LayerStore, Prepared
+from nanogrid.execution.layers import LayeredCode, LayerStore
 from nanogrid.settings import Settings
 
 
 @contextmanager
-def built(settings: Settings, program: Program, folder: Path, runtime: str) -> Iterator[Prepared]:
-    """The function's prepared code, held until the block is left."""
+def built(settings: Settings, program: Program, folder: Path, runtime: str) -> Iterator[LayeredCode]:
+    """The function's prepared code, locked until the block ends."""
     tree = program.write(folder / "code" / uuid.uuid4().hex)
     content = repr(sorted(program.files.items())).encode()
     code = Code(tree, hashlib.sha256(content).hexdigest(), len(content), 0.0, 0.0, cached=True)

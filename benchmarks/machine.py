@@ -1,4 +1,4 @@
-"""What a reader must know about the machine to judge the figures."""
+"""Facts about the machine that readers need to judge the figures."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from benchmarks.host import environment
 
 
 def download(name: str, python_version: str, folder: Path) -> str:
-    """Fetch the newest wheel of a package for a Python version with this host's pip; its version."""
+    """Fetch the newest wheel of a package for a Python version with this host's pip. Return its version."""
     folder.mkdir(parents=True, exist_ok=True)
     _pip("download", "--no-deps", "--only-binary=:all:", f"--python-version={python_version}", f"--dest={folder}", name)
     wheel = next(folder.glob(f"{name}-*.whl"))
@@ -45,7 +45,7 @@ class _Index(SimpleHTTPRequestHandler):
     """Pages of the simple repository API over a folder of wheels."""
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name that the base class gave it
-        """Say nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         """A page of links for `/simple/NAME/`, a file for anything else."""

@@ -17,7 +17,7 @@ LOOP_UNITS = frozenset({"ms", "runs/s"})
 
 
 def draw(measured: Sequence[Measured], path: Path) -> None:
-    """Write a PNG. Axes begin at zero, so that lengths are true to the ratios."""
+    """Write a PNG. Axes start at zero, so that lengths show true ratios."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -56,7 +56,7 @@ def _strips(place: Axes, row: Measured) -> None:
 
 
 def _curves(place: Axes, row: Measured) -> None:
-    """Every figure relative to its largest value: what grows is seen, whatever its unit."""
+    """Every figure relative to its largest value, so that growth is visible in any unit."""
     for samples in row.samples:
         largest = max(map(abs, samples.values)) or 1.0
         place.plot([value / largest for value in samples.values], label=f"{samples.name} ({largest:g} {samples.unit})")

@@ -1,4 +1,4 @@
-"""NanoGrid's side of every comparison: an owner in this process, and functions run from a child as a worker runs them.
+"""NanoGrid's side of every comparison: an owner in this process, and functions that run from a child, as in a worker.
 
 The rule: a run is timed from before the lease is asked for to the return of `Container.run`, output complete; what
 follows (reading the result file, giving the container back) is not part of the run but is done before the next one.
@@ -39,7 +39,7 @@ POLL_S = 0.01
 
 @dataclass
 class Ground:
-    """An owner that is up, and what is needed to run functions on it."""
+    """A running owner, and the means to run functions on it."""
 
     settings: Settings
     owner: Owner
@@ -47,16 +47,16 @@ class Ground:
     folder: Path
 
     def function(self, program: Program, runtime: str = "python", **built: Any) -> Function:
-        """A function of its own code. `built`: tree, packages, key, where layers made them."""
+        """A function with its own code. `built`: tree, packages and key, if layers made them."""
         tree = built.pop("tree", None) or program.write(self.folder / "code" / uuid.uuid4().hex)
         return Function(self, program, runtime, tree, **built)
 
     def in_child(self, work: Callable[[], T]) -> T:
-        """Call `work` in a forked child, as a worker's child that leaves the owner to its parent."""
+        """Call `work` in a forked child, as in a worker, where the owner stays in the parent."""
         return self.in_children([work])[0]
 
     def in_children(self, works: Sequence[Callable[[], T]]) -> list[T]:
-        """Call each in a child of its own, side by side."""
+        """Call each in its own child, in parallel."""
 
         def as_a_child(work: Callable[[], T]) -> T:
             self.owner.leave_to_parent()
@@ -69,7 +69,7 @@ class Ground:
         return snapshot(self.settings.data_dir)
 
     def wait_for_prewarmed(self, *, paused: bool = False) -> None:
-        """Wait until there is a container without function that is ready, or even paused as after a silence."""
+        """Wait until a container without a function is ready, or even paused, as after an idle time."""
         states = (PAUSED,) if paused else RESTING
         self._wait_until(
             lambda shown: any(one.function_id is None and one.state in states for one in shown),
@@ -101,7 +101,7 @@ class Ground:
 
 @contextmanager
 def ground(settings: Settings, folder: Path, *, prewarm: Sequence[str] = ()) -> Iterator[Ground]:
-    """An owner in this process, until the block is left. To be entered before children are forked."""
+    """An owner in this process, until the block ends. Enter the block before forking children."""
     owner = Owner(settings)
     owner.start()
     pool = Pool(owner.address, settings)
@@ -114,7 +114,7 @@ def ground(settings: Settings, folder: Path, *, prewarm: Sequence[str] = ()) -> 
 
 
 class Function:
-    """Code that can be run again and again. Raises RuntimeError for a run that does not print what it should."""
+    """Code that can be run repeatedly. Raises RuntimeError if a run prints the wrong output."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class Function:
         self.start_kind = ""
         self.container_id = ""
         self.parts: deque[tuple[float, float, float]] = deque(maxlen=PARTS_KEPT)
-        """Of the last runs: milliseconds of the lease, of the run, and of the function alone as the runner saw it."""
+        """Of the last runs: milliseconds of the lease, of the run, and of the function alone by the runner's clock."""
 
     def __call__(self) -> float:
         """One run. Milliseconds from "lease asked" to "output complete"."""
@@ -168,7 +168,7 @@ class Function:
         return took_ms
 
     def expect(self, start_kind: str) -> float:
-        """One run that must have started as said: cold, prewarmed or warm."""
+        """One run that must start this way: cold, prewarmed or warm."""
         took_ms = self()
         if self.start_kind != start_kind:
             raise RuntimeError(f"the run started {self.start_kind} where it had to start {start_kind}")
@@ -180,6 +180,6 @@ class Function:
         return f"median parts: lease {lease:.2f} ms, run {run:.2f} ms, in it the function alone {function:.2f} ms"
 
     def warm_up(self, runs: int = 5) -> None:
-        """Run it until it is warm and what a first run teaches the container is learned."""
+        """Run it until it is warm and the container has learned its imports."""
         for _ in range(runs):
             self()

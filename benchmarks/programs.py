@@ -18,7 +18,7 @@ class Program:
     prints: str
 
     def write(self, folder: Path) -> Path:
-        """Lay the files out in a new folder, read-only as in the code cache, and return it."""
+        """Write the files to a new folder, read-only as in the code cache, and return it."""
         folder.mkdir(parents=True)
         for name, text in self.files.items():
             (folder / name).write_text(text)

@@ -1,4 +1,4 @@
-"""What every row is given: a scratch folder, settings, how often to measure, and the bare interpreter.
+"""What every row gets: a scratch folder, settings, how often to measure, and the bare interpreter.
 
 The rule: both sides run the same version of Python. The image of the runtime `python` decides which; where the host has
 no such interpreter, the row says so.
@@ -19,13 +19,13 @@ from benchmarks.docker_runs import connect, create, options, remove_left
 from nanogrid.settings import Settings
 
 IMAGE = "nanogrid/gcc:11"
-"""Serves both runtimes where the settings name no others: it has g++ and the Python of its Debian, which many hosts have
+"""The default image of both runtimes: it has g++ and the Python of its Debian, which many hosts have
 too, so that both sides run the same interpreter; `nanogrid/python:3.9` has an older one."""
 
 
 @dataclass
 class Setting:
-    """What one row of the benchmark needs. `quick` says that the figures are not to be quoted."""
+    """What one row of the benchmark needs. `quick`: the figures are too rough to quote."""
 
     row: str
     folder: Path
@@ -35,7 +35,7 @@ class Setting:
     @classmethod
     @contextmanager
     def made(cls, row: str, *, quick: bool) -> Iterator[Setting]:
-        """A setting whose folder goes at the end, with containers that a failed row may have left."""
+        """A setting whose folder is removed at the end, as are containers that a failed row left."""
         with tempfile.TemporaryDirectory(prefix=f"nanogrid-bench-{row}-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
             folder.chmod(0o755)
@@ -51,7 +51,7 @@ class Setting:
         return self.settings().python_image
 
     def rounds(self, number: int) -> int:
-        """How often to measure: `number`, a tenth of it when it has to be quick, and at least five times."""
+        """How often to measure: `number`, a tenth of it if `quick`, but at least five times."""
         return max(5, number // 10) if self.quick else number
 
     def settings(self, **changes: Any) -> Settings:
@@ -91,5 +91,5 @@ class Setting:
 
     @property
     def bare_packages(self) -> Path:
-        """Where packages of the bare interpreter are to be installed."""
+        """The folder for packages of the bare interpreter."""
         return next((self.bare_python.parents[1] / "lib").glob("python*")) / "site-packages"

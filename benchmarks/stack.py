@@ -28,12 +28,12 @@ QUEUE = "python"
 RESULT_KEYS = (b"nanogrid:celery-task-meta-", b"nanogrid:results")
 TUNER_KEYS = (b"nanogrid:tuner:",)
 NEVER = -1
-"""What Redis says of a key without an expiry."""
+"""Redis' answer for a key without an expiry."""
 
 
 @dataclass
 class Stack:
-    """What a producer needs, and what a row looks at."""
+    """The means of a producer, and the figures that a row checks."""
 
     grid: Grid
     client: Client
@@ -47,7 +47,7 @@ class Stack:
         return {name: value for name, value in made.items() if name != "requestId"}
 
     def run(self, request: dict[str, Any], prints: str) -> ExecutionResult:
-        """Send a request and wait for its result. Raises RuntimeError for one that is not as it should be."""
+        """Send a request and wait for its result. Raises RuntimeError if the result is wrong."""
         return checked(self.client.wait(self.client.submit(request), WAIT_S), prints)
 
     def nothing(self) -> None:
@@ -59,9 +59,9 @@ class Stack:
         return sum(expires_s == NEVER for _, expires_s in self._keys())
 
     def other_keys(self) -> int:
-        """Keys in Redis that no request leaves for good: claims for a while after their run, and what workers need to be commanded.
+        """Keys in Redis that no request leaves permanently: claims for a while after their run, and keys of remote control.
 
-        Results are left out, and what there is once for all of them: their stream, and the tuner's record of a function.
+        Results are left out, and so are the results stream and the tuner's records.
         """
         return sum(not key.startswith((*RESULT_KEYS, *TUNER_KEYS)) for key, _ in self._keys())
 
@@ -78,7 +78,7 @@ class Stack:
 
 
 def checked(result: ExecutionResult, prints: str) -> ExecutionResult:
-    """The result, when it is the one of a run that went well."""
+    """The result, if the run succeeded with this output."""
     if result.stdout != prints or not result.success:
         raise RuntimeError(f"the run gave {result}")
     return result
@@ -86,14 +86,13 @@ def checked(result: ExecutionResult, prints: str) -> ExecutionResult:
 
 @contextmanager
 def stack(setting: Setting, **changes: Any) -> Iterator[Stack]:
-    """Everything up, until the block is left. `changes` are settings of the worker."""
+    """A running stack, until the block ends. `changes` are settings of the worker."""
     folder = setting.folder
     with running(moto_service(folder)) as moto, running(redis_service(folder)) as server:
         made = grid(
             folder,
             aws_url=f"http://127.0.0.1:{moto.port}",
-            result_url=f"redis://127.0.0.1:{server.port}/0",
-            monitor_url=f"redis://127.0.0.1:{server.port}/1",
+            redis_url=f"redis://127.0.0.1:{server.port}/0",
             unique="bench",
             python_image=setting.settings().python_image,
             cpp_image=setting.settings().cpp_image,

@@ -1,4 +1,4 @@
-"""What was measured, as text: blocks for a terminal and a markdown table for the documents.
+"""The measurements as text: blocks for a terminal and a markdown table for the documents.
 
 The rule: every number is shown with the same few digits everywhere, so that texts can be compared.
 """
@@ -25,7 +25,7 @@ def number(value: float) -> str:
 
 
 def with_unit(value: float, unit: str) -> str:
-    """A number and its unit; the times sign stands close."""
+    """A number and its unit; no blank before a times sign."""
     return f"{number(value)}{TIMES}" if unit == TIMES else f"{number(value)} {unit}".rstrip()
 
 
@@ -37,7 +37,7 @@ def goal_text(goal: Goal | None, unit: str) -> str:
 
 
 def block(measured: Measured) -> str:
-    """One row of the benchmark for a terminal: its variants, then its lines with their verdicts."""
+    """One row of the benchmark for a terminal: its variants, then its lines with verdicts."""
     lines = [f"{measured.row}: {measured.title}"]
     width = max((len(samples.name) for samples in measured.samples), default=0)
     lines += [_variant(samples, width) for samples in measured.samples]

@@ -1,4 +1,4 @@
-"""Measures variants in turn: A B C, B C A, C A B, ... so that whatever disturbs the machine disturbs all alike.
+"""Measures variants in turn: A B C, B C A, C A B, ... so that disturbances of the machine affect all of them equally.
 
 The rule: no run pays for another. A variant that follows a costly one in one round does not follow it in the next, and
 between two runs the machine rests for a moment, so that what a run leaves to do (a runner that makes its next process
@@ -14,21 +14,21 @@ from collections.abc import Callable, Mapping
 from benchmarks.figures import Samples
 
 Variant = Callable[[], float | None]
-"""One measured run. It returns its own milliseconds, or None to have the whole call counted."""
+"""One measured run. It returns its own milliseconds, or None to count the whole call."""
 
 REST_S = 0.01
 PROGRESS_EVERY_S = 5.0
 
 
 class Progress:
-    """Says on stderr how far a long row is, every few seconds."""
+    """Prints the progress of a long row to stderr every few seconds."""
 
     def __init__(self, what: str, total: int) -> None:
         self._what, self._total = what, total
         self._due = time.monotonic() + PROGRESS_EVERY_S
 
     def at(self, done: int) -> None:
-        """Say it where it is due."""
+        """Print the progress if it is due."""
         if time.monotonic() >= self._due:
             say(f"{self._what}: {done} of {self._total}")
             self._due = time.monotonic() + PROGRESS_EVERY_S
@@ -47,7 +47,7 @@ def in_turn(
     warm_up: int = 3,
     rest: Callable[[], None] = lambda: None,
 ) -> dict[str, Samples]:
-    """Milliseconds of every variant, `rounds` times each after `warm_up` rounds that do not count.
+    """Milliseconds of every variant, `rounds` times each, after `warm_up` rounds that do not count.
 
     `rest` returns when what the run before has left to do is over; it is called before every run.
     """

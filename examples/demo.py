@@ -1,8 +1,8 @@
-"""A tour of NanoGrid on the local stack: one function of every kind, and what became of it.
+"""A tour of NanoGrid on the local stack: one function of every kind, and its outcome.
 
     nanogrid up --detach && python examples/demo.py
 
-Everything here is what a producer would write. Exits with 0 when every row came out as expected.
+Everything here is code that a producer would write. Exits with 0 if every row has the expected outcome.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ OUTPUT_WIDTH = 36
 PHASES = ("queue", "fetch", "unpack", "acquire", "run", "collect", "store")
 COLUMNS = ("", "request", "outcome", "code", "start", *PHASES, "MB used")
 MOST_RUNS = 100
-"""So many runs are more than enough for the tuner to know a function."""
+"""This many runs are more than enough for the tuner to know a function."""
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
 
 
 class Row(NamedTuple):
-    """What is shown, what sends the request and returns its id, and what is expected of the result.
+    """A row: its title, the call that sends the request and returns its id, and the expected result.
 
     `most_mb` is the largest memory limit that it may have been given.
     """
@@ -48,9 +48,9 @@ class Row(NamedTuple):
 
 
 def main() -> int:
-    """Send everything, show everything."""
+    """Send all requests and show all results."""
     use_the_local_stack()
-    from nanogrid import Client, execute_function  # after the environment is set, as in a producer of one's own
+    from nanogrid import Client, execute_function  # after the environment is set, as in any producer
     from nanogrid.execution.code.packing import pack_folder
     from nanogrid.sqs.queues import resolve
 
@@ -73,7 +73,7 @@ def main() -> int:
         sqs.send_message(QueueUrl=resolve("python", client.settings), MessageBody=json.dumps(body))
         return str(body["requestId"])
 
-    film = f"frames-{uuid.uuid4().hex[:6]}"  # a function that nothing is known of yet
+    film = f"frames-{uuid.uuid4().hex[:6]}"  # a function that the tuner does not know yet
 
     def frames(mib: int) -> str:
         return client.submit({**request("frames", payload=mib, memoryMb=512), "functionId": film})
@@ -145,29 +145,29 @@ def main() -> int:
     console.print(
         "The stack is still running. Try: .venv/bin/nanogrid invoke examples/functions/hello --payload '\"you\"'"
     )
-    console.print("End it with: make down")
+    console.print("Stop it with: make down")
     return 1 if unexpected else 0
 
 
 def milliseconds(value: float | None) -> str:
-    """A phase as the table shows it."""
+    """A phase for the table."""
     return "" if value is None else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def use_the_local_stack() -> None:
-    """Put the local stack's environment into this process, as `eval "$(nanogrid env)"` does in a shell."""
+    """Set the local stack's environment in this process, as `eval "$(nanogrid env)"` does in a shell."""
     answer = nanogrid("env", "--json")
     os.environ.update(json.loads(answer))
 
 
 def flower_url() -> str:
-    """Where the local stack's Flower is."""
+    """The URL of the local stack's Flower."""
     parts = json.loads(nanogrid("status", "--json"))["parts"]
     return next((str(part["address"]) for part in parts if part["name"] == "flower"), "not running")
 
 
 def nanogrid(*arguments: str) -> str:
-    """The output of a `nanogrid` command of the same environment as this program."""
+    """The output of a `nanogrid` command in this program's environment."""
     command = [str(Path(sys.executable).with_name("nanogrid")), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,6 +1,6 @@
 """`python -m benchmarks.replay`: days of many functions under every policy, in simulated time, as a table and a picture.
 
-The rule: the rules of the tuner were chosen on the days of other seeds than those that are shown.
+The rule: the tuner's rules were chosen with other seeds than those that are shown.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FUNCTIONS = 200
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0, also where a goal is not met; 2 where the trace cannot be read."""
+    """Return 0, even if a goal is not met; 2 if the trace cannot be read."""
     chosen = _parse(arguments)
     begin = time.monotonic()
     try:

@@ -10,13 +10,13 @@ from typing import NamedTuple
 DAY_S = 86400.0
 
 MOST_RUNS = 2000
-"""Runs of one function that are replayed. Of a more frequent one, so many are kept, and each stands for several."""
+"""Runs of one function that are replayed. If it has more, only this many are kept, and each stands for several."""
 
 ASKED_MB = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 32768)
-"""What people ask for."""
+"""Memory sizes that users request."""
 
 DEFAULT_MB = 512
-"""What a request asks for that says nothing."""
+"""The default memory of a request."""
 
 
 class Run(NamedTuple):
@@ -30,7 +30,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Function:
-    """A function with its day. `kind` tells how its peaks behave. Each of its runs stands for `weight` real ones."""
+    """A function with its day. `kind` describes how its peaks behave. Each of its runs stands for `weight` real ones."""
 
     name: str
     kind: str
@@ -40,7 +40,7 @@ class Function:
 
 
 def asked_mb(highest_mb: float, chance: random.Random) -> int:
-    """What the owner of such a function asks for: the default where it is enough, or a good deal more than is needed.
+    """The memory that the function's author requests: the default if it is enough, or much more than needed.
 
     Never less than the highest peak: without a tuner no run of the day is out of memory.
     """

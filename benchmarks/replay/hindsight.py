@@ -1,4 +1,4 @@
-"""The best fixed limits of a day that is over: what no limit of a function can do better that does not move."""
+"""The best fixed limits for a past day: no fixed limit of a function can do better."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ROUNDS = 50
 
 
 def best_of_each(function: Function, rules: Rules) -> Score:
-    """Under the smallest limit that at most a thousandth of this function's runs exceeds."""
+    """The day under the smallest limit that at most a thousandth of this function's runs exceed."""
     peaks = sorted(run.peak_mb for run in function.runs)
     allowed = int(len(peaks) * BUDGET)
     return held_fixed(function, rules.rounded(peaks[-1 - allowed]))
 
 
 def curve(function: Function, rules: Rules) -> list[Score]:
-    """What each limit would have come to, down to one that half of the runs exceed."""
+    """The outcome of each limit, down to one that half of the runs exceed."""
     peaks = sorted(run.peak_mb for run in function.runs)
     return [
         held_fixed(function, limit_mb)
@@ -31,7 +31,7 @@ def curve(function: Function, rules: Rules) -> list[Score]:
 
 
 def best_of_all(curves: Sequence[Sequence[Score]], weights: Sequence[float]) -> Score:
-    """The cheapest limits where a thousandth of all runs may run twice, whichever function they are of.
+    """The cheapest limits if a thousandth of all runs, of any function, may run twice.
 
     Each function takes its cheapest limit at a price per second run, and the lowest price is looked for at which these are few
     enough.

@@ -23,7 +23,7 @@ NAMES = (REQUESTED, LAST, VPA, VPA_FLOOR, TUNER, LATER, EACH, ALL)
 
 @dataclass
 class Outcome:
-    """One day, or several together. `once` counts every replayed run once, `weighted` as often as it stands for."""
+    """One day, or several together. `once` counts every replayed run once, `weighted` counts the runs it stands for."""
 
     functions: int = 0
     few: int = 0
@@ -35,7 +35,7 @@ class Outcome:
     """By policy and kind of function, every run once."""
 
     def add(self, other: Outcome) -> None:
-        """Another day too."""
+        """Add another day."""
         self.functions += other.functions
         self.few += other.few
         for mine, theirs in ((self.once, other.once), (self.weighted, other.weighted)):
@@ -72,7 +72,7 @@ def outcome(functions: Sequence[Function], rules: Rules) -> Outcome:
 
 
 def _causes(function: Function, tuner: Tuner) -> Cause:
-    """Why a run under the tuner had more than it needed."""
+    """Why a run under the tuner had more memory than it needed."""
 
     def causes(run: Run, limit_mb: int) -> dict[str, float]:
         needed = need(tuner.record, function.requested_mb, tuner.rules)
@@ -81,7 +81,7 @@ def _causes(function: Function, tuner: Tuner) -> Cause:
                 return {"too few runs so far": limit_mb - run.peak_mb}
             reason = "back-off" if tuner.record.backs_off(run.at_s) else "asked for no more than it needs"
             return {reason: limit_mb - run.peak_mb}
-        if needed is None:  # decided before other code came, which is not known from the record yet
+        if needed is None:  # decided before the code changed, which the record does not show yet
             return {"rounding and hold": limit_mb - run.peak_mb}
         return {
             "rounding and hold": limit_mb - needed.memory_mb,

@@ -1,4 +1,4 @@
-"""One picture of the replay: slack against re-runs, GB-seconds used and not used, and what is left by cause."""
+"""One picture of the replay: slack against re-runs, GB-seconds used and not used, and the remaining slack by cause."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from benchmarks.replay.outcome import NAMES, TUNER, Outcome
 from benchmarks.replay.report import GOAL_RERUNS, GOAL_SLACK
 
 LEAST_SHARE = 1e-5
-"""Where policies without second runs stand on the logarithmic axis."""
+"""The position of policies without re-runs on the logarithmic axis."""
 
 
 def draw(found: Outcome, *paths: Path) -> None:
-    """Write it to each of these, in the format that its name says."""
+    """Write the picture to each path, in the format of its ending."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,6 +1,6 @@
-"""Who sets the limit of a function's next run: the tuner itself, and what it is held against.
+"""Policies that set the limit of a function's next run: the tuner, and those it is compared with.
 
-The rule: a policy knows what has ended, not what will come.
+The rule: a policy knows past runs, never future ones.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ class Policy(Protocol):
     """One function's limits."""
 
     def limit_mb(self, requested_mb: int, code: str, now_s: float) -> int:
-        """Of a run that starts now; never more than it asks for."""
+        """The limit of a run that starts now; never more than requested."""
 
     def learn(self, sample: Sample) -> None:
-        """One run has ended."""
+        """Learn from a run that has ended."""
 
 
 class Requested:
     """No tuner."""
 
     def limit_mb(self, requested_mb: int, code: str, now_s: float) -> int:
-        """What is asked for."""
+        """The requested memory."""
         return requested_mb
 
     def learn(self, sample: Sample) -> None:
-        """Nothing."""
+        """Learns nothing."""
 
 
 class LastPeak:
@@ -49,7 +49,7 @@ class LastPeak:
         return requested_mb if self._last_mb is None else min(requested_mb, math.ceil(self._last_mb * self.TIMES))
 
     def learn(self, sample: Sample) -> None:
-        """Only what was measured: the second run tells after an OOM kill."""
+        """Only measured peaks: after an OOM kill, the re-run's peak counts."""
         if sample.outcome is not Outcome.OUT_OF_MEMORY:
             self._last_mb = sample.peak_mb
 
@@ -79,7 +79,7 @@ class Vpa:
 
 
 class Tuner:
-    """NanoGrid's, with nothing of it left out: insufficient data, back-off, hold, new code, second runs."""
+    """NanoGrid's complete tuner: insufficient data, back-off, hold, new code, re-runs."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
@@ -87,12 +87,12 @@ class Tuner:
         self.advice: Advice | None = None
 
     def limit_mb(self, requested_mb: int, code: str, now_s: float) -> int:
-        """What the advice says that the last sample left. It is not applied to other code than it was given for."""
+        """The limit from the latest advice. Advice is not applied to code that it was not given for."""
         if self.advice is None or self.advice.code != code:
             return requested_mb
         return self.advice.under(requested_mb).limit_mb
 
     def learn(self, sample: Sample) -> None:
-        """And decide for the next one."""
+        """Learn from the run, and decide for the next one."""
         self.record = learn(self.record, sample, self.rules)
         self.advice = decide(self.record, sample.requested_mb, sample.code, self.rules, sample.at_s)

@@ -1,4 +1,4 @@
-"""The outcome as text: one table for the terminal and the documents, what is left of the slack, and the verdict."""
+"""The outcome as text: one table for the terminal and the documents, the remaining slack, and the verdict."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _both(score: Score) -> str:
 
 
 def left_over(found: Outcome) -> str:
-    """What the tuner's limits left unused, by cause, in percent of all that they held."""
+    """What the tuner's limits left unused, by cause, in percent of all the memory they held."""
     score = found.once[TUNER]
     lines = [
         f"| {cause} | {_percent(unused / score.held_gb_s, 1)} |"
@@ -57,7 +57,7 @@ def by_kind(found: Outcome) -> str:
 
 
 def by_day(days: Sequence[tuple[str, Outcome]]) -> str:
-    """How much days differ."""
+    """How much the days differ."""
     lines = ["| day | VPA's rule | NanoGrid's tuner | best fixed limits, 0.1 % of all |", "|---|---|---|---|"]
     for name, found in days:
         scores = [found.once[policy] for policy in (VPA, TUNER, ALL)]
@@ -66,7 +66,7 @@ def by_day(days: Sequence[tuple[str, Outcome]]) -> str:
 
 
 def verdict(found: Outcome) -> list[str]:
-    """What was to be reached, and whether it was."""
+    """The goals, and whether they were reached."""
     tuner, vpa, bound = found.once[TUNER], found.once[VPA], found.once[ALL]
     return [
         _goal("slack at most 15 %", tuner.slack <= GOAL_SLACK, _percent(tuner.slack, 1))

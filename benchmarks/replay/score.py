@@ -1,4 +1,4 @@
-"""A function's day under a policy, in simulated time, and what it came to.
+"""A function's day under a policy, in simulated time, and its result.
 
 The rule: a run that is out of memory under less than it asked for runs again with what it asked for, and all that its first attempt held is
 waste. A policy hears of a run when it has ended, so runs that overlap know nothing of each other.
@@ -28,11 +28,11 @@ class Score:
     held_gb_s: float = 0.0
     used_gb_s: float = 0.0
     unused_gb_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """What was held and not used, by cause."""
+    """Memory that was held but not used, by cause."""
 
     @property
     def slack(self) -> float:
-        """The share of what was held that was not used."""
+        """The share of the held memory that was not used."""
         return 1 - self.used_gb_s / self.held_gb_s if self.held_gb_s else 0.0
 
     @property
@@ -41,7 +41,7 @@ class Score:
         return self.reruns / self.runs if self.runs else 0.0
 
     def add(self, other: Score, weight: float = 1.0) -> None:
-        """These runs too, each counted so many times."""
+        """Add these runs, each counted this many times."""
         self.runs += other.runs * weight
         self.reruns += other.reruns * weight
         self.held_gb_s += other.held_gb_s * weight
@@ -66,7 +66,7 @@ def replayed(function: Function, policy: Policy, causes: Cause | None = None) ->
         score.runs += 1
         killed = run.peak_mb > limit_mb
         if killed:
-            # Memory grows evenly, and the kernel ends the run where it would grow over the limit.
+            # Memory grows evenly, and the kernel kills the run when it would exceed the limit.
             lasted_ms = run.duration_ms * limit_mb / run.peak_mb
             at_s += lasted_ms / 1000
             wasted = limit_mb * lasted_ms / GB_MS
@@ -88,7 +88,7 @@ def replayed(function: Function, policy: Policy, causes: Cause | None = None) ->
 
 
 def held_fixed(function: Function, limit_mb: int) -> Score:
-    """The same for one limit all day long, without anybody who learns."""
+    """The same for one fixed limit all day, without a tuner."""
     limit_mb = min(limit_mb, function.requested_mb)
     held = used = reruns = 0.0
     for _, peak_mb, duration_ms, _ in function.runs:

@@ -1,4 +1,4 @@
-"""Several days at a time, each in a process of its own."""
+"""Several days at a time, each in its own process."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Wanted(NamedTuple):
 
     @property
     def name(self) -> str:
-        """In the table."""
+        """The name of the day in the table."""
         return f"seed {self.seed}" if self.folder is None else f"day {self.number}"
 
 
 def replay(wanted: Sequence[Wanted]) -> list[Outcome]:
-    """These days under every policy, as many at a time as there are cores."""
+    """These days under every policy, one per core at a time."""
     if len(wanted) == 1:
         return [_replayed(wanted[0])]
     with get_context("spawn").Pool(min(len(wanted), os.cpu_count() or 1)) as processes:

@@ -31,17 +31,17 @@ stable: 1 to 3 % of noise. noisy: 5 to 12 %. bimodal: two sizes of input, the la
 """
 
 DEPLOYED = 0.15
-"""Share of the functions that get new code during the day, at one time or two; it needs a tenth more or less."""
+"""Share of the functions that get new code during the day, at one time or two; it then needs a tenth more or less."""
 
 PERIODIC = 0.3
-"""Share of the functions that are started by a timer; the others come as they come, half of them less at night."""
+"""Share of the functions that a timer starts; the others start at random, half of them less at night."""
 
 Peak = Callable[[float, random.Random], tuple[float, float]]
 """Time of day (0 to 1) → what a run needs and takes, relative to the function's."""
 
 
 def day(seed: int, count: int) -> list[Function]:
-    """So many functions with all their runs. The same seed gives the same day."""
+    """This many functions with all their runs. The same seed gives the same day."""
     chance = random.Random(seed)  # noqa: S311
     # Strata instead of free draws: every day has its share of frequent functions, and of each kind.
     places = [(number + chance.random()) / count for number in range(count)]
@@ -55,7 +55,7 @@ def day(seed: int, count: int) -> list[Function]:
 
 
 def rate(place: float) -> float:
-    """Runs a day of the function that so large a share of all functions does not exceed."""
+    """The number of runs a day that this share of all functions does not exceed."""
     for (low, fewer), (high, more) in itertools.pairwise(RATES):
         if place <= high:
             return fewer * math.pow(more / fewer, (place - low) / (high - low))
@@ -83,7 +83,7 @@ def _function(name: str, kind: str, runs_a_day: float, chance: random.Random) ->
 
 
 def _starts(runs_a_day: float, chance: random.Random) -> list[float]:
-    """When the runs of a day begin, as shares of it."""
+    """Start times of a day's runs, as shares of the day."""
     if chance.random() < PERIODIC:
         begin, distance = chance.random(), 1 / runs_a_day
         return [start for number in range(math.ceil(runs_a_day)) if (start := (begin + number) * distance) < 1]

@@ -1,4 +1,4 @@
-"""Days of the real trace: the CSV files of the Azure Functions dataset of 2019, where a user has them.
+"""Days of the real trace: the CSV files of the Azure Functions dataset of 2019, if the user has them.
 
 https://github.com/Azure/AzurePublicDataset tells where they are and what their columns mean. The trace has no single peaks: memory is given
 per application, as percentiles of averages over a minute. Each run here draws its peak from its application's percentiles and
@@ -28,11 +28,11 @@ Curve = Sequence[tuple[float, float]]
 
 
 class TraceError(Exception):
-    """The files are not there, or are not what their names say."""
+    """The files are missing, or have unexpected content."""
 
 
 def read_day(folder: Path, number: int, seed: int, count: int) -> list[Function]:
-    """So many functions of a day, drawn with this seed. What a request asks for is not in the trace and drawn too."""
+    """This many functions of a day, drawn with this seed. The trace has no requested memory, so that is drawn, too."""
     memory = {_key(row, "HashApp"): _curve(row, MEMORY_POINTS) for row in _rows(folder / MEMORY.format(number))}
     durations = {
         _key(row, "HashFunction"): _curve(row, DURATION_POINTS) for row in _rows(folder / DURATIONS.format(number))
@@ -60,7 +60,7 @@ def read_day(folder: Path, number: int, seed: int, count: int) -> list[Function]
 
 
 def days_of(folder: Path) -> list[int]:
-    """The days of which all three files are there. Raises TraceError where there is none."""
+    """The days that have all three files. Raises TraceError if there are none."""
     names = (INVOCATIONS, DURATIONS, MEMORY)
     days = [number for number in DAYS if all((folder / name.format(number)).is_file() for name in names)]
     if not days:
@@ -97,7 +97,7 @@ def _curve(row: dict[str, str], points: Sequence[tuple[int, str]]) -> Curve:
 
 
 def _drawn(curve: Curve, chance: random.Random) -> float:
-    """A value of this distribution: between two points it is even; below the first one it is the first."""
+    """A value of this distribution: linear between two points, and the first point below it."""
     share = chance.random() * 100
     before, low = curve[0]
     for after, high in curve[1:]:

@@ -1,4 +1,4 @@
-"""C++ with a cached build: build.sh compiled once, run.sh runs what it made. Beside the same binary as a process."""
+"""C++ with a cached build: build.sh compiled once, run.sh runs the result. The baseline is the same binary as a process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BARE = "bare binary"
 
 
 def measure(setting: Setting) -> Measured:
-    """The binary that the build container made is run on the host as it is."""
+    """The build container's binary also runs on the host, unchanged."""
     with (
         ground(setting.settings(), setting.folder) as here,
         built(here.settings, BUILT, setting.folder, "cpp") as layer,

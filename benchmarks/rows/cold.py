@@ -1,4 +1,4 @@
-"""A cold start with nothing prewarmed, beside Docker's own create, start and wait with network none."""
+"""A cold start with nothing prewarmed, compared with Docker's own create, start and wait with network none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WARM_UP = 2
 
 
 def measure(setting: Setting) -> Measured:
-    """Hello world to its output. Every cold run is of code of its own, whose container stays, idle."""
+    """Hello world to its output. Every cold run has its own code, and its container stays idle afterwards."""
     rounds, folder = setting.rounds(50), HELLO.write(setting.folder / "host")
     with ground(setting.settings(), setting.folder) as here:
         functions = iter([here.function(HELLO.variation(number)) for number in range(rounds + WARM_UP)])

@@ -18,7 +18,7 @@ SAMPLES = 25
 
 
 def measure(setting: Setting) -> Measured:
-    """The container, the child that runs in it and the owner beside it are looked at every so many runs."""
+    """Check the container, the child and the owner every few runs."""
     runs, owner_pid = setting.rounds(5000), os.getpid()
     with ground(setting.settings(), setting.folder) as here:
         function = here.function(HELLO)

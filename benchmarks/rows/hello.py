@@ -1,4 +1,4 @@
-"""Hello world in a warm container beside hello world as a process of the host."""
+"""Hello world in a warm container, compared with hello world as a process of the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A hundred different functions, each in a warm container of its own, used in turn. And what an idle one costs."""
+"""A hundred different functions, each in its own warm container, used in turn. Also the cost of an idle container."""
 
 from __future__ import annotations
 

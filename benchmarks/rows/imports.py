@@ -1,4 +1,4 @@
-"""A main that imports eleven modules of the standard library, beside its own bare run."""
+"""A main that imports eleven modules of the standard library, compared with its own bare run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A function whose requirements.txt brings numpy, from its second run on, beside a bare run with the same wheel."""
+"""A function whose requirements.txt names numpy, from its second run on, compared with a bare run with the same wheel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hello world in a container that was paused because nobody wanted it: what the first request after a silence meets."""
+"""Hello world in a container that was paused while idle: the case of the first request after an idle time."""
 
 from __future__ import annotations
 

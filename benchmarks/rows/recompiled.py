@@ -1,4 +1,4 @@
-"""C++: a run.sh that compiles main.cpp and runs it, unchanged. Its first run beside a later one."""
+"""C++: a run.sh that compiles main.cpp and runs it, unchanged. Its first run compared with a later one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WARM_UP = 2
 
 
 def measure(setting: Setting) -> Measured:
-    """Each first run is of code of its own, in a prewarmed container: a cold start would make the ratio smaller."""
+    """Each first run has its own code, in a prewarmed container: a cold start would make the ratio smaller."""
     rounds = setting.rounds(50)
     with ground(setting.settings(pause_after_s=0.02), setting.folder, prewarm=["cpp"]) as here:
         standing = here.function(COMPILED, "cpp")

@@ -67,7 +67,7 @@ def _bare(here: Ground, python: Path, folder: Path, seconds: float) -> float:
 
 
 def _exec(here: Ground, folder: Path, seconds: float) -> float:
-    """Both threads have a container of their own, as each child has."""
+    """Each thread has its own container, as each child has."""
 
     def work() -> float:
         found: list[float] = []
@@ -90,7 +90,7 @@ def _exec(here: Ground, folder: Path, seconds: float) -> float:
 
 
 def per_second(run: Callable[[], object], seconds: float) -> float:
-    """How many runs end in a second, measured over this many seconds."""
+    """Finished runs per second, measured over this many seconds."""
     begin, number = time.perf_counter(), 0
     while (passed := time.perf_counter() - begin) < seconds:
         run()

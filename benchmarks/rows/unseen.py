@@ -1,4 +1,4 @@
-"""The first run of code that no container has seen, in a prewarmed one. The code is on this host's disk already."""
+"""The first run of new code, in a prewarmed container. The code is already on this host's disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WARM_UP = 3
 
 
 def measure(setting: Setting) -> Measured:
-    """Each round has code of its own, on both sides; each run begins when the prewarmed container is paused."""
+    """Each round has its own code, on both sides; each run begins when the prewarmed container is paused."""
     rounds, python = setting.rounds(50), setting.bare_python
     settings = setting.settings(pause_after_s=0.02)
     with ground(settings, setting.folder, prewarm=["python"]) as here:

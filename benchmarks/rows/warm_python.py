@@ -1,4 +1,4 @@
-"""What several rows share: a python function that is warm, in turn with its own bare run, both from one child."""
+"""Shared by several rows: a warm Python function, in turn with its own bare run, both from one child."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BARE = "bare python3 main.py"
 def beside_bare(
     row: str, here: Ground, function: Function, program: Program, python: Path, folder: Path, rounds: int
 ) -> tuple[Samples, Samples, Samples, str]:
-    """Milliseconds of warm runs in turn with bare ones, of bare ones, and of warm ones that follow each other at once.
+    """Milliseconds of warm runs in turn with bare ones, of bare ones, and of warm runs in immediate succession.
 
     The bare ones run in `folder`. The last is a note on the first.
     """
@@ -37,5 +37,5 @@ def beside_bare(
 
 
 def at_once_line(at_once: Samples, bare: Samples) -> Line:
-    """What a run costs that has to wait until its container is clean of the one before. For information."""
+    """The time of a run that must wait until its container is cleaned. For information."""
     return ratio("median of bare, one warm run right after the other", at_once, bare)

@@ -1,4 +1,4 @@
-"""The whole way of a warm hello, SQS to Redis, beside a Celery task that does nothing, on the same broker in turn."""
+"""The whole way of a warm hello, SQS to Redis, compared with an empty Celery task on the same broker, in turn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PHASES = ("fetch", "unpack", "acquire", "run", "collect", "store")
 
 
 def measure(setting: Setting) -> Measured:
-    """From before sending to the result in the producer's hands; the difference of the medians is what NanoGrid adds."""
+    """From before sending until the producer has the result; the difference of the medians is what NanoGrid adds."""
     results: list[ExecutionResult] = []
     with stack(setting) as here:
         request = here.request(HELLO)

@@ -29,7 +29,7 @@ With a limit of 10 s in place of the usual 130 the number of these timers is soo
 
 
 def measure(setting: Setting) -> Measured:
-    """Requests come in batches; between two of them, when nothing is in flight, everything is counted."""
+    """Requests are sent in batches. Between batches, when nothing is in flight, everything is counted."""
     requests, census, starts = setting.rounds(REQUESTS), Census(WARM_UP), Counter[str]()
     progress = Progress(setting.row, requests)
     with stack(setting, overhead_s=OVERHEAD_S) as here:
@@ -51,7 +51,7 @@ def measure(setting: Setting) -> Measured:
 
 
 def _batch(here: Stack, request: dict[str, Any], number: int) -> Counter[str]:
-    """Send so many requests, a few in flight at a time; how they started."""
+    """Send this many requests, a few at a time. Return how they started."""
     starts: Counter[str] = Counter()
     flying: list[str] = []
     for _ in range(number):
@@ -77,7 +77,7 @@ def _look(census: Census, here: Stack) -> None:
 
 
 def _keys_left(here: Stack, before: int) -> int:
-    """How many keys stay when the claims of the last runs have run out."""
+    """How many keys remain once the claims of the last runs have expired."""
     deadline = time.monotonic() + 2 * here.grid.settings.claim_ttl_s
     while (left := here.other_keys() - before) > 0 and time.monotonic() < deadline:
         time.sleep(0.5)

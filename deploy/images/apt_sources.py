@@ -15,10 +15,7 @@ Stanza = dict[str, str]
 """One source in deb822 form: field name → value, continuation lines included."""
 
 ALIASES = ("stable", "oldstable", "oldoldstable", "testing")
-"""Names that a host's sources may use in place of the release's code name."""
-
-KEPT_OPTIONS = ("-security",)
-"""Parts of a release that are used besides the release itself: what gets lost when a release ages is left out."""
+"""Names that a host's sources may use instead of the release's code name."""
 
 ONE_LINE = re.compile(r"^deb\s+(?:\[(?P<options>[^\]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.+)$")
 
@@ -75,7 +72,7 @@ def parse_deb822(text: str) -> list[Stanza]:
 
 
 def for_release(stanzas: Iterable[Stanza], host_release: str, release: str) -> list[Stanza]:
-    """The Debian sources among `stanzas`, with `host_release` exchanged for `release`.
+    """The Debian sources among `stanzas`, with `host_release` replaced by `release`.
 
     Other vendors' sources are left out: their suites do not follow Debian's releases, or their keys are not Debian's.
     """

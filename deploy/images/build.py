@@ -1,4 +1,4 @@
-"""Runtime images where no registry answers: Debian packages → mmdebstrap → the engine.
+"""Runtime images for hosts without a registry: Debian packages → mmdebstrap → the engine.
 
 The one rule: an equivalent never takes an official image's name. `--if-unreachable` is the product's path: use or pull
 the official image where that works, build the equivalent where it does not. Standard output carries only `NAME=image`
@@ -40,7 +40,7 @@ def load_recipes(path: Path = HERE / "recipes.json") -> dict[str, Recipe]:
 
 
 def _complete(image: Recipe, common: Recipe) -> Recipe:
-    """A recipe with the common parts; one that stands alone takes no packages and no commands from them."""
+    """A recipe with the common parts; a standalone recipe takes no packages and no commands from them."""
     shared = {"packages": [], "customize": []} if "alone" in image else common
     return {
         **image,
@@ -52,12 +52,12 @@ def _complete(image: Recipe, common: Recipe) -> Recipe:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """What an image's label must be equal to for the image to be current."""
+    """The value of an image's label if the image is current."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def label_of(client: docker.DockerClient, name: str) -> str | None:
-    """The recipe hash on an image, empty for an image without one, None where there is no such image."""
+    """The recipe hash on an image, empty if it has none, None if there is no such image."""
     try:
         return str(client.images.get(name).labels.get(RECIPE_LABEL, ""))
     except ImageNotFound:
@@ -67,11 +67,11 @@ def label_of(client: docker.DockerClient, name: str) -> str | None:
 def mmdebstrap_command(recipe: Recipe, sources: Path, options: Path, tarball: Path) -> list[str]:
     """The command that makes the file system of a recipe."""
     hooks = [
-        # Credentials for the host's mirrors are lent to apt and taken back.
+        # apt gets credentials for the host's mirrors only during the build.
         'if [ -e /etc/apt/auth.conf ]; then cp /etc/apt/auth.conf "$1"/etc/apt/; fi',
         'if [ -d /etc/apt/auth.conf.d ]; then cp -r /etc/apt/auth.conf.d "$1"/etc/apt/; fi',
     ]
-    # Mirrors and credentials are this host's business; apt itself is not in the image.
+    # Mirrors and credentials belong to this host; apt itself is not in the image.
     remove = 'cd "$1"/etc/apt && rm -rf auth.conf auth.conf.d apt.conf.d/99mmdebstrap sources.list sources.list.d'
     return [
         "mmdebstrap",
@@ -102,7 +102,7 @@ def sources_for(suite: str) -> str:
 
 
 def build_image(client: docker.DockerClient, name: str, recipe: Recipe) -> None:
-    """Make the equivalent `name` from Debian packages and give it to the engine."""
+    """Build the equivalent `name` from Debian packages and import it into the engine."""
     if shutil.which("mmdebstrap") is None:
         raise BuildError("mmdebstrap is not installed. Run `make setup`, or `apt-get install mmdebstrap`.")
     with tempfile.TemporaryDirectory(prefix="nanogrid-image-") as folder, timed(f"{name}: Debian {recipe['suite']}"):
@@ -114,7 +114,7 @@ def build_image(client: docker.DockerClient, name: str, recipe: Recipe) -> None:
 
 
 def bootstrap(name: str, command: list[str]) -> None:
-    """Run mmdebstrap; its stages become progress lines, its output is shown when it fails."""
+    """Run mmdebstrap; its stages become progress lines, its output is shown if it fails."""
     started = time.monotonic()
     output = []
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -124,11 +124,13 @@ def bootstrap(name: str, command: list[str]) -> None:
             if line.startswith(("I: running apt", "I: downloading", "I: installing")):
                 say(f"{name}: {time.monotonic() - started:3.0f} s {line[3:].strip()}")
     if process.returncode:
-        raise BuildError(f"mmdebstrap could not make {name} (exit code {process.returncode}):\n{''.join(output[-25:])}")
+        raise BuildError(
+            f"mmdebstrap could not build {name} (exit code {process.returncode}):\n{''.join(output[-25:])}"
+        )
 
 
 def import_tarball(client: docker.DockerClient, name: str, recipe: Recipe, tarball: Path) -> None:
-    """Give a file system to the engine as an image."""
+    """Import a file system into the engine as an image."""
     repository, tag = name.split(":")
     changes = [
         *(f"ENV {key}={value}" for key, value in recipe["environment"].items()),
@@ -143,7 +145,7 @@ def import_tarball(client: docker.DockerClient, name: str, recipe: Recipe, tarba
 
 
 def current_image(client: docker.DockerClient, name: str, recipe: Recipe, *, rebuild: bool) -> str:
-    """Build `name` unless the engine has it made from this very recipe."""
+    """Build `name` unless the engine has it from this same recipe."""
     if rebuild or label_of(client, name) != recipe_hash(recipe):
         build_image(client, name, recipe)
     else:
@@ -152,12 +154,12 @@ def current_image(client: docker.DockerClient, name: str, recipe: Recipe, *, reb
 
 
 def official_image(client: docker.DockerClient, name: str) -> str | None:
-    """The official image: present, or pulled now. None where no registry gives it."""
+    """The official image: present, or pulled now. None if no registry serves it."""
     if label_of(client, name) is not None:
         say(f"{name}: present")
         return name
     try:
-        # Asking first keeps the wait short where nobody answers; a pull itself may take minutes.
+        # Asking first keeps the wait short if no registry answers; a pull may take minutes.
         connect(REGISTRY_TIMEOUT_S).images.get_registry_data(name)
         with timed(f"{name}: pulling"):
             client.images.pull(name)
@@ -171,7 +173,7 @@ def official_image(client: docker.DockerClient, name: str) -> str | None:
 def choose_image(client: docker.DockerClient, name: str, recipe: Recipe, *, if_unreachable: bool, rebuild: bool) -> str:
     """The image to use for a recipe."""
     if if_unreachable and not rebuild:
-        # An equivalent that is there already saves asking a registry that did not answer before.
+        # If the equivalent exists, the registry did not answer before: do not ask it again.
         if label_of(client, name) == recipe_hash(recipe):
             return current_image(client, name, recipe, rebuild=False)
         official = official_image(client, recipe["official"])
@@ -190,7 +192,7 @@ def parse_arguments(recipes: dict[str, Recipe]) -> argparse.Namespace:
     parser.add_argument(
         "--if-unreachable",
         action="store_true",
-        help="use or pull the official image; build the equivalent only where that cannot be done",
+        help="use or pull the official image; build the equivalent only if that fails",
     )
     parser.add_argument("--rebuild", action="store_true", help="build even what is up to date")
     arguments = parser.parse_args()
@@ -201,7 +203,7 @@ def parse_arguments(recipes: dict[str, Recipe]) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Build what the command line names, and print the environment lines."""
+    """Build the images that the command line names, and print the environment lines."""
     recipes = load_recipes()
     arguments = parse_arguments(recipes)
     try:

@@ -1,4 +1,4 @@
-"""The Docker engine that images are given to.
+"""The Docker engine that gets the images.
 
 Spoken to through docker-py: the project depends on it anyway, while the command-line client is a package of its own in
 newer Debian releases and needs another one (buildx) to build.

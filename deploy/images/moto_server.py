@@ -60,7 +60,7 @@ def narrowed(lock: str, names: set[str]) -> str:
 
 
 def gather(interpreter: Interpreter, context: Path = CONTEXT) -> Path:
-    """Fill `context` with all that the Dockerfile copies."""
+    """Fill `context` with everything that the Dockerfile copies."""
     gather_locked(context, requirements_for(interpreter), interpreter)
     return context
 

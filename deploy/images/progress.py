@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 class BuildError(Exception):
-    """An image could not be had; the message says why and what to do."""
+    """An image is not available; the message says why and what to do."""
 
 
 def say(line: str) -> None:
@@ -19,7 +19,7 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def timed(what: str) -> Iterator[None]:
-    """Say that something takes time, and how long it took."""
+    """Print that something takes time, and how long it took."""
     started = time.monotonic()
     say(f"{what} …")
     yield

@@ -1,4 +1,4 @@
-"""Gathers what the worker image is built from: locked wheels for another Python than the one that gathers them.
+"""Gathers the content of the worker image: locked wheels, for a different Python than the one that runs this.
 
 The one rule: the lock decides. Markers are evaluated for the base image's interpreter, and each wheel's hash is checked
 here and again when the image is built.
@@ -41,14 +41,14 @@ Interpreter = dict[str, str | int]
 
 
 def interpreter_of(client: docker.DockerClient, image: str) -> Interpreter:
-    """Ask an image's python3 what it is."""
+    """Ask an image's python3 for its marker values."""
     output = client.containers.run(image, ["python3", "-c", PROBE], remove=True, network_mode="none")
     found: Interpreter = json.loads(output)
     return found
 
 
 def marker_environment(interpreter: Interpreter) -> dict[str, str]:
-    """What markers are evaluated against to decide for an interpreter and not for this one."""
+    """The environment in which markers are evaluated for that interpreter."""
     environment = dict(cast("Mapping[str, str]", default_environment()))
     return environment | {key: str(value) for key, value in interpreter.items()}
 
@@ -69,7 +69,7 @@ def lock_for(lock: str, interpreter: Interpreter) -> str:
 
 
 def platform_tags(interpreter: Interpreter) -> list[str]:
-    """Every wheel platform that runs there, newest C library first."""
+    """Every wheel platform that works there, newest C library first."""
     machine = interpreter["platform_machine"]
     return [f"manylinux_2_{minor}_{machine}" for minor in range(int(interpreter["glibc_minor"]), 4, -1)] + [
         f"{name}_{machine}" for name in ("manylinux2014", "manylinux2010", "manylinux1", "linux")
@@ -77,14 +77,14 @@ def platform_tags(interpreter: Interpreter) -> list[str]:
 
 
 def run_quietly(command: list[str], what: str) -> None:
-    """Run a command; its output is shown only when it fails."""
+    """Run a command; its output is shown only if it fails."""
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise BuildError(f"{what} failed (exit code {done.returncode}):\n{done.stdout[-3000:]}")
 
 
 def gather_locked(context: Path, requirements: str, interpreter: Interpreter) -> None:
-    """Download wheels for an interpreter by its lines of a lock, unless they are there from the very same lines."""
+    """Download wheels for an interpreter by its lines of a lock, unless they were already downloaded for the same lines."""
     written = context / "requirements.txt"
     if written.is_file() and written.read_text() == requirements:
         say("wheels: up to date")
@@ -103,7 +103,7 @@ def gather_locked(context: Path, requirements: str, interpreter: Interpreter) ->
 
 
 def gather_project(context: Path) -> None:
-    """Build the project's own wheel, and put its worker configuration beside it."""
+    """Build the project's wheel, and copy the worker configuration next to it."""
     shutil.rmtree(context / "project", ignore_errors=True)
     run_quietly(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(context / "project")],
@@ -113,7 +113,7 @@ def gather_project(context: Path) -> None:
 
 
 def gather(client: docker.DockerClient, base: str, context: Path = CONTEXT) -> Path:
-    """Fill `context` with all that `deploy/Dockerfile` copies, for the Python of the image `base`."""
+    """Fill `context` with everything that `deploy/Dockerfile` copies, for the Python of the image `base`."""
     interpreter = interpreter_of(client, base)
     gather_locked(context, lock_for((ROOT / "requirements" / "runtime.txt").read_text(), interpreter), interpreter)
     gather_project(context)

@@ -23,14 +23,14 @@ BUILD_TIMEOUT_S = 900
 
 
 def base_image(client: docker.DockerClient) -> str:
-    """The image to build on: the official one where it is to be had, else the equivalent."""
+    """The image to build on: the official one if it is available, else the equivalent."""
     return build.choose_image(
         client, BASE_RECIPE, build.load_recipes()[BASE_RECIPE], if_unreachable=True, rebuild=False
     )
 
 
 def build_without_network(client: docker.DockerClient, base: str, context: Path, dockerfile: Path, tag: str) -> None:
-    """Build an image from a gathered context. Layers that did not change are the engine's from before."""
+    """Build an image from a gathered context. The engine reuses layers that did not change."""
     try:
         client.images.build(
             path=str(context),

@@ -1,7 +1,7 @@
 """The `nanogrid` command.
 
-The one rule: a module here imports at its top only what its help text needs. Docker, boto3, Celery and the local stack
-are imported by the command that uses them, so that `nanogrid --help` answers at once.
+The one rule: at its top, a module here imports only what its help text needs. Docker, boto3, Celery and the local stack are
+imported by the command that uses them, so that `nanogrid --help` answers at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Puts the commands together and turns errors into sentences and exit codes."""
+"""Assembles the commands, and turns errors into sentences and exit codes."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ Try it on this machine:
   nanogrid invoke hello.py      run a file and print what it prints
   nanogrid invoke ./thumbs --payload '{"width": 80}' --timeout-ms 5000
   nanogrid tune hello.py        see how much memory to give it
-  nanogrid status               see how each part is
+  nanogrid status               see the condition of each part
   nanogrid pool --live          watch the workers' containers
-  nanogrid tuner list           what is known of functions' memory
-  nanogrid results --follow     see every result as it comes
-  nanogrid down                 end it
+  nanogrid tuner list           see what the tuner knows of each function
+  nanogrid results --follow     see every result as it arrives
+  nanogrid down                 stop the stack
 
-Commands that need a deployment take it from the environment (AWS_* and NANOGRID_*). Where that names none, they use
-the local stack that runs on this machine, and say so.
+Commands that need a deployment read it from the environment (AWS_* and NANOGRID_*). If the environment names none, they use
+the local stack that runs on this machine, and print a note.
 
 \b
 Exit codes:
-  0    done
-  1    something is not as it should be (status, doctor, cancel),
-       nothing is known of a function (tuner), or it succeeded at no size
-       (tune)
-  2    wrong use, or the command could not do it
+  0    success
+  1    a problem was found (status, doctor), a request was not cancelled
+       (cancel), nothing is known of a function (tuner), or it succeeded at
+       no size (tune)
+  2    wrong usage, or the command failed
   3    nothing runs (status, pool)
   130  interrupted
   invoke and result: the function's own; 124 timed out; 137 out of memory;
@@ -75,7 +75,7 @@ def nanogrid(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options of the command as a whole; `--version` ends it in its callback."""
+    """Options of the whole command; the callback of `--version` ends it."""
 
 
 for command in (up, down, status, env, invoke, result, results, cancel, tune, pool, doctor):
@@ -89,7 +89,7 @@ def main() -> None:
     try:
         app(prog_name="nanogrid")
     except BrokenPipeError:
-        # The reader of our output went away (`| head`): nothing to say, and nowhere to say it.
+        # The reader of the output is gone (`| head`): there is nothing to print, and nowhere to print it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:

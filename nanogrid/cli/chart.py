@@ -1,6 +1,6 @@
-"""Draws what a function took at each size: time above, GB-seconds below, over memory; a line for each number of cores.
+"""Draws a function's time (above) and GB-seconds (below) over the memory limit, with a line for each number of cores.
 
-The rule: matplotlib is an optional extra, and imported only where a chart was asked for.
+The rule: matplotlib is an optional extra, and imported only if a chart was requested.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ FAILED_COLOUR = "firebrick"
 
 
 def check_chart(path: Path) -> None:
-    """Raise ConfigurationError where no chart can be written there: better before the measuring than after."""
+    """Raise ConfigurationError if no chart can be written there: better before the measurement than after it."""
     if path.suffix not in FORMATS:
         raise ConfigurationError(f"--chart: {path} must end in {' or '.join(FORMATS)}")
     if not path.parent.is_dir():
         raise ConfigurationError(f"--chart: the folder {path.parent} does not exist")
     try:
-        import matplotlib  # noqa: F401  # whether it is there is all that is asked
+        import matplotlib  # noqa: F401  # only to check that it is installed
     except ImportError:
         raise ConfigurationError(
             "--chart needs matplotlib, which is not installed: pip install 'nanogrid[charts]', or leave --chart out"
@@ -35,12 +35,12 @@ def check_chart(path: Path) -> None:
 
 
 def draw(measured: Sequence[Measurement], choices: Mapping[Strategy, Size], path: Path, *, title: str) -> None:
-    """Write a PNG or SVG, as the path's ending says. Axes begin at zero, so that lengths are true to the ratios."""
+    """Write a PNG or SVG, depending on the path's ending. Axes start at zero, so that lengths show true ratios."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     memories = sorted({one.size.memory_mb for one in measured})
-    with rc_context({"svg.fonttype": "none"}):  # letters stay letters
+    with rc_context({"svg.fonttype": "none"}):  # keep text as text
         figure = Figure(figsize=(7.5, 6.5), layout="constrained")
         times, costs = figure.subplots(2, sharex=True)
         times.set_title(title, parse_math=False)
@@ -62,7 +62,7 @@ def draw(measured: Sequence[Measurement], choices: Mapping[Strategy, Size], path
 
 
 def description(measured: Sequence[Measurement], choices: Mapping[Strategy, Size]) -> str:
-    """The chart in words, for those who do not see it: it stands in the file's metadata."""
+    """The chart in words, for people who cannot see it. It is in the file's metadata."""
     sizes = [
         f"{one.size}: {one.time_ms:.1f} ms" if one.succeeded else f"{one.size}: {words(one.outcome)}"
         for one in measured
@@ -71,7 +71,7 @@ def description(measured: Sequence[Measurement], choices: Mapping[Strategy, Size
 
 
 def _draw_line(times: Axes, costs: Axes, line: Sequence[Measurement], memories: Sequence[int], cpus: float) -> None:
-    """The sizes with so many cores that succeeded: mean time with the ends of what trimming left, and GB-seconds."""
+    """The sizes with one number of cores that succeeded: mean time with the range after trimming, and GB-seconds."""
     places, means, below, above, gb_seconds = [], [], [], [], []
     for one in line:
         if one.succeeded and one.time_ms is not None and one.gb_seconds is not None:
@@ -87,7 +87,7 @@ def _draw_line(times: Axes, costs: Axes, line: Sequence[Measurement], memories: 
 def _mark_choices(
     times: Axes, measured: Sequence[Measurement], choices: Mapping[Strategy, Size], memories: Sequence[int]
 ) -> None:
-    """The strategies that a size was chosen for stand beside its time."""
+    """Write the strategies that a size was chosen for next to its time."""
     for one in measured:
         chosen = [strategy.value for strategy, size in choices.items() if size == one.size]
         if chosen and one.time_ms is not None:
@@ -96,7 +96,7 @@ def _mark_choices(
 
 
 def _mark_failures(times: Axes, measured: Sequence[Measurement], memories: Sequence[int]) -> None:
-    """What became of the other sizes stands at the foot, in place of a point."""
+    """Write the outcome of the other sizes at the bottom, instead of a point."""
     for place, memory_mb in enumerate(memories):
         failed = [one for one in measured if one.size.memory_mb == memory_mb and not one.succeeded]
         texts = dict.fromkeys(words(one.outcome) for one in failed)

@@ -1,7 +1,7 @@
 """The checks of `nanogrid doctor`, one function each.
 
-The one rule: a check looks and never changes, and always comes back with one line that says what was found, and with
-the remedy where something is wrong. One that fails in a way nobody thought of is itself a finding.
+The one rule: a check changes nothing, and always returns a line with what it found, and with a remedy if something is wrong.
+A check that fails unexpectedly is itself a finding.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 5.0
 TOLERABLE_SKEW_S = 5.0
 REFUSED_SKEW_S = 300.0
-"""AWS refuses signatures from clocks that are further off."""
+"""AWS refuses signatures if the clock is off by more."""
 
 _MIB = 1024 * 1024
 
 REACHING_EVERYTHING = ("bridge", "default", "host")
 INHIBITED = "com.docker.network.bridge.inhibit_ipv4"
 GATEWAY_MODE = "com.docker.network.bridge.gateway_mode_ipv4"
-METADATA_TOO = ", the cloud's metadata service and private addresses among it"
-INTERNAL_NETWORK = f"name one made by: docker network create --internal -o {INHIBITED}=true, with the package index or a proxy to it in it"
+METADATA_TOO = ", including the cloud's metadata service and private addresses"
+INTERNAL_NETWORK = f"name a network created by: docker network create --internal -o {INHIBITED}=true, with the package index or a proxy to it in it"
 
 
-class Health(str, Enum):
+class CheckHealth(str, Enum):
     """What a check found."""
 
     OK = "ok"
@@ -51,10 +51,10 @@ class Health(str, Enum):
 
 @dataclass(frozen=True)
 class Check:
-    """One line of `nanogrid doctor`. `remedy` is empty where nothing is to be done."""
+    """One line of `nanogrid doctor`. `remedy` is empty if nothing needs to be done."""
 
     name: str
-    health: Health
+    health: CheckHealth
     found: str
     remedy: str = ""
 
@@ -64,7 +64,7 @@ class Check:
 
 
 def run_checks(settings: Settings, *, is_local: bool = False) -> list[Check]:
-    """All checks, side by side, in a fixed order. `is_local`: of a stack for development, on this machine."""
+    """The findings of all checks, which run in parallel, in a fixed order. `is_local`: for a local stack."""
     checks: list[tuple[str, Callable[[Settings], Iterator[Check]]]] = [
         ("docker", _check_docker),
         ("images", _check_images),
@@ -92,22 +92,22 @@ def _guarded(name: str, check: Callable[[Settings], Iterator[Check]], settings: 
             _broken(
                 name,
                 f"could not be checked: {type(unexpected).__name__}: {unexpected}",
-                "this is a bug of the check, please report it",
+                "this is a bug in the check: please report it",
             )
         )
     return lines
 
 
 def _ok(name: str, found: str) -> Check:
-    return Check(name, Health.OK, found)
+    return Check(name, CheckHealth.OK, found)
 
 
 def _warning(name: str, found: str, remedy: str) -> Check:
-    return Check(name, Health.WARNING, found, remedy)
+    return Check(name, CheckHealth.WARNING, found, remedy)
 
 
 def _broken(name: str, found: str, remedy: str) -> Check:
-    return Check(name, Health.BROKEN, found, remedy)
+    return Check(name, CheckHealth.BROKEN, found, remedy)
 
 
 def _check_docker(settings: Settings) -> Iterator[Check]:
@@ -119,7 +119,7 @@ def _check_docker(settings: Settings) -> Iterator[Check]:
         yield _broken(
             "docker",
             str(silent),
-            f"start the engine, see that you may use {settings.docker_url}, or name another by NANOGRID_DOCKER_URL",
+            f"start the engine, check your access to {settings.docker_url}, or name another in NANOGRID_DOCKER_URL",
         )
         return
     yield _ok("docker", f"engine {version['Version']}, API {version['ApiVersion']}, kernel {version['KernelVersion']}")
@@ -137,52 +137,54 @@ def _check_images(settings: Settings) -> Iterator[Check]:
             elif settings.pull_images and (refusal := engine.registry_refusal(runtime.image)) is None:
                 yield _ok(label, f"{runtime.image} is not present; it is pulled at the first run")
             else:
-                reason = f"and cannot be pulled: {refusal}" if settings.pull_images else "and pulling is switched off"
+                reason = f"and cannot be pulled: {refusal}" if settings.pull_images else "and pulling is disabled"
                 yield _broken(label, f"{runtime.image} is not present, {reason}", _image_remedy(name))
         except NanoGridError as silent:
-            yield _broken(label, str(silent), "mend the engine first")
+            yield _broken(label, str(silent), "fix the engine first")
 
 
 def _image_remedy(runtime: str) -> str:
     variable = {"python": "NANOGRID_PYTHON_IMAGE", "cpp": "NANOGRID_CPP_IMAGE"}.get(runtime, "NANOGRID_RUNTIMES")
-    return f"let the engine reach a registry, or build equivalents (deploy/images/build) and name them by {variable}"
+    return f"let the engine reach a registry, or build equivalents (deploy/images/build) and name them in {variable}"
 
 
 def check_build_network(settings: Settings, *, is_local: bool) -> Iterator[Check]:
-    """What builds reach: they run what packages and build.sh bring."""
+    """Check what builds can reach: they run the code of packages and build.sh."""
     from nanogrid.execution.container.engine import Engine
     from nanogrid.execution.container.hardening import NO_NETWORK
 
     label, name = "build network", settings.build_network
     if name == NO_NETWORK and settings.build_index_url:
-        remedy = "name a network with the index in it by NANOGRID_BUILD_NETWORK"
-        yield _warning(label, "none, so that builds cannot reach the index of NANOGRID_BUILD_INDEX_URL", remedy)
+        remedy = "name a network with the index in it in NANOGRID_BUILD_NETWORK"
+        yield _warning(label, "none, so builds cannot reach the index of NANOGRID_BUILD_INDEX_URL", remedy)
     elif name == NO_NETWORK:
         yield _ok(label, "none: builds reach nothing")
     elif is_local:
         yield _ok(label, f"{name}, for development")
     elif name in REACHING_EVERYTHING or name.startswith("container:"):
-        yield _warning(label, f"{name}: builds reach all that this host reaches{METADATA_TOO}", INTERNAL_NETWORK)
+        yield _warning(label, f"{name}: builds reach everything that this host reaches{METADATA_TOO}", INTERNAL_NETWORK)
     else:
         try:
             with closing(Engine(settings)) as engine:
                 found = engine.network(name)
         except NanoGridError as silent:
-            yield _broken(label, str(silent), "mend the engine first")
+            yield _broken(label, str(silent), "fix the engine first")
             return
         yield _named_network(label, name, found)
 
 
 def _named_network(label: str, name: str, found: dict[str, Any] | None) -> Check:
     if found is None:
-        return _broken(label, f"there is no network {name}", "make it, or name another by NANOGRID_BUILD_NETWORK")
+        return _broken(label, f"there is no network {name}", "create it, or name another in NANOGRID_BUILD_NETWORK")
     if not found.get("Internal"):
-        return _warning(label, f"{name}: builds reach all that this host reaches{METADATA_TOO}", INTERNAL_NETWORK)
+        return _warning(
+            label, f"{name}: builds reach everything that this host reaches{METADATA_TOO}", INTERNAL_NETWORK
+        )
     options = found.get("Options") or {}
     isolated = options.get(INHIBITED) == "true" or options.get(GATEWAY_MODE) == "isolated"
     if found.get("Driver") == "bridge" and not isolated:
         return _warning(label, f"{name}: internal, but builds reach the ports of this host itself", INTERNAL_NETWORK)
-    return _ok(label, f"{name}: internal, builds reach what is in it")
+    return _ok(label, f"{name}: internal; builds reach only what is in it")
 
 
 def _check_s3(settings: Settings) -> Iterator[Check]:
@@ -191,7 +193,7 @@ def _check_s3(settings: Settings) -> Iterator[Check]:
     from botocore.exceptions import BotoCoreError, ClientError
 
     once = Config(connect_timeout=PATIENCE_S, read_timeout=PATIENCE_S, retries={"total_max_attempts": 1})
-    session = boto3.session.Session()  # the default one is not safe beside the other checks
+    session = boto3.session.Session()  # the default session is not thread-safe
     client = session.client(
         "s3", region_name=settings.region, endpoint_url=settings.s3_endpoint_url or None, config=once
     )
@@ -201,7 +203,7 @@ def _check_s3(settings: Settings) -> Iterator[Check]:
     except ClientError as refusal:
         answer = refusal.response["ResponseMetadata"]
         code = refusal.response["Error"]["Code"]
-        if code != "AccessDenied":  # that one only says that listing is not allowed, which no worker needs
+        if code != "AccessDenied":  # AccessDenied only means that listing is not allowed; workers do not need it
             yield _broken("s3", f"{where} refuses: {code}", "check the AWS credentials and the clock of this machine")
             return
     except BotoCoreError as silent:
@@ -218,16 +220,16 @@ def _server_time(answer: dict[str, Any]) -> float | None:
 
 
 def _check_clock(name: str, other: str, their_time: float | None) -> Iterator[Check]:
-    """Compare this machine's clock: `maxAgeMs` and signatures count on it."""
+    """Compare this machine's clock: `maxAgeMs` and AWS signatures depend on it."""
     if their_time is None:
         return
     skew_s = abs(time.time() - their_time)
-    found = f"{skew_s:.0f} s from that of {other}"
+    found = f"{skew_s:.0f} s off from {other}"
     if skew_s < TOLERABLE_SKEW_S:
         yield _ok(name, found)
     else:
         make = _broken if skew_s > REFUSED_SKEW_S else _warning
-        yield make(name, found, "let the machines keep time with NTP: `maxAgeMs` and AWS signatures count on it")
+        yield make(name, found, "synchronize the clocks with NTP: `maxAgeMs` and AWS signatures depend on them")
 
 
 def _check_queues(settings: Settings) -> Iterator[Check]:
@@ -235,7 +237,7 @@ def _check_queues(settings: Settings) -> Iterator[Check]:
 
     from nanogrid.sqs.queues import check_queues, depths
 
-    # A check creates nothing, whatever the settings allow a worker.
+    # A check creates nothing, even if the settings allow a worker to.
     looking = settings.model_copy(update={"create_queues": False})
     for queue in settings.runtime_table.queues():
         label = f"queue {queue}"
@@ -256,7 +258,7 @@ def _depth_line(label: str, depth: Any) -> Check:
         return _warning(
             label,
             f"{found}; {depth.dead_letters} dead letters",
-            "look at the dead-letter queue: nobody could handle these",
+            "inspect the dead-letter queue: no worker could handle these messages",
         )
     return _ok(label, found)
 
@@ -269,7 +271,7 @@ def _check_redis(settings: Settings) -> Iterator[Check]:
         yield _broken(
             "redis databases",
             "results and monitoring share one database",
-            "give NANOGRID_MONITOR_URL another database number: a flush or scan of one would hit the other",
+            "give NANOGRID_MONITOR_URL another database number: a flush or scan of one would affect the other",
         )
 
 
@@ -281,19 +283,19 @@ def _check_one_redis(label: str, url: str, variable: str, *, keeps_results: bool
             client.ping()
             info: dict[str, Any] = client.info()
     except (redis.RedisError, ValueError) as silent:
-        yield _broken(label, f"{_without_password(url)}: {silent}", f"start Redis, or name another one by {variable}")
+        yield _broken(label, f"{_without_password(url)}: {silent}", f"start Redis, or name another in {variable}")
         return
     policy = str(info.get("maxmemory_policy", "noeviction"))
     found = f"{_without_password(url)}: Redis {info['redis_version']}"
     if keeps_results and info.get("maxmemory") and policy != "noeviction":
-        remedy = "set maxmemory-policy noeviction: it throws results and claims away when its memory is full"
+        remedy = "set maxmemory-policy noeviction: otherwise Redis drops results and claims when its memory is full"
         yield _warning(label, f"{found}, evicts ({policy})", remedy)
     else:
         yield _ok(label, found)
 
 
 def _check_replicas(settings: Settings) -> Iterator[Check]:
-    """What a failover of the result Redis would cost. Nothing where it has no replica and none is asked for."""
+    """Check what a failover of the result Redis would lose. No finding if it has no replica and none is requested."""
     import redis
 
     label, wanted = "redis replicas", settings.result_replicas
@@ -303,10 +305,10 @@ def _check_replicas(settings: Settings) -> Iterator[Check]:
         ) as client:
             info: dict[str, Any] = client.info("replication")
     except (redis.RedisError, ValueError):
-        return  # another check has said so
+        return  # another check reports this
     if info.get("role") == "slave":
-        found = f"{_without_password(settings.result_url)} is a replica itself, and takes no writes"
-        yield _broken(label, found, "name the primary by NANOGRID_RESULT_URL, or an address that leads to it")
+        found = f"{_without_password(settings.result_url)} is itself a replica, and accepts no writes"
+        yield _broken(label, found, "name the primary, or an address that leads to it, in NANOGRID_RESULT_URL")
         return
     there = sum(info[f"slave{number}"]["state"] == "online" for number in range(int(info.get("connected_slaves", 0))))
     answer = f"{there} replica answers" if there == 1 else f"{there} replicas answer"
@@ -314,15 +316,15 @@ def _check_replicas(settings: Settings) -> Iterator[Check]:
     if wanted and there < wanted:
         found = f"{answer}, and {waits}"
         yield _broken(
-            label, found, "mend the replicas: until then no message is deleted, or lower NANOGRID_RESULT_REPLICAS"
+            label, found, "fix the replicas, or lower NANOGRID_RESULT_REPLICAS: until then no message is deleted"
         )
     elif wanted:
         yield _ok(label, f"{answer}; {waits}")
     elif there and not info.get("min_slaves_good_slaves"):
-        remedy = "set NANOGRID_RESULT_REPLICAS=1: a failover loses results that the replica had not yet"
+        remedy = "set NANOGRID_RESULT_REPLICAS=1: otherwise a failover loses results that the replica does not have yet"
         yield _warning(label, f"{answer}, and no result waits for it", remedy)
     elif there:
-        yield _ok(label, f"{answer}; Redis takes writes while enough of them keep up (min-replicas-to-write)")
+        yield _ok(label, f"{answer}; Redis accepts writes while enough of them keep up (min-replicas-to-write)")
 
 
 def _place(url: str) -> tuple[Any, ...]:
@@ -349,7 +351,7 @@ def _check_workers(settings: Settings) -> Iterator[Check]:
         with make_app(settings) as app:
             replies = app.control.ping(timeout=1.0) or []
     except (OperationalError, OSError) as silent:
-        yield _broken("workers", f"cannot be asked: {silent}", "mend the monitoring Redis first")
+        yield _broken("workers", f"cannot be reached: {silent}", "fix the monitoring Redis first")
         return
     names = sorted(name for reply in replies for name in reply)
     if names:
@@ -359,62 +361,62 @@ def _check_workers(settings: Settings) -> Iterator[Check]:
 
 
 def _check_health(settings: Settings) -> Iterator[Check]:
-    """What the workers of this data folder say of themselves, where they have an HTTP port."""
+    """Check what the workers of this data folder report about themselves, if they have an HTTP port."""
     from nanogrid.metrics.address import published
 
     for _, address in published(settings.data_dir):
         try:
-            health, worker = _told_by(f"{address.url}/healthz"), _told_by(f"{address.url}/status")["worker"]
+            health, worker = _page_of(f"{address.url}/healthz"), _page_of(f"{address.url}/status")["worker"]
         except (OSError, ValueError) as silent:
             yield _broken(
-                "health", f"{address.url}: {silent}", "look at the worker's log; is its main process busy or stopped?"
+                "health", f"{address.url}: {silent}", "check the worker's log: its main process may be busy or stopped"
             )
             continue
         failing = [f"{name}: {check['found']}" for name, check in health["checks"].items() if not check["ok"]]
         if failing:
-            remedy = "this is what the worker itself sees: mend what is named"
+            remedy = "the worker itself reports this: fix what it names"
             yield _broken("health", f"{address.url}/healthz: {'; '.join(failing)}", remedy)
         else:
-            yield _ok("health", f"{address.url}: {', '.join(health['checks'])}; /metrics is there, too")
+            yield _ok("health", f"{address.url}: {', '.join(health['checks'])}; /metrics is available, too")
         if worker["stalled"]:
-            remedy = "it mends itself, or ends to be started anew; its log says what it did"
+            remedy = "the worker recovers by itself, or exits to be restarted; its log says what it did"
             yield _broken("ready", f"{address.url}/readyz: {worker['reason']}", remedy)
         elif not worker["ready"]:
-            yield _warning("ready", f"{address.url}/readyz: {worker['reason']}", "wait, if it starts or drains")
+            yield _warning("ready", f"{address.url}/readyz: {worker['reason']}", "wait if it is starting or draining")
 
 
-def _told_by(url: str) -> dict[str, Any]:
-    """A page of a worker, which says by its status too how it is. Raises OSError and ValueError."""
+def _page_of(url: str) -> dict[str, Any]:
+    """The JSON of a worker's page, also for an error status. Raises OSError and ValueError."""
     try:
-        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:  # noqa: S310  # an address of our own worker
-            told: dict[str, Any] = json.load(answer)
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:  # noqa: S310  # an address of a NanoGrid worker
+            page: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as refusal:
         with refusal:
-            told = json.load(refusal)
-    return told
+            page = json.load(refusal)
+    return page
 
 
 def _check_disk(settings: Settings) -> Iterator[Check]:
     folder = settings.data_dir
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
-        yield _broken("disk", f"{existing} cannot be written", "run as its owner, or name another by NANOGRID_DATA_DIR")
+        yield _broken("disk", f"{existing} cannot be written", "run as its owner, or name another in NANOGRID_DATA_DIR")
         return
     free_mb = shutil.disk_usage(existing).free // _MIB
     found = f"{folder}: {free_mb / 1024:.1f} GiB free"
     one_function_mb = settings.archive_limit_mb + settings.unpacked_limit_mb
     if free_mb < one_function_mb:
-        remedy = "free some, or name another folder by NANOGRID_DATA_DIR"
+        remedy = "free some space, or name another folder in NANOGRID_DATA_DIR"
         yield _broken("disk", f"{found}, less than the largest function needs ({one_function_mb} MiB)", remedy)
     elif free_mb + _used_mb(settings) < settings.code_cache_mb:
-        remedy = "free some, or lower NANOGRID_CODE_CACHE_MB"
+        remedy = "free some space, or lower NANOGRID_CODE_CACHE_MB"
         yield _warning("disk", f"{found}, less than the code cache may take ({settings.code_cache_mb} MiB)", remedy)
     else:
         yield _ok("disk", found)
 
 
 def _used_mb(settings: Settings) -> int:
-    """What the code cache takes already, which counts as room for it."""
+    """The size of the data folder, which counts as room for the code cache."""
     folder = settings.data_dir
     if not folder.exists():
         return 0
@@ -426,8 +428,8 @@ def _check_cgroups(settings: Settings) -> Iterator[Check]:
 
     hierarchy = detect(settings)
     if hierarchy.version is None or not hierarchy.readable:
-        remedy = "mount the host's cgroup tree where the worker runs, and name it by NANOGRID_CGROUP_DIR"
-        found = f"{settings.cgroup_dir} is not readable, so peak memory and CPU time stay unknown"
+        remedy = "mount the host's cgroup tree where the worker runs, and name it in NANOGRID_CGROUP_DIR"
+        found = f"{settings.cgroup_dir} is not readable, so peak memory and CPU time are unknown"
         yield _warning("cgroups", found, remedy)
     else:
         yield _ok("cgroups", f"version {hierarchy.version}, readable at {settings.cgroup_dir}")

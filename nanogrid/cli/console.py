@@ -1,7 +1,7 @@
 """What the command prints, and where.
 
-The one rule: stdout carries what was asked for and nothing else; progress, notes and errors go to stderr. Colours and
-spinners only on a terminal, and none where NO_COLOR is set (rich sees to both).
+The one rule: only the requested output goes to stdout; progress, notes and errors go to stderr. Colors and spinners appear
+only on a terminal, and never if NO_COLOR is set (rich handles both).
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 OWN_FAILURE = 2
-"""Exit code when the command itself could not do what was asked."""
+"""Exit code if the command itself failed."""
 
 NOT_RUN = 125
-"""Exit code of `nanogrid invoke` when the function was not run."""
+"""Exit code of `nanogrid invoke` if the function was not run."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 
 def stdout() -> Console:
     """The console for results meant for people."""
     from rich.console import Console
 
-    # A pipe has no width: a table is never cut for it.
+    # A pipe has no width, so a table is never cut.
     return Console(highlight=False, width=None if sys.stdout.isatty() else 400)
 
 
@@ -36,25 +39,25 @@ def stderr() -> Console:
 
 
 def note(text: str) -> None:
-    """A remark beside the result."""
+    """Print a remark that is not part of the result."""
     from rich.text import Text
 
     stderr().print(Text(text, style="dim"))
 
 
 def complain(error: object) -> None:
-    """One sentence about what went wrong."""
+    """Print an error as one sentence."""
     from rich.text import Text
 
     stderr().print(Text("error: ", style="bold red").append(str(error), style="default"))
 
 
 def print_json(value: Any) -> None:
-    """JSON for scripts: ASCII only, so that no locale can garble it."""
+    """Print JSON for scripts: ASCII only, so that no locale can garble it."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def print_json_line(value: Any) -> None:
-    """One JSON value in one line, written at once: whoever reads a pipe gets it now."""
+    """Print one JSON value on one line, and flush it: the reader of a pipe gets it at once."""
     sys.stdout.write(json.dumps(value, separators=(",", ":")) + "\n")
     sys.stdout.flush()

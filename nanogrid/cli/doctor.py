@@ -1,12 +1,13 @@
-"""`nanogrid doctor`: what stands between a request and its result, and how to mend it."""
+"""`nanogrid doctor`: finds what keeps a request from its result, and how to fix it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from nanogrid.cli import console
+from nanogrid.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from nanogrid.cli.checks import Check
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
 BROKEN = 1
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False) -> None:
-    """Check Docker, images, the network of builds, S3, queues, Redis, workers and their health, disk, cgroups and clocks; say how to mend what is wrong.
+def doctor(as_json: JsonOption = False) -> None:
+    """Check Docker, images, the build network, S3, queues, Redis, workers and their health, disk, cgroups and clocks, and suggest how to fix problems.
 
     Exit code: 0 nothing is broken (warnings are fine); 1 something is.
     """
-    from nanogrid.cli.checks import Health, run_checks
+    from nanogrid.cli.checks import CheckHealth, run_checks
     from nanogrid.cli.target import find_target
 
     target = find_target(required=False)
@@ -28,7 +29,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
         console.print_json([check.to_wire() for check in checks])
     else:
         _print(checks)
-    if any(check.health is Health.BROKEN for check in checks):
+    if any(check.health is CheckHealth.BROKEN for check in checks):
         raise typer.Exit(BROKEN)
 
 

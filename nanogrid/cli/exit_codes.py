@@ -1,6 +1,6 @@
-"""Turns what can be expected to go wrong into one sentence and an exit code.
+"""Turns expected errors into one sentence and an exit code.
 
-The one rule: only what is understood is made short. Anything else is a bug, and shows its traceback.
+The one rule: only expected errors are shortened. Any other error is a bug, and shows its traceback.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import typer
 from nanogrid.cli import console
 from nanogrid.errors import NanoGridError, RedisUnavailableError
 
+SEE_DOCTOR = "run `nanogrid doctor` for details"
+
 
 @contextmanager
 def exits_with(code: int) -> Iterator[None]:
-    """End the command with `code`, and the reason on stderr, when something expected fails inside."""
+    """End the command with `code`, and the reason on stderr, if an expected error occurs inside."""
     try:
         yield
     except Exception as error:
@@ -28,20 +30,20 @@ def exits_with(code: int) -> Iterator[None]:
 
 
 def explain(error: Exception) -> str | None:
-    """One sentence about an error of ours, of AWS or of Redis. None for anything else."""
+    """One sentence about an error of NanoGrid, AWS or Redis. None for any other error."""
     if isinstance(error, RedisUnavailableError):
-        return f"{error}; `nanogrid doctor` says more"
+        return f"{error}; {SEE_DOCTOR}"
     if isinstance(error, NanoGridError):
         return str(error)
     if isinstance(error, typer.Exit):
         return None
-    # An error is on its way, so the libraries that raise these are loaded already, or cheap beside it.
+    # The command fails anyway, so the libraries that raise these are loaded already, or the time does not matter.
     from botocore.exceptions import BotoCoreError, ClientError
     from kombu.exceptions import OperationalError
     from redis.exceptions import RedisError
 
     if isinstance(error, (BotoCoreError, ClientError)):
-        return f"AWS: {error}; `nanogrid doctor` says more"
+        return f"AWS: {error}; {SEE_DOCTOR}"
     if isinstance(error, (RedisError, OperationalError)):
-        return f"the queue or Redis does not answer: {error}; `nanogrid doctor` says more"
+        return f"the queue or Redis does not answer: {error}; {SEE_DOCTOR}"
     return None

@@ -1,7 +1,7 @@
-"""`nanogrid up` without --detach: shows the logs of all parts, and ends the stack on Ctrl-C.
+"""`nanogrid up` without --detach: shows the logs of all parts, and stops the stack on Ctrl-C.
 
-The one rule: the parts are the same detached processes as ever. When this command is killed, the stack lives on, and
-`nanogrid down` ends it.
+The one rule: the parts are detached processes, as with --detach. If this command is killed, the stack keeps running, and
+`nanogrid down` stops it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _COLOURS = {"sqs": "blue", "redis": "magenta", "flower": "cyan", "worker": "gree
 
 
 class LogTail:
-    """New whole lines of one log file. Opens the file once it is there, and again when it was set aside."""
+    """New whole lines of one log file. Opens the file once it exists, and again after it was moved aside."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -51,23 +51,23 @@ class LogTail:
 
 
 def follow(stack: LocalStack, choice: PortChoice, print_places: Callable[[LocalStack, StackState], None]) -> int:
-    """Start the stack and show its logs until Ctrl-C (or SIGTERM, SIGHUP), then end it. The command's exit code."""
+    """Start the stack and show its logs until Ctrl-C (or SIGTERM, SIGHUP), then stop it. Return the exit code."""
     tails = {part: LogTail(stack.folder.log_path(part)) for part in _COLOURS}
     out = console.stdout()
     with _signals_as_interrupt():
         try:
             state = stack.up(choice)
             print_places(stack, state)
-            out.print("Ctrl-C ends it.\n")
+            out.print("Press Ctrl-C to stop it.\n")
             _show_until_gone(stack, state, tails, out)
         except KeyboardInterrupt:
-            console.note("ending the stack; once more ends it without waiting for functions that run")
+            console.note("stopping the stack; press Ctrl-C again to stop without waiting for running functions")
             _end(stack)
     return 0
 
 
 def _show_until_gone(stack: LocalStack, state: StackState, tails: dict[str, LogTail], out: Console) -> None:
-    """Show logs. Returns when the stack was ended from elsewhere."""
+    """Show logs. Returns once another command has stopped the stack."""
     reported: set[int] = set()
     while stack.folder.read() is not None:
         for part, tail in tails.items():
@@ -79,7 +79,7 @@ def _show_until_gone(stack: LocalStack, state: StackState, tails: dict[str, LogT
                 reported.add(record.pid)
                 console.complain(f"{part} (process {record.pid}) ended; start it again with: nanogrid up --detach")
         time.sleep(_POLL_S)
-    console.note("the stack was ended by another command")
+    console.note("another command stopped the stack")
 
 
 def _end(stack: LocalStack) -> None:
@@ -91,7 +91,7 @@ def _end(stack: LocalStack) -> None:
 
 @contextmanager
 def _signals_as_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP (the terminal was closed) end the stack as Ctrl-C does."""
+    """SIGTERM and SIGHUP (the terminal was closed) stop the stack as Ctrl-C does."""
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield

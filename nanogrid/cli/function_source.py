@@ -1,4 +1,4 @@
-"""What `nanogrid invoke` was pointed at, and what follows from it: the archive, the runtime, the function's name."""
+"""The code that `nanogrid invoke` was given, and what follows from it: the archive, the runtime, the function's name."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _SOURCE_SUFFIXES = {".c", ".cc", ".cpp", ".cxx"}
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Code that is in S3 already."""
+class StoredCode:
+    """Code that is already in S3."""
 
     bucket: str
     key: str
@@ -38,10 +38,10 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Local:
-    """Code on this machine. `names` are the names at its top, to see which runtime it is for.
+class LocalCode:
+    """Code on this machine. `names` are the names at its top, from which the runtime is detected.
 
-    `inner` are those in `folder`, where the code lies in one folder that was packed or given with it; else there is none.
+    If the code was packed or given together with one folder around it, `folder` is that folder and `inner` the names in it.
     """
 
     path: Path
@@ -56,16 +56,16 @@ class Local:
         return self.path.resolve().name.partition(".")[0]
 
 
-def find_source(text: str) -> Stored | Local:
-    """What an argument means. Raises CodeError when it is neither an s3:// URL nor something that exists."""
+def find_source(text: str) -> StoredCode | LocalCode:
+    """The code that an argument names. Raises CodeError if it is neither an s3:// URL nor an existing path."""
     if text.startswith("s3:"):
         match = S3_URL.fullmatch(text)
         if match is None:
-            raise CodeError(f"{text!r} is no usable S3 address; write s3://bucket/key")
-        return Stored(match["bucket"], match["key"])
+            raise CodeError(f"{text!r} is not a usable S3 address: write s3://bucket/key")
+        return StoredCode(match["bucket"], match["key"])
     path = Path(text)
     if not path.exists():
-        raise CodeError(f"{text} does not exist; give a folder, a file, a zip or an s3:// URL")
+        raise CodeError(f"{text} does not exist: give a folder, a file, a zip or an s3:// URL")
     if path.is_dir():
         return _seen(path, _paths_in(path), is_archive=False)
     if zipfile.is_zipfile(path):
@@ -74,11 +74,11 @@ def find_source(text: str) -> Stored | Local:
     if tarfile.is_tarfile(path):
         with tarfile.open(path) as archive_of_tape:
             return _seen(path, (member.name for member in archive_of_tape), is_archive=True)
-    return Local(path, frozenset({path.name}), is_archive=False)
+    return LocalCode(path, frozenset({path.name}), is_archive=False)
 
 
 def _paths_in(folder: Path) -> Iterator[str]:
-    """What is in a folder, and in its folders, but no deeper."""
+    """The names in a folder and in its folders, but no deeper."""
     for child in folder.iterdir():
         yield child.name
         if child.is_dir():
@@ -86,21 +86,22 @@ def _paths_in(folder: Path) -> Iterator[str]:
                 yield from (f"{child.name}/{inner.name}" for inner in child.iterdir())
 
 
-def _seen(path: Path, paths: Iterable[str], *, is_archive: bool) -> Local:
-    """Code by the paths in it. One folder is where the code lies when there is no other, but for what tools put beside it."""
+def _seen(path: Path, paths: Iterable[str], *, is_archive: bool) -> LocalCode:
+    """The code that has these paths. Its `folder` is the only folder at the top, apart from those that tools put beside code."""
     inner: dict[str, set[str]] = {}
     for each in paths:
         top, *rest = [part for part in each.split("/") if part not in ("", ".")] or [""]
         inner.setdefault(top, set()).update(rest[:1])
     folders = [top for top, names in inner.items() if names and not top.startswith(BESIDE)]
     folder = folders[0] if len(folders) == 1 else ""
-    return Local(path, frozenset(inner), is_archive, folder, frozenset(inner.get(folder, ())))
+    return LocalCode(path, frozenset(inner), is_archive, folder, frozenset(inner.get(folder, ())))
 
 
-def guess_runtime(source: Stored | Local, settings: Settings, *, handler: str | None = None) -> str:
-    """The one runtime that has handlers, where one is named; else the one whose required file is there, or that a file's ending names.
+def guess_runtime(source: StoredCode | LocalCode, settings: Settings, *, handler: str | None = None) -> str:
+    """If a handler is named, the one runtime that has handlers; else the runtime whose required file the code has, or the
+    runtime of a file's ending.
 
-    Raises InvalidRequestError where nothing, or more than one thing, is to be seen, CodeError for code in a folder of its own.
+    Raises InvalidRequestError if no runtime fits, or more than one, and CodeError for code that is in a folder.
     """
     table = settings.runtime_table.items()
     if handler is not None:
@@ -108,8 +109,8 @@ def guess_runtime(source: Stored | Local, settings: Settings, *, handler: str | 
         if len(table) == 1:
             return table[0][0]
     accepted = ", ".join(name for name, _ in table)
-    if isinstance(source, Stored):
-        raise InvalidRequestError("runtime", f"cannot be seen from an s3:// URL; give --runtime ({accepted})")
+    if isinstance(source, StoredCode):
+        raise InvalidRequestError("runtime", f"cannot be detected from an s3:// URL: give --runtime ({accepted})")
     fitting = [name for name, runtime in table if runtime.required_file in source.names]
     if not fitting and source.path.suffix in RUNTIME_OF_SUFFIX:
         fitting = [RUNTIME_OF_SUFFIX[source.path.suffix]]
@@ -117,20 +118,20 @@ def guess_runtime(source: Stored | Local, settings: Settings, *, handler: str | 
         return fitting[0]
     files = " or ".join(runtime.required_file for _, runtime in table)
     if fitting:
-        seen = f"it holds what {' and '.join(fitting)} start"
+        seen = f"it has the required files of {' and '.join(fitting)}"
     elif handler is not None:
         seen = f"{' and '.join(name for name, _ in table)} have handlers"
     else:
         _refuse_one_folder(source, [runtime.required_file for _, runtime in table])
-        seen = f"it holds no {files}"
-    raise InvalidRequestError("runtime", f"cannot be seen from {source.path} ({seen}); give --runtime ({accepted})")
+        seen = f"it has no {files}"
+    raise InvalidRequestError("runtime", f"cannot be detected from {source.path} ({seen}): give --runtime ({accepted})")
 
 
-def pack(source: Local, runtime: Runtime, settings: Settings, *, handler: str | None = None) -> bytes:
-    """The archive to upload: a zip or tar as it is, a folder zipped, a file under the name that its runtime starts, or that its
-    handler has.
+def pack(source: LocalCode, runtime: Runtime, settings: Settings, *, handler: str | None = None) -> bytes:
+    """The archive to upload: a zip or tar unchanged, a folder zipped, or a file under the name that its runtime or its handler
+    needs.
 
-    Raises CodeError where what is to be started is not there, and for what is too large.
+    Raises CodeError if what is started is missing, or if the archive is too large.
     """
     limits = PackingLimits(
         entries=settings.unpacked_files_limit,
@@ -152,18 +153,18 @@ def pack(source: Local, runtime: Runtime, settings: Settings, *, handler: str | 
     return pack_file(source.path, name, limits)
 
 
-def _require(source: Local, names: Iterable[str], required: str | HandlerModule) -> None:
+def _require(source: LocalCode, names: Iterable[str], required: str | HandlerModule) -> None:
     """Raise CodeError unless what is started is among the names at the top."""
     if is_among(names, required):
         return
     _refuse_one_folder(source, [required])
     raise CodeError(
-        f"{source.path} holds no {required}{', which this runtime starts' if isinstance(required, str) else ''}"
+        f"{source.path} has no {required}{', which this runtime starts' if isinstance(required, str) else ''}"
     )
 
 
-def _refuse_one_folder(source: Local, wanted: Iterable[str | HandlerModule]) -> None:
-    """Raise CodeError where one of these lies in the folder that was packed, or given, with the code in it."""
+def _refuse_one_folder(source: LocalCode, wanted: Iterable[str | HandlerModule]) -> None:
+    """Raise CodeError if one of these is in the folder that was packed, or given, around the code."""
     for required in wanted:
         if is_among(source.inner, required):
             what = f"{source.path}: {required}{' is' if isinstance(required, str) else ', is'}"
@@ -177,12 +178,12 @@ def _refuse_one_folder(source: Local, wanted: Iterable[str | HandlerModule]) -> 
 def _read_archive(path: Path, limits: PackingLimits) -> bytes:
     size_bytes = path.stat().st_size
     if size_bytes > limits.packed_bytes:
-        raise CodeError(f"{path} has {size_bytes} bytes; workers accept {limits.packed_bytes} at most")
+        raise CodeError(f"{path} has {size_bytes} bytes: workers accept at most {limits.packed_bytes}")
     return path.read_bytes()
 
 
 def _refuse_sources(path: Path, runtime: Runtime) -> None:
-    """A C++ source cannot take the place of the script that compiles it."""
+    """Raise CodeError for a C or C++ source: it cannot replace the script that compiles it."""
     if path.suffix in _SOURCE_SUFFIXES:
         raise CodeError(
             f"{path} is source code, and the runtime starts {runtime.required_file}: put both in a folder, "

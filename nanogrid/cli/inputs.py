@@ -1,6 +1,6 @@
-"""What a function is given on the command line: its input and its variables, as words, from files, or from stdin.
+"""A function's input and variables on the command line: as words, from files, or from stdin.
 
-The rule: an error names the file and the variable, and shows nothing of what the file holds, which may be a secret.
+The rule: an error names the file and the variable, but shows nothing of the file's content, which may be secret.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from nanogrid.errors import InvalidRequestError
 
 STDIN = "-"
 VARIABLE_LIMIT_BYTES = 131_071
-"""The longest `NAME=value` that Linux hands to a program (MAX_ARG_STRLEN, without the zero at its end)."""
+"""The longest `NAME=value` that Linux passes to a program (MAX_ARG_STRLEN, without the zero at its end)."""
 
 
-def given(
+def input_fields(
     env: list[str], payload: str | None, stdin: str | None = None, stdin_text: str | None = None
 ) -> dict[str, Any]:
     """The request's `env` and its input, from the words of `--env`, and of `--payload`, `--stdin` or `--stdin-text`."""
     inputs = {"--payload": payload, "--stdin": stdin, "--stdin-text": stdin_text}
     options = [option for option, word in inputs.items() if word is not None]
     if len(options) > 1:
-        raise InvalidRequestError("", f"{' and '.join(options)} both give the function's input: leave one out")
+        raise InvalidRequestError("", f"{' and '.join(options)} each give the function's input: use only one")
     from_stdin = [word for word in env if word.partition("=")[2] == f"@{STDIN}"] + [STDIN] * (STDIN in (payload, stdin))
     if len(from_stdin) > 1:
         raise InvalidRequestError(
             "env",
-            "standard input can be read for one of --env, --payload and --stdin only: give the others from files",
+            "standard input can be read only for one of --env, --payload and --stdin: give the others from files",
         )
     if stdin is not None:
         return {"env": parse_env(env), **as_field(_stdin_of(stdin))}
@@ -41,7 +41,7 @@ def given(
 
 
 def as_field(raw: bytes) -> dict[str, str]:
-    """The request's field for what is put on stdin as it is: the text or, where that is none or would be longer, base64."""
+    """The request's field for raw stdin: the text, or base64 if it is not text or the text would be longer."""
     in_base64 = base64.b64encode(raw).decode()
     try:
         text = raw.decode()
@@ -51,7 +51,7 @@ def as_field(raw: bytes) -> dict[str, str]:
 
 
 def _stdin_of(file: str) -> bytes:
-    """What `--stdin` names. What is read is bounded, for a device or a pipe may have no end."""
+    """The content that `--stdin` names. The read is bounded, since a device or a pipe may have no end."""
     from nanogrid.settings import SQS_MESSAGE_LIMIT_BYTES
 
     if not file:
@@ -64,22 +64,22 @@ def _stdin_of(file: str) -> bytes:
     if len(raw) > SQS_MESSAGE_LIMIT_BYTES:
         raise InvalidRequestError(
             "stdin",
-            f"{what} holds more than the {SQS_MESSAGE_LIMIT_BYTES} bytes that a message has room for: "
-            "put it in S3, and give the function its address",
+            f"{what} has more than the {SQS_MESSAGE_LIMIT_BYTES} bytes that fit into a message: put it in S3, and give the "
+            "function its address",
         )
     return raw
 
 
 def parse_env(words: list[str]) -> dict[str, str]:
-    """NAME=VALUE words as a mapping; the last of a name wins.
+    """NAME=VALUE words as a mapping; the last word of a name wins.
 
-    NAME=@FILE takes the text of a file, and NAME=@- that of stdin, without one line end at its end. NAME=@@TEXT is @TEXT.
+    NAME=@FILE reads the text of a file, and NAME=@- reads stdin, without one line end at the end. NAME=@@TEXT is @TEXT.
     """
     env = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
-            raise InvalidRequestError("env", f"{word!r} is no NAME=VALUE")
+            raise InvalidRequestError("env", f"{word!r} is not NAME=VALUE")
         if value.startswith("@@"):
             value = value[1:]
         elif value.startswith("@"):
@@ -100,39 +100,39 @@ def parse_payload(text: str | None) -> Any:
         return json.loads(raw)
     except OSError as unreadable:
         raise InvalidRequestError("payload", f"{text[1:]} cannot be read: {unreadable.strerror}") from None
-    except ValueError as invalid:  # broken JSON, and bytes that are no text
+    except ValueError as invalid:  # broken JSON, or bytes that are not text
         raise InvalidRequestError(
-            "payload", f"is no JSON ({invalid}); a text needs quotes of its own: --payload '\"text\"'"
+            "payload", f"is not JSON ({invalid}): a text needs its own quotes, as in --payload '\"text\"'"
         ) from None
 
 
 def _text_of(file: str, name: str) -> str:
-    """The value of variable `name` that a file holds."""
+    """The value of the variable `name` from a file."""
     if not file:
         raise InvalidRequestError("env", f"'{name}=@' names no file: give {name}=@FILE, or {name}=@@ for the text @")
     what = f"{'standard input' if file == STDIN else file}, for {name!r},"
     limit_bytes = VARIABLE_LIMIT_BYTES - len(f"{name}=".encode())
     try:
-        # A line end more than fits: it goes. What is read is bounded, for a device or a pipe may have no end.
+        # Room for a line end, which is removed. The read is bounded, since a device or a pipe may have no end.
         raw = _read(file, limit_bytes + len("\r\n") + 1)
     except OSError as unreadable:
         raise InvalidRequestError(
             "env",
-            f"{what} cannot be read: {unreadable.strerror}; give a file that is there, or {name}=@@… for a text that begins with @",
+            f"{what} cannot be read: {unreadable.strerror}; give an existing file, or {name}=@@… for a text that starts with @",
         ) from None
     line_end = b"\r\n" if raw.endswith(b"\r\n") else b"\n"
     raw = raw[: -len(line_end)] if raw.endswith(line_end) else raw
     if len(raw) > limit_bytes:
         raise InvalidRequestError(
             "env",
-            f"{what} is too large: with its name a variable holds {VARIABLE_LIMIT_BYTES} bytes at most; give it as payload, by "
-            "--payload @FILE",
+            f"{what} is too large: a variable with its name has at most {VARIABLE_LIMIT_BYTES} bytes; pass it as the payload, "
+            "with --payload @FILE",
         )
     try:
         return raw.decode()
     except UnicodeDecodeError:
         raise InvalidRequestError(
-            "env", f"{what} is no UTF-8 text: give a file with text, such as base64 of these bytes"
+            "env", f"{what} is not UTF-8 text: give a file with text, such as base64 of these bytes"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Prints an ExecutionResult: the function's output as its own, and one line about the run beside it."""
+"""Prints an ExecutionResult: the function's output unchanged, and one line about the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _VALUE_SHOWN = 500
 
 
 def print_result(result: ExecutionResult, *, as_json: bool) -> None:
-    """stdout and stderr of the function byte by byte to ours, the summary to stderr; or the JSON alone to stdout."""
+    """Copy the function's stdout and stderr byte by byte, and print a summary to stderr; or print only JSON to stdout."""
     if as_json:
         console.print_json(result.to_wire())
         return
@@ -28,7 +28,7 @@ def print_result(result: ExecutionResult, *, as_json: bool) -> None:
 
 
 def _write(stream: TextIO, text: str) -> None:
-    """Write without any translation of line ends or encodings."""
+    """Write without translating line ends or encodings."""
     stream.flush()
     stream.buffer.write(text.encode("utf-8", "surrogatepass"))
     stream.buffer.flush()
@@ -48,7 +48,7 @@ def _print_summary(result: ExecutionResult) -> None:
 
 
 def print_line(found: StreamedResult) -> None:
-    """A result of many, in one line: when, which, and what became of it."""
+    """Print one of many results on one line: when, which request, and its outcome."""
     from rich.text import Text
 
     at = datetime.fromtimestamp(found.stored_at_ms / 1000).astimezone()
@@ -63,7 +63,7 @@ def print_line(found: StreamedResult) -> None:
 
 
 def facts(result: ExecutionResult) -> list[str]:
-    """What is worth knowing about a run, in short."""
+    """Short facts about a run."""
     found = [f"exit code {result.exit_code}", f"{result.duration_millis} ms"]
     if result.peak_memory_bytes is not None:
         limit = f" of {result.memory_limit_mb}" if result.memory_limit_mb else ""
@@ -77,6 +77,6 @@ def facts(result: ExecutionResult) -> list[str]:
 
 
 def _ends_line(result: ExecutionResult) -> bool:
-    """Whether the summary starts on a line of its own: the output may end in the middle of one."""
+    """Whether the output ends with a line end, so that the summary starts on a new line."""
     last = result.stderr or (result.stdout if sys.stdout.isatty() else "")
     return not last or last.endswith("\n")

@@ -1,4 +1,4 @@
-"""Waits for a result, shows what the request is doing, and leaves it alone on Ctrl-C."""
+"""Waits for a result, shows the request's state, and lets the request continue on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     from nanogrid.client import Client
     from nanogrid.result import ExecutionResult
 
-INTERRUPTED = 130
-LOOK_EVERY_S = 0.5
+CHECK_EVERY_S = 0.5
 PATIENT_S = 15.0
-"""After this long without a worker that takes the request, say where to look."""
+"""After this long without a worker that takes the request, print a hint."""
 
 _WORDS = {
     "PENDING": "in the queue",
@@ -28,10 +27,10 @@ _WORDS = {
 
 
 def wait_for(client: Client, request_id: str, limit_s: float | None, *, as_json: bool) -> int:
-    """Wait, print the result, and return the exit code that stands for it.
+    """Wait, print the result, and return its exit code.
 
-    Ctrl-C leaves the request running and says how to get its result or to end it. Raises ResultUnavailableError when
-    `limit_s` passes.
+    On Ctrl-C the request continues, and a note says how to get its result or cancel it. Raises ResultUnavailableError after
+    `limit_s`.
     """
     try:
         console.note(f"request: {request_id}")
@@ -39,28 +38,30 @@ def wait_for(client: Client, request_id: str, limit_s: float | None, *, as_json:
             result = watch(client, request_id, limit_s, spinner.update)
     except KeyboardInterrupt:
         console.note(
-            f"\nit goes on without this command; its result: nanogrid result {request_id} --wait 60"
-            f"\nto end it: nanogrid cancel {request_id}"
+            f"\nthe request continues; to get its result: nanogrid result {request_id} --wait 60"
+            f"\nto cancel it: nanogrid cancel {request_id}"
         )
-        return INTERRUPTED
-    except ResultUnavailableError:  # the limit passed, and its sentence says so
+        return console.INTERRUPTED
+    except ResultUnavailableError:  # the limit passed; the error says so
         raise
     except Exception:
-        console.note(f"waiting for {request_id} failed; it goes on, its result: nanogrid result {request_id} --wait 60")
+        console.note(
+            f"waiting for {request_id} failed; it continues; to get its result: nanogrid result {request_id} --wait 60"
+        )
         raise
     print_result(result, as_json=as_json)
     return result.shell_exit_code
 
 
-def watch(client: Client, request_id: str, limit_s: float | None, tell: Callable[[str], None]) -> ExecutionResult:
-    """Wait in short turns, so that `tell` can say in between what the request is doing.
+def watch(client: Client, request_id: str, limit_s: float | None, show: Callable[[str], None]) -> ExecutionResult:
+    """Wait in short turns; `show` gets the request's state in between.
 
-    Raises ResultUnavailableError when `limit_s` passes.
+    Raises ResultUnavailableError after `limit_s`.
     """
     started, hinted = time.monotonic(), False
     while True:
         waited_s = time.monotonic() - started
-        turn_s = LOOK_EVERY_S if limit_s is None else min(LOOK_EVERY_S, limit_s - waited_s)
+        turn_s = CHECK_EVERY_S if limit_s is None else min(CHECK_EVERY_S, limit_s - waited_s)
         try:
             return client.wait(request_id, max(turn_s, 0.01))  # 0 would be no limit
         except ResultUnavailableError:
@@ -68,7 +69,7 @@ def watch(client: Client, request_id: str, limit_s: float | None, tell: Callable
             if limit_s is not None and waited_s >= limit_s:
                 raise
         state = client.state(request_id)
-        tell(f"{_WORDS.get(state, state.lower())} for {waited_s:.0f} s")
+        show(f"{_WORDS.get(state, state.lower())} for {waited_s:.0f} s")
         if state == "PENDING" and waited_s > PATIENT_S and not hinted:
             hinted = True
-            console.note("no worker has taken it yet; `nanogrid doctor` says what may be wrong")
+            console.note("no worker has taken the request yet; run `nanogrid doctor` to find out why")

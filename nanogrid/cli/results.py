@@ -1,4 +1,4 @@
-"""`nanogrid result` and `nanogrid cancel`: a request that was sent before. `nanogrid results`: all of them, as they end."""
+"""`nanogrid result` and `nanogrid cancel`: a request that was sent before. `nanogrid results`: the results of all requests."""
 
 from __future__ import annotations
 
@@ -7,28 +7,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nanogrid.cli import console
+from nanogrid.cli.options import JsonOption, JsonResultOption, RequestIdArgument
 
 if TYPE_CHECKING:
     from nanogrid.client import Client
 
-RequestIdArgument = Annotated[str, typer.Argument(metavar="REQUEST_ID", help="As `invoke --no-wait` printed it.")]
 NOT_CANCELLED = 1
 CANCEL_WAIT_S = 3.0
-INTERRUPTED = 130
 
 
 def result(
     request_id: RequestIdArgument,
     wait_s: Annotated[
-        float, typer.Option("--wait", "-w", min=0, metavar="SECONDS", help="Wait this long for a result to come.")
+        float, typer.Option("--wait", "-w", min=0, metavar="SECONDS", help="Wait this long for the result.")
     ] = 0.0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the ExecutionResult as JSON and nothing else.")
-    ] = False,
+    as_json: JsonResultOption = False,
 ) -> None:
     """Print a result, as `invoke` would have.
 
-    Exit code: the function's own, as with `invoke`; 2 there is no result (yet).
+    Exit code: the function's own, as with `invoke`; 2 no result (yet).
     """
     from nanogrid.cli.output import print_result
     from nanogrid.cli.progress import wait_for
@@ -44,7 +41,7 @@ def result(
 
 def results(
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with each result as it comes, until Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Continue with each new result, until Ctrl-C.")
     ] = False,
     function: Annotated[
         str | None, typer.Option("--function", metavar="F", help="Results of this function only.")
@@ -60,23 +57,23 @@ def results(
     ] = None,
     group: Annotated[
         str | None,
-        typer.Option("--group", metavar="G", help="Redis keeps the place under this name: go on where it was left."),
+        typer.Option("--group", metavar="G", help="Redis stores the position under this name: continue from there."),
     ] = None,
     consumer: Annotated[
         str | None,
-        typer.Option(metavar="C", help="Name within the group, one for each who reads. Default: the host's name."),
+        typer.Option(metavar="C", help="Name within the group, one per reader. Default: the host's name."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each result.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per result.")] = False,
 ) -> None:
-    """Print the results of all requests, one line each, oldest first: those still in the results stream.
+    """Print the results of all requests that are still in the results stream, one line each, oldest first.
 
-    Exit code: 0 done; 130 interrupted.
+    Exit code: 0 success; 130 interrupted.
     """
     from nanogrid.cli.output import print_line
     from nanogrid.cli.target import connect, find_target
 
     if consumer is not None and group is None:
-        raise typer.BadParameter("--consumer is a name within a group: give --group too")
+        raise typer.BadParameter("--consumer is a name within a group: also give --group")
     client = connect(find_target())
     start = start or ("now" if follow and group is None else "all")
     found = client.follow(
@@ -89,16 +86,16 @@ def results(
             else:
                 print_line(each)
     except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(console.INTERRUPTED) from None
 
 
 def cancel(
     request_id: RequestIdArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """End a request: its container is killed, or it is never started.
+    """Cancel a request: kill its container, or never start it.
 
-    Exit code: 0 it was cancelled; 1 it had ended already, or no worker answered.
+    Exit code: 0 it was cancelled; 1 it had already ended, or no worker answered.
     """
     from nanogrid.cli.target import connect, find_target
 
@@ -106,7 +103,7 @@ def cancel(
     if client.cancel(request_id):
         state, sentence = _what_became_of(client, request_id)
     else:
-        state, sentence = "ended", f"{request_id} was not cancelled: it has ended already"
+        state, sentence = "ended", f"{request_id} was not cancelled: it has already ended"
     cancelled = state == "cancelled"
     if as_json:
         console.print_json({"requestId": request_id, "cancelled": cancelled, "state": state})
@@ -116,11 +113,11 @@ def cancel(
 
 
 def _what_became_of(client: Client, request_id: str) -> tuple[str, str]:
-    """A word and a sentence about a cancellation that was sent: a running function is gone within moments."""
+    """A word and a sentence about a cancellation that was sent: a running function ends within moments."""
     from nanogrid.errors import ResultUnavailableError
 
     try:
         outcome = client.wait(request_id, CANCEL_WAIT_S).outcome.value
     except ResultUnavailableError:
-        return "unanswered", f"{request_id} was not cancelled yet: no worker answered within {CANCEL_WAIT_S:g} s"
+        return "unanswered", f"{request_id} is not cancelled yet: no worker answered within {CANCEL_WAIT_S:g} s"
     return outcome.lower(), f"{request_id} ended as {outcome}"

@@ -1,4 +1,4 @@
-"""Prints what was measured at each size, and which size is the choice for what."""
+"""Prints the measurements at each size, and the choice for each strategy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nanogrid.tuner.sizes import Measurement, Size, Strategy
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nanogrid.cli.size_runs import Measuring
+    from nanogrid.cli.size_runs import SizeRuns
 
 Choices = Mapping[Strategy, Size]
 
@@ -21,14 +21,14 @@ MIB = 1024 * 1024
 HEADINGS = ("memory", "CPUs", "time", "from", "to", "peak", "GB-s/1000", "CPU time", "runs", "not warm")
 
 TAIL_LINES = 10
-"""How much is shown of the stderr of a function that fails."""
+"""How many lines to show of the stderr of a function that fails."""
 
 SCARCE = 0.9
-"""A chosen size of which the largest peak took more than this share is pointed out."""
+"""A remark points out a chosen size if the largest peak took more than this share of it."""
 
 
 def to_wire(name: str, measured: Sequence[Measurement], choices: Choices, chart: Path | None) -> dict[str, Any]:
-    """All of it as a camelCase JSON object; GB-seconds are those of one run. A strategy without a choice is null."""
+    """Everything as a camelCase JSON object; GB-seconds are per run. A strategy without a choice is null."""
     return {
         "functionId": name,
         "sizes": [
@@ -51,8 +51,8 @@ def to_wire(name: str, measured: Sequence[Measurement], choices: Choices, chart:
     }
 
 
-def print_measured(measuring: Measuring, choices: Choices, *, table: bool) -> None:
-    """The table and the choices to stdout; to stderr what has to be known about them, or why there is no choice."""
+def print_measured(measuring: SizeRuns, choices: Choices, *, table: bool) -> None:
+    """Print the table and the choices to stdout, and remarks about them, or why there is no choice, to stderr."""
     measured = measuring.measured
     if table:
         out = console.stdout()
@@ -68,7 +68,7 @@ def print_measured(measuring: Measuring, choices: Choices, *, table: bool) -> No
 
 
 def remarks(measured: Sequence[Measurement], choices: Choices) -> list[str]:
-    """What the numbers alone do not say, one sentence each."""
+    """What the numbers alone do not show, one sentence each."""
     found = []
     runs, not_warm = sum(one.runs for one in measured), sum(one.not_warm for one in measured)
     if not_warm:
@@ -112,7 +112,7 @@ def _table(measured: Sequence[Measurement]) -> Table:
 
 
 def _row(one: Measurement) -> list[str]:
-    """One size. Where not every run succeeded, the time is what became of it: numbers of the others would mislead."""
+    """The row of one size. If a run failed, the outcome replaces the time: numbers of the other runs would mislead."""
     peak = "?" if one.peak_memory_bytes is None else f"{one.peak_memory_bytes / MIB:.0f} MiB"
     row = [f"{one.size.memory_mb} MiB", f"{one.size.cpus:g}"]
     if one.succeeded and one.time_ms is not None and one.gb_seconds is not None:
@@ -125,7 +125,7 @@ def _row(one: Measurement) -> list[str]:
 
 
 def _explain(failures: Sequence[ExecutionResult]) -> None:
-    """Why there is no choice, with the end of what the function said at the largest size that failed by itself."""
+    """Print why there is no choice, with the end of the function's stderr at the largest size that failed by itself."""
     own = [result for result in failures if result.outcome in (Outcome.FAILED, Outcome.NOT_RUN)]
     shown = (own or failures)[-1]
     if tail := shown.stderr.strip().splitlines()[-TAIL_LINES:]:

@@ -3,60 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nanogrid.cli import console
+from nanogrid.cli.options import DataDirOption, JsonOption
 
 if TYPE_CHECKING:
     from nanogrid.local.folder import StackState
     from nanogrid.local.stack import LocalStack, PartStatus
 
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir",
-        help="The stack's folder: state, logs, Redis data, code cache. Two folders are two stacks. "
-        "Default: $NANOGRID_LOCAL_DIR, else ~/.local/state/nanogrid/local.",
-        show_default=False,
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-
 NOT_AS_IT_SHOULD_BE = 1
 NOTHING_RUNS = 3
-"""Exit code of `status` when no part runs (as init scripts have it: 3 is "not running")."""
+"""Exit code of `status` if no part runs (in init scripts, too, 3 means "not running")."""
+
+
+def _port_option(server: str, default: int) -> Any:
+    return typer.Option(min=1, max=65535, show_default=str(default), help=f"Port of {server}.")
 
 
 def up(
     detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Return when all is ready; `nanogrid down` ends it.")
+        bool, typer.Option("--detach", "-d", help="Return when everything is ready; `nanogrid down` stops it.")
     ] = False,
-    data_dir: DataDir = None,
-    sqs_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, show_default="9324", help="Port of SQS and S3 (one server).")
-    ] = None,
-    redis_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, show_default="6390", help="Port of Redis.")
-    ] = None,
-    flower_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, show_default="5555", help="Port of Flower.")
-    ] = None,
-    as_json: AsJson = False,
+    data_dir: DataDirOption = None,
+    sqs_port: Annotated[int | None, _port_option("SQS and S3 (one server)", 9324)] = None,
+    redis_port: Annotated[int | None, _port_option("Redis", 6390)] = None,
+    flower_port: Annotated[int | None, _port_option("Flower", 5555)] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Start the local stack: SQS and S3, Redis, a worker and Flower, on loopback.
 
-    What runs already is kept, what died is started again. Without --detach the logs are shown and Ctrl-C ends all.
+    Parts that already run are kept; parts that died are restarted. Without --detach, it shows the logs, and Ctrl-C stops the
+    stack.
 
-    SQS and S3 live in memory: what is in them is gone when their server ends. Redis keeps its data on disk.
+    SQS and S3 are in memory: their content is lost when their server stops. Redis keeps its data on disk.
     """
     from nanogrid.cli.foreground import follow
     from nanogrid.cli.steps import StepPrinter
     from nanogrid.local.stack import PortChoice
 
     if as_json and not detach:
-        raise typer.BadParameter("--json goes with --detach: without it the logs are shown")
+        raise typer.BadParameter("--json needs --detach: without it, the command shows the logs")
     choice = PortChoice(sqs_port, redis_port, flower_port)
     with StepPrinter() as steps:
         stack = _stack(data_dir, steps)
@@ -71,13 +60,13 @@ def up(
 
 
 def down(
-    data_dir: DataDir = None,
+    data_dir: DataDirOption = None,
     timeout_s: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="How long functions that run now may go on.")
+        float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for running functions.")
     ] = 20.0,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """End the local stack, the worker first. Also cleans up after a crash."""
+    """Stop the local stack, the worker first. Also cleans up after a crash."""
     from nanogrid.cli.steps import StepPrinter
 
     with StepPrinter() as steps:
@@ -89,8 +78,8 @@ def down(
         console.note(f"no local stack runs in {stack.folder.root}")
 
 
-def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Show each part of the local stack, asked now.
+def status(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Check each part of the local stack and show its condition.
 
     Exit code: 0 all parts answer; 1 some do not; 3 none runs.
     """
@@ -108,7 +97,7 @@ def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     raise typer.Exit(NOTHING_RUNS if conditions <= {Condition.STOPPED, Condition.DIED} else NOT_AS_IT_SHOULD_BE)
 
 
-def env(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def env(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """Print the local stack's environment, for producers.
 
     In a shell: eval "$(nanogrid env)"
@@ -120,7 +109,7 @@ def env(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     state = stack.folder.read()
     if state is None:
         raise ConfigurationError(
-            f"no local stack was started in {stack.folder.root}; start it with: nanogrid up --detach"
+            f"no local stack was started in {stack.folder.root}: start it with: nanogrid up --detach"
         )
     if as_json:
         console.print_json(state.environment)
@@ -153,7 +142,7 @@ def _print_places(stack: LocalStack, state: StackState) -> None:
         ("Folder", f"{folder} (logs in logs/)"),
     ):
         out.print(f"[bold]{what:<8}[/] {where}")
-    out.print(f'\nProducers:  eval "$(nanogrid env{option})"\nEnd it:     nanogrid down{option}')
+    out.print(f'\nProducers:  eval "$(nanogrid env{option})"\nStop it:    nanogrid down{option}')
 
 
 def _print_status(stack: LocalStack, parts: list[PartStatus]) -> None:

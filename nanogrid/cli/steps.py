@@ -1,4 +1,4 @@
-"""Shows the stack going up or down, one line per part."""
+"""Shows how the stack starts or stops, one line per part."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 _DONE = {
     Event.READY: ("[green]✓[/]", "ready in {seconds:.1f} s"),
-    Event.KEPT: ("[green]✓[/]", "runs already"),
+    Event.KEPT: ("[green]✓[/]", "already runs"),
     Event.ENDED: ("[green]✓[/]", "ended in {seconds:.1f} s"),
-    Event.KILLED: ("[yellow]![/]", "killed after {seconds:.1f} s: it did not end when asked to"),
+    Event.KILLED: ("[yellow]![/]", "killed after {seconds:.1f} s: it did not stop when asked to"),
 }
 
 
 class StepPrinter:
-    """Prints steps to stderr: a spinner for what goes on (terminals only), a line for what is done."""
+    """Prints steps to stderr: a spinner for what is in progress (terminals only), a line for what is done."""
 
     def __init__(self) -> None:
         self._console = console.stderr()
@@ -36,9 +36,9 @@ class StepPrinter:
         self._stop_spinner()
 
     def __call__(self, step: Step) -> None:
-        """Take one step."""
+        """Print one step."""
         if step.event == Event.WAITING:
-            self._console.print("another `nanogrid up` or `nanogrid down` is at work on this stack; waiting for it")
+            self._console.print("another `nanogrid up` or `nanogrid down` is running for this stack; waiting for it")
         elif step.event in _DONE:
             self._under_way.pop(step.part, None)
             mark, text = _DONE[step.event]

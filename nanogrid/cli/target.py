@@ -1,7 +1,7 @@
 """Which deployment a command talks to.
 
-The one rule: what the environment names wins; only where it names none, the local stack that is running is used, and
-the command says so.
+The one rule: a deployment that the environment names wins. Only if it names none, the command uses the running local stack,
+and prints a note.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from nanogrid.settings import Settings
 
 REGIONS = frozenset({"AWS_REGION", "AWS_DEFAULT_REGION"})
-"""People have these set for other reasons; a region alone names no deployment."""
+"""Users set these for other reasons; a region alone does not name a deployment."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Settings of the deployment, and whether it is a local stack of ours."""
+    """Settings of the deployment, and whether it is a local stack."""
 
     settings: Settings
     is_local: bool
 
 
 def find_target(*, required: bool = True) -> Target:
-    """The deployment for this command. Raises ConfigurationError when there is none and one is `required`.
+    """The deployment for this command. Raises ConfigurationError if there is none and one is `required`.
 
-    Puts the local stack's variables into this process's environment: boto3 reads them there.
+    Adds the local stack's variables to this process's environment, where boto3 reads them.
     """
     named = deployment_variables()
     if named:
@@ -44,14 +44,14 @@ def find_target(*, required: bool = True) -> Target:
         return Target(load_settings(), is_local=True)
     if required:
         raise ConfigurationError(
-            "there is nothing to talk to: no local stack runs (start one: nanogrid up --detach), and the environment "
-            "names no deployment (AWS_*, NANOGRID_RESULT_URL, ...)"
+            "no deployment was found: no local stack runs (start one with: nanogrid up --detach), and the environment names "
+            "none (AWS_*, NANOGRID_RESULT_URL, ...)"
         )
     return Target(load_settings(), is_local=False)
 
 
 def connect(target: Target) -> Client:
-    """A client for a person who is waiting: it says that Redis is away, where a worker would try for ever."""
+    """A client for a waiting user: it reports that Redis is unavailable, where a worker would retry forever."""
     from nanogrid.client import Client
 
     client = Client(target.settings)
@@ -60,14 +60,14 @@ def connect(target: Target) -> Client:
 
 
 def deployment_variables() -> list[str]:
-    """Variables of the environment that say where a deployment is."""
+    """Variables in the environment that name a deployment."""
     from nanogrid.local.environment import names_a_place
 
     return sorted(name for name in os.environ if names_a_place(name) and name not in REGIONS)
 
 
 def load_settings() -> Settings:
-    """The settings of the environment, for this whole process."""
+    """The settings from the environment, also set for this process."""
     from nanogrid.settings import configure, from_environment
 
     settings = from_environment()
@@ -86,7 +86,7 @@ def _running_stack() -> tuple[str, dict[str, str] | None]:
 
 
 def _is_local_endpoint() -> bool:
-    """Whether the named S3 is a server on this machine, such as that of `eval "$(nanogrid env)"`."""
+    """Whether the named S3 is a server on this machine, as after `eval "$(nanogrid env)"`."""
     from urllib.parse import urlsplit
 
     url = os.environ.get("NANOGRID_S3_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3")

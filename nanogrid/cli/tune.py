@@ -1,4 +1,4 @@
-"""`nanogrid tune`: what a function takes at each size, and which size to give it for cost, for speed and balanced."""
+"""`nanogrid tune`: measures a function at several sizes, and recommends a size for cost, for speed, and balanced."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from nanogrid.cli import console
-from nanogrid.cli.inputs import given
-from nanogrid.cli.upload import LOCAL_BUCKET, with_code
+from nanogrid.cli import console, options
+from nanogrid.cli.upload import with_code
 
 if TYPE_CHECKING:
     from nanogrid.tuner.sizes import Size
@@ -19,18 +18,14 @@ if TYPE_CHECKING:
 Number = TypeVar("Number", int, float)
 
 NOTHING_TO_CHOOSE = 1
-"""Exit code when the function succeeded at no size."""
-
-INTERRUPTED = 130
+"""Exit code if the function succeeded at no size."""
 
 SIZES_LIMIT = 64
-"""Most sizes of one measurement."""
+"""The most sizes in one measurement."""
 
 
 def tune(
-    source: Annotated[
-        str, typer.Argument(metavar="PATH_OR_S3_URL", help="A folder, a file, a zip or tar, or s3://bucket/key.")
-    ],
+    source: options.SourceArgument,
     memory: Annotated[
         str, typer.Option("--memory", "-m", metavar="MIB,MIB,...", help="Memory limits to measure at, in MiB.")
     ] = "64,128,256,512",
@@ -41,50 +36,30 @@ def tune(
     runs: Annotated[
         int, typer.Option("--runs", "-n", min=1, max=1000, help="Runs that count, at each size, after one warm-up.")
     ] = 10,
-    runtime: Annotated[
-        str | None,
-        typer.Option("--runtime", "-r", help="python, cpp, or one of your own. Default: seen from the files."),
-    ] = None,
-    payload: Annotated[
-        str | None,
-        typer.Option("--payload", "-p", metavar="JSON|@FILE|-", help="The function's input; - reads it from stdin."),
-    ] = None,
-    stdin: Annotated[
-        str | None, typer.Option(metavar="FILE|-", help="In place of a payload: its stdin, byte for byte.")
-    ] = None,
-    stdin_text: Annotated[str | None, typer.Option(metavar="TEXT", help="Likewise, this text.")] = None,
-    timeout_ms: Annotated[int | None, typer.Option(help="End a run after this many milliseconds.")] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--env",
-            "-e",
-            metavar="NAME=VALUE|@FILE|@-",
-            help="A variable of the function, or a file with it; repeat it.",
-        ),
-    ] = None,
-    handler: Annotated[
-        str | None, typer.Option(metavar="MODULE.FUNCTION", help="python: call this with the payload.")
-    ] = None,
-    function_id: Annotated[str | None, typer.Option(help="Name of the function. Default: name of the file.")] = None,
-    bucket: Annotated[
-        str | None, typer.Option(help=f"Bucket to upload to. Default on a local stack: {LOCAL_BUCKET}.")
-    ] = None,
+    runtime: options.RuntimeOption = None,
+    payload: options.PayloadOption = None,
+    stdin: options.StdinOption = None,
+    stdin_text: options.StdinTextOption = None,
+    timeout_ms: options.TimeoutOption = None,
+    env: options.EnvOption = None,
+    handler: options.HandlerOption = None,
+    function_id: options.FunctionIdOption = None,
+    bucket: options.BucketOption = None,
     chart: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png|FILE.svg", help="Draw it, too. Needs matplotlib (the extra `charts`)."),
+        typer.Option(metavar="FILE.png|FILE.svg", help="Also draw a chart. Needs matplotlib (`nanogrid[charts]`)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts: sizes and choices.")] = False,
 ) -> None:
-    """Run a function at several sizes in turn, and say which size to give it.
+    """Run a function at several sizes in turn, and recommend a size.
 
-    It really runs, with the same payload each time: as often as --runs says at each size, and once before to warm up.
-    A size is left at its first run that does not succeed, and is not chosen.
+    The function really runs, with the same payload each time: --runs times at each size, and once before that to warm up. A
+    size is dropped, and not recommended, after its first run that does not succeed.
 
-    Exit code: 0 there is a choice; 1 the function succeeded at no size; 130 interrupted.
+    Exit code: 0 there is a recommendation; 1 the function succeeded at no size; 130 interrupted.
     """
     from nanogrid.cli.chart import check_chart, draw
-    from nanogrid.cli.size_runs import Measuring, measured_id, run_at, with_size
+    from nanogrid.cli.size_runs import SizeRuns, measured_id, run_at, with_size
     from nanogrid.cli.size_table import print_measured, to_wire
     from nanogrid.cli.target import connect, find_target
     from nanogrid.request import parse_request
@@ -94,10 +69,8 @@ def tune(
     cores = None if cpus is None else parse_numbers("--cpus", cpus, float)
     if chart is not None:
         check_chart(chart)
-    wanted = {"runtime": runtime, "functionId": function_id, "timeoutMs": timeout_ms, "handler": handler}
-    request = {name: value for name, value in wanted.items() if value is not None} | given(
-        env or [], payload, stdin, stdin_text
-    )
+    chosen = {"runtime": runtime, "functionId": function_id, "timeoutMs": timeout_ms, "handler": handler}
+    request = options.request_fields(chosen, env, payload, stdin, stdin_text)
     target = find_target()
     sizes = sizes_of(memories, cores or [target.settings.cpus])
     client = connect(target)
@@ -110,12 +83,12 @@ def tune(
         )  # all of them, before any is measured
 
     with Progress(runs, len(sizes)) as progress:
-        measuring = Measuring(sizes, lambda size: run_at(client, request, size, progress.tell))
+        measuring = SizeRuns(sizes, lambda size: run_at(client, request, size, progress.show))
         try:
             measuring.measure(runs, progress.begin)
         except KeyboardInterrupt:
-            console.note("\ninterrupted; the run that was under way is cancelled")
-            raise typer.Exit(INTERRUPTED) from None
+            console.note("\ninterrupted; the current run was cancelled")
+            raise typer.Exit(console.INTERRUPTED) from None
 
     measured = measuring.measured
     choices = {strategy: best for strategy in Strategy if (best := choose(measured, strategy)) is not None}
@@ -132,7 +105,7 @@ def tune(
 
 
 def parse_numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
-    """The numbers of a list with commas, each once, in ascending order. Raises BadParameter for anything else."""
+    """The numbers of a comma-separated list, each once, in ascending order. Raises BadParameter for any other text."""
     try:
         return sorted({kind(word) for word in text.split(",")})
     except ValueError:
@@ -143,17 +116,17 @@ def parse_numbers(option: str, text: str, kind: Callable[[str], Number]) -> list
 
 
 def sizes_of(memories: Iterable[int], cores: Iterable[float]) -> list[Size]:
-    """Every memory limit with every number of cores, ascending. Raises BadParameter where they are too many."""
+    """Every memory limit with every number of cores, ascending. Raises BadParameter if there are too many."""
     from nanogrid.tuner.sizes import Size
 
     sizes = sorted(Size(memory_mb, cpus) for memory_mb in memories for cpus in cores)
     if len(sizes) > SIZES_LIMIT:
-        raise typer.BadParameter(f"--memory and --cpus make {len(sizes)} sizes; accepted are {SIZES_LIMIT} at most")
+        raise typer.BadParameter(f"--memory and --cpus make {len(sizes)} sizes: at most {SIZES_LIMIT} are accepted")
     return sizes
 
 
 class Progress:
-    """A bar on stderr while it is measured, on terminals only. It goes away at the end."""
+    """A progress bar on stderr, on terminals only. It disappears at the end."""
 
     def __init__(self, runs: int, sizes: int) -> None:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -176,17 +149,17 @@ class Progress:
         self._bar.stop()
 
     def begin(self, number: int, size: Size) -> None:
-        """The next run is in this round (0: warm-ups), at this size."""
+        """Show that the next run is in this round (0: warm-ups), at this size."""
         if number != self._round:
             self._round, self._done_in_round = number, 0
         turn = f"round {number} of {self._runs}" if number else "warming up"
         self._where = f"{turn} · {size}"
-        # Sizes that were left have no runs any more: a round is a round, however many are in it.
+        # Dropped sizes have no more runs: a round counts as complete, however few sizes are left.
         self._bar.update(
             self._task, completed=number * self._sizes + self._done_in_round, description=self._where, refresh=True
         )
         self._done_in_round += 1
 
-    def tell(self, state: str) -> None:
-        """What the run that is under way is doing."""
+    def show(self, state: str) -> None:
+        """Show the state of the current run."""
         self._bar.update(self._task, description=f"{self._where} · {state}")

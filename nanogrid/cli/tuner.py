@@ -1,6 +1,6 @@
-"""`nanogrid tuner`: what the tuner knows of each function's memory, and what it may do with it.
+"""`nanogrid tuner`: what the tuner knows of each function's memory, and its mode.
 
-The one rule: numbers come from the records that workers write; nothing is worked out here that a run would not get.
+The one rule: numbers come from the records that workers write; the command computes nothing that a run would not get.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nanogrid.cli import console
+from nanogrid.cli.options import FunctionArgument, JsonOption
 from nanogrid.wire.tuner_mode import Mode
 
 if TYPE_CHECKING:
@@ -20,25 +21,22 @@ if TYPE_CHECKING:
     from nanogrid.tuner.store import TunerEntry, TunerStore
 
 UNKNOWN = 1
-"""Exit code when nothing is known of a function."""
+"""Exit code if nothing is known of a function."""
 
 BAR_LENGTH = 40
 ROWS = 24
-"""Most rows of a drawn histogram: neighbours are drawn together until there are no more."""
+"""The most rows of a histogram: neighboring buckets are merged until they fit."""
 
 tuner = typer.Typer(
-    help="Show what the tuner has learned of functions' memory, and say what it may do.", no_args_is_help=True
+    help="Show what the tuner has learned of functions' memory, and set what it may do.", no_args_is_help=True
 )
-
-FunctionArgument = Annotated[str, typer.Argument(metavar="FUNCTION", help="The functionId of its requests.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 @tuner.command("list")
 def list_functions(as_json: JsonOption = False) -> None:
-    """Show every function that something is known of: mode, runs, limits.
+    """Show every function that the tuner knows: mode, runs, limits.
 
-    Exit code: 0, also where nothing is known.
+    Exit code: 0, even if nothing is known.
     """
     with _tuning() as (tuning, deployment):
         found = sorted(tuning.all(), key=lambda known: known.function_id)
@@ -47,14 +45,14 @@ def list_functions(as_json: JsonOption = False) -> None:
     elif found:
         _print_table(found, deployment)
     else:
-        console.note("nothing is known yet: the tuner learns from runs")
+        console.note("no function is known yet: the tuner learns from runs")
 
 
 @tuner.command()
 def show(function_id: FunctionArgument, as_json: JsonOption = False) -> None:
     """Show one function: mode, recommendation with its reason, and a histogram of peak memory.
 
-    Exit code: 0 something is known of it; 1 nothing is.
+    Exit code: 0 the function is known; 1 it is not.
     """
     with _tuning() as (tuning, deployment):
         (known,) = tuning.load([function_id])
@@ -71,13 +69,13 @@ def show(function_id: FunctionArgument, as_json: JsonOption = False) -> None:
 def set_mode(
     function_id: FunctionArgument,
     mode: Annotated[
-        str, typer.Argument(metavar="MODE", help="off, recommend or apply; default: the deployment's again.")
+        str, typer.Argument(metavar="MODE", help="off, recommend or apply; default resets it to the deployment's.")
     ],
 ) -> None:
-    """Say what the tuner may do with a function's limit, whatever the deployment's mode is. It counts from the next run on."""
+    """Set what the tuner may do with a function's limit, regardless of the deployment's mode. It applies from the next run on."""
     names = ["default", *(one.value for one in Mode)]
     if mode not in names:
-        raise typer.BadParameter(f"{mode!r} is no mode; accepted are {', '.join(names)}")
+        raise typer.BadParameter(f"{mode!r} is not a mode: accepted are {', '.join(names)}")
     with _tuning() as (tuning, deployment):
         tuning.set_mode(function_id, None if mode == "default" else Mode(mode))
     if mode == "default":
@@ -88,21 +86,21 @@ def set_mode(
 
 @tuner.command()
 def reset(function_id: FunctionArgument) -> None:
-    """Forget what was learned of a function; its runs get what they ask for until enough is known again. Its mode stays.
+    """Forget what was learned of a function; its runs get the requested memory until enough is known again. Its mode stays.
 
-    Exit code: 0 it is forgotten; 1 nothing was known.
+    Exit code: 0 it was forgotten; 1 nothing was known.
     """
     with _tuning() as (tuning, _):
         forgotten = tuning.reset(function_id)
     if not forgotten:
-        console.complain(f"nothing was known of {function_id!r}")
+        console.complain(f"nothing is known of {function_id!r}")
         raise typer.Exit(UNKNOWN)
-    console.note(f"{function_id}: forgotten; it is learned anew")
+    console.note(f"{function_id}: forgotten; the tuner learns it again")
 
 
 @contextmanager
 def _tuning() -> Iterator[tuple[TunerStore, Mode]]:
-    """The deployment's records, and its mode. Redis is asked once: a person is waiting."""
+    """The deployment's records, and its mode. Redis gets no retries: a user is waiting."""
     from contextlib import closing
 
     from nanogrid.cli.target import find_target
@@ -115,7 +113,7 @@ def _tuning() -> Iterator[tuple[TunerStore, Mode]]:
 
 
 def to_wire(known: TunerEntry, deployment: Mode) -> dict[str, Any]:
-    """One function as a camelCase JSON object. `mode` is in force; `ownMode` is what was set for it, null: the deployment's."""
+    """One function as a camelCase JSON object. `mode` is in effect; `ownMode` is the function's own, null for the deployment's."""
     advice = known.advice
     return {
         "functionId": known.function_id,
@@ -142,7 +140,7 @@ def histogram_to_wire(known: TunerEntry) -> list[dict[str, float]]:
 
 
 def bars(buckets: Sequence[Bucket], rows: int = ROWS) -> list[tuple[str, float]]:
-    """What is drawn: a range in MiB and its share of all weight, from small to large, empty ranges between them included."""
+    """The bars to draw: a range in MiB and its share of all weight, ascending, including empty ranges in between."""
     from nanogrid.tuner.histogram import edge_mb
 
     if not buckets:
@@ -198,12 +196,12 @@ def _print_function(known: TunerEntry, deployment: Mode) -> None:
         out.print(Text(f"the next run of {known.advice.requested_mb} MiB gets {_mib(wire['nextLimitMb'])}"))
     if known.record.backs_off(time.time()):
         left_s, runs = known.record.backoff_until_s - time.time(), known.record.backoff_runs
-        out.print(Text(f"it keeps what it asks for, for {runs} runs or {left_s:.0f} s: a lowered limit was too little"))
+        out.print(Text(f"it gets what it asks for, for {runs} runs or {left_s:.0f} s: a lowered limit was too small"))
     drawn = bars(known.record.histogram.buckets)
     if not drawn:
         return
     width, most = max(len(label) for label, _ in drawn), max(share for _, share in drawn)
-    out.print(Text(f"\npeak memory in MiB of {known.record.runs} runs, recent ones count more", style="dim"))
+    out.print(Text(f"\npeak memory in MiB of {known.record.runs} runs; recent runs count more", style="dim"))
     for label, share in drawn:
         bar = "█" * max(round(share / most * BAR_LENGTH), 1 if share else 0)
         out.print(Text(f"{label:>{width}}  {bar} {share:.1%}" if share else f"{label:>{width}}"))

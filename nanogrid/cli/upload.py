@@ -1,6 +1,6 @@
-"""Brings a function's code to where workers find it, and fills in what a request says about it: runtime, name, place.
+"""Uploads a function's code, and fills in what the request says about it: runtime, name, location.
 
-The rule: `invoke` and `tune` agree here on what an argument means.
+The rule: an argument means the same for `invoke` and `tune`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from nanogrid.cli import console
 from nanogrid.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from nanogrid.cli.function_source import Local, Stored
+    from nanogrid.cli.function_source import LocalCode, StoredCode
     from nanogrid.cli.target import Target
     from nanogrid.client import Client
 
 LOCAL_BUCKET = "nanogrid-functions"
-"""The bucket of uploads to a local stack, made when it is missing."""
+"""The bucket for uploads to a local stack. It is created if it is missing."""
 
 
 def with_code(
     source_text: str, request: dict[str, Any], bucket: str | None, target: Target, client: Client
 ) -> dict[str, Any]:
-    """The request with runtime, function id and code filled in, after an upload where the code is not in S3 yet.
+    """The request with runtime, function id and code filled in. Uploads the code unless it is in S3 already.
 
-    Raises InvalidRequestError or CodeError where they cannot be told, or the code is of no use.
+    Raises InvalidRequestError or CodeError if they cannot be determined, or the code is unusable.
     """
     from nanogrid.cli.function_source import find_source, guess_runtime
     from nanogrid.request import check_handler
@@ -36,18 +36,20 @@ def with_code(
     filled = {**request}
     if "runtime" not in filled:
         filled["runtime"] = guess_runtime(source, target.settings, handler=request.get("handler"))
-        console.note(f"runtime: {filled['runtime']} (seen from the {'handler' if 'handler' in request else 'files'})")
+        console.note(
+            f"runtime: {filled['runtime']} (detected from the {'handler' if 'handler' in request else 'files'})"
+        )
     filled.setdefault("functionId", _function_id(source))
     return {**filled, **_place(source, filled, bucket, target, client)}
 
 
 def _place(
-    source: Stored | Local, request: dict[str, Any], bucket: str | None, target: Target, client: Client
+    source: StoredCode | LocalCode, request: dict[str, Any], bucket: str | None, target: Target, client: Client
 ) -> dict[str, str]:
-    """Where the code is in S3, after an upload if need be, with its hash where it is known."""
-    from nanogrid.cli.function_source import Stored, pack
+    """Where the code is in S3, after an upload if necessary, with its hash if it is known."""
+    from nanogrid.cli.function_source import StoredCode, pack
 
-    if isinstance(source, Stored):
+    if isinstance(source, StoredCode):
         return {"s3Bucket": source.bucket, "s3Key": source.key}
     table = target.settings.runtime_table
     runtime = table.canonical(request["runtime"])
@@ -65,15 +67,15 @@ def _place(
 def _default_bucket(target: Target) -> str:
     if target.is_local:
         return LOCAL_BUCKET
-    raise InvalidRequestError("s3Bucket", "name the bucket that the code is uploaded to with --bucket")
+    raise InvalidRequestError("s3Bucket", "is missing: name the bucket for the upload with --bucket")
 
 
 def _make_bucket(bucket: str, target: Target) -> None:
-    """Make the bucket on a local S3 where it is missing."""
+    """Create the bucket on a local S3 if it is missing."""
     from nanogrid.connections.s3 import s3_client
 
     client, region = s3_client(target.settings), target.settings.region
-    # S3 wants every region named here but its first one.
+    # S3 requires the region here, except for us-east-1.
     where: Any = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
     try:
         client.create_bucket(Bucket=bucket, **where)
@@ -81,5 +83,5 @@ def _make_bucket(bucket: str, target: Target) -> None:
         return
 
 
-def _function_id(source: Stored | Local) -> str:
+def _function_id(source: StoredCode | LocalCode) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", source.stem).strip("-.") or "function"

@@ -21,8 +21,8 @@ from nanogrid.execution.code.required import HandlerModule
 from nanogrid.execution.container.cgroup import Usage
 from nanogrid.execution.container.engine import Engine
 from nanogrid.execution.container.hardening import MOUNT, Confinement, environment
-from nanogrid.execution.container.report import Ended, Result, RunReport
-from nanogrid.execution.layers import LayerStore, Prepared
+from nanogrid.execution.container.report import EndReason, Result, RunReport
+from nanogrid.execution.layers import LayeredCode, LayerStore
 from nanogrid.execution.observer import RunFacts, RunObserver
 from nanogrid.execution.pool.child.lease import Container, Pool
 from nanogrid.execution.pool.protocol import LeaseRequest
@@ -51,7 +51,7 @@ class ReadyCode:
     runtime: Runtime
     command: tuple[str, ...]
     code: Code
-    layers: Prepared
+    layers: LayeredCode
 
 
 class Executor:
@@ -289,11 +289,11 @@ def classify(report: RunReport, container: Container) -> tuple[Outcome, int]:
     the OOM killer and still exits with 0 has coped. Raises ContainerLostError if the container disappeared and memory was
     not the reason.
     """
-    if report.ended is Ended.TIMED_OUT:
+    if report.ended is EndReason.TIMED_OUT:
         return Outcome.TIMED_OUT, -1
-    if report.ended is Ended.OUTPUT_LIMIT:
+    if report.ended is EndReason.OUTPUT_LIMIT:
         return Outcome.OUTPUT_LIMIT, -1
-    if report.ended is Ended.LOST or report.exit_code is None:
+    if report.ended is EndReason.LOST or report.exit_code is None:
         if container.end is not None and container.end.oom_killed:
             return Outcome.OUT_OF_MEMORY, 137
         raise ContainerLostError(f"container {container.name} disappeared during the run")

@@ -1,7 +1,7 @@
-"""The environment of the local stack: what its own processes get, and what a producer needs to reach it.
+"""The environment of the local stack: for its own processes, and for producers that use it.
 
-The one rule: nothing of the person's real AWS account or deployment reaches the local stack. Everything that says
-*where* things are is replaced; everything else they set (limits, runtimes, images) is kept.
+The one rule: nothing of the user's real AWS account or deployment reaches the local stack. Variables that say *where*
+things are get replaced; everything else (limits, runtimes, images) is kept.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ OFFICIAL_AND_OURS = {
     "NANOGRID_PYTHON_IMAGE": ("python:3.9-slim", "nanogrid/python:3.9"),
     "NANOGRID_CPP_IMAGE": ("gcc:11", "nanogrid/gcc:11"),
 }
-"""Setting → the official image and the equivalent that `deploy/images` builds where no registry can be reached."""
+"""Setting → the official image, and the equivalent that `deploy/images` builds if no registry can be reached."""
 
 CANDIDATE_IMAGES = [image for pair in OFFICIAL_AND_OURS.values() for image in pair]
 
 KEPT_AWS = frozenset({"AWS_CA_BUNDLE", "AWS_PAGER", "AWS_EC2_METADATA_DISABLED"})
-"""AWS variables that say nothing about an account or a place."""
+"""AWS variables that do not name an account or a location."""
 
 PLACES = frozenset(
     {
@@ -42,12 +42,12 @@ PLACES = frozenset(
 
 
 def names_a_place(variable: str) -> bool:
-    """Whether this variable points to an AWS account or a deployment, so that the local stack must not inherit it."""
+    """Whether this variable points to an AWS account or a deployment. The local stack must not inherit such variables."""
     return variable in PLACES or (variable.startswith("AWS_") and variable not in KEPT_AWS)
 
 
 def producer_environment(folder: StackFolder, ports: Ports, present_images: Iterable[str]) -> dict[str, str]:
-    """What a producer, and every command of ours, needs to use this stack."""
+    """The variables that a producer, and every `nanogrid` command, needs to use this stack."""
     environment = {
         "AWS_ENDPOINT_URL": f"http://{LOOPBACK}:{ports.sqs}",
         "AWS_ACCESS_KEY_ID": "local",
@@ -57,30 +57,30 @@ def producer_environment(folder: StackFolder, ports: Ports, present_images: Iter
         "NANOGRID_MONITOR_URL": f"redis://{LOOPBACK}:{ports.redis}/1",
         "NANOGRID_CREATE_QUEUES": "true",
         "NANOGRID_DATA_DIR": str(folder.worker_data),
-        # Whose machine this is runs their own code on it: requirements.txt works from the first minute.
+        # Users run their own code on their own machine, so requirements.txt works without further setup.
         "NANOGRID_BUILD_NETWORK": os.environ.get("NANOGRID_BUILD_NETWORK") or "bridge",
     }
     return environment | _images(set(present_images))
 
 
 def process_environment(producer: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the stack's processes: the person's own without any place, and the stack's on top."""
+    """The environment of the stack's processes: the user's own without variables that name a place, and the stack's."""
     inherited = {name: value for name, value in os.environ.items() if not names_a_place(name)}
-    # Any free port: another stack's worker, or a real one, may have the default one.
+    # Any free port: another stack's worker, or a real one, may use the default port.
     inherited.setdefault("NANOGRID_METRICS_ADDRESS", f"{LOOPBACK}:0")
-    # Flower's API on loopback, as its pages: whoever can reach either has an account on this machine.
+    # Flower's API is on loopback, like its pages: only users of this machine can reach either.
     return {**inherited, "AWS_EC2_METADATA_DISABLED": "true", "FLOWER_UNAUTHENTICATED_API": "true", **producer}
 
 
 def shell_lines(environment: Mapping[str, str]) -> list[str]:
-    """Lines for `eval`: the caller's variables that would win over the stack's are unset, then the stack's are set."""
+    """Lines for `eval`: they unset variables of the caller that would override the stack's, then set the stack's."""
     disturbing = sorted(name for name in os.environ if names_a_place(name) and name not in environment)
     lines = [f"unset {' '.join(disturbing)}"] if disturbing else []
     return lines + [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
 
 
 def _images(present: set[str]) -> dict[str, str]:
-    """A person's own choice first; the official image where it is present; else ours where it is."""
+    """The user's own choice first; else the official image if it is present; else NanoGrid's if it is."""
     chosen = {}
     for variable, (official, ours) in OFFICIAL_AND_OURS.items():
         own = os.environ.get(variable)

@@ -1,7 +1,7 @@
 """Where a local stack keeps its state: one folder, one JSON file, one lock.
 
-The one rule: whoever changes the stack holds the lock, and the state file is only ever replaced as a whole. Reading
-needs no lock.
+The one rule: a process that changes the stack holds the lock, and the state file is only replaced as a whole. Reading needs
+no lock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FOLDER_VARIABLE = "NANOGRID_LOCAL_DIR"
 
 
 def default_folder() -> Path:
-    """`$NANOGRID_LOCAL_DIR`, else `nanogrid/local` in the person's state folder."""
+    """`$NANOGRID_LOCAL_DIR`, else `nanogrid/local` in the user's state folder."""
     chosen = os.environ.get(FOLDER_VARIABLE)
     if chosen:
         return Path(chosen).expanduser()
@@ -34,7 +34,7 @@ def default_folder() -> Path:
 
 
 class Ports(BaseModel):
-    """The stack's ports on loopback. Redis and SQS have uncommon ones: the usual may belong to somebody else's."""
+    """The stack's ports on loopback. Redis and SQS have uncommon ones: the usual ports may be in use."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,7 +44,7 @@ class Ports(BaseModel):
 
 
 class StackState(BaseModel):
-    """What is known about a stack that was started."""
+    """The stored state of a stack that was started."""
 
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, validate_by_name=True, validate_by_alias=True)
 
@@ -54,7 +54,7 @@ class StackState(BaseModel):
 
 
 class StackFolder:
-    """The files of one stack. Two folders are two stacks that know nothing of each other."""
+    """The files of one stack. Two folders are two independent stacks."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = (root or default_folder()).expanduser().resolve()
@@ -79,21 +79,21 @@ class StackFolder:
         return self.root / "logs" / f"{part}.log"
 
     def create(self) -> None:
-        """Make the folder, for its owner only: Redis' data holds what functions printed."""
+        """Create the folder, for its owner only: Redis' data contains what functions printed."""
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for path in (self.worker_data, self.redis_data, self.root / "logs"):
                 path.mkdir(exist_ok=True)
         except OSError as refused:
             raise ConfigurationError(
-                f"{refused.filename} cannot be made ({refused.strerror}); choose a folder with --data-dir"
+                f"{refused.filename} cannot be created ({refused.strerror}): choose a folder with --data-dir"
             ) from refused
 
     @contextmanager
     def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Keep every other `up` and `down` of this stack out. `on_wait` is called when one of them is at work now.
+        """Block every other `up` and `down` of this stack. `on_wait` is called if one of them is running now.
 
-        The kernel frees the lock when its holder dies, in whatever way.
+        The kernel releases the lock when its holder dies.
         """
         with (self.root / "lock").open("a") as lock:
             try:
@@ -104,17 +104,17 @@ class StackFolder:
             yield
 
     def read(self) -> StackState | None:
-        """The stored state, None where there is none. An unreadable one counts as none: processes are found anyway."""
+        """The stored state, or None. An unreadable state counts as none: the stack's processes are found anyway."""
         try:
             return StackState.model_validate_json(self.state_path.read_bytes())
         except FileNotFoundError:
             return None
         except (ValidationError, OSError) as unusable:
-            log.warning("%s is not usable and is left out of account: %s", self.state_path, unusable)
+            log.warning("%s cannot be used and is ignored: %s", self.state_path, unusable)
             return None
 
     def write(self, state: StackState) -> None:
-        """Replace the state file. A crash leaves the old one or the new one, never a part."""
+        """Replace the state file. A crash leaves the old file or the new one, never a part."""
         fresh = self.state_path.with_suffix(".new")
         with fresh.open("w") as file:
             json.dump(state.model_dump(mode="json", by_alias=True), file, indent=2)

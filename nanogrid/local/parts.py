@@ -1,7 +1,7 @@
-"""The parts of the local stack as data: command, address, readiness and how each one is ended.
+"""The parts of the local stack as data: command, address, readiness, and how each one is stopped.
 
-The one rule: the order of the waves is the order of starting; ending goes the other way, so that the worker never loses
-what it needs to finish its runs.
+The one rule: the parts start in the order of the waves and stop in the reverse order, so that the worker never loses what it
+needs to finish its runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nanogrid.local.folder import Ports, StackFolder
 Ending = tuple[tuple[signal.Signals, float], ...]
 
 WARM_SHUTDOWN_S = 20.0
-"""How long `down` lets runs that are under way go on, when nothing else is asked for."""
+"""How long `down` waits for current runs by default."""
 
 _QUICK: Ending = ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
 
@@ -29,7 +29,8 @@ _QUICK: Ending = ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
 class Part:
     """One process of the stack.
 
-    `answers` takes the process id. `stands_still`: it answers, and does not do its work. `restarted_with` names parts whose restart makes this one useless.
+    `answers` takes the process id. `stands_still`: it answers but does not do its work. `restarted_with` names parts; if one of
+    them restarts, this part must restart too.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Part:
 def stack_parts(
     folder: StackFolder, ports: Ports, environment: Mapping[str, str], *, warm_shutdown_s: float = WARM_SHUTDOWN_S
 ) -> tuple[tuple[Part, ...], ...]:
-    """All parts in waves: those of a wave start side by side, once the wave before answers."""
+    """All parts in waves: the parts of a wave start together, once the previous wave answers."""
     return (
         (_sqs(ports), _redis(folder, ports)),
         (_flower(ports), _worker(folder, environment, warm_shutdown_s)),
@@ -106,20 +107,20 @@ def _worker(folder: StackFolder, environment: Mapping[str, str], warm_shutdown_s
         argv=(sys.executable, *command),
         answers=lambda _pid: probes.worker_answers(environment["NANOGRID_MONITOR_URL"]),
         stands_still=lambda: probes.worker_stands_still(folder.worker_data),
-        # Warm: runs that are under way end by themselves. Then cold: they are given back. Then nothing is asked.
+        # Warm shutdown: current runs end by themselves. Then cold: their messages are returned. Then SIGKILL.
         ending=((signal.SIGTERM, warm_shutdown_s), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 10.0)),
-        restarted_with=frozenset({"sqs"}),  # its queues were in the memory of the one that ended
+        restarted_with=frozenset({"sqs"}),  # its queues were in the memory of the process that ended
     )
 
 
 def require_installed() -> None:
-    """Raises ConfigurationError when Redis or the extra `local` is not installed."""
+    """Raise ConfigurationError if Redis or the extra `local` is not installed."""
     if shutil.which("redis-server") is None:
         raise ConfigurationError(
-            "redis-server is not installed; install it (Debian: apt-get install redis-server), then run this again"
+            "redis-server is not installed: install it (Debian: apt-get install redis-server), then run this again"
         )
     missing = [name for name in ("moto", "flask", "flask_cors") if find_spec(name) is None]
     if missing:
         raise ConfigurationError(
-            f"the local stack needs {', '.join(missing)}; install them with: pip install 'nanogrid[local]'"
+            f"the local stack needs {', '.join(missing)}: install them with: pip install 'nanogrid[local]'"
         )

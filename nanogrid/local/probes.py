@@ -1,7 +1,7 @@
-"""Whether each part of the stack answers, asked in the part's own protocol.
+"""Checks whether each part of the stack answers, in the part's own protocol.
 
-The one rule: an open port proves nothing. A probe is true only when the part did a small piece of its real work.
-No probe raises for a part that is not there yet, and none waits for more than about a second.
+The one rule: an open port proves nothing. A probe is true only if the part did a small piece of its real work.
+No probe raises for a part that is not up yet, and none waits for more than about a second.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PATIENCE_S = 1.0
 
 
 def redis_answers(port: int, pid: int) -> bool:
-    """Redis has loaded its data, takes commands, and is the process that was started."""
+    """Whether Redis has loaded its data, accepts commands, and is the process that was started."""
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
@@ -27,7 +27,7 @@ def redis_answers(port: int, pid: int) -> bool:
         port=port,
         socket_timeout=PATIENCE_S,
         socket_connect_timeout=PATIENCE_S,
-        retry=Retry(NoBackoff(), 0),  # by itself it tries eleven times
+        retry=Retry(NoBackoff(), 0),  # by default it tries eleven times
     ) as client:
         try:
             return bool(client.ping()) and client.info("server")["process_id"] == pid
@@ -36,10 +36,10 @@ def redis_answers(port: int, pid: int) -> bool:
 
 
 def sqs_answers(port: int) -> bool:
-    """SQS lists its queues.
+    """Whether SQS lists its queues.
 
-    Asked in plain HTTP, not by boto3: that one would look into the person's AWS profile, which has no say here. The
-    signature's scope is what leads the request to SQS, as S3 listens on the same port; nobody checks the signature.
+    The request is plain HTTP, without boto3, which would read the user's AWS profile. The signature's scope routes the
+    request to SQS, since S3 listens on the same port; the server does not verify the signature.
     """
     headers = {
         "X-Amz-Target": "AmazonSQS.ListQueues",
@@ -52,7 +52,7 @@ def sqs_answers(port: int) -> bool:
 
 
 def worker_answers(monitor_url: str) -> bool:
-    """A worker answers over remote control. No process id is asked for: this Redis is the stack's own."""
+    """Whether a worker answers over remote control. Any process id will do: this Redis belongs to the stack."""
     from kombu.exceptions import OperationalError
     from redis.exceptions import RedisError
 
@@ -60,7 +60,7 @@ def worker_answers(monitor_url: str) -> bool:
     from nanogrid.monitoring.connections import monitor_connection
     from nanogrid.settings import Settings
 
-    # Validating nothing but the place: what else the person has set is the worker's business.
+    # Only the URL matters here; validating the user's other settings is up to the worker.
     settings = Settings.model_construct(monitor_url=monitor_url)
     with (
         make_app(settings) as app,
@@ -73,13 +73,13 @@ def worker_answers(monitor_url: str) -> bool:
 
 
 def worker_stands_still(data_dir: Path) -> bool:
-    """Whether a worker of this data folder says that it holds requests and none of its children takes any."""
+    """Whether a worker of this data folder reports that it holds requests and none of its children takes any."""
     answers = (_ask(address.port, "GET", "/status", None, {}) for _, address in published(data_dir))
     return any(json.loads(answer)["worker"]["stalled"] for answer in answers if answer is not None)
 
 
 def flower_answers(port: int) -> bool:
-    """Flower shows its page of workers."""
+    """Whether Flower shows its page of workers."""
     return _ask(port, "GET", "/workers", None, {}) is not None
 
 

@@ -1,8 +1,8 @@
-"""Starts, recognizes and ends processes that outlive the command which started them.
+"""Starts, recognizes and stops processes that outlive the command that started them.
 
-The one rule: a process is *that* process only when its id and its birth agree. An id alone is soon another's.
+The one rule: a process is *that* process only if its id and its birth agree. The kernel soon reuses an id.
 
-What is asked of the kernel is read in /proc: every command looks for a local stack, also where the extra `local` is not
+Facts about processes are read from /proc: every command checks for a local stack, even if the extra `local` is not
 installed.
 """
 
@@ -22,10 +22,10 @@ from pydantic.alias_generators import to_camel
 from nanogrid.errors import ConfigurationError
 
 MARK = "NANOGRID_LOCAL_STACK"
-"""In the environment of every process of a stack and of what it starts: the stack's folder."""
+"""This variable names the stack's folder, in the environment of each process of a stack and of the processes it starts."""
 
 ENDED_AT_ONCE = "none:0"
-"""The birth of a process that was gone before it could be read: equal to no living one's."""
+"""The birth of a process that ended before its birth could be read: it equals no living process's."""
 
 _PROC = Path("/proc")
 _LISTENS = "0A"
@@ -34,11 +34,11 @@ _LISTENS = "0A"
 _POLL_S = 0.02
 
 _children: dict[int, subprocess.Popen[bytes]] = {}
-"""Processes that this very process started, kept to collect them when they end. Guarded by the stack's lock."""
+"""Processes that this process started, kept to reap them when they end. Guarded by the stack's lock."""
 
 
 class ProcessRecord(BaseModel):
-    """One process, as it is remembered on disk. `started_at` is for people: seconds since the epoch."""
+    """One process, as it is stored on disk. `started_at` is for people: seconds since the epoch."""
 
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, validate_by_name=True, validate_by_alias=True)
 
@@ -48,19 +48,19 @@ class ProcessRecord(BaseModel):
 
     @property
     def is_alive(self) -> bool:
-        """Whether this very process still runs. A zombie does not."""
+        """Whether this same process still runs. A zombie does not."""
         return birth_of(self.pid) == self.birth
 
     def is_older_than(self, other: ProcessRecord) -> bool:
-        """Whether this one was born before the other, both since the same boot. Does not look at the clock."""
+        """Whether this process was born before the other, both since the same boot. Does not use the clock."""
         (boot, _, tick), (other_boot, _, other_tick) = self.birth.rpartition(":"), other.birth.rpartition(":")
         return boot == other_boot and int(tick) < int(other_tick)
 
 
 def birth_of(pid: int) -> str | None:
-    """Boot id and start tick of a running process: never the same for two processes. None when none runs.
+    """Boot id and start tick of a running process: never the same for two processes. None if the process does not run.
 
-    The kernel's own ticks since boot, because a wall-clock start time shifts whenever the clock is set.
+    It uses the kernel's ticks since boot, because a wall-clock start time changes whenever the clock is set.
     """
     child = _children.get(pid)
     if child is not None and child.poll() is not None:
@@ -70,15 +70,15 @@ def birth_of(pid: int) -> str | None:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = stat.rpartition(")")[2].split()  # the name before it may hold blanks and parentheses
+    fields = stat.rpartition(")")[2].split()  # the name before it may contain blanks and parentheses
     state, start_tick = fields[0], fields[19]
     return None if state in "ZX" else f"{boot_id}:{start_tick}"
 
 
 def start(argv: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> ProcessRecord:
-    """Start a process in a session of its own, its output appended to `log`.
+    """Start a process in its own session, with its output appended to `log`.
 
-    It works in `folder`: Python puts the working folder on its path, and a person's own `redis.py` must not end up there.
+    Its working folder is `folder`: Python adds the working folder to its path, and a user's own `redis.py` must not be there.
     """
     with log.open("ab") as output:
         try:
@@ -98,25 +98,25 @@ def start(argv: Sequence[str], environment: Mapping[str, str], folder: Path, log
 
 
 def end(record: ProcessRecord, steps: Sequence[tuple[signal.Signals, float]]) -> signal.Signals | None:
-    """Send each signal in turn and give it its seconds. The signal that ended the process; None when it was gone."""
+    """Send each signal in turn and wait its seconds. Return the signal that ended the process; None if it was gone."""
     for number, patience_s in steps:
         if not _send(record, number):
             return None
         if _gone_within(record, patience_s):
             return number
     raise ConfigurationError(
-        f"process {record.pid} does not end, not even by {steps[-1][0].name}; it may hang in the kernel"
+        f"process {record.pid} does not end, not even after {steps[-1][0].name}: it may hang in the kernel"
     )
 
 
 def of_stack(folder: Path) -> list[ProcessRecord]:
-    """Every running process that carries this stack's mark, recorded or not: children of a killed worker, too."""
+    """Every running process that has this stack's mark, recorded or not, including children of a killed worker."""
     mark = f"{MARK}={folder}".encode()
     found = []
     for pid in _pids():
         try:
             marked = mark in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
-        except OSError:  # gone, or somebody else's
+        except OSError:  # gone, or another user's
             continue
         birth = birth_of(pid) if marked else None
         if birth is not None and pid != os.getpid():
@@ -125,10 +125,10 @@ def of_stack(folder: Path) -> list[ProcessRecord]:
 
 
 def listener_on(port: int) -> str | None:
-    """Who listens on a loopback port, as far as this person may see: `redis-server (process 123)`."""
+    """The process that listens on a loopback port, if this user may see it: `redis-server (process 123)`."""
     sockets = {f"socket:[{inode}]" for inode in _listening(port)}
     for pid in _pids() if sockets else ():
-        with contextlib.suppress(OSError):  # gone, or somebody else's
+        with contextlib.suppress(OSError):  # gone, or another user's
             if not sockets.isdisjoint(_open_files(pid)):
                 return f"{(_PROC / str(pid) / 'comm').read_text().strip()} (process {pid})"
     return None
@@ -145,7 +145,7 @@ def _open_files(pid: int) -> Iterator[str]:
 
 
 def _started_at(birth: str) -> float:
-    """Seconds since the epoch of a birth in this boot."""
+    """The time of a birth in this boot, in seconds since the epoch."""
     uptime_s = float((_PROC / "uptime").read_text().split()[0])
     return time.time() - uptime_s + int(birth.rpartition(":")[2]) / os.sysconf("SC_CLK_TCK")
 

@@ -1,7 +1,7 @@
-"""Starts, shows and ends the local stack.
+"""Starts, shows and stops the local stack.
 
-The one rule: `up` and `down` look at what is, not at what was written down, and do what is missing. Either may be
-repeated, interrupted or killed at any point; the next one goes on from there.
+The one rule: `up` and `down` check what actually runs, not what was recorded, and do what is missing. Either may be
+repeated, interrupted or killed at any point; the next one continues from there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from nanogrid.errors import ConfigurationError
 from nanogrid.local import processes
-from nanogrid.local.engine import present_images, remove_remains
+from nanogrid.local.containers import present_images, remove_remains
 from nanogrid.local.environment import CANDIDATE_IMAGES, process_environment, producer_environment
 from nanogrid.local.folder import Ports, StackFolder, StackState
 from nanogrid.local.parts import WARM_SHUTDOWN_S, Part, require_installed, stack_parts
@@ -27,13 +27,13 @@ from nanogrid.local.probes import LOOPBACK
 from nanogrid.local.processes import ProcessRecord
 
 LOG_LIMIT_BYTES = 16 * 1024 * 1024
-"""A log beyond this is put aside (one generation) when its process starts."""
+"""A larger log is moved aside (one generation) when its process starts."""
 
 _POLL_S = 0.05
 
 
 class Event(str, Enum):
-    """What happens to a part while the stack goes up or down."""
+    """What happens to a part while the stack starts or stops."""
 
     WAITING = "waiting"
     STARTING = "starting"
@@ -46,7 +46,7 @@ class Event(str, Enum):
 
 @dataclass(frozen=True)
 class Step:
-    """One event, for whoever watches. `seconds` is how long it took, where it took time."""
+    """One event to report. `seconds` is how long it took, if it took time."""
 
     event: Event
     part: str = ""
@@ -58,7 +58,7 @@ Report = Callable[[Step], None]
 
 
 class Condition(str, Enum):
-    """How a part is."""
+    """The condition of a part."""
 
     RUNNING = "running"
     SILENT = "not answering"
@@ -92,14 +92,14 @@ class PartStatus:
 
 @dataclass(frozen=True)
 class PortChoice:
-    """Ports that were asked for. None: as they are, else the default."""
+    """Requested ports. None: the current port, else the default."""
 
     sqs: int | None = None
     redis: int | None = None
     flower: int | None = None
 
     def over(self, ports: Ports) -> Ports:
-        """`ports` with the asked-for ones in their place."""
+        """`ports` with the requested ones replaced."""
         asked = {name: value for name, value in vars(self).items() if value is not None}
         return ports.model_copy(update=asked)
 
@@ -112,10 +112,10 @@ class LocalStack:
         self._report = report
 
     def up(self, asked: PortChoice | None = None) -> StackState:
-        """Start what does not run, keep what does, and return when every part answers.
+        """Start what does not run, keep what does, and return once every part answers.
 
-        Raises ConfigurationError when a port is taken, something is not installed, or a part does not come up; what
-        runs by then stays, for `down` or the next `up`.
+        Raises ConfigurationError if a port is taken, something is not installed, or a part does not come up. What runs by
+        then stays up, for `down` or the next `up`.
         """
         require_installed()
         self.folder.create()
@@ -132,8 +132,8 @@ class LocalStack:
             return state
 
     def down(self, warm_shutdown_s: float = WARM_SHUTDOWN_S) -> bool:
-        """End all that belongs to this stack, the worker first. False when nothing of it ran."""
-        if not self.folder.root.is_dir():  # never made, or deleted under a stack that still runs
+        """Stop everything that belongs to this stack, the worker first. Return False if nothing of it ran."""
+        if not self.folder.root.is_dir():  # never created, or deleted under a stack that still runs
             return self._end_strays(StackState())
         with self._locked():
             state = self.folder.read() or StackState()
@@ -145,14 +145,14 @@ class LocalStack:
         return any(ended) or strays
 
     def status(self) -> list[PartStatus]:
-        """Every part and how it is, asked now, in the order of starting."""
+        """Every part and its current condition, in the order of starting."""
         state = self.folder.read() or StackState()
         parts = [part for wave in stack_parts(self.folder, state.ports, state.environment) for part in wave]
         with ThreadPoolExecutor(len(parts)) as pool:
             return list(pool.map(lambda part: self._status_of(part, state.processes.get(part.name)), parts))
 
     def is_running(self) -> bool:
-        """Whether every part's process lives. Does not ask whether it answers."""
+        """Whether every part's process lives. Does not check whether it answers."""
         state = self.folder.read()
         return state is not None and bool(state.processes) and all(it.is_alive for it in state.processes.values())
 
@@ -160,7 +160,7 @@ class LocalStack:
         return self.folder.locked(lambda: self._report(Step(Event.WAITING, detail=str(self.folder.root))))
 
     def _next_state(self, asked: PortChoice) -> StackState:
-        """What is to be: ports and environment of a stack that runs stay, those of one that does not are made anew."""
+        """The state to reach: a running stack keeps its ports and environment, any other gets new ones."""
         state = self.folder.read() or StackState()
         alive = {name: record for name, record in state.processes.items() if record.is_alive}
         if not alive:
@@ -169,7 +169,7 @@ class LocalStack:
         ports = asked.over(state.ports)
         if ports != state.ports:
             raise ConfigurationError(
-                f"the stack in {self.folder.root} runs on other ports ({_spelled(state.ports)}); run `nanogrid down` first"
+                f"the stack in {self.folder.root} runs on other ports ({_spelled(state.ports)}): run `nanogrid down` first"
             )
         environment = state.environment
         if "worker" not in alive:
@@ -180,7 +180,7 @@ class LocalStack:
         return producer_environment(self.folder, ports, present_images(CANDIDATE_IMAGES))
 
     def _ensure_started(self, part: Part, state: StackState) -> StackState:
-        """The state with this part started. Written down at once, so that a crash right after loses nothing."""
+        """The state with this part started. It is stored at once, so that a crash right after loses nothing."""
         record = state.processes.get(part.name)
         if record is not None:
             if not any(record.is_older_than(state.processes[name]) for name in part.restarted_with):
@@ -201,7 +201,7 @@ class LocalStack:
         while not part.answers(record.pid):
             waited_s = time.monotonic() - begin
             if not record.is_alive or waited_s > part.ready_within_s:
-                how = "does not answer" if record.is_alive else "ended at its start"
+                how = "does not answer" if record.is_alive else "ended during its start"
                 raise ConfigurationError(f"{part.name} {how}: {self._last_words(part)}")
             time.sleep(_POLL_S)
         event = Event.KEPT if kept else Event.READY
@@ -225,16 +225,16 @@ class LocalStack:
         return True
 
     def _end_strays(self, state: StackState) -> bool:
-        """End processes of this stack that no record leads to: a killed worker's children, a start nobody wrote down."""
+        """Stop processes of this stack without a record: a killed worker's children, or a start that was not recorded."""
         known = {record.pid for record in state.processes.values()}
         strays = [stray for stray in processes.of_stack(self.folder.root) if _session_of(stray) not in known]
         for stray in strays:
             processes.end(stray, ((signal.SIGTERM, 5.0), (signal.SIGKILL, 10.0)))
-            self._report(Step(Event.ENDED, f"left-over process {stray.pid}"))
+            self._report(Step(Event.ENDED, f"leftover process {stray.pid}"))
         return bool(strays)
 
     def _remove_containers(self) -> None:
-        """A worker that ended by itself left none; one that was killed could not see to it."""
+        """Remove containers that a killed worker left. A worker that ended by itself left none."""
         removed = remove_remains(self.folder.worker_data)
         if removed:
             self._report(Step(Event.ENDED, "containers", detail=f"{removed} of a killed worker removed"))
@@ -267,14 +267,14 @@ def _require_free(part: Part) -> None:
     if part.port is None:
         return
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections of a former part do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore closed connections of a previous part
         try:
             probe.bind((LOOPBACK, part.port))
         except OSError:
             owner = processes.listener_on(part.port)
             by = f" by {owner}" if owner else ""
             raise ConfigurationError(
-                f"port {part.port} for {part.name} is taken{by}; choose another with {part.port_option}"
+                f"port {part.port} for {part.name} is taken{by}: choose another with {part.port_option}"
             ) from None
 
 

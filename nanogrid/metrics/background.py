@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 
-from nanogrid.execution.code.cache import Usage
+from nanogrid.execution.code.cache import CacheUsage
 from nanogrid.metrics.health import Health
 
 log = logging.getLogger(__name__)
@@ -19,11 +19,11 @@ CACHES_EVERY_CHECKS = 4
 class BackgroundChecks:
     """One thread. `usages` holds the last measured size of each cache."""
 
-    def __init__(self, health: Health, caches: Mapping[str, Callable[[], Usage]], every_s: float) -> None:
+    def __init__(self, health: Health, caches: Mapping[str, Callable[[], CacheUsage]], every_s: float) -> None:
         self._health = health
         self._caches = caches
         self._every_s = every_s
-        self.usages: dict[str, Usage] = {}
+        self.usages: dict[str, CacheUsage] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="checks", daemon=True)
 

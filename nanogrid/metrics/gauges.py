@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from nanogrid.execution.code.cache import Usage
+from nanogrid.execution.code.cache import CacheUsage
 from nanogrid.execution.pool.owner.pool_counters import GIVEN_UP, GRANTED, Eviction, Leak, PoolCounter
 from nanogrid.execution.pool.owner.stock import Stock
 from nanogrid.execution.pool.states import State
@@ -162,7 +162,7 @@ def of_queues(depths: QueueDepths, stale_after_s: float) -> Part:
     return read
 
 
-def of_caches(usages: Mapping[str, Usage]) -> Part:
+def of_caches(usages: Mapping[str, CacheUsage]) -> Part:
     """Report code and layers on disk, as of the last check; all workers of the data folder share them."""
 
     def read() -> Iterator[Metric]:

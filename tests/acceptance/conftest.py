@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +15,37 @@ from nanogrid.execution.container.labels import DATA_LABEL, data_id
 from nanogrid.settings import Settings
 from tests.support.functions import Functions
 from tests.support.rig import CPP_IMAGE, PYTHON_IMAGE
-from tests.support.services import Service
+from tests.support.services import Service, redis_service, running
 from tests.support.worker import Grid, Worker
-from tests.support.worker import grid as open_grid
+from tests.support.worker import grid as plain_grid
 
 OpenGrid = Callable[..., AbstractContextManager[Grid]]
+
+IMAGES = {"python_image": PYTHON_IMAGE, "cpp_image": CPP_IMAGE}
+
+QUICK = {
+    **IMAGES,
+    "receive_wait_s": 1,
+    "visibility_timeout_s": 6,
+    "visibility_heartbeat_s": 2,
+    "claim_ttl_s": 3,
+    "retry_backoff_s": 0.2,
+    "reap_interval_s": 2,
+}
+"""Settings for fast retries and redeliveries."""
+
+
+def open_grid(folder: Path, **options: Any) -> AbstractContextManager[Grid]:
+    """A NanoGrid that runs functions in the images of the tests."""
+    return plain_grid(folder, **{**IMAGES, "receive_wait_s": 1, **options})
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[Service]:
+    """A Redis of one test, which may stop it or stall it."""
+    (tmp_path / "redis").mkdir()
+    with running(redis_service(tmp_path / "redis")) as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +74,9 @@ def module_grid(
         with open_grid(
             tmp_path_factory.mktemp("grid"),
             aws_url=aws_url,
-            result_url=f"{url}/0",
-            monitor_url=f"{url}/1",
+            redis_url=f"{url}/0",
             unique=request.module.__name__.rpartition("_")[2],
-            **{"python_image": PYTHON_IMAGE, "cpp_image": CPP_IMAGE, "receive_wait_s": 1, **settings},
+            **settings,
         ) as here:
             yield here
 
@@ -60,16 +86,7 @@ def module_grid(
 @pytest.fixture(scope="module")
 def grid(module_grid: OpenGrid) -> Iterator[Grid]:
     """A NanoGrid with fast retries. At its end nothing of it may be left on the engine or the disk."""
-    with module_grid(
-        visibility_timeout_s=6,
-        visibility_heartbeat_s=2,
-        claim_ttl_s=3,
-        retry_backoff_s=0.2,
-        retry_backoff_max_s=1,
-        reap_interval_s=2,
-        dead_letter_check_s=1,
-        max_receives=3,
-    ) as here:
+    with module_grid(**QUICK, retry_backoff_max_s=1, dead_letter_check_s=1, max_receives=3) as here:
         yield here
         assert_nothing_left(here.settings)
 

@@ -13,37 +13,31 @@ import pytest
 
 from nanogrid.client import Client
 from nanogrid.result import ExecutionResult, Outcome
-from tests.acceptance.conftest import assert_nothing_left
+from tests.acceptance.conftest import assert_nothing_left, open_grid
 from tests.support import functions as programs
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.functions import Functions
-from tests.support.rig import PYTHON_IMAGE
-from tests.support.services import redis_service, running, wait_until
+from tests.support.services import Service, wait_until
 from tests.support.worker import Worker
-from tests.support.worker import grid as open_grid
 
 REQUESTS = 200
 OUTAGE_S = 10.0
 
 
 @pytest.mark.timeout(600)
-def test_nothing_is_lost(tmp_path: Path, aws_url: str, functions: Functions, unique: str) -> None:
+def test_nothing_is_lost(tmp_path: Path, aws_url: str, own_redis: Service, functions: Functions, unique: str) -> None:
     """kill -9 of a child, kill -9 of the worker, a restart of Redis and 503s from SQS: every request has its right result.
 
     Nothing of it is left: no container, no run folder, no lock.
     """
-    (tmp_path / "redis").mkdir()
     with (
-        running(redis_service(tmp_path / "redis")) as redis,
         FaultyProxy(int(aws_url.rpartition(":")[2])) as sqs,
         open_grid(
             tmp_path,
             aws_url=sqs.url,
-            s3_url=aws_url,
-            result_url=f"redis://127.0.0.1:{redis.port}/0",
-            monitor_url=f"redis://127.0.0.1:{redis.port}/1",
+            s3_endpoint_url=aws_url,
+            redis_url=f"redis://127.0.0.1:{own_redis.port}/0",
             unique=unique,
-            python_image=PYTHON_IMAGE,
             visibility_timeout_s=8,
             visibility_heartbeat_s=2,
             claim_ttl_s=4,
@@ -75,9 +69,9 @@ def test_nothing_is_lost(tmp_path: Path, aws_url: str, functions: Functions, uni
             doomed.process.wait()
         with grid.worker("second@test", app="nanogrid", reachable=False):
             done(0.4)
-            redis.kill()
+            own_redis.kill()
             time.sleep(2)  # long enough for runs to end while Redis is away
-            redis.start()
+            own_redis.start()
             client = Client(grid.settings)
             done(0.6)
             sqs.fail(status=503, seconds=OUTAGE_S)

@@ -21,27 +21,17 @@ from nanogrid.results.claims import Claims
 from nanogrid.results.mapping import PartFailure
 from nanogrid.settings import Settings
 from nanogrid.sqs.queues import depths, resolve
-from tests.acceptance.conftest import assert_nothing_left
+from tests.acceptance.conftest import assert_nothing_left, open_grid
 from tests.support import functions as programs
 from tests.support.engine_proxy import EngineProxy
 from tests.support.functions import Functions
 from tests.support.pool import containers_of, exists
-from tests.support.rig import PYTHON_IMAGE
-from tests.support.services import Service, redis_service, running, wait_until
+from tests.support.services import Service, wait_until
 from tests.support.worker import Grid, Worker
-from tests.support.worker import grid as open_grid
 
 WAIT_S = 90.0
 
 OpenGrid = Callable[..., AbstractContextManager[Grid]]
-
-
-@pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[Service]:
-    """A Redis that a test may stop."""
-    (tmp_path / "redis").mkdir()
-    with running(redis_service(tmp_path / "redis")) as service:
-        yield service
 
 
 @pytest.fixture
@@ -52,9 +42,7 @@ def make_grid(tmp_path: Path, aws_url: str, redis_url: str, unique: str) -> Open
     def make(**changes: Any) -> Iterator[Grid]:
         options: dict[str, Any] = {
             "aws_url": aws_url,
-            "result_url": redis_url,
-            "monitor_url": redis_url.replace("/0", "/1"),
-            "python_image": PYTHON_IMAGE,
+            "redis_url": redis_url,
             "visibility_timeout_s": 4,
             "visibility_heartbeat_s": 1.5,
             "claim_ttl_s": 2,
@@ -63,7 +51,6 @@ def make_grid(tmp_path: Path, aws_url: str, redis_url: str, unique: str) -> Open
             "reap_interval_s": 1,
             "dead_letter_check_s": 1,
             "max_receives": 3,
-            "receive_wait_s": 1,
             **changes,
         }
         with open_grid(tmp_path, unique=unique, **options) as here:
@@ -286,7 +273,7 @@ def test_redis_restarts_during_a_run(
     """A restart of Redis under running functions loses no result."""
     url = f"redis://127.0.0.1:{own_redis.port}"
     with (
-        make_grid(result_url=f"{url}/0", monitor_url=f"{url}/1") as grid,
+        make_grid(redis_url=f"{url}/0") as grid,
         grid.worker(app="nanogrid"),
     ):
         client = Client(grid.settings)

@@ -47,8 +47,7 @@ def stack(
         grid(
             tmp_path_factory.mktemp("browser"),
             aws_url=f"http://127.0.0.1:{moto.port}",
-            result_url=f"{redis_url}/6",
-            monitor_url=f"{redis_url}/7",
+            redis_url=f"{redis_url}/6",
             unique="browser",
         ) as made,
         made.flower(app="nanogrid") as flower,

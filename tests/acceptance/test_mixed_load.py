@@ -12,11 +12,9 @@ import pytest
 from nanogrid.client import Client
 from nanogrid.execution.pool.snapshot import snapshot
 from nanogrid.result import ExecutionResult, Outcome, StartKind
-from tests.acceptance.conftest import assert_nothing_left
+from tests.acceptance.conftest import assert_nothing_left, open_grid
 from tests.support.functions import Functions
-from tests.support.rig import CPP_IMAGE, PYTHON_IMAGE
 from tests.support.services import Service, wait_until
-from tests.support.worker import grid as open_grid
 
 REQUESTS = 1000
 SEED = 7
@@ -79,11 +77,8 @@ def test_a_thousand_mixed_requests(
     with open_grid(
         tmp_path,
         aws_url=aws_url,
-        result_url=f"{url}/0",
-        monitor_url=f"{url}/1",
+        redis_url=f"{url}/0",
         unique=unique,
-        python_image=PYTHON_IMAGE,
-        cpp_image=CPP_IMAGE,
         visibility_timeout_s=30,
     ) as grid:
         client, chance = Client(grid.settings), random.Random(SEED)

@@ -13,13 +13,12 @@ import pytest
 from nanogrid.client import Client, follow
 from nanogrid.result import Outcome
 from nanogrid.sqs.queues import depths
+from tests.acceptance.conftest import open_grid
 from tests.support import functions as programs
 from tests.support.functions import Functions
 from tests.support.redis_pair import RedisPair, redis_pair
-from tests.support.rig import PYTHON_IMAGE
 from tests.support.services import wait_until
 from tests.support.worker import Grid, environment
-from tests.support.worker import grid as open_grid
 
 WAIT_S = 60.0
 
@@ -38,11 +37,9 @@ def grid(pair: RedisPair, tmp_path: Path, aws_url: str, redis_url: str, unique: 
     with open_grid(
         tmp_path,
         aws_url=aws_url,
-        result_url=pair.url,
+        redis_url=pair.url,
         monitor_url=redis_url.replace("/0", "/1"),
         unique=unique,
-        python_image=PYTHON_IMAGE,
-        receive_wait_s=1,
         result_replicas=1,
         result_replicas_wait_ms=200,
         overhead_s=4,

@@ -19,13 +19,12 @@ import redis
 
 from nanogrid.client import Client, follow
 from nanogrid.result import Outcome
+from tests.acceptance.conftest import open_grid
 from tests.support import functions as programs
 from tests.support.functions import Functions
 from tests.support.redis_proxy import RedisProxy
-from tests.support.rig import PYTHON_IMAGE
-from tests.support.services import Service, redis_service, running
+from tests.support.services import Service
 from tests.support.worker import Grid, Worker
-from tests.support.worker import grid as open_grid
 
 STEP = re.compile(rb"nanogrid:(claim:|celery-task)")
 """A command about a request, or about the map that it is a part of."""
@@ -41,14 +40,6 @@ PROMPT_S = 6.0
 
 
 @pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[Service]:
-    """A Redis of this test's own: others do not wait with it."""
-    (tmp_path / "redis").mkdir()
-    with running(redis_service(tmp_path / "redis")) as service:
-        yield service
-
-
-@pytest.fixture
 def proxy(own_redis: Service) -> Iterator[RedisProxy]:
     """What the worker takes for its Redis."""
     with RedisProxy(own_redis.port) as here:
@@ -61,11 +52,9 @@ def grid(proxy: RedisProxy, tmp_path: Path, aws_url: str, redis_url: str, unique
     with open_grid(
         tmp_path,
         aws_url=aws_url,
-        result_url=proxy.url,
+        redis_url=proxy.url,
         monitor_url=redis_url.replace("/0", "/1"),
         unique=unique,
-        python_image=PYTHON_IMAGE,
-        receive_wait_s=1,
     ) as here:
         yield here
 

@@ -20,14 +20,12 @@ from nanogrid.result import Outcome, not_run
 from nanogrid.results.stream.entry import StreamedResult
 from nanogrid.settings import Settings
 from nanogrid.wire.names import EXECUTE
-from tests.acceptance.conftest import assert_nothing_left
+from tests.acceptance.conftest import assert_nothing_left, open_grid
 from tests.support import functions as programs
 from tests.support.command import ENTRY
 from tests.support.functions import Functions
-from tests.support.rig import PYTHON_IMAGE
 from tests.support.services import redis_service, running, wait_until
 from tests.support.worker import environment
-from tests.support.worker import grid as open_grid
 
 WAIT_S = 90.0
 WRITERS = 3
@@ -126,11 +124,8 @@ def test_no_gap_through_restarts_of_redis_and_of_the_follower(
         open_grid(
             tmp_path,
             aws_url=aws_url,
-            result_url=f"redis://127.0.0.1:{redis.port}/0",
-            monitor_url=f"redis://127.0.0.1:{redis.port}/1",
+            redis_url=f"redis://127.0.0.1:{redis.port}/0",
             unique=unique,
-            python_image=PYTHON_IMAGE,
-            receive_wait_s=1,
             retry_backoff_s=0.2,
             retry_backoff_max_s=0.5,
             reap_interval_s=2,

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from nanogrid.cli.checks import Check, Health, check_build_network
+from nanogrid.cli.checks import Check, CheckHealth, check_build_network
 from nanogrid.errors import LayerBuildError
 from nanogrid.execution.code import Code
 from nanogrid.execution.code.tree import remove_tree
 from nanogrid.execution.container.engine import Engine
-from nanogrid.execution.layers import LayerStore, Prepared
+from nanogrid.execution.layers import LayeredCode, LayerStore
 from nanogrid.settings import Settings
 from tests.support.package_index import package_index
 from tests.support.rig import CPP_IMAGE, NEWEST_PYTHON_IMAGE, PYTHON_IMAGE
@@ -107,7 +107,7 @@ def _run(engine: Engine, containers: ExitStack, network: str, name: str, command
     return container
 
 
-def prepare(place: Place, folder: Path, files: dict[str, str], runtime: str, **settings: Any) -> Prepared:
+def prepare(place: Place, folder: Path, files: dict[str, str], runtime: str, **settings: Any) -> LayeredCode:
     """Prepare a function of these files in the network for builds."""
     chosen = Settings(
         data_dir=folder / "data", python_image=PYTHON_IMAGE, cpp_image=CPP_IMAGE, pull_images=False,
@@ -166,14 +166,14 @@ def test_doctor_tells_networks_apart(engine: Engine, make_network: MakeNetwork) 
         return check
 
     closed = make_network(internal=True, options={INHIBITED: "true"})
-    assert [told(build_network=name).health for name in ("none", closed)] == [Health.OK] * 2
+    assert [told(build_network=name).health for name in ("none", closed)] == [CheckHealth.OK] * 2
     for name in ("bridge", "host", "default", "container:x", make_network(), make_network(internal=True)):
         check = told(build_network=name)
-        assert check.health is Health.WARNING, name
+        assert check.health is CheckHealth.WARNING, name
         assert "docker network create --internal" in check.remedy
     assert "metadata service" in told(build_network="bridge").found
-    assert told(build_network="nanogrid-nowhere").health is Health.BROKEN
-    assert told(build_network="bridge", docker_url=f"tcp://127.0.0.1:{free_port()}").health is Health.WARNING
-    assert told(build_network=closed, docker_url=f"tcp://127.0.0.1:{free_port()}").health is Health.BROKEN
-    assert told(build_network="bridge", is_local=True).health is Health.OK
+    assert told(build_network="nanogrid-nowhere").health is CheckHealth.BROKEN
+    assert told(build_network="bridge", docker_url=f"tcp://127.0.0.1:{free_port()}").health is CheckHealth.WARNING
+    assert told(build_network=closed, docker_url=f"tcp://127.0.0.1:{free_port()}").health is CheckHealth.BROKEN
+    assert told(build_network="bridge", is_local=True).health is CheckHealth.OK
     assert "cannot reach the index" in told(build_index_url="https://packages.internal/simple/").found

@@ -38,8 +38,7 @@ def opened(folder: Path, aws_url: str, redis_url: str) -> Iterator[Grid]:
     with grid(
         folder,
         aws_url=aws_url,
-        result_url=f"{redis_url}/4",
-        monitor_url=f"{redis_url}/5",
+        redis_url=f"{redis_url}/4",
         unique="verbs",
     ) as made:
         for name in ("python", "cpp"):

@@ -8,7 +8,6 @@ import os
 import pty
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,6 @@ import pytest
 from nanogrid.result import ExecutionResult
 from tests.support.command import ENTRY, CommandLine
 from tests.support.services import wait_until
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    """A stack of this module that is up."""
-    line = CommandLine(tmp_path_factory.mktemp("stack"))
-    try:
-        line.up()
-        yield line
-    finally:
-        line.ok("down", "--timeout-s", "0")
 
 
 @pytest.fixture
@@ -59,7 +47,7 @@ def test_invoke_behaves_like_the_function(command: CommandLine, function: Any) -
     assert done.stdout == b'[{"width": 80}, "a=b"]\r\nno end'
     assert done.returncode == 7
     *notes, warned, summary = done.stderr.decode().splitlines()
-    assert notes[:2] == [f"using the local stack in {command.folder}", "runtime: python (seen from the files)"]
+    assert notes[:2] == [f"using the local stack in {command.folder}", "runtime: python (detected from the files)"]
     assert notes[2].startswith("request: ")
     assert warned == "warned"
     assert summary.startswith("FAILED · exit code 7 · ")
@@ -148,8 +136,8 @@ def test_code_that_is_not_there_was_not_run(command: CommandLine) -> None:
         (["{file}", "--timeout-ms", "-5"], "timeoutMs: -5 is too small"),
         (["{file}", "--env", "1A=2"], "'1A' is not a valid name"),
         (["{file}", "--env", "TOKEN=@/no/such/file"], "/no/such/file, for 'TOKEN', cannot be read"),
-        (["{file}", "--env", "TOKEN=@-", "--payload", "-"], "can be read for one of --env, --payload and --stdin only"),
-        (["{file}", "--payload", "text"], "is no JSON"),
+        (["{file}", "--env", "TOKEN=@-", "--payload", "-"], "can be read only for one of --env, --payload and --stdin"),
+        (["{file}", "--payload", "text"], "is not JSON"),
     ],
 )
 def test_unusable_request_exits_with_125(command: CommandLine, function: Any, words: list[str], message: str) -> None:
@@ -341,5 +329,5 @@ def test_redis_that_is_away_is_one_sentence(command: CommandLine) -> None:
     done = command.run("result", "x", variables=environment)
     assert done.returncode == 2
     assert done.stderr.decode().startswith("error: Redis at redis://127.0.0.1:9/0 does not answer: ")
-    assert b"`nanogrid doctor` says more" in done.stderr
+    assert b"run `nanogrid doctor` for details" in done.stderr
     assert len(done.stderr.splitlines()) == 1

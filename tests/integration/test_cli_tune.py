@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -30,17 +29,6 @@ while time.process_time() < until:
 """Needs more than 80 MiB, and 50 ms of a core's time: as many times longer as it gets less of one."""
 
 SIZES = ("--memory", "64,128", "--cpus", "0.05,1")
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    """A stack of this module that is up."""
-    line = CommandLine(tmp_path_factory.mktemp("stack"))
-    try:
-        line.up()
-        yield line
-    finally:
-        line.ok("down", "--timeout-s", "0")
 
 
 @pytest.fixture
@@ -139,5 +127,5 @@ def test_interrupting_it_cancels_the_run(command: CommandLine, tmp_path: Path) -
     process.send_signal(signal.SIGINT)
     told = process.communicate(timeout=30)[0].decode()
     assert process.returncode == 130
-    assert "the run that was under way is cancelled" in told
+    assert "the current run was cancelled" in told
     assert command.run("result", request_id, "--wait", "20").returncode == 130

@@ -87,7 +87,7 @@ def test_show_as_json_holds_the_histogram(tuning: TunerStore, url: str) -> None:
 
 def test_what_is_not_known_is_said_so(tuning: TunerStore, url: str) -> None:
     assert "nothing is known of 'nobody'" in command(url, "show", "nobody", code=1).stderr
-    assert "nothing was known of 'nobody'" in command(url, "reset", "nobody", code=1).stderr
+    assert "nothing is known of 'nobody'" in command(url, "reset", "nobody", code=1).stderr
 
 
 def test_set_changes_the_mode_until_it_is_the_deployments_again(tuning: TunerStore, url: str) -> None:
@@ -95,7 +95,7 @@ def test_set_changes_the_mode_until_it_is_the_deployments_again(tuning: TunerSto
     assert tuning.load(["new"])[0].mode is Mode.OFF
     assert "follows the deployment again: recommend" in command(url, "set", "new", "default").stderr
     assert tuning.load(["new"])[0].mode is None
-    assert "'on' is no mode; accepted are default, off, recommend, apply" in command(
+    assert "'on' is not a mode: accepted are default, off, recommend, apply" in command(
         url, "set", "new", "on", code=2
     ).stderr.replace("\n", " ")
 
@@ -107,7 +107,7 @@ def test_reset_forgets(tuning: TunerStore, url: str) -> None:
 
 def test_an_empty_redis_is_no_error(tmp_path: Path) -> None:
     with running(redis_service(tmp_path)) as service:
-        assert "nothing is known yet" in command(f"redis://127.0.0.1:{service.port}/0", "list").stderr
+        assert "no function is known yet" in command(f"redis://127.0.0.1:{service.port}/0", "list").stderr
 
 
 def test_a_redis_that_is_away_is_one_sentence(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from nanogrid.execution.container.report import Ended
+from nanogrid.execution.container.report import EndReason
 from nanogrid.execution.pool.child.lease import Container, WarmContainer
 from tests.support.rig import NEWEST_PYTHON_IMAGE, Rig
 from tests.support.services import wait_until
@@ -26,7 +26,7 @@ def test_a_large_output_arrives_whole(rig: Rig) -> None:
     size = rig.settings.output_limit_bytes
     run = rig.run(f"import sys; sys.stdout.write('o' * {size}); sys.stderr.write('e' * {size})")
     assert (run.out, run.err) == ("o" * size, "e" * size)
-    assert run.report.ended is Ended.EXITED
+    assert run.report.ended is EndReason.EXITED
 
 
 def test_the_exit_code_is_the_functions_own(rig: Rig) -> None:
@@ -94,7 +94,7 @@ def test_a_timeout_ends_everything(rig: Rig) -> None:
         "import subprocess, time; subprocess.Popen(['sleep', '600']); print('begun', flush=True); time.sleep(600)",
         timeoutMs=600,
     )
-    assert (run.report.ended, run.out) == (Ended.TIMED_OUT, "begun\n")
+    assert (run.report.ended, run.out) == (EndReason.TIMED_OUT, "begun\n")
     assert 600 <= run.report.duration_ms < 3000
     assert run.container.name not in rig.containers()
 
@@ -115,14 +115,14 @@ def test_the_duration_of_what_was_ended_counts_from_where_its_time_does(rig: Rig
         container._thaw = late  # type: ignore[method-assign]
 
     run = rig.run("import time; time.sleep(600)", during=begins_late, timeoutMs=500)
-    assert run.report.ended is Ended.TIMED_OUT
+    assert run.report.ended is EndReason.TIMED_OUT
     assert run.report.duration_ms >= 500
 
 
 def test_a_launched_function_that_was_ended_has_had_its_whole_time(rig: Rig) -> None:
     """The same where a container is started for each run."""
     run = rig.run({"run.sh": "sleep 600"}, runtime="sh", timeoutMs=300)
-    assert run.report.ended is Ended.TIMED_OUT
+    assert run.report.ended is EndReason.TIMED_OUT
     assert run.report.duration_ms >= 300
 
 
@@ -140,7 +140,7 @@ def test_the_accounts_of_a_run_begin_before_it_does(rig: Rig) -> None:
         container._thaw = late  # type: ignore[method-assign]
 
     run = rig.run("block = b'x' * (80 << 20); del block", during=looks_late)
-    assert run.report.ended is Ended.EXITED
+    assert run.report.ended is EndReason.EXITED
     assert run.usage.cpu_ns
     assert run.usage.peak_memory_bytes
     assert run.usage.peak_memory_bytes >= 80 << 20
@@ -152,13 +152,13 @@ def test_what_ignores_signals_is_ended_too(rig: Rig) -> None:
         "import signal, time\nfor n in range(1, 32):\n  if n not in (9, 19): signal.signal(n, signal.SIG_IGN)\ntime.sleep(600)",
         timeoutMs=500,
     )
-    assert run.report.ended is Ended.TIMED_OUT
+    assert run.report.ended is EndReason.TIMED_OUT
 
 
 def test_a_background_process_does_not_delay_the_end(rig: Rig) -> None:
     """When the command has ended, what it left behind is ended as well, although it holds stdout open."""
     run = rig.run("import subprocess; subprocess.Popen(['sleep', '600']); print('done')")
-    assert (run.report.ended, run.out) == (Ended.EXITED, "done\n")
+    assert (run.report.ended, run.out) == (EndReason.EXITED, "done\n")
     assert run.report.duration_ms < 5000
 
 
@@ -172,7 +172,7 @@ def test_out_of_memory_is_counted_by_the_kernel(rig: Rig) -> None:
 def test_a_flood_of_output_is_cut_at_the_limit(rig: Rig) -> None:
     """A function that writes for ever is ended; exactly the limit is kept, and flagged."""
     run = rig.run("while True: print('x' * 4000)")
-    assert run.report.ended is Ended.OUTPUT_LIMIT
+    assert run.report.ended is EndReason.OUTPUT_LIMIT
     assert len(run.report.stdout.data) == rig.settings.output_limit_bytes
     assert (run.report.stdout.truncated, run.report.stderr.truncated) == (True, False)
 

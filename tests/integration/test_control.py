@@ -18,7 +18,7 @@ from tests.support.worker import Grid, Worker, grid
 def here(tmp_path: Path, aws_url: str, redis_url: str, unique: str) -> Iterator[Grid]:
     """A NanoGrid whose queues belong to the deployment: workers create none."""
     with grid(
-        tmp_path, aws_url=aws_url, result_url=redis_url, monitor_url=redis_url, unique=unique, receive_wait_s=1
+        tmp_path, aws_url=aws_url, redis_url=redis_url, monitor_url=redis_url, unique=unique, receive_wait_s=1
     ) as made:
         made.settings = made.settings.model_copy(update={"create_queues": False})
         for name in ("python", "cpp", "later"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,16 +14,8 @@ from nanogrid.sqs import queues
 from nanogrid.sqs.dead_letters import DeadLetterReader, DeadRequest, Scan
 from nanogrid.sqs.transport.envelopes import adopt
 from tests.support.faulty_proxy import FaultyProxy
-from tests.support.services import Service
 
 REQUEST = {"requestId": "r-1", "functionId": "thumb", "runtime": "python", "s3Bucket": "code", "s3Key": "f.zip"}
-
-
-@pytest.fixture
-def proxy(moto: Service) -> Iterator[FaultyProxy]:
-    """A proxy in front of SQS that breaks nothing yet."""
-    with FaultyProxy(moto.port) as running:
-        yield running
 
 
 @pytest.fixture

@@ -30,8 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, moto: Service, redis_server: 
     with grid(
         tmp_path_factory.mktemp("flower"),
         aws_url=f"http://127.0.0.1:{moto.port}",
-        result_url=f"{redis_url}/4",
-        monitor_url=f"{redis_url}/5",
+        redis_url=f"{redis_url}/4",
         unique="flower",
     ) as made:
         yield made

@@ -24,8 +24,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory, aws_url: str, redis_server: S
         open_grid(
             tmp_path_factory.mktemp("grid"),
             aws_url=aws_url,
-            result_url=f"{url}/0",
-            monitor_url=f"{url}/1",
+            redis_url=f"{url}/0",
             unique="forks",
             receive_wait_s=1,
         ) as here,

@@ -57,8 +57,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, aws_url: str, redis_ser
     with grid(
         tmp_path_factory.mktemp("grid"),
         aws_url=aws_url,
-        result_url=f"{url}/6",
-        monitor_url=f"{url}/7",
+        redis_url=f"{url}/6",
         unique="pythons",
         python_image=PYTHON_IMAGE,
         cpp_image=CPP_IMAGE,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nanogrid.cli.checks import Health, run_checks
+from nanogrid.cli.checks import CheckHealth, run_checks
 from nanogrid.connections.sqs import sqs_client
 from nanogrid.local.probes import worker_stands_still
 from nanogrid.metrics.address import published
@@ -35,7 +35,7 @@ def here(tmp_path_factory: pytest.TempPathFactory, aws_url: str, redis_server: A
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
         with grid(
-            tmp_path_factory.mktemp("intake"), aws_url=aws_url, result_url=f"{url}/0", monitor_url=f"{url}/1",
+            tmp_path_factory.mktemp("intake"), aws_url=aws_url, redis_url=f"{url}/0",
             unique="intake", receive_wait_s=1, max_receives=3, dead_letter_check_s=0.5, stalled_after_s=3,
             visibility_timeout_s=5, visibility_heartbeat_s=1,
         ) as made:  # fmt: skip
@@ -237,7 +237,7 @@ def test_a_worker_that_cannot_mend_itself_ends_and_loses_no_request(here: Grid) 
         assert page(here, "/status", name)[1]["worker"]["stalled"] is True
         assert (number(here, "nanogrid_worker_stalled", name), number(here, "nanogrid_ready", name)) == (1, 0)
         found = [check for check in run_checks(here.settings) if check.name == "ready"]
-        assert [check.health for check in found] == [Health.BROKEN]
+        assert [check.health for check in found] == [CheckHealth.BROKEN]
         assert hung.process.wait(WAIT_S) == 70
     finally:
         hung.process.kill()

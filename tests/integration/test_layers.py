@@ -24,7 +24,7 @@ from nanogrid.execution.code import Code
 from nanogrid.execution.code.tree import remove_tree
 from nanogrid.execution.container.engine import Engine
 from nanogrid.execution.container.labels import BUILD_LABEL, DATA_LABEL, data_id, owners_folder
-from nanogrid.execution.layers import LayerStore, Prepared, requirements
+from nanogrid.execution.layers import LayeredCode, LayerStore, requirements
 from nanogrid.execution.layers.lines import CODE
 from nanogrid.execution.pool.owner.reaper import reap
 from nanogrid.settings import Settings
@@ -68,12 +68,12 @@ class Host:
         self.engine = Engine(self.settings)
         self.store = LayerStore(self.settings, self.engine)
 
-    def prepare(self, files: Files, runtime: str = "python") -> Prepared:
+    def prepare(self, files: Files, runtime: str = "python") -> LayeredCode:
         """Prepare a function and let it go again."""
         with self.store.prepare(self.code(files), self.settings.runtime_table[runtime]) as prepared:
             return prepared
 
-    def build(self, script: str, **more: str) -> Prepared:
+    def build(self, script: str, **more: str) -> LayeredCode:
         """Prepare a function with this build.sh."""
         return self.prepare({**CPP, "build.sh": script, **more}, "cpp")
 
@@ -138,7 +138,7 @@ def offline(open_host: OpenHost) -> Host:
     return open_host(build_network="none")
 
 
-def output_of(host: Host, prepared: Prepared, command: list[str], image: str) -> str:
+def output_of(host: Host, prepared: LayeredCode, command: list[str], image: str) -> str:
     """What a command says that runs on prepared code as functions do: unprivileged, mounts read-only."""
     binds = [f"{prepared.tree}:/workspace:ro"]
     if prepared.packages is not None:
@@ -227,7 +227,7 @@ def test_code_without_anything_to_build_needs_no_engine(open_host: OpenHost) -> 
     for files in (MAIN, {**MAIN, "requirements.txt": "# nothing yet\n\n"}):
         code = host.code(files)
         with lonely.prepare(code, host.settings.runtime_table["python"]) as prepared:
-            assert prepared == Prepared(code.path, None, code.sha256, None)
+            assert prepared == LayeredCode(code.path, None, code.sha256, None)
     assert not (host.folder / "none").exists()
 
 
@@ -452,7 +452,7 @@ def test_a_failed_build_is_remembered(host: Host, index: PackageIndex) -> None:
     assert not first.value.retryable
     assert "No matching distribution found for unheard-of==9" in str(first.value)
     assert str(second.value).startswith(str(first.value))
-    assert "and is tried again from" in str(second.value)
+    assert "the next attempt is possible at" in str(second.value)
     assert len(index.asked) == asked
 
 
@@ -490,7 +490,7 @@ def test_a_flood_of_output_leaves_a_small_log(offline: Host) -> None:
     assert len(log) < 1_000_000
     assert log.startswith("first\n")
     assert log.endswith("last\n")
-    assert "bytes are left out here" in log
+    assert "bytes left out" in log
 
 
 def test_an_index_that_does_not_answer_is_not_the_users_error(open_host: OpenHost) -> None:
@@ -509,7 +509,9 @@ def test_an_index_that_does_not_answer_is_not_the_users_error(open_host: OpenHos
 def test_builds_without_a_network_say_so(open_host: OpenHost) -> None:
     """Unless the deployment names a network a requirement fails for good, with the reason and what to do."""
     host = open_host()
-    wanted = r"^requirements\.txt needs a package index and builds have no network: name one .*NANOGRID_BUILD_NETWORK"
+    wanted = (
+        r"^requirements\.txt needs a package index, but builds have no network: name a network .*NANOGRID_BUILD_NETWORK"
+    )
     for text in ("greeting\n", "-i http://127.0.0.1:9/\ngreeting\n"):
         with pytest.raises(LayerBuildError, match=wanted):
             host.prepare({**MAIN, "requirements.txt": text})
@@ -705,7 +707,7 @@ def test_who_waits_for_a_build_says_so(host: Host, caplog: pytest.LogCaptureFixt
     for thread in threads:
         thread.join()
     assert "building it from requirements.txt" in caplog.text
-    assert "being built by another; waiting" in caplog.text
+    assert "another builder is at work, waiting" in caplog.text
     assert "building it from build.sh" in caplog.text
 
 

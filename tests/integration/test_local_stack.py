@@ -218,7 +218,7 @@ def test_taken_port_is_named_with_its_option(tmp_path: Path) -> None:
     message = done.stderr.decode()
     assert done.returncode == 2
     assert f"port {command.ports['redis']} for redis is taken by" in message
-    assert f"(process {os.getpid()}); choose another with --redis-port" in message
+    assert f"(process {os.getpid()}): choose another with --redis-port" in message
 
 
 def test_other_ports_of_a_running_stack_are_refused(command: CommandLine, pids: dict[str, int]) -> None:
@@ -236,7 +236,7 @@ def test_part_that_cannot_start_says_why(tmp_path: Path) -> None:
     (command.folder / "redis" / "appendonlydir" / "appendonly.aof.manifest").write_text("nonsense\n")
     done = command.run("up", "--detach", *command.port_options)
     assert done.returncode == 2
-    assert b"redis ended at its start" in done.stderr
+    assert b"redis ended during its start" in done.stderr
     command.ok("down")
     assert of_stack(command.folder) == []
 

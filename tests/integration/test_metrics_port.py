@@ -318,8 +318,8 @@ def test_the_age_is_that_since_the_youngest_message_received_was_sent(settings: 
     name = f"aged-{unique}"  # a process remembers by the queue's name what it has read
     with closing(sqs_client(settings)) as client:
         client.send_message(QueueUrl=queues.resolve(name, settings, client), MessageBody="x")
-    poll_status(name).message((time.time() - 100) * 1000)
-    poll_status(name).message((time.time() - 500) * 1000)
+    poll_status(name).message_received((time.time() - 100) * 1000)
+    poll_status(name).message_received((time.time() - 500) * 1000)
     with closing(QueueDepths(settings, lambda: [name])) as depths:
         depths.check()
         assert 100 <= depths.ages_s()[name] < 100 + PATIENCE_S
@@ -350,9 +350,9 @@ def test_a_watch_keeps_health_and_caches_up_to_date(settings: Settings, redis_se
         looks.append(1)
         return "fine"
 
-    from nanogrid.execution.code.cache import Usage
+    from nanogrid.execution.code.cache import CacheUsage
 
-    usage = Usage(1, 2, 3)
+    usage = CacheUsage(1, 2, 3)
     watch = BackgroundChecks(
         Health({"one": look}, fresh_s=0.0), {"bad": unreadable, "code": lambda: usage}, every_s=0.02
     )

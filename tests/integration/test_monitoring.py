@@ -36,8 +36,7 @@ def shared(
         grid(
             folder,
             aws_url=f"http://127.0.0.1:{moto.port}",
-            result_url=f"{redis_url}/2",
-            monitor_url=f"{redis_url}/3",
+            redis_url=f"{redis_url}/2",
             unique="monitoring",
         ) as made,
         made.worker() as worker,
@@ -58,7 +57,7 @@ def own(tmp_path: Path, aws_url: str, redis_url: str, monitor_redis: Service, un
     with grid(
         tmp_path,
         aws_url=aws_url,
-        result_url=redis_url,
+        redis_url=redis_url,
         monitor_url=f"redis://127.0.0.1:{monitor_redis.port}/1",
         unique=unique,
         visibility_timeout_s=6,
@@ -271,8 +270,7 @@ def test_restart_of_redis_under_load(tmp_path: Path, aws_url: str, monitor_redis
         grid(
             tmp_path,
             aws_url=aws_url,
-            result_url=f"{redis_url}/0",
-            monitor_url=f"{redis_url}/1",
+            redis_url=f"{redis_url}/0",
             unique=unique,
             visibility_timeout_s=4,
             visibility_heartbeat_s=1,

@@ -95,7 +95,7 @@ def test_a_container_whose_folder_has_changed_is_not_used_again(
         first = function.run(during=lambda container: (container.folder.path / "new").touch())
         wait_until(lambda: first.container.name not in here.containers(), "the container is gone")
         assert function.run().container.id != first.container.id
-        assert "'new' has come into its folder" in caplog.text
+        assert "'new' has appeared in its folder" in caplog.text
 
 
 def test_a_child_that_dies_loses_its_container(rig: Rig, tmp_path: Path) -> None:

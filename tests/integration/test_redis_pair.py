@@ -14,7 +14,7 @@ import redis
 from celery.app.task import Context
 
 from nanogrid.celery import NanoGrid, make_app
-from nanogrid.cli.checks import Check, Health, run_checks
+from nanogrid.cli.checks import Check, CheckHealth, run_checks
 from nanogrid.client import Client, follow
 from nanogrid.errors import ResultUnavailableError
 from nanogrid.result import Outcome, not_run
@@ -251,19 +251,19 @@ def test_doctor_shows_what_a_failover_would_cost(pair: RedisPair, waiting: Setti
     """Replicas that are not waited for, that are waited for, that are missing; and a URL that leads to a replica."""
     elsewhere: dict[str, Any] = {"monitor_url": pair.url.replace("/0", "/1"), "data_dir": tmp_path}
     (unasked,) = checks(Settings(result_url=pair.url, **elsewhere), "redis replicas")
-    assert unasked.health is Health.WARNING
+    assert unasked.health is CheckHealth.WARNING
     assert "1 replica answers, and no result waits for it" in unasked.found
     assert "NANOGRID_RESULT_REPLICAS=1" in unasked.remedy
     asked = waiting.model_copy(update=elsewhere)
     (good,) = checks(asked, "redis replicas")
-    assert (good.health, good.found) == (Health.OK, "1 replica answers; each result waits until 1 has it")
+    assert (good.health, good.found) == (CheckHealth.OK, "1 replica answers; each result waits until 1 has it")
     replica_url = f"redis://127.0.0.1:{pair.replica.port}/0"
     (wrong,) = checks(asked.model_copy(update={"result_url": replica_url}), "redis replicas")
-    assert wrong.health is Health.BROKEN
-    assert "is a replica itself" in wrong.found
+    assert wrong.health is CheckHealth.BROKEN
+    assert "is itself a replica" in wrong.found
     pair.sever()
     (missing,) = checks(asked, "redis replicas")
-    assert missing.health is Health.BROKEN
+    assert missing.health is CheckHealth.BROKEN
     assert "0 replicas answer, and each result waits until 1 has it" in missing.found
 
 

@@ -22,21 +22,13 @@ from nanogrid.tuner.store import SampleBatch, TunerStore
 from tests.integration.test_result_backend import context, worker_app
 from tests.integration.test_tuning import run
 from tests.support.redis_proxy import RedisProxy
-from tests.support.services import Service
 
 
 @pytest.fixture
-def proxy(redis_server: Service) -> Iterator[RedisProxy]:
-    """A proxy in front of the session's Redis."""
-    with RedisProxy(redis_server.port) as running:
-        yield running
-
-
-@pytest.fixture
-def settings(proxy: RedisProxy, redis_url: str, unique: str) -> Iterator[Settings]:
-    """Settings with the proxy's address, and a stream for this test alone."""
+def settings(redis_proxy: RedisProxy, redis_url: str, unique: str) -> Iterator[Settings]:
+    """Settings that lead to the proxy, with a stream of this test's own."""
     name = f"nanogrid:{unique}"
-    yield Settings(result_url=proxy.url, stream_name=name)
+    yield Settings(result_url=redis_proxy.url, stream_name=name)
     with closing(redis.Redis.from_url(redis_url)) as client:
         client.delete(name, counter_key(name))
 
@@ -105,9 +97,9 @@ def store(app: NanoGrid, request_id: str, reason: str) -> None:
     app.backend.mark_as_done(request_id, not_run(request_id, "f", reason), request=context())
 
 
-def test_a_claim_whose_answer_was_lost_is_ones_own(proxy: RedisProxy, claims: Claims, unique: str) -> None:
-    """No process waits for a claim that it holds itself."""
-    proxy.lose(unique.encode())
+def test_a_claim_whose_answer_was_lost_is_ones_own(redis_proxy: RedisProxy, claims: Claims, unique: str) -> None:
+    """Nobody waits for a claim that it holds itself."""
+    redis_proxy.lose(unique.encode())
     assert take(claims, unique)
     assert not take(claims, unique, "another")
     claims.release(unique, "token")
@@ -142,10 +134,10 @@ def end_of(request_id: str) -> re.Pattern[bytes]:
 
 @pytest.mark.parametrize("lost", [1, 2])
 def test_an_end_whose_answer_was_lost_is_told_once(
-    lost: int, proxy: RedisProxy, app: NanoGrid, told: Told, unique: str, ended: list[RequestEvent]
+    lost: int, redis_proxy: RedisProxy, app: NanoGrid, told: Told, unique: str, ended: list[RequestEvent]
 ) -> None:
     """Both steps of storing: whichever answer is lost, there is one message, one entry and one count."""
-    proxy.at(lost, end_of(unique), None)
+    redis_proxy.at(lost, end_of(unique), None)
     store(app, unique, "it is refused")
     assert len(told.ends()) == 1
     assert told.entries() == ["first\n", "it is refused\n"]
@@ -185,33 +177,35 @@ def test_an_end_that_was_stored_and_not_told_is_told_by_whoever_finds_it(
     assert told.entries() == ["first\n", "it is refused\n"]
 
 
-def test_a_state_whose_answer_was_lost_is_told_once(proxy: RedisProxy, app: NanoGrid, told: Told, unique: str) -> None:
-    """STARTED is not an end, but it is published once all the same."""
+def test_a_state_whose_answer_was_lost_is_told_once(
+    redis_proxy: RedisProxy, app: NanoGrid, told: Told, unique: str
+) -> None:
+    """STARTED is no end, and is heard once all the same."""
     app.backend.store_result(f"{unique}-first", {}, "STARTED", request=context())
-    proxy.at(1, end_of(unique), None)
+    redis_proxy.at(1, end_of(unique), None)
     app.backend.store_result(unique, {"pid": 1}, "STARTED", request=context())
     assert len(told.messages()) == 1
 
 
-def test_a_lesson_whose_answer_was_lost_counts_once(proxy: RedisProxy, settings: Settings, unique: str) -> None:
+def test_a_lesson_whose_answer_was_lost_counts_once(redis_proxy: RedisProxy, settings: Settings, unique: str) -> None:
     """The tuner's record."""
     with closing(connect(settings)) as client:
         tuning = TunerStore(settings, client)
         tuning.learn(SampleBatch.of([run(unique)]))
-        proxy.at(2, re.compile(unique.encode()), None)  # the first one reads
+        redis_proxy.at(2, re.compile(unique.encode()), None)  # the first one reads
         tuning.learn(SampleBatch.of([run(unique)]))
         (known,) = tuning.load([unique])
         assert known.record.runs == 2
 
 
 def test_a_reset_whose_answer_was_lost_says_that_something_was_learned(
-    proxy: RedisProxy, settings: Settings, unique: str
+    redis_proxy: RedisProxy, settings: Settings, unique: str
 ) -> None:
     """And a second one that nothing was."""
     with closing(connect(settings)) as client:
         tuning = TunerStore(settings, client)
         assert not tuning.reset(unique)
         tuning.learn(SampleBatch.of([run(unique)]))
-        proxy.at(1, re.compile(rb"EVALSHA.*%s" % unique.encode(), re.DOTALL), None)
+        redis_proxy.at(1, re.compile(rb"EVALSHA.*%s" % unique.encode(), re.DOTALL), None)
         assert tuning.reset(unique)
         assert not tuning.reset(unique)

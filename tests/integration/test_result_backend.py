@@ -15,14 +15,6 @@ from nanogrid.result import not_run
 from nanogrid.settings import Settings
 from nanogrid.wire.names import EXECUTE
 from tests.support.redis_proxy import RedisProxy
-from tests.support.services import Service
-
-
-@pytest.fixture
-def proxy(redis_server: Service) -> Iterator[RedisProxy]:
-    """A proxy in front of the session's Redis."""
-    with RedisProxy(redis_server.port) as running:
-        yield running
 
 
 @contextmanager
@@ -48,12 +40,15 @@ def store_state(app: NanoGrid, request_id: str, state: str) -> None:
 
 @pytest.mark.parametrize("state", ["STARTED", "RETRY", "PROGRESS"])
 def test_no_state_erases_an_end_that_was_stored_at_the_same_moment(
-    state: str, proxy: RedisProxy, redis_url: str, unique: str
+    state: str, redis_proxy: RedisProxy, redis_url: str, unique: str
 ) -> None:
     """A duplicate's state reaches Redis right after the first run's end: the end stays, and the state is not published."""
     told = not_run(unique, "f", "the first run's end")
-    with worker_app(Settings(result_url=redis_url)) as first, worker_app(Settings(result_url=proxy.url)) as second:
-        proxy.before(state.encode(), lambda: first.backend.mark_as_done(unique, told, request=context()))
+    with (
+        worker_app(Settings(result_url=redis_url)) as first,
+        worker_app(Settings(result_url=redis_proxy.url)) as second,
+    ):
+        redis_proxy.before(state.encode(), lambda: first.backend.mark_as_done(unique, told, request=context()))
         with closing(first.backend.client.pubsub(ignore_subscribe_messages=True)) as heard:
             heard.subscribe(first.backend.get_key_for_task(unique))
             heard.get_message(timeout=5)

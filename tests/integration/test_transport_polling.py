@@ -19,18 +19,10 @@ from nanogrid.sqs.transport import polling
 from nanogrid.sqs.transport.poll_status import poll_status
 from nanogrid.sqs.transport.polling import Backoff, PollFailure, read_answer
 from tests.support.faulty_proxy import FaultyProxy
-from tests.support.services import Service
 from tests.support.transport_worker import make_app
 
 # kombu 5.7 calls two functions of pycurl that pycurl 7.45 and later call deprecated; in its event loop a warning is an error.
 pytestmark = pytest.mark.filterwarnings("ignore:(socket_all|IOCTLFUNCTION) is deprecated:DeprecationWarning")
-
-
-@pytest.fixture
-def proxy(moto: Service) -> Iterator[FaultyProxy]:
-    """A proxy in front of SQS that breaks nothing yet."""
-    with FaultyProxy(moto.port) as running:
-        yield running
 
 
 @pytest.fixture

@@ -18,15 +18,8 @@ from nanogrid.settings import Settings
 from nanogrid.sqs import queues
 from nanogrid.sqs.transport import Transport, transport_options
 from tests.support.faulty_proxy import FaultyProxy
-from tests.support.services import Service, free_port
+from tests.support.services import free_port
 from tests.support.transport_worker import TASK, make_app
-
-
-@pytest.fixture
-def proxy(moto: Service) -> Iterator[FaultyProxy]:
-    """A proxy in front of SQS that breaks nothing yet."""
-    with FaultyProxy(moto.port) as running:
-        yield running
 
 
 @pytest.fixture

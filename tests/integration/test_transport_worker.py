@@ -23,13 +23,6 @@ from tests.support.transport_worker import TASK, Records, make_app, running_work
 
 
 @pytest.fixture
-def proxy(moto: Service) -> Iterator[FaultyProxy]:
-    """A proxy in front of SQS that breaks nothing yet."""
-    with FaultyProxy(moto.port) as running:
-        yield running
-
-
-@pytest.fixture
 def settings(proxy: FaultyProxy, unique: str) -> Settings:
     """Settings for queues of this test, with the shortest visibility timeout that leaves room for a heartbeat."""
     return Settings(

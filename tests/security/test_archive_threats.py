@@ -20,13 +20,13 @@ import pytest
 
 from nanogrid.errors import CodeCorruptError
 from nanogrid.execution.code.archive import unpack
-from nanogrid.execution.code.limits import Limits
+from nanogrid.execution.code.limits import ArchiveLimits
 
-LIMITS = Limits(unpacked_bytes=8 * 1024 * 1024, entries=50, ratio=200)
+LIMITS = ArchiveLimits(unpacked_bytes=8 * 1024 * 1024, entries=50, ratio=200)
 OUTSIDE = "outside.txt"
 
 
-def refusal(folder: Path, body: bytes, limits: Limits = LIMITS) -> str:
+def refusal(folder: Path, body: bytes, limits: ArchiveLimits = LIMITS) -> str:
     """The sentence with which an archive is refused. Fails when anything beside its folder was touched."""
     (folder / OUTSIDE).write_text("untouched")
     archive, tree = folder / "archive", folder / "tree"
@@ -77,14 +77,14 @@ FILE = stat.S_IFREG | 0o644
 LINK = stat.S_IFLNK | 0o777
 
 BAD_NAMES = {
-    "../outside.txt": "holds '..'",
-    "a/../../outside.txt": "holds '..'",
-    "a/..": "holds '..'",
+    "../outside.txt": "contains '..'",
+    "a/../../outside.txt": "contains '..'",
+    "a/..": "contains '..'",
     "/etc/passwd": "is an absolute path",
     "C:/windows": "drive letter",
     "c:evil": "drive letter",
-    "..\\outside.txt": "holds a backslash",
-    "a\\b": "holds a backslash",
+    "..\\outside.txt": "contains a backslash",
+    "a\\b": "contains a backslash",
     "line\nbreak": "control character",
     "escape\x1b[2J": "control character",
     "c1\x9b": "control character",
@@ -133,7 +133,7 @@ def test_an_empty_name(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     """An entry that would replace the function's folder itself is refused."""
     link = header("./", tarfile.SYMTYPE, "main.py")
-    assert "in the place of the function's folder" in refusal(tmp_path, tar_with(("main.py", b""), link))
+    assert "instead of the function's folder" in refusal(tmp_path, tar_with(("main.py", b""), link))
 
 
 LEAVING = ["../outside.txt", "a/../../outside.txt", "lib/up/../../outside.txt"]
@@ -188,13 +188,13 @@ def test_hard_links_to_anything_but_a_file_before(tmp_path: Path, target: str) -
     """A hard link may only name a file that the same archive brought before."""
     body = tar_with(header("folder", tarfile.DIRTYPE), header("evil", tarfile.LNKTYPE, target), ("later.txt", b""))
     message = refusal(tmp_path, body)
-    assert any(part in message for part in ("holds '..'", "absolute path", "no file before it"))
+    assert any(part in message for part in ("contains '..'", "absolute path", "not an earlier file"))
 
 
 def test_hard_link_to_a_symbolic_link(tmp_path: Path) -> None:
     """A hard link to a link is refused."""
     body = tar_with(("f", b""), header("l", tarfile.SYMTYPE, "f"), header("evil", tarfile.LNKTYPE, "l"))
-    assert "no file before it" in refusal(tmp_path, body)
+    assert "not an earlier file" in refusal(tmp_path, body)
 
 
 TAR_SPECIALS = {tarfile.CHRTYPE: "device", tarfile.BLKTYPE: "device", tarfile.FIFOTYPE: "fifo", b"Z": "type b'Z'"}
@@ -272,7 +272,7 @@ def test_bomb_by_directory_size(tmp_path: Path) -> None:
 
 
 BOMB = bytes(9 * 1024 * 1024)
-NO_RATIO = Limits(unpacked_bytes=8 * 1024 * 1024, entries=50, ratio=10**9)
+NO_RATIO = ArchiveLimits(unpacked_bytes=8 * 1024 * 1024, entries=50, ratio=10**9)
 BOMBS = {
     "zip": lambda content: zip_with(("bomb", content, FILE)),
     "tar.gz": lambda content: gzip.compress(tar_with(("bomb", content))),
@@ -438,12 +438,12 @@ def test_memory_attack(tmp_path: Path, attack: str) -> None:
         import resource, sys
         from pathlib import Path
         from nanogrid.execution.code.archive import unpack
-        from nanogrid.execution.code.limits import Limits
+        from nanogrid.execution.code.limits import ArchiveLimits
         from nanogrid.errors import CodeCorruptError
         path, tree = Path(sys.argv[1]), Path(sys.argv[2])
         resource.setrlimit(resource.RLIMIT_DATA, (300 * 2**20, 300 * 2**20))
         try:
-            unpack(path, tree, Limits(unpacked_bytes=2**29, entries=10_000, ratio=10**9))
+            unpack(path, tree, ArchiveLimits(unpacked_bytes=2**29, entries=10_000, ratio=10**9))
         except CodeCorruptError as error:
             print(error)
         """

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nanogrid.execution.container.report import Ended
+from nanogrid.execution.container.report import EndReason
 from tests.support.rig import Rig
 
 
@@ -92,7 +92,7 @@ def test_exhausting_inodes(rig: Rig) -> None:
 def test_a_fork_bomb(rig: Rig) -> None:
     """A fork bomb ends at the limit of processes, and then with its run."""
     run = rig.run("import os\nwhile True:\n  try: os.fork()\n  except OSError: pass", timeoutMs=1500)
-    assert run.report.ended is Ended.TIMED_OUT
+    assert run.report.ended is EndReason.TIMED_OUT
     assert run.container.name not in rig.containers()
 
 
@@ -132,19 +132,19 @@ def test_killing_the_first_process(rig: Rig) -> None:
         "sys.exit(5)"
     )
     run = rig.run(code)
-    assert (run.report.ended, run.report.exit_code) == (Ended.EXITED, 5)
+    assert (run.report.ended, run.report.exit_code) == (EndReason.EXITED, 5)
 
 
 def test_killing_the_launcher(rig: Rig) -> None:
     """In an image without Python PID 1 is the function's own user, and signals do not reach it."""
     run = rig.run({"run.sh": "for n in 9 15 2 1 19; do kill -$n 1; done; exit 5"}, runtime="sh")
-    assert (run.report.ended, run.report.exit_code) == (Ended.EXITED, 5)
+    assert (run.report.ended, run.report.exit_code) == (EndReason.EXITED, 5)
 
 
 def test_claiming_an_early_end(rig: Rig) -> None:
     """In an image without Python, a function that writes the launcher's words only ends its own run, and nothing lives on."""
     run = rig.run({"run.sh": "echo 'exited 0' >/nanogrid/control; sleep 600"}, runtime="sh", timeoutMs=5000)
-    assert (run.report.ended, run.report.exit_code) == (Ended.EXITED, 0)
+    assert (run.report.ended, run.report.exit_code) == (EndReason.EXITED, 0)
     assert run.container.name not in rig.containers()
 
 
@@ -153,7 +153,7 @@ def test_outliving_the_timeout_by_talking(rig: Rig) -> None:
     for text in ("x\\n", "y"):
         flood = f"while :; do printf '{text}%.0s' 1 2 3 4 5 6 7 8; done >/nanogrid/control"
         run = rig.run({"run.sh": flood}, runtime="sh", timeoutMs=800)
-        assert run.report.ended is Ended.TIMED_OUT
+        assert run.report.ended is EndReason.TIMED_OUT
         assert run.report.duration_ms < 3000
 
 

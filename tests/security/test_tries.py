@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.execution.container.report import Ended
+from nanogrid.execution.container.report import EndReason
 from nanogrid.result import Outcome
 from tests.security.traces import FORK, Traced
 from tests.support.rig import NEWEST_PYTHON_IMAGE, PYTHON_IMAGE, Rig
@@ -243,7 +243,7 @@ def test_a_run_whose_end_somebody_else_waits_for(rig: Rig) -> None:
     function.run("pass")
     began = time.monotonic()
     run = function.attempt(TRACER, timeout_s=5)
-    assert (run.report.ended, run.report.exit_code, run.out) == (Ended.EXITED, 7, "0\n")
+    assert (run.report.ended, run.report.exit_code, run.out) == (EndReason.EXITED, 7, "0\n")
     assert time.monotonic() - began < 5
     assert function.outcome is Outcome.FAILED
     function.run("pass")

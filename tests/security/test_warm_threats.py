@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from nanogrid.execution.container.report import Ended
+from nanogrid.execution.container.report import EndReason
 from nanogrid.result import Outcome, StartKind
 from tests.support.repeated import Repeated, shown
 from tests.support.rig import NEWEST_PYTHON_IMAGE, PYTHON_IMAGE, Rig, Run
@@ -272,7 +272,7 @@ sys.exit(7)
 """
     for _ in range(2):
         run = function.run(source)
-        assert (run.report.ended, run.report.exit_code) == (Ended.EXITED, 7)
+        assert (run.report.ended, run.report.exit_code) == (EndReason.EXITED, 7)
     assert done(function, "print('fine')").out == "fine\n"
 
 
@@ -292,7 +292,7 @@ sys.exit(7)
 def test_lying_about_the_end(function: Repeated, end: str, exit_code: int) -> None:
     """However a run ends itself, its exit code is what the kernel says, and the next run is right."""
     run = function.run(end)
-    assert (run.report.ended, run.report.exit_code) == (Ended.EXITED, exit_code)
+    assert (run.report.ended, run.report.exit_code) == (EndReason.EXITED, exit_code)
     assert done(function, "print(len(processes()))").out == "2\n"
 
 
@@ -486,9 +486,9 @@ def is_gone(rig: Rig, container_id: str) -> bool:
 def test_a_run_that_was_cut_short_costs_its_container(function: Repeated, rig: Rig) -> None:
     """After a timeout, too much output or an OOM kill the container is not used again."""
     for attack, ended, timeout_s in (
-        ("if daemon(): time.sleep(600)\ntime.sleep(600)", Ended.TIMED_OUT, 0.5),
-        ("while True: print('x' * 100_000)", Ended.OUTPUT_LIMIT, 30.0),
-        ("x = b'x' * (1 << 30)", Ended.EXITED, 30.0),
+        ("if daemon(): time.sleep(600)\ntime.sleep(600)", EndReason.TIMED_OUT, 0.5),
+        ("while True: print('x' * 100_000)", EndReason.OUTPUT_LIMIT, 30.0),
+        ("x = b'x' * (1 << 30)", EndReason.EXITED, 30.0),
     ):
         before = done(function, "pass")
         run = function.run(attack, timeout_s=timeout_s)

@@ -1,4 +1,4 @@
-"""A process that runs functions one after the other when it is told to, as a worker's child does."""
+"""A process that runs functions one after the other on command, as a worker's child does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANSWER_S = 60.0
 
 
 @dataclass(frozen=True)
-class Ran:
+class ChildRun:
     """One run in another process: how it was started, what it printed, and in which container."""
 
     start: StartKind
@@ -29,7 +29,7 @@ class Ran:
 
 
 class Child:
-    """Told over a line of its own. `functions` are those that it can run, by their place."""
+    """Gets commands over its own connection. `functions` are those that it can run, by index."""
 
     def __init__(self, rig: Rig, functions: tuple[Repeated, ...]) -> None:
         ours, theirs = socket.socketpair()
@@ -46,29 +46,29 @@ class Child:
         self._line = Line(ours)
 
     def begin(self, payload: Any = None, function: int = 0, request_id: str | None = None) -> None:
-        """Have it run something."""
+        """Start a run."""
         self._line.send({"payload": payload, "function": function, "request_id": request_id})
 
-    def result(self) -> Ran:
-        """What became of that. Raises AssertionError where the run failed."""
+    def result(self) -> ChildRun:
+        """The outcome of the run. Raises AssertionError if it failed."""
         answer = self._line.receive()
         assert answer is not None, "the child is gone"
         assert "error" not in answer, answer
-        return Ran(StartKind(answer["start"]), answer["out"], answer["id"])
+        return ChildRun(StartKind(answer["start"]), answer["out"], answer["id"])
 
     def error(self) -> str:
-        """Why that was no run."""
+        """The error of a run that failed."""
         answer = self._line.receive()
         assert answer is not None
         return str(answer["error"])
 
-    def run(self, payload: Any = None, function: int = 0) -> Ran:
-        """Both."""
+    def run(self, payload: Any = None, function: int = 0) -> ChildRun:
+        """Start a run and return its outcome."""
         self.begin(payload, function)
         return self.result()
 
     def kill(self) -> None:
-        """End it as the kernel's OOM killer would."""
+        """Kill it, as the kernel's OOM killer would."""
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -77,7 +77,7 @@ class Child:
 
 
 def serve(line: Line, functions: tuple[Repeated, ...]) -> None:
-    """The other process's whole life."""
+    """The main loop of the other process."""
     while (told := line.receive()) is not None:
         function = functions[told["function"]]
         changes: dict[str, Any] = {}
@@ -94,7 +94,7 @@ def serve(line: Line, functions: tuple[Repeated, ...]) -> None:
 
 @contextmanager
 def child(rig: Rig, *functions: Repeated) -> Iterator[Child]:
-    """A process, until the block is left."""
+    """A process for the length of a `with` block."""
     made = Child(rig, functions)
     try:
         yield made

@@ -1,4 +1,4 @@
-"""A collector of traces: takes what OpenTelemetry's exporters send by OTLP over HTTP, and keeps it."""
+"""A collector of traces: stores what OpenTelemetry's exporters send by OTLP over HTTP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 class Collector:
-    """What came, span by span."""
+    """The received spans."""
 
     def __init__(self, server: ThreadingHTTPServer) -> None:
         self.url = f"http://127.0.0.1:{server.server_port}"
@@ -20,7 +20,7 @@ class Collector:
         self.bodies: list[bytes] = []
 
     def take(self, body: bytes) -> None:
-        """Keep one export."""
+        """Store one export."""
         self.bodies.append(body)
         for of_resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             (service,) = (a.value.string_value for a in of_resource.resource.attributes if a.key == "service.name")

@@ -1,4 +1,4 @@
-"""The `nanogrid` command as a person runs it: a process of its own, with an environment that names no deployment."""
+"""The `nanogrid` command as a user runs it: a separate process, with an environment that names no deployment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CommandLine:
 
     @property
     def port_options(self) -> list[str]:
-        """Options that keep the stack away from everybody else's ports."""
+        """Options with free ports for the stack."""
         return [word for name, port in self.ports.items() for word in (f"--{name}-port", str(port))]
 
     def run(
@@ -53,7 +53,7 @@ class CommandLine:
         return done.stdout.decode()
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
-        """Run beside the test, both streams in one pipe."""
+        """Run in the background, with both streams in one pipe."""
         return subprocess.Popen(
             [*ENTRY, *words],
             stdout=subprocess.PIPE,
@@ -63,18 +63,18 @@ class CommandLine:
         )
 
     def up(self) -> dict[str, int]:
-        """Bring the stack up and return the process id of each part."""
+        """Start the stack and return the process id of each part."""
         self.ok("up", "--detach", *(self.port_options if not self.state else []))
         return self.pids
 
     @property
     def state(self) -> dict[str, Any]:
-        """The state file, empty where there is none."""
+        """The state file, empty if there is none."""
         path = self.folder / "stack.json"
         state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         return state
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process ids by the state file."""
+        """Process ids from the state file."""
         return {name: record["pid"] for name, record in self.state["processes"].items()}

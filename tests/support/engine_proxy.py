@@ -1,4 +1,4 @@
-"""A unix socket in front of the Docker engine's, that can be cut: the engine is away, without anybody stopping it."""
+"""A unix socket in front of the Docker engine's, that can be cut: the engine is unreachable, although nobody stopped it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class EngineProxy:
                 side.shutdown(socket.SHUT_RDWR)
 
     def mend(self) -> None:
-        """Let connections through again."""
+        """Accept connections again."""
         self._is_cut.clear()
 
     def _accept(self) -> None:

@@ -5,7 +5,7 @@
         ...
         assert proxy.count("ReceiveMessage") > 3
 
-The one rule: what is not told to break goes through unchanged, and every request is recorded.
+The one rule: a request without a fault passes unchanged, and every request is recorded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOT_FORWARDED = {"connection", "keep-alive", "transfer-encoding", "content-lengt
 
 @dataclass
 class Request:
-    """A request that came in. `status` is None where no complete answer was given."""
+    """A request that came in. `status` is None if it got no complete answer."""
 
     action: str
     body: dict[str, Any]
@@ -37,7 +37,7 @@ class Request:
 
     @property
     def queue(self) -> str:
-        """The queue's name in SQS, or an empty string where the request names none."""
+        """The queue's name in SQS, or an empty string if the request names none."""
         return str(self.body.get("QueueUrl") or self.body.get("QueueName") or "").rpartition("/")[2]
 
 
@@ -69,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def setup(self) -> None:
-        """Let the proxy know of the connection, so that it can end it."""
+        """Register the connection, so that the proxy can close it."""
         super().setup()
         self.server.proxy.connections.add(self.connection)
 
@@ -94,13 +94,13 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def answer(self, request: Request, status: int, headers: dict[str, str], body: bytes, cut: int = 0) -> None:
-        """Send an answer; with `cut`, all but the last bytes of it, and close."""
+        """Send a response; with `cut`, send all but the last bytes, and close the connection."""
         self.send_response_only(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        # Noted before the last byte leaves: whoever has the answer may ask for it.
+        # Recorded before the last byte is sent: a client with the answer may ask for the status.
         request.status = None if cut else status
         self.wfile.write(body[: len(body) - cut])
         self.wfile.flush()
@@ -116,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """A thread per connection; none of them keeps a test from ending."""
+    """A thread per connection; no thread keeps a test from ending."""
 
     daemon_threads = True
     block_on_close = False
@@ -127,7 +127,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news."""
+        """Ignore clients that disconnect."""
 
 
 class FaultyProxy:
@@ -160,11 +160,11 @@ class FaultyProxy:
         self.stop()
 
     def start(self) -> None:
-        """Answer from now on."""
+        """Start to answer."""
         threading.Thread(target=self._server.serve_forever, args=(0.05,), name="faulty-proxy", daemon=True).start()
 
     def stop(self) -> None:
-        """Refuse connections from now on, and end those that are open: a client that kept one would notice nothing."""
+        """Refuse connections from now on, and close the open ones: a client with an open connection would notice nothing."""
         self.heal()
         self._server.shutdown()
         self._server.server_close()
@@ -181,7 +181,7 @@ class FaultyProxy:
         self._add(action, lambda handler, request: handler.answer(request, status, headers, body), **when)
 
     def garble(self, action: str = ANY, *, body: bytes = b"<html>Sign in to the network</html>", **when: Any) -> None:
-        """Answer 200 with something else than SQS would."""
+        """Answer 200 with a body that is not from SQS."""
         self._add(action, lambda handler, request: handler.answer(request, 200, {}, body), **when)
 
     def drop(self, action: str = ANY, **when: Any) -> None:
@@ -194,7 +194,7 @@ class FaultyProxy:
         self._add(action, lambda handler, request: handler.answer(request, 200, {}, body, cut=8), **when)
 
     def hang(self, action: str = ANY, **when: Any) -> None:
-        """Take the request and say nothing, until `heal`."""
+        """Accept the request and send nothing, until `heal`."""
         released = self._released
 
         def wait(handler: Handler, _: Request) -> None:
@@ -204,7 +204,7 @@ class FaultyProxy:
         self._add(action, wait, **when)
 
     def delay(self, action: str = ANY, *, delay_s: float, **when: Any) -> None:
-        """Answer truly, but late."""
+        """Answer correctly, but late."""
 
         def later(handler: Handler, request: Request) -> None:
             threading.Event().wait(delay_s)
@@ -215,7 +215,7 @@ class FaultyProxy:
         self._add(action, later, **when)
 
     def heal(self) -> None:
-        """No more faults, and hanging requests are dropped."""
+        """Remove all faults, and drop hanging requests."""
         with self._lock:
             self._faults.clear()
             self._released.set()
@@ -237,7 +237,7 @@ class FaultyProxy:
     # -- what came
 
     def record(self, request: Request) -> Fault | None:
-        """Note a request; the fault that it meets, if any."""
+        """Record a request. Return its fault, if any."""
         with self._lock:
             self._requests.append(request)
             return next((fault for fault in self._faults if fault.takes(request)), None)

@@ -1,4 +1,4 @@
-"""A real HTTP server between a client and S3 that counts requests, refuses them and cuts answers off, as told."""
+"""A real HTTP server between a client and S3 that counts requests, refuses them and cuts responses off, as configured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOT_PASSED_ON = {"connection", "transfer-encoding", "keep-alive"}
 class FaultyS3(ThreadingHTTPServer):
     """Passes requests on to `upstream_url`.
 
-    `requests` lists ("GET", "/bucket/key") of all requests, the refused ones too. `refusal` is (status, S3 error code) of
+    `requests` lists ("GET", "/bucket/key") of all requests, including refused ones. `refusal` is (status, S3 error code) of
     every answer while it is set. `cut_at_bytes` ends each longer GET body there. While `gate` is clear, answers are held
     back; `held` is set as soon as one is.
     """
@@ -43,11 +43,11 @@ class FaultyS3(ThreadingHTTPServer):
         return [method for method, _ in self.requests]
 
     def forget(self) -> None:
-        """Count from here."""
+        """Count from now on."""
         self.requests.clear()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that go away in the middle are what these tests are about."""
+        """Ignore clients that disconnect: these tests provoke that."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -61,7 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._pass_on()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class names it
-        """Say nothing on stderr."""
+        """Print nothing to stderr."""
 
     def _pass_on(self) -> None:
         self.server.requests.append((self.command, self.path))

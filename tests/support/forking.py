@@ -1,6 +1,6 @@
-"""A producer that asks, forks, and asks on both sides at once: `python -m tests.support.forking KIND`.
+"""A producer that sends, forks, and sends on both sides at once: `python -m tests.support.forking KIND`.
 
-Prints, as JSON, what each process got: the parent first. KIND says who forks: os.fork, multiprocessing's processes, or its pool.
+Prints, as JSON, what each process got: the parent first. KIND says what forks: os.fork, multiprocessing's processes, or its pool.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EACH = 4
 PATIENCE_S = 6.0
 
 APPS: tuple[NanoGrid, ...] = (default_app, make_app(Settings()))
-"""The one that is there, and one with settings of its own."""
+"""The default app, and one with its own settings."""
 
 
 def send(app: NanoGrid, number: int) -> AsyncResult:
@@ -34,7 +34,7 @@ def send(app: NanoGrid, number: int) -> AsyncResult:
 
 
 def answers(asked: list[AsyncResult]) -> list[Any]:
-    """What was asked before the fork and what is asked now, by both apps; an error's name where there is none."""
+    """The answers from before the fork and from now, of both apps; an error's name if there is none."""
     asked = [*asked, *(send(app, number) for number in range(EACH) for app in APPS)]
     return [_answer(handle) for handle in asked]
 
@@ -42,7 +42,7 @@ def answers(asked: list[AsyncResult]) -> list[Any]:
 def _answer(handle: AsyncResult) -> Any:
     try:
         return handle.get(timeout=PATIENCE_S)
-    except Exception as error:  # noqa: BLE001  # what goes wrong is what the test is about
+    except Exception as error:  # noqa: BLE001  # the test checks which error it is
         traceback.print_exc()
         return type(error).__name__
 
@@ -84,7 +84,7 @@ def _asked_anew(_: int) -> list[Any]:
 
 
 def by_pool(asked: list[AsyncResult]) -> list[Any]:
-    """multiprocessing.Pool, to which no handle can be given."""
+    """multiprocessing.Pool, which accepts no handle."""
     with multiprocessing.get_context("fork").Pool(CHILDREN) as pool:
         told = pool.map_async(_asked_anew, range(CHILDREN), chunksize=1)
         return [answers(asked), *told.get()]
@@ -93,7 +93,7 @@ def by_pool(asked: list[AsyncResult]) -> list[Any]:
 KINDS: dict[str, Callable[[list[AsyncResult]], list[Any]]] = {"fork": by_fork, "process": by_process, "pool": by_pool}
 
 if __name__ == "__main__":
-    for each in APPS:  # connections to Redis and to SQS are open when the fork comes
+    for each in APPS:  # connections to Redis and to SQS are open at the fork
         assert send(each, 1).get(timeout=PATIENCE_S) == 1
     before = [send(each, 7) for each in APPS]
     print(json.dumps(KINDS[sys.argv[1]](before)))

@@ -1,4 +1,4 @@
-"""A forward proxy for plain HTTP that lets one host through. Nothing but the standard library, so that any image can run it.
+"""A forward proxy for plain HTTP that lets one host through. It uses only the standard library, so that any image can run it.
 
 forward_proxy.py PORT HOST:PORT
 """
@@ -19,7 +19,7 @@ class Proxy(BaseHTTPRequestHandler):
     """One request, with the whole address in its first line."""
 
     def do_GET(self) -> None:
-        """Pass it on, or refuse it."""
+        """Forward the request, or refuse it."""
         if urlsplit(self.path).netloc != ALLOWED:
             self.send_error(403)
             return
@@ -33,7 +33,7 @@ class Proxy(BaseHTTPRequestHandler):
             self.send_error(refusal.code)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Functions for acceptance tests: small programs, zipped and put into S3."""
+"""Functions for acceptance tests: small programs, zipped and uploaded to S3."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class Functions:
         self._keys: dict[str, str] = {}
 
     def put(self, key: str, data: bytes) -> None:
-        """Store an object as it is."""
+        """Store an object unchanged."""
         self._s3.put_object(Bucket=BUCKET, Key=key, Body=data)
 
     def key(self, program: str | dict[str, str]) -> str:
-        """The S3 key of a program; uploaded at the first call."""
+        """The S3 key of a program; it is uploaded on the first call."""
         files = {"main.py": program} if isinstance(program, str) else program
         name = repr(sorted(files.items()))
         if name not in self._keys:

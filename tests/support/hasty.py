@@ -1,6 +1,6 @@
-"""The real app, for which Redis is away when it has not answered for 0.25 s: a test of each step need not wait ten seconds.
+"""The real app, which treats Redis as unavailable after 0.25 s without an answer, so that a test of each step need not wait ten seconds.
 
-`celery -A tests.support.hasty worker` differs from `celery -A nanogrid worker` in nothing else.
+`celery -A tests.support.hasty worker` differs from `celery -A nanogrid worker` only in that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `pip install nanogrid` leaves on a host: the built wheel and its locked dependencies, no checkout."""
+"""An installation as by `pip install nanogrid`: the built wheel and its locked dependencies, without a checkout."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ names = [module.name for module in pkgutil.walk_packages(nanogrid.__path__, "nan
 imported = [importlib.import_module(name) for name in names if ".inside" not in name and not name.endswith("__main__")]
 print(len(imported), "modules")
 """
-"""Imports every module but the programs of containers. Those of extras are imported where they are used."""
+"""Imports every module except the programs of containers. Modules of extras are imported where they are used."""
 
 SUBMITS = """
 from nanogrid import Client
@@ -35,12 +35,12 @@ print(Client().submit({"runtime": "python", "functionId": "f", "s3Bucket": "buck
 
 
 class Installed:
-    """An environment made from the wheel, and a folder to work in that holds nothing of the project but `hello.py`."""
+    """An environment with the wheel, and a working folder that contains only `hello.py`."""
 
     def __init__(
         self, folder: Path, *, lock: str = "runtime.txt", extra: str | None = None, python: str = sys.executable
     ) -> None:
-        """`lock`: a file of requirements/. `extra`: one that is installed besides, at the versions of the development lock."""
+        """`lock`: a file of requirements/. `extra`: an extra to install as well, in the versions of the development lock."""
         self.bin, self.work = folder / "venv" / "bin", folder / "work"
         self.work.mkdir()
         (self.work / "hello.py").write_text("import sys; print('hello', sys.stdin.read())\n")
@@ -55,7 +55,7 @@ class Installed:
             _run(*install, "--constraint", str(LOCKS / "dev.txt"), f"{wheel}[{extra}]")
 
     def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
-        """This process's environment without any deployment or way to the checkout, with these variables."""
+        """This process's environment without a deployment and without a path to the checkout, plus these variables."""
         strange = ("AWS_", "NANOGRID_", "OTEL_", "PYTHON", "VIRTUAL_ENV")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
         return {**kept, "NANOGRID_LOCAL_DIR": str(self.work / "stack"), "COLUMNS": "200", **variables}
@@ -63,7 +63,7 @@ class Installed:
     def run(
         self, program: str, *words: str, variables: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run one of its programs to the end."""
+        """Run one of its programs until it ends."""
         return subprocess.run(
             [str(self.bin / program), *words],
             capture_output=True,
@@ -76,7 +76,7 @@ class Installed:
 
     @contextmanager
     def running(self, command: str, *, variables: Mapping[str, str], ready: str) -> Iterator[Path]:
-        """Run one of its programs beside a test, from the moment it has said `ready`. Yields its log."""
+        """Run one of its programs in the background; returns once it has printed `ready`. Yields its log."""
         program, *words = command.split()
         log = self.work / f"{words[2]}.log"
         with log.open("wb") as output:
@@ -106,7 +106,7 @@ class Installed:
 
     @contextmanager
     def stack(self) -> Iterator[dict[str, str]]:
-        """The local stack, which needs the extra `local`. Yields the variables that lead any process to it."""
+        """The local stack, which needs the extra `local`. Yields the variables with which a process finds it."""
         ports = [word for name in ("sqs", "redis", "flower") for word in (f"--{name}-port", str(free_port()))]
         check(self.run("nanogrid", "up", "--detach", *ports), 0, "worker")
         try:
@@ -118,7 +118,7 @@ class Installed:
 
 
 def check(done: subprocess.CompletedProcess[str], code: int, said: str) -> None:
-    """The exit code is as it should be, and what is said is no traceback."""
+    """Check the exit code, and that the output has no traceback."""
     both = done.stdout + done.stderr
     assert "Traceback" not in both, both
     assert (done.returncode, said in both) == (code, True), both
@@ -126,7 +126,7 @@ def check(done: subprocess.CompletedProcess[str], code: int, said: str) -> None:
 
 @cache
 def _uv_environment() -> dict[str, str]:
-    """uv does not read pip's configuration: it is told pip's main index."""
+    """uv does not read pip's configuration, so it gets pip's main index as an option."""
     index = subprocess.run(ASK_PIP, capture_output=True, text=True, check=False).stdout.strip()
     return {**({"UV_DEFAULT_INDEX": index} if index else {}), **os.environ}
 

@@ -1,6 +1,6 @@
-"""AWS's own runtime for Python handlers (`awslambdaric`) on this host: what it makes of a handler is what ours is compared with.
+"""AWS's own runtime for Python handlers (`awslambdaric`) on this host: the reference for NanoGrid's handler support.
 
-It is given events, and takes answers, over Lambda's runtime API, which is served here on loopback.
+It receives events and sends answers over Lambda's runtime API, which this module serves on loopback.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ARN = "arn:aws:lambda:us-east-1:000000000000:function:function"
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one event: the bytes that the handler's caller gets, or the name of the error."""
+    """The outcome of one event: the bytes that the handler's caller gets, or the name of the error."""
 
     value: bytes = b""
     error: str = ""
@@ -32,7 +32,7 @@ class Answer:
 
 @dataclass
 class Reference:
-    """What one process of the reference gave."""
+    """The output of one process of the reference."""
 
     answers: list[Answer] = field(default_factory=list)
     out: str = ""
@@ -81,7 +81,7 @@ def reference(
                 all_answered.set()
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -104,7 +104,7 @@ def reference(
 
 
 def _await(process: subprocess.Popen[bytes], all_answered: threading.Event) -> None:
-    """Until every event has its answer, or the process has ended by itself."""
+    """Wait until every event has an answer, or the process has ended by itself."""
     deadline = time.monotonic() + TIMEOUT_S
     while not all_answered.wait(0.02) and process.poll() is None:
         assert time.monotonic() < deadline, f"the reference gave no answer within {TIMEOUT_S:g} s"

@@ -1,4 +1,4 @@
-"""A package index on loopback (the "simple" pages that pip reads), with packages that a test makes."""
+"""A package index on loopback (the "simple" pages that pip reads), with packages that a test creates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PYPROJECT = '[build-system]\nrequires = {}\nbuild-backend = "backend"\nbackend-p
 
 
 class PackageIndex:
-    """Serves a folder, to those who know the password where there is one, and remembers what was asked for.
+    """Serves a folder, with a password if one is set, and records the requests.
 
     What is asked for below /leads-to/ is said to be a file of whoever asks: /leads-to/etc/passwd/NAME.
     """
@@ -40,11 +40,11 @@ class PackageIndex:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to answer."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait for the end."""
+        """Stop, and wait until it has stopped."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -54,7 +54,7 @@ class PackageIndex:
         self._add(name, f"{name}-{version}-py3-none-any.whl", wheel(name, source, version))
 
     def add_sdist(self, name: str, source: str, version: str = "1.0", set_up: str = "", needs: str = "") -> None:
-        """Offer the same as a source distribution, which brings what it is built with.
+        """Offer the same as a source distribution, which includes its build backend.
 
         `set_up` is run when it is built. `needs`: another package that must be there for that.
         """
@@ -74,13 +74,13 @@ class PackageIndex:
         self._add(name, f"{name}-{version}.tar.gz", buffer.getvalue())
 
     def add_link(self, name: str, target: str) -> None:
-        """Offer a package that is said to lie at this address."""
+        """Offer a package whose link points to this address."""
         folder = self._folder / "simple" / name
         folder.mkdir(parents=True)
         (folder / "index.html").write_text(f'<a href="{target}">{name}</a>')
 
     def downloads(self, name: str) -> int:
-        """How often a package itself was fetched."""
+        """How often the file of a package was fetched."""
         return sum(path.startswith(f"/simple/{name}/{name}-") for path in self.asked)
 
     def _add(self, name: str, file: str, data: bytes) -> None:
@@ -114,7 +114,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         super().do_GET()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -129,7 +129,7 @@ def package_index(folder: Path, password: str = "", address: str = "127.0.0.1") 
 
 
 def wheel(name: str, source: str, version: str = "1.0") -> bytes:
-    """A wheel of one module."""
+    """A wheel with one module."""
     files = {f"{name}.py": source}
     files |= {f"{name}-{version}.dist-info/{file}": text for file, text in _metadata(name, version).items()}
     buffer = io.BytesIO()

@@ -1,8 +1,8 @@
-"""What pip itself reads in a requirements file: pip's own parser, of whatever version is there.
+"""What pip itself reads in a requirements file: pip's own parser, in the installed version.
 
     python pip_reading.py FILE     FILE holds a JSON list of files (name → text); one of answers on stdout (see `answer`)
 
-It needs nothing but pip, from 20.3 on, so that it can run inside the runtimes' images too.
+It needs only pip, from 20.3 on, so that it can also run inside the runtimes' images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CONSTRAINTS = "constraints.txt"
 
 
 def reading(folder: str, constraints: bool = False) -> dict[str, Any]:
-    """All that pip takes from a folder's requirements.txt (and constraints.txt), run in that folder. Raises what pip raises."""
+    """Everything that pip reads from a folder's requirements.txt (and constraints.txt), run in that folder. Raises what pip raises."""
     before = os.environ.get("PIP_CONFIG_FILE")
     os.environ["PIP_CONFIG_FILE"] = os.devnull  # what this machine is configured for does not count
     try:
@@ -87,7 +87,7 @@ def _shown(wanted: Any, constraint: bool) -> list[Any]:
 
 
 def answer(files: dict[str, str]) -> dict[str, Any]:
-    """What pip takes from these files, which are written into a folder of their own."""
+    """What pip reads from these files, which are written to a new folder."""
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
             (Path(folder) / name).write_text(text, encoding="ascii")

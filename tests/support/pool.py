@@ -16,6 +16,6 @@ def containers_of(data_dir: Path, request_id: str) -> list[str]:
 
 
 def exists(engine: Engine, container_id: str, settings: Settings) -> bool:
-    """Whether the engine has this container of the data folder, in whatever state."""
+    """Whether the engine has this container of the data folder, in any state."""
     found = engine.find({DATA_LABEL: data_id(settings.data_dir)})
     return container_id in [container.id for container in found]

@@ -1,6 +1,6 @@
-"""The real app with two plain tasks beside its own, for tests about workers and not about functions.
+"""The real app with two more plain tasks, for tests about workers and not about functions.
 
-`celery -A tests.support.probe worker` differs from `celery -A nanogrid worker` in nothing else, but for a command that makes
+`celery -A tests.support.probe worker` otherwise differs from `celery -A nanogrid worker` only in a command that makes
 it lose its connection.
 """
 
@@ -27,7 +27,7 @@ def quick(number: int) -> int:
 
 @app.task(name=NAP, shared=False)
 def nap(seconds: float, log: str, mark: str) -> str:
-    """Write the mark as a line of the log, then take some time."""
+    """Write the mark to the log, then sleep."""
     with Path(log).open("a") as lines:
         lines.write(mark + "\n")
     time.sleep(seconds)
@@ -36,7 +36,7 @@ def nap(seconds: float, log: str, mark: str) -> str:
 
 @control_command()
 def lose_connection(state: Any) -> dict[str, str]:
-    """Break the consumer's connection in the event loop, so that the worker starts its consumer anew."""
+    """Break the consumer's connection in the event loop, so that the worker restarts its consumer."""
 
     def lose() -> None:
         raise ConnectionResetError("the test asked for it")
@@ -47,7 +47,7 @@ def lose_connection(state: Any) -> dict[str, str]:
 
 @control_command(args=[("slots", int)])
 def lose_slots(state: Any, slots: int) -> dict[str, str]:
-    """Take slots of the pool and never return them, as an error between taking and handing over would."""
+    """Take slots of the pool and never return them, as an error between taking a slot and handing over would."""
 
     def lose() -> None:
         state.consumer.controller.semaphore.value -= slots
@@ -73,7 +73,7 @@ def break_handovers(state: Any, times: int) -> dict[str, str]:
 
 @control_command()
 def hang_with_a_request(state: Any) -> dict[str, str]:
-    """Take all slots, and let the event loop stand still from the moment when a request waits for one."""
+    """Take all slots, and block the event loop from the moment a request waits for one."""
 
     def hang() -> None:
         if reserved_requests:

@@ -1,4 +1,4 @@
-"""A real Prometheus, with the rules that are shipped, scraping one address."""
+"""A real Prometheus, with the shipped rules, scraping one address."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCRAPE_S = 2
 
 
 class Prometheus:
-    """Prometheus with the shipped scrape configuration and rules, but for the target's address and the intervals."""
+    """Prometheus with the shipped scrape configuration and rules, except for the target's address and the intervals."""
 
     def __init__(self, folder: Path, target: str) -> None:
         binary = shutil.which("prometheus", path="/usr/bin:/usr/local/bin")
@@ -45,12 +45,12 @@ class Prometheus:
         self.service = Service(argv, port, folder / "prometheus.log", lambda: accepts(port) and self._is_ready())
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The series that an expression gives now."""
+        """The current series of an expression."""
         found: list[dict[str, Any]] = self._get("/api/v1/query", query=expression)["data"]["result"]
         return found
 
     def value(self, expression: str) -> float:
-        """The one value of an expression; 0 where it gives none."""
+        """The one value of an expression; 0 if it has none."""
         found = self.query(expression)
         assert len(found) <= 1, found
         return float(found[0]["value"][1]) if found else 0.0
@@ -61,7 +61,7 @@ class Prometheus:
         return {rule["name"]: rule["query"] for group in groups for rule in group["rules"]}
 
     def targets(self) -> list[dict[str, Any]]:
-        """What is scraped, each with its health and last error."""
+        """The scrape targets, each with its health and last error."""
         found: list[dict[str, Any]] = self._get("/api/v1/targets")["data"]["activeTargets"]
         return found
 

@@ -1,11 +1,11 @@
-"""A Redis primary with a replica, and one address that leads to whichever is the primary: for failovers that lose writes.
+"""A Redis primary with a replica, and one address that leads to the current primary: for failovers that lose writes.
 
     with redis_pair(folder) as pair:
         pair.sever()        # from now on the replica gets nothing
         ...                 # what is written now is lost
-        pair.fail_over()    # the primary is killed, the replica takes its place, the address leads there
+        pair.fail_over()    # the primary is killed, the replica replaces it, the address leads there
 
-The one rule: real servers, real replication; the replica hears of its primary through a proxy that can be cut.
+The one rule: real servers, real replication; the replica reaches its primary through a proxy that can be cut.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ class RedisPair:
 
     @property
     def url(self) -> str:
-        """Database 0 of the primary, whichever that is."""
+        """Database 0 of the current primary."""
         return self.address.url
 
     def on(self, server: Service) -> redis.Redis:
-        """A client of one of the servers, past the address."""
+        """A client of one of the servers, not through the address."""
         client = redis.Redis(port=server.port, decode_responses=True)
         self._stack.callback(client.close)
         return client
 
     def sever(self) -> None:
-        """Nothing reaches the replica any more."""
+        """Cut the replication."""
         self._replication.lead_to(free_port())
         wait_until(lambda: self._replicas() == [], "the primary has lost its replica")
 
     def mend(self) -> None:
-        """The replica gets everything again."""
+        """Restore the replication."""
         self._replication.lead_to(self.primary.port)
 
     def fail_over(self, *, add_replica: bool = False, keep_old: bool = False) -> None:
-        """The replica becomes the primary, without what it did not get. `keep_old`: the old one lives on, as its replica, and
+        """The replica becomes the primary, without the writes it missed. `keep_old`: the old primary keeps running, as a replica, and
         connections to it stay open."""
         successor = self.on(self.replica)
         successor.replicaof("NO", "ONE")
@@ -75,7 +75,7 @@ class RedisPair:
         wait_until(lambda: [each for each in self._replicas() if each["state"] == "online"], "the replica is there")
 
     def await_replicated(self) -> None:
-        """Wait until the replica has all that was written."""
+        """Wait until the replica has all writes."""
         with redis.Redis(port=self.primary.port) as client:
             client.set("test:replicated", 1)
             assert client.execute_command("WAIT", 1, 10_000) == 1

@@ -1,12 +1,12 @@
-"""A TCP proxy on loopback, in front of a Redis, that lets a test act between two commands, and leads elsewhere after a failover.
+"""A TCP proxy on loopback, in front of a Redis, that lets a test act between two commands, and redirects connections after a failover.
 
     with RedisProxy(primary.port) as proxy:
-        proxy.before(b"STARTED", lambda: client.set(...))   # runs once, before these bytes go on to Redis
-        proxy.lose(b"STARTED")                              # Redis carries the command out, and its answer never comes
+        proxy.before(b"STARTED", lambda: client.set(...))   # runs once, before these bytes reach Redis
+        proxy.lose(b"STARTED")                              # Redis runs the command, but its answer never arrives
         proxy.at(5, re.compile(b"claim|meta"), act)         # the fifth command from now on that has one of these words
-        proxy.lead_to(replica.port)                         # as a DNS name that was changed: new connections go there
+        proxy.lead_to(replica.port)                         # like a changed DNS name: new connections go there
 
-The one rule: bytes go through unchanged; only whether, when, and where to, is up to the test.
+The one rule: bytes pass unchanged; the test only decides whether, when and where to.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Plan:
     words: re.Pattern[bytes]
     left: int
     act: Callable[[], None] | None
-    """Called before the command goes on to Redis; None: it goes on, and its answer is lost."""
+    """Called before the command reaches Redis. None: the command reaches Redis, and its answer is lost."""
 
 
 class RedisProxy:
@@ -59,7 +59,7 @@ class RedisProxy:
         self.at(1, re.compile(re.escape(words)), act)
 
     def lose(self, words: bytes) -> None:
-        """Lose the answer to the next command that holds `words`: Redis carries it out, then the connection ends."""
+        """Lose the answer to the next command that holds `words`: Redis runs it, then the connection is closed."""
         self.at(1, re.compile(re.escape(words)), None)
 
     def at(self, number: int, words: re.Pattern[bytes], act: Callable[[], None] | None) -> Plan:
@@ -70,13 +70,13 @@ class RedisProxy:
         return plan
 
     def lead_to(self, port: int, *, cut: bool = True) -> None:
-        """Connect to this port from now on; `cut` says whether open connections end."""
+        """Connect to this port from now on; `cut`: close open connections."""
         self._target_port = port
         if cut:
             self.cut()
 
     def cut(self) -> None:
-        """End all open connections."""
+        """Close all open connections."""
         with self._lock:
             for each in self._sockets:
                 with contextlib.suppress(OSError):
@@ -119,7 +119,7 @@ class RedisProxy:
         source.close()
 
     def _due(self, data: bytes) -> list[Plan]:
-        """The plans whose turn it is."""
+        """The plans that are due."""
         with self._lock:
             for plan in self._plans:
                 plan.left -= bool(plan.words.search(data))

@@ -1,4 +1,4 @@
-"""Texts of requirements.txt: what people write, and what looks harmless and is more to pip."""
+"""Texts of requirements.txt: what people write, and what looks harmless but means more to pip."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES: dict[str, bytes] = {
     "package/setup.py": b"",
     "hidden.txt": b"six\n--no-binary :all:\n",
 }
-"""What lies beside it, by path in the code."""
+"""The files next to it, by path in the code."""
 
 ACCEPTED: list[Written] = [
     "numpy",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogrid.execution.container.cgroup import Usage
-from nanogrid.execution.container.engine import End, Engine
+from nanogrid.execution.container.engine import Engine, ExitStatus
 from nanogrid.execution.container.hardening import Confinement, environment
 from nanogrid.execution.container.labels import DATA_LABEL, data_id
 from nanogrid.execution.container.report import RunReport
@@ -31,11 +31,11 @@ SHELL_IMAGE = "nanogrid/redis:7"
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of a test gave."""
+    """The outcome of one run in a test."""
 
     report: RunReport
     value: bytes | None
-    end: End | None
+    end: ExitStatus | None
     container: Container
 
     @property
@@ -100,7 +100,7 @@ class Rig:
         return Run(report, report.result.data, container.end, container)
 
     def containers_of(self, request_id: str) -> list[str]:
-        """Names of the containers that are leased to a request."""
+        """Names of the containers that a request is using."""
         return [
             shown.name
             for shown in snapshot(self.settings.data_dir)
@@ -115,7 +115,7 @@ class Rig:
 
 @contextmanager
 def rig(tmp_path: Path, **changes: Any) -> Iterator[Rig]:
-    """A rig on a data folder of its own. At its end no container and no run folder is left, or the test fails."""
+    """A rig with its own data folder. At its end, the test fails if a container or a run folder is left."""
     settings = Settings(
         **{
             "data_dir": tmp_path / "data",

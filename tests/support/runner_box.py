@@ -1,4 +1,4 @@
-"""One warm container under a test's own hands: the runner inside, its link, and runs of whatever files it has got."""
+"""One warm container under a test's control: the runner inside, its link, and runs of any files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from nanogrid.execution.container import users
 from nanogrid.execution.container.engine import Engine
 from nanogrid.execution.container.hardening import WORKSPACE, Confinement, runner_options
-from nanogrid.execution.container.link import Link, Listener, Message, Ready, RunEnded, Unfit
+from nanogrid.execution.container.link import Link, Message, Ready, RunEnded, RunnerListener, Unfit
 from nanogrid.execution.container.slot import CODE, PACKAGES, Slot, in_memory
 from nanogrid.execution.runner.programs import lay_out_programs
 from nanogrid.settings import Settings
@@ -38,7 +38,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Run:
-    """What one run gave: exit code as the shell counts, both streams, how it ran, and the text of the result file."""
+    """What one run gave: the exit code as in a shell, both streams, how it ran, and the text of the result file."""
 
     exit_code: int
     out: bytes
@@ -47,12 +47,12 @@ class Run:
     result: bytes
     ended: RunEnded
     took_ms: float
-    """From before the request is sent until `ended` has come and both streams have been read to their ends."""
+    """From before the request is sent until `ended` has arrived and both streams are read to their ends."""
 
 
 @dataclass
 class Box:
-    """A running warm container. `ready` must have come before a run."""
+    """A running warm container. Wait for `ready` before a run."""
 
     engine: Engine
     id: str
@@ -67,7 +67,7 @@ class Box:
         self.slot.place(code, packages)
 
     def replace(self, code: Path, packages: Path | None = None) -> None:
-        """Give the container another function in place of the one it has: for tests alone, no container is used so."""
+        """Replace the container's function: only for tests, a real container keeps its function."""
         self.await_ready()
         for name in (CODE, PACKAGES):
             old = self.slot.path / name
@@ -77,7 +77,7 @@ class Box:
         self.run(("true",), in_process=False)
 
     def await_ready(self) -> float:
-        """Wait for `ready`; milliseconds waited."""
+        """Wait for `ready`. Return the milliseconds."""
         asked = time.monotonic()
         if not self.is_ready:
             message = self.receive()
@@ -101,7 +101,7 @@ class Box:
         compiler_cache: bool = False,
         kill_after_s: float | None = None,
     ) -> Run:
-        """Run once, to the end."""
+        """Run once, until the end."""
         began = time.monotonic()
         out, err = self.start(argv, env, payload=payload, in_process=in_process, compiler_cache=compiler_cache)
         streams, message = self._watch(out, err, kill_after_s)
@@ -122,7 +122,7 @@ class Box:
         in_process: bool = True,
         compiler_cache: bool = False,
     ) -> tuple[int, int]:
-        """Begin a run; descriptors that read its stdout and stderr."""
+        """Start a run. Return descriptors to read its stdout and stderr."""
         self.await_ready()
         stdin = in_memory(payload)
         out, out_writer = os.pipe()
@@ -173,7 +173,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a runner's first process holds: descriptors, resident memory, and the files of its slot."""
+    """Resources of a runner's first process: descriptors, resident memory, and the files of its slot."""
 
     descriptors: int
     memory_kb: int
@@ -181,7 +181,7 @@ class Usage:
 
 
 def limits(here: Box) -> Usage:
-    """What the first process holds between two runs."""
+    """Resources of the first process between two runs."""
     here.await_ready()
     process = Path("/proc") / str(here.pid)
     memory = next(line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS"))
@@ -189,7 +189,7 @@ def limits(here: Box) -> Usage:
 
 
 def write_code(folder: Path, files: Mapping[str, str]) -> Path:
-    """A folder of files as the cache holds them: read-only."""
+    """A folder of files as in the cache: read-only."""
     folder.mkdir()
     for name, text in files.items():
         path = folder / name
@@ -213,7 +213,7 @@ def box(folder: Path, image: str, **changes: Any) -> Iterator[Box]:
     users.lay_out(known, engine.files_of(engine.ensure_image(image), users.FILES, {LABEL: "1"}), UID, WORKSPACE)
     slot = Slot(folder / f"slot-{uuid.uuid4().hex[:8]}")
     slot.create()
-    listener = Listener(slot.control)
+    listener = RunnerListener(slot.control)
     options = runner_options(
         image,
         "python3",

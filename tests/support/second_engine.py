@@ -1,6 +1,6 @@
 """A second, real dockerd that shares nothing with the machine's own, started by `scripts/start-engine`.
 
-It lives in network and mount namespaces of its own: an engine removes another's bridge when both see it.
+It runs in its own network and mount namespaces: an engine removes another's bridge if both see it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SecondEngine:
         return f"unix://{self.socket}"
 
     def start(self, *options: str, dockerd: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-        """Run the script with its own options and those of dockerd."""
+        """Run the script with its own options and dockerd's."""
         environment = {name: value for name, value in os.environ.items() if name != "DOCKER_HOST"}
         command = ["unshare", "--net", "--mount", str(ROOT / "scripts" / "start-engine"), *options]
         command += ["--socket", str(self.socket), "--pid-file", str(self.pid_file), "--exec-root", str(self.exec_root)]
@@ -55,13 +55,13 @@ class SecondEngine:
         os.kill(self.pid, number)
 
     def stop(self) -> None:
-        """End it as a service manager would, and wait for its end."""
+        """Stop it as a service manager would, and wait for its end."""
         pid = self.pid
         self.signal(signal.SIGTERM)
         wait_until(lambda: not is_alive(pid), "dockerd is gone", 60)
 
     def kill(self) -> None:
-        """End it as a power cut would, containerd included."""
+        """Kill it as a power cut would, containerd included."""
         pids = [self.pid, int((self.exec_root / "containerd" / "containerd.pid").read_text())]
         for pid in pids:
             if is_alive(pid):
@@ -70,7 +70,7 @@ class SecondEngine:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs. One that has ended and was not reaped does not."""
+    """Whether a process runs. A process that has ended but was not reaped does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Real parts for tests, each started as a process of its own on loopback and ended by its own handle."""
+"""Real parts for tests, each started as its own process on loopback, and stopped by its handle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 30.0) -> None:
-    """Poll `condition` until it is true. Fails with `what` when it does not come true in time."""
+    """Poll `condition` until it is true. Fails with `what` if it does not become true in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -59,7 +59,7 @@ class Service:
         wait_until(up, f"{self.argv[0]} answers on port {self.port}")
 
     def stop(self) -> None:
-        """End it and wait for its end."""
+        """Stop it and wait for its end."""
         if self.process is not None:
             self.process.terminate()
             try:
@@ -70,7 +70,7 @@ class Service:
             self.process = None
 
     def kill(self) -> None:
-        """End it without giving it a chance to tidy up."""
+        """Kill it, without a chance to clean up."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -78,7 +78,7 @@ class Service:
 
 
 def redis_service(folder: Path) -> Service:
-    """A Redis that keeps its data over a restart."""
+    """A Redis that keeps its data across a restart."""
     binary = shutil.which("redis-server")
     assert binary, "redis-server is not installed: run `make setup`"
     port = free_port()

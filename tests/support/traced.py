@@ -1,7 +1,7 @@
 """A producer and a worker's child in one process, with SQS between them and OpenTelemetry's exporter in memory.
 
 `python -m tests.support.traced` reads a request from stdin, takes NanoGrid's settings from the environment and prints the
-spans as JSON. A program of its own, because a process has one tracer provider.
+spans as JSON. It is a separate program, because a process has one tracer provider.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nanogrid.wire.names import EXECUTE
 
 
 def main() -> None:
-    """Send the request, take it from its queue, run it, and show what was traced."""
+    """Send the request, receive it from its queue, run it, and return the spans."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def take() -> None:
-    """One message, as a worker's child does it."""
+    """Process one message as a worker's child does."""
     with app.connection_for_read() as connection, connection.channel() as channel:
         message = None
         while message is None:
@@ -64,7 +64,7 @@ def take() -> None:
 
 
 def shown(span: ReadableSpan) -> dict[str, Any]:
-    """A span as a test looks at it."""
+    """A span in the form that tests check."""
     context = span.get_span_context()
     assert context is not None
     return {

@@ -31,7 +31,7 @@ RECORD_URL, RECORD_KEY = "TEST_RECORD_URL", "TEST_RECORD_KEY"
 
 
 def make_app(settings: Settings, result_url: str | None = None) -> Celery:
-    """A Celery app with the transport configuration of NanoGrid's."""
+    """A Celery app configured like NanoGrid's, for what concerns the transport."""
     app = Celery("transport-test", set_as_current=False)
     app.conf.update(
         broker_url=settings.broker_url,
@@ -138,7 +138,7 @@ class Worker:
         self.process, self._log = process, log
 
     def log(self) -> str:
-        """Its whole log."""
+        """The whole log."""
         return self._log.read_text()
 
     def wait_for_log(self, text: str, timeout_s: float = 30.0) -> None:
@@ -160,7 +160,7 @@ class Worker:
         self.process.terminate()
 
     def kill(self) -> None:
-        """kill -9 of the main process; its children end by themselves."""
+        """kill -9 of the main process; its children exit by themselves."""
         self.process.kill()
         self.process.wait()
 

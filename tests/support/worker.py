@@ -1,6 +1,6 @@
-"""A NanoGrid of a test's own: settings, an app to send with, and worker and Flower as processes.
+"""A NanoGrid for one test: settings, an app to send with, and worker and Flower as processes.
 
-Each process is ended by its handle; its output is a file, which a failing wait shows.
+Each process is stopped by its handle; its output goes to a file, which a failing wait shows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OWN_VARIABLES = ("NANOGRID_", "AWS_", "FLOWER_")
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Environment of a process that runs with these settings: what was given explicitly, and test credentials."""
+    """Environment of a process with these settings: the explicitly given ones, and test credentials."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -36,7 +36,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def variables(settings: Settings) -> dict[str, str]:
-    """What tells any process, here or in a container, these settings as far as they were given, and test credentials."""
+    """Variables for a process, here or in a container: the explicitly given settings, and test credentials."""
     given = settings.model_dump(mode="json", include=settings.model_fields_set)
     return {
         **{f"NANOGRID_{name.upper()}": _text(value) for name, value in given.items()},
@@ -63,7 +63,7 @@ class CeleryProcess:
         env: dict[str, str] | None = None,
         only_env: dict[str, str] | None = None,
     ) -> None:
-        """`env` comes on top of what makes these settings; `only_env` is all there is."""
+        """`env` is added to the variables of these settings; `only_env` replaces them all."""
         self.grid, self.log = grid, log
         self._argv = [sys.executable, "-W", "ignore", "-m", "celery", "-A", app, *arguments]
         with log.open("ab") as output:
@@ -76,7 +76,7 @@ class CeleryProcess:
             )
 
     def alive(self) -> bool:
-        """True; fails with the end of the log when the process is gone."""
+        """True; fails with the end of the log if the process is gone."""
         assert self.process.poll() is None, f"{self._argv} ended:\n{self.log.read_text()[-3000:]}"
         return True
 
@@ -221,28 +221,33 @@ class Grid:
         self.app.close()
 
 
+def settings_for(*, aws_url: str, redis_url: str, data_dir: Path, queue_prefix: str, **changes: Any) -> Settings:
+    """Settings of a NanoGrid that is up for a test. Monitoring uses the Redis database after that of `redis_url`."""
+    server, _, database = redis_url.rpartition("/")
+    return Settings(
+        **{
+            "sqs_endpoint_url": aws_url,
+            "s3_endpoint_url": aws_url,
+            "result_url": redis_url,
+            "monitor_url": f"{server}/{int(database) + 1}",
+            "data_dir": data_dir,
+            "create_queues": True,
+            "queue_prefix": queue_prefix,
+            "pull_images": False,
+            "concurrency": 2,
+            **changes,
+        }
+    )
+
+
 @contextmanager
-def grid(
-    folder: Path, *, aws_url: str, result_url: str, monitor_url: str, unique: str, **settings: Any
-) -> Iterator[Grid]:
-    """A NanoGrid whose queues carry the prefix `unique`."""
+def grid(folder: Path, *, aws_url: str, redis_url: str, unique: str, **changes: Any) -> Iterator[Grid]:
+    """A NanoGrid whose queues have the prefix `unique`. `changes` are settings that differ from the usual ones."""
     data_dir = folder / "data"
     data_dir.mkdir()
+    settings = {"receive_wait_s": 2, "metrics_address": "127.0.0.1:0", **changes}
     made = Grid(
-        Settings(
-            sqs_endpoint_url=aws_url,
-            s3_endpoint_url=settings.pop("s3_url", aws_url),
-            result_url=result_url,
-            monitor_url=monitor_url,
-            data_dir=data_dir,
-            create_queues=True,
-            queue_prefix=f"{unique}-",
-            pull_images=False,
-            concurrency=2,
-            receive_wait_s=settings.pop("receive_wait_s", 2),
-            metrics_address=settings.pop("metrics_address", "127.0.0.1:0"),
-            **settings,
-        ),
+        settings_for(aws_url=aws_url, redis_url=redis_url, data_dir=data_dir, queue_prefix=f"{unique}-", **settings),
         folder,
     )
     try:

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 
 from nanogrid.errors import CodeCorruptError
 from nanogrid.execution.code.archive import unpack
-from nanogrid.execution.code.limits import Limits
+from nanogrid.execution.code.limits import ArchiveLimits
 from nanogrid.execution.code.required import HandlerModule, check_required
 from nanogrid.execution.code.tree import FIXED_TIME_NS, remove_tree
 
-LIMITS = Limits(unpacked_bytes=8 * 1024 * 1024, entries=200, ratio=200)
+LIMITS = ArchiveLimits(unpacked_bytes=8 * 1024 * 1024, entries=200, ratio=200)
 
 Files = dict[str, tuple[bytes, bool]]
 """Path → content and executable bit."""
@@ -66,7 +66,7 @@ CHECKED_FORMATS = ("zip", "zip stored", "tar.gz", "tar.bz2", "tar.xz")
 
 
 @contextmanager
-def unpacked(body: bytes, limits: Limits = LIMITS) -> Iterator[Path]:
+def unpacked(body: bytes, limits: ArchiveLimits = LIMITS) -> Iterator[Path]:
     """The unpacked archive. Fails when anything was written beside its folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "tree"
@@ -244,7 +244,7 @@ def test_xz_in_several_streams_with_padding_is_read_as_one() -> None:
 def test_exactly_at_the_limits_is_accepted() -> None:
     """Limits are the largest accepted values, not the first refused ones."""
     files: Files = {f"{number}": (bytes(1024), False) for number in range(10)}
-    limits = Limits(unpacked_bytes=10 * 1024, entries=10, ratio=1)
+    limits = ArchiveLimits(unpacked_bytes=10 * 1024, entries=10, ratio=1)
     with unpacked(zip_of(files), limits) as folder:
         assert len(content_of(folder)) == 10
 
@@ -253,10 +253,13 @@ def test_exactly_at_the_limits_is_accepted() -> None:
     ("body", "problem"),
     [
         (b"", "the object is empty"),
-        (b"print('hello')\n", r"no archive, it starts with 'print\('hello'\)|no archive, it starts with \"print"),
+        (
+            b"print('hello')\n",
+            r"not an archive, it starts with 'print\('hello'\)|not an archive, it starts with \"print",
+        ),
         (b"<html>", "accepted are zip, and tar"),
-        (b"\x28\xb5\x2f\xfd" + bytes(600), "no archive"),
-        (gzip.compress(b"print('hello')\n" * 100), "compressed but holds no tar"),
+        (b"\x28\xb5\x2f\xfd" + bytes(600), "not an archive"),
+        (gzip.compress(b"print('hello')\n" * 100), "compressed but contains no tar"),
         (zip_of({}), "the archive is empty"),
         (tar_of({}), "the archive is empty"),
         (gzip.compress(tar_of({})), "the archive is empty"),

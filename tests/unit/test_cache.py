@@ -18,15 +18,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from nanogrid.execution.code import cache as cache_module
 from nanogrid.execution.code import locks
-from nanogrid.execution.code.cache import Cache, Entry, source_name
+from nanogrid.execution.code.cache import Cache, CacheEntry, source_name
 from nanogrid.execution.code.locks import try_exclusive, try_shared, wait_for_file
-from nanogrid.execution.code.source import Identity
-from nanogrid.execution.code.tree import BLOCK_BYTES, Unpacked, remove_tree
+from nanogrid.execution.code.s3_source import ObjectVersion
+from nanogrid.execution.code.tree import BLOCK_BYTES, TreeSize, remove_tree
 from tests.support.interleaved import before_every_line
 
 T = TypeVar("T")
 
-SOME = Identity("etag", "")
+SOME = ObjectVersion("etag", "")
 
 
 def digest(name: str) -> str:
@@ -34,14 +34,14 @@ def digest(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def publish(cache: Cache, name: str, blocks: int = 1) -> Entry:
+def publish(cache: Cache, name: str, blocks: int = 1) -> CacheEntry:
     """Put code of this name and size into the cache, and use it."""
     with cache.workplace() as workplace:
         draft = workplace / "draft"
         (draft / "tree").mkdir(parents=True)
         (draft / "tree" / "name").write_text(name)
         (draft / "tree").chmod(0o555)
-        return cache.publish(draft, digest(name), Unpacked(len(name), blocks * BLOCK_BYTES, 1))
+        return cache.publish(draft, digest(name), TreeSize(len(name), blocks * BLOCK_BYTES, 1))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.cache = Cache(self.folder / "code", self.limit_blocks * BLOCK_BYTES)
         self.blocks: dict[str, int] = {}
-        self.used: list[tuple[str, Entry]] = []
+        self.used: list[tuple[str, CacheEntry]] = []
         self.order: list[str] = []
 
     def teardown(self) -> None:
@@ -169,15 +169,15 @@ TestCacheInAnyOrder.__doc__ = "The cache holds its promises whatever the order o
 
 
 def test_a_record_is_what_was_remembered_last(cache: Cache) -> None:
-    """A source's record holds the identity and digest of the last fetch, and each fetch makes a new one."""
+    """A source's record holds the version and digest of the last fetch, and each fetch makes a new one."""
     assert cache.record("source") is None
-    cache.remember("source", Identity('"1"', "v"), digest("a"))
+    cache.remember("source", ObjectVersion('"1"', "v"), digest("a"))
     first = cache.record("source")
-    cache.remember("source", Identity('"1"', "v"), digest("a"))
+    cache.remember("source", ObjectVersion('"1"', "v"), digest("a"))
     second = cache.record("source")
     assert first
     assert second
-    assert (second.identity, second.sha256) == (Identity('"1"', "v"), digest("a"))
+    assert (second.version, second.sha256) == (ObjectVersion('"1"', "v"), digest("a"))
     assert first != second
 
 

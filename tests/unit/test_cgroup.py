@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nanogrid.execution.container.cgroup import Cgroup, Gauge, Hierarchy, KeptCgroup, Usage, detect, locate
+from nanogrid.execution.container.cgroup import Cgroup, Gauge, Hierarchy, OpenCgroup, Usage, detect, locate
 from nanogrid.settings import Settings
 
 CONTAINER = "5dd59f56dfc7dbf48dd8e4fcdc104441caab67acb3b36e75c41b3cd54f974bb0"
@@ -213,7 +213,7 @@ def test_a_frozen_container_is_seen(tmp_path: Path, name: str, text: str, frozen
     assert Cgroup(None, None, tmp_path).is_frozen() is frozen
 
 
-@pytest.mark.parametrize("make", [Cgroup, KeptCgroup])
+@pytest.mark.parametrize("make", [Cgroup, OpenCgroup])
 @pytest.mark.parametrize(
     ("wanted", "come_of_it", "frozen"), [("0", 0, False), ("1", 0, True), ("1", 1, True), ("0", 1, True)]
 )
@@ -224,7 +224,7 @@ def test_a_container_that_is_to_be_frozen_counts(
     write(tmp_path, cgroup__freeze=f"{wanted}\n", cgroup__events=f"populated 1\nfrozen {come_of_it}\n")
     cgroup = make(None, None, tmp_path)
     assert cgroup.is_frozen() is frozen
-    if isinstance(cgroup, KeptCgroup):
+    if isinstance(cgroup, OpenCgroup):
         cgroup.close()
 
 

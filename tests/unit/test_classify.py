@@ -10,32 +10,38 @@ import pytest
 from nanogrid.errors import ContainerLostError
 from nanogrid.execution.code.required import HandlerModule
 from nanogrid.execution.container.cgroup import Usage
-from nanogrid.execution.container.engine import End
-from nanogrid.execution.container.report import Ended, RunReport, Stream
+from nanogrid.execution.container.engine import ExitStatus
+from nanogrid.execution.container.report import EndReason, RunReport, Stream
 from nanogrid.execution.executor import classify, handler_command, value_of
 from nanogrid.result import ExecutionResult, Outcome, not_run
 
 
-def report(ended: Ended, exit_code: int | None = None, oom_kills: int | None = 0) -> RunReport:
+def report(ended: EndReason, exit_code: int | None = None, oom_kills: int | None = 0) -> RunReport:
     return RunReport(ended, exit_code, Stream(1), Stream(1), 1.0, Usage(1, 1, oom_kills))
 
 
 def container(*, oom_killed: bool = False) -> Any:
     """A removed container, as the engine reports its end."""
-    return SimpleNamespace(name="c", end=End(running=False, exit_code=137, oom_killed=oom_killed), destroy=lambda: None)
+    return SimpleNamespace(
+        name="c", end=ExitStatus(running=False, exit_code=137, oom_killed=oom_killed), destroy=lambda: None
+    )
 
 
 @pytest.mark.parametrize(
     ("run", "outcome", "exit_code"),
     [
-        (report(Ended.EXITED, 0), Outcome.SUCCEEDED, 0),
-        (report(Ended.EXITED, 3), Outcome.FAILED, 3),
-        (report(Ended.EXITED, 137), Outcome.FAILED, 137),  # 137 alone proves nothing: a function may kill itself
-        (report(Ended.EXITED, 137, oom_kills=1), Outcome.OUT_OF_MEMORY, 137),
-        (report(Ended.EXITED, 1, oom_kills=1), Outcome.OUT_OF_MEMORY, 1),  # the compiler was killed, the script failed
-        (report(Ended.EXITED, 0, oom_kills=1), Outcome.SUCCEEDED, 0),  # it lost a child and coped
-        (report(Ended.TIMED_OUT, oom_kills=1), Outcome.TIMED_OUT, -1),
-        (report(Ended.OUTPUT_LIMIT), Outcome.OUTPUT_LIMIT, -1),
+        (report(EndReason.EXITED, 0), Outcome.SUCCEEDED, 0),
+        (report(EndReason.EXITED, 3), Outcome.FAILED, 3),
+        (report(EndReason.EXITED, 137), Outcome.FAILED, 137),  # 137 alone proves nothing: a function may kill itself
+        (report(EndReason.EXITED, 137, oom_kills=1), Outcome.OUT_OF_MEMORY, 137),
+        (
+            report(EndReason.EXITED, 1, oom_kills=1),
+            Outcome.OUT_OF_MEMORY,
+            1,
+        ),  # the compiler was killed, the script failed
+        (report(EndReason.EXITED, 0, oom_kills=1), Outcome.SUCCEEDED, 0),  # it lost a child and coped
+        (report(EndReason.TIMED_OUT, oom_kills=1), Outcome.TIMED_OUT, -1),
+        (report(EndReason.OUTPUT_LIMIT), Outcome.OUTPUT_LIMIT, -1),
     ],
 )
 def test_the_outcome_follows_from_what_was_counted(run: RunReport, outcome: Outcome, exit_code: int) -> None:
@@ -45,16 +51,16 @@ def test_the_outcome_follows_from_what_was_counted(run: RunReport, outcome: Outc
 
 def test_without_accounts_the_engine_is_asked() -> None:
     """If the cgroup cannot be read, the engine's flag of the ended container decides."""
-    run = report(Ended.EXITED, 137, oom_kills=None)
+    run = report(EndReason.EXITED, 137, oom_kills=None)
     assert classify(run, container(oom_killed=True)) == (Outcome.OUT_OF_MEMORY, 137)
     assert classify(run, container(oom_killed=False)) == (Outcome.FAILED, 137)
 
 
 def test_a_container_that_vanished_is_our_trouble() -> None:
     """A container that disappeared was lost, unless memory was the reason."""
-    assert classify(report(Ended.LOST), container(oom_killed=True)) == (Outcome.OUT_OF_MEMORY, 137)
+    assert classify(report(EndReason.LOST), container(oom_killed=True)) == (Outcome.OUT_OF_MEMORY, 137)
     with pytest.raises(ContainerLostError):
-        classify(report(Ended.LOST), container(oom_killed=False))
+        classify(report(EndReason.LOST), container(oom_killed=False))
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from nanogrid.cli.exit_codes import explain
-from nanogrid.cli.function_source import Local, Stored, find_source, guess_runtime, pack
-from nanogrid.cli.inputs import given, parse_env, parse_payload
+from nanogrid.cli.function_source import LocalCode, StoredCode, find_source, guess_runtime, pack
+from nanogrid.cli.inputs import input_fields, parse_env, parse_payload
 from nanogrid.cli.output import facts, print_result
 from nanogrid.cli.target import deployment_variables, find_target
 from nanogrid.errors import CodeError, ConfigurationError, InvalidRequestError
@@ -51,7 +51,7 @@ def test_env_words_become_a_mapping() -> None:
 
 def test_env_word_without_equals_sign_is_refused() -> None:
     """The sentence shows the word."""
-    with pytest.raises(InvalidRequestError, match="'A' is no NAME=VALUE"):
+    with pytest.raises(InvalidRequestError, match="'A' is not NAME=VALUE"):
         parse_env(["A"])
 
 
@@ -107,10 +107,10 @@ def test_env_value_that_begins_with_an_at_sign() -> None:
     [
         (
             None,
-            r"token, for 'TOKEN', cannot be read: No such file or directory; give a file that is there, or TOKEN=@@",
+            r"token, for 'TOKEN', cannot be read: No such file or directory; give an existing file, or TOKEN=@@",
         ),
-        (b"caf\xe9 hunter2", r"token, for 'TOKEN', is no UTF-8 text: give a file with text, such as base64"),
-        (b"hunter2" * 20_000, r"token, for 'TOKEN', is too large: with its name a variable holds 131071 bytes at most"),
+        (b"caf\xe9 hunter2", r"token, for 'TOKEN', is not UTF-8 text: give a file with text, such as base64"),
+        (b"hunter2" * 20_000, r"token, for 'TOKEN', is too large: a variable with its name has at most 131071 bytes"),
     ],
 )
 def test_unusable_file_of_an_env_value_is_explained(tmp_path: Path, content: bytes | None, message: str) -> None:
@@ -155,9 +155,9 @@ def test_a_folder_is_no_file_of_an_env_value(tmp_path: Path) -> None:
 def test_stdin_is_for_one(env: list[str], payload: str | None) -> None:
     """The second would find nothing left, so nothing is read."""
     with pytest.raises(
-        InvalidRequestError, match="standard input can be read for one of --env, --payload and --stdin only"
+        InvalidRequestError, match="standard input can be read only for one of --env, --payload and --stdin"
     ):
-        given(env, payload)
+        input_fields(env, payload)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_payload_from_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("hello", "is no JSON.*quotes of its own"), ("@/no/such", "/no/such cannot be read"), ("", "is no JSON")],
+    [("hello", "is not JSON.*its own quotes"), ("@/no/such", "/no/such cannot be read"), ("", "is not JSON")],
 )
 def test_unusable_payload_is_explained(text: str, message: str) -> None:
     """The sentence says how a plain text has to be written."""
@@ -192,20 +192,20 @@ def test_unusable_payload_is_explained(text: str, message: str) -> None:
 
 def test_s3_url_is_taken_apart() -> None:
     """Bucket, key with its slashes, and a name for the function."""
-    assert find_source("s3://b/a/thumb.v2.zip") == Stored("b", "a/thumb.v2.zip")
-    assert Stored("b", "a/thumb.v2.zip").stem == "thumb"
+    assert find_source("s3://b/a/thumb.v2.zip") == StoredCode("b", "a/thumb.v2.zip")
+    assert StoredCode("b", "a/thumb.v2.zip").stem == "thumb"
 
 
 @pytest.mark.parametrize("text", ["s3://bucket", "s3://bucket/", "s3:/bucket/key", "s3:///key"])
 def test_broken_s3_url_is_refused(text: str) -> None:
     """A typo does not become the name of a local file."""
-    with pytest.raises(CodeError, match="no usable S3 address"):
+    with pytest.raises(CodeError, match="not a usable S3 address"):
         find_source(text)
 
 
 def test_missing_path_is_refused() -> None:
     """The sentence says what is accepted."""
-    with pytest.raises(CodeError, match="does not exist; give a folder"):
+    with pytest.raises(CodeError, match="does not exist: give a folder"):
         find_source("/no/such/function")
 
 
@@ -224,28 +224,28 @@ def test_stdin_is_sent_as_text_or_as_bytes(
 ) -> None:
     """From a file, from this command's own stdin, or as a word: nothing is added or taken away, and the shorter form travels."""
     (tmp_path / "in").write_bytes(raw)
-    assert given([], None, str(tmp_path / "in"), None) == {"env": {}, **field}
+    assert input_fields([], None, str(tmp_path / "in"), None) == {"env": {}, **field}
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
-    assert given([], None, "-", None) == {"env": {}, **field}
-    assert given([], None, None, os.fsdecode(raw)) == {"env": {}, **field}
+    assert input_fields([], None, "-", None) == {"env": {}, **field}
+    assert input_fields([], None, None, os.fsdecode(raw)) == {"env": {}, **field}
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (([], "1", "in", None), "--payload and --stdin both give the function's input: leave one out"),
-        (([], None, "in", "text"), "--stdin and --stdin-text both give"),
-        (([], "1", None, ""), "--payload and --stdin-text both give"),
-        ((["A=@-"], None, "-", None), "can be read for one of --env, --payload and --stdin only"),
+        (([], "1", "in", None), "--payload and --stdin each give the function's input: use only one"),
+        (([], None, "in", "text"), "--stdin and --stdin-text each give"),
+        (([], "1", None, ""), "--payload and --stdin-text each give"),
+        ((["A=@-"], None, "-", None), "can be read only for one of --env, --payload and --stdin"),
         (([], None, "/no/such/file", None), "/no/such/file cannot be read: No such file"),
         (([], None, "", None), "--stdin names no file"),
-        (([], None, "/dev/zero", None), "/dev/zero holds more than the 1048576 bytes that a message has room for"),
+        (([], None, "/dev/zero", None), "/dev/zero has more than the 1048576 bytes that fit into a message"),
     ],
 )
 def test_stdin_that_cannot_be_given_is_refused(words: tuple[list[str], str, str, str], says: str) -> None:
     """Before anything is sent, and however much there is to be read."""
     with pytest.raises(InvalidRequestError, match=says):
-        given(*words)
+        input_fields(*words)
 
 
 def zipped(path: Path, *names: str) -> Path:
@@ -284,7 +284,8 @@ def test_deployments_own_runtime_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [((), "holds no main.py or run.sh"), (("main.py", "run.sh"), "what python and cpp start")]
+    ("names", "message"),
+    [((), "has no main.py or run.sh"), (("main.py", "run.sh"), "the required files of python and cpp")],
 )
 def test_runtime_is_never_a_coin_toss(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
     """Nothing to see, or two things, ask for --runtime."""
@@ -320,9 +321,9 @@ def test_a_handler_says_the_runtime_without_main_py(form: str, file: str, handle
     """Only one runtime has handlers; the same for a folder, a zip, a tar and what is in S3 already."""
     source = find_source(str(MAKERS[form](tmp_path / form, file)))
     assert guess_runtime(source, Settings(), handler=handler) == "python"
-    assert isinstance(source, Local)
+    assert isinstance(source, LocalCode)
     assert pack(source, PYTHON, Settings(), handler=handler)
-    assert guess_runtime(Stored("code", "f.zip"), Settings(), handler=handler) == "python"
+    assert guess_runtime(StoredCode("code", "f.zip"), Settings(), handler=handler) == "python"
 
 
 def test_a_handler_and_two_runtimes_with_handlers_leave_the_choice_to_the_files(tmp_path: Path) -> None:
@@ -340,8 +341,8 @@ def test_a_handler_and_two_runtimes_with_handlers_leave_the_choice_to_the_files(
 def test_a_handler_in_no_module_of_the_code_is_told_before_anything_is_sent(form: str, tmp_path: Path) -> None:
     """As a missing main.py is."""
     source = find_source(str(MAKERS[form](tmp_path / form, "other.py", "data/x.txt")))
-    assert isinstance(source, Local)
-    with pytest.raises(CodeError, match=r"holds no todos\.py \(or a package 'todos'\), which the handler names"):
+    assert isinstance(source, LocalCode)
+    with pytest.raises(CodeError, match=r"has no todos\.py \(or a package 'todos'\), which the handler names"):
         pack(source, PYTHON, Settings(), handler="todos.get")
 
 
@@ -353,7 +354,7 @@ def test_code_in_one_folder_is_told_as_such(form: str, file: str, handler: str |
         source = find_source(
             str(MAKERS[form](tmp_path / str(number) / form, f"./project/{file}", "./project/x", *beside))
         )
-        assert isinstance(source, Local)
+        assert isinstance(source, LocalCode)
         with pytest.raises(CodeError, match=r"not at the top of .* but in the folder 'project/': "):
             pack(source, PYTHON if handler or file == "main.py" else CPP, Settings(), handler=handler)
         if handler is None:
@@ -365,11 +366,11 @@ def test_a_single_file_with_a_handler_keeps_its_name(tmp_path: Path) -> None:
     """Else its module would not be there; one that is called by the name of what the runtime starts gets that."""
     (tmp_path / "hello.py").write_text("")
     source = find_source(str(tmp_path / "hello.py"))
-    assert isinstance(source, Local)
+    assert isinstance(source, LocalCode)
     for handler, name in (("hello.f", "hello.py"), ("main.f", "main.py"), (None, "main.py")):
         packed = pack(source, PYTHON, Settings(), handler=handler)
         assert zipfile.ZipFile(io.BytesIO(packed)).namelist() == [name]
-    with pytest.raises(CodeError, match=r"holds no other\.py"):
+    with pytest.raises(CodeError, match=r"has no other\.py"):
         pack(source, PYTHON, Settings(), handler="other.f")
 
 
@@ -381,7 +382,7 @@ def test_archives_are_uploaded_as_they_are(tmp_path: Path) -> None:
         opened.add(archive, "main.py")
     for path in (archive, tar):
         source = find_source(str(path))
-        assert isinstance(source, Local)
+        assert isinstance(source, LocalCode)
         assert pack(source, PYTHON, Settings()) == path.read_bytes()
 
 
@@ -390,8 +391,8 @@ def test_archive_over_the_limit_is_refused(tmp_path: Path) -> None:
     path = zipped(tmp_path / "f.zip", "main.py")
     with path.open("ab") as file:
         file.truncate(2 * 1024 * 1024)
-    source = Local(path, frozenset(), is_archive=True)
-    with pytest.raises(CodeError, match="workers accept 1048576 at most"):
+    source = LocalCode(path, frozenset(), is_archive=True)
+    with pytest.raises(CodeError, match="workers accept at most 1048576"):
         pack(source, PYTHON, Settings(archive_limit_mb=1))
 
 
@@ -399,8 +400,8 @@ def test_folder_needs_what_its_runtime_starts(tmp_path: Path) -> None:
     """Said here, and not by a container that finds no file; a handler needs no main.py."""
     (tmp_path / "app.py").write_text("")
     source = find_source(str(tmp_path))
-    assert isinstance(source, Local)
-    with pytest.raises(CodeError, match=r"holds no main\.py"):
+    assert isinstance(source, LocalCode)
+    with pytest.raises(CodeError, match=r"has no main\.py"):
         pack(source, PYTHON, Settings())
     assert pack(source, PYTHON, Settings(), handler="app.run")
 
@@ -409,7 +410,7 @@ def test_cpp_source_alone_gets_a_recipe(tmp_path: Path) -> None:
     """A source file cannot be started; the sentence holds the run.sh that compiles it."""
     (tmp_path / "hello.cpp").write_text("int main() {}")
     source = find_source(str(tmp_path / "hello.cpp"))
-    assert isinstance(source, Local)
+    assert isinstance(source, LocalCode)
     with pytest.raises(CodeError, match=r"run\.sh such as: g\+\+ -O2 -o main hello\.cpp && \./main"):
         pack(source, CPP, Settings())
 

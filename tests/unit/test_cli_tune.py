@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from nanogrid.cli.application import app
 from nanogrid.cli.chart import check_chart, draw
-from nanogrid.cli.size_runs import ID_LENGTH, Measuring, measured_id, sample_of
+from nanogrid.cli.size_runs import ID_LENGTH, SizeRuns, measured_id, sample_of
 from nanogrid.cli.size_table import human_ms, print_measured, remarks, to_wire
 from nanogrid.cli.tune import sizes_of
 from nanogrid.errors import ConfigurationError
@@ -34,7 +34,7 @@ def result(outcome: Outcome = OK, **fields: object) -> ExecutionResult:
 
 def measured_with(
     outcomes: Callable[[Size, int], Outcome], sizes: Sequence[Size] = (SMALL, MIDDLE, LARGE), runs: int = 2
-) -> tuple[Measuring, list[Size]]:
+) -> tuple[SizeRuns, list[Size]]:
     """A measurement whose n-th run (from 0) at a size ends like this, and the sizes in the order of all runs."""
     order: list[Size] = []
 
@@ -42,7 +42,7 @@ def measured_with(
         order.append(size)
         return result(outcomes(size, order.count(size) - 1))
 
-    measuring = Measuring(sizes, run)
+    measuring = SizeRuns(sizes, run)
     measuring.measure(runs, lambda number, size: None)
     return measuring, order
 

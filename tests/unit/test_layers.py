@@ -16,8 +16,8 @@ from nanogrid.execution.code.locks import try_exclusive
 from nanogrid.execution.container.labels import owners_folder
 from nanogrid.execution.layers import build_claims, requirements
 from nanogrid.execution.layers.build_log import HEAD_BYTES, TAIL_BYTES, BuildLog, prune
-from nanogrid.execution.layers.failed_builds import Failures
-from nanogrid.execution.layers.lines import Line
+from nanogrid.execution.layers.failed_builds import FailedBuilds
+from nanogrid.execution.layers.lines import RequirementLine
 from nanogrid.execution.layers.recipes import Needs, needs, packages_recipe, tree_recipe
 from nanogrid.execution.layers.requirements import Requirements
 from nanogrid.runtimes import CPP, PYTHON
@@ -126,17 +126,17 @@ def test_what_could_bring_in_more_than_wheels_is_refused(tmp_path: Path, line: s
 @pytest.mark.parametrize(
     ("line", "remedy"),
     [
-        ("--no-b=:all:", "one option per line is understood"),
-        ("--pre --no-binary=:all:", "one option per line is understood"),
+        ("--no-b=:all:", "one option per line is supported"),
+        ("--pre --no-binary=:all:", "one option per line is supported"),
         ("-e .", "name a wheel or a folder without -e"),
         ("--editable=.", "name a wheel or a folder without -e"),
         ("-r https://example.org/more.txt", "add that file to the code"),
         ("git+https://example.org/six.git", "name a wheel or an archive of it"),
         ("six @ git+https://example.org/six.git", "name the address of a wheel or of a source archive"),
-        ("six --pre", "only --hash can stand"),
+        ("six --pre", "only --hash is allowed"),
         ('six --hash="sha256:0a"', "write it without"),
-        ("six-1.0.tar.gz", "no file of the code"),
-        ("./package", "no file of the code"),
+        ("six-1.0.tar.gz", "not a file of the code"),
+        ("./package", "not a file of the code"),
         ("gr\u00f6\u00dfe", "plain ASCII"),
         ("six>=1.0.*", "write them as in name>=1.0,<2"),
         ("six ; import os", "write it as in name ; python_version < '3.10'"),
@@ -161,7 +161,7 @@ def test_included_files_are_read_as_well(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../more.txt", "/etc/passwd", "a/../../more.txt"])
 def test_included_files_must_lie_in_the_code(tmp_path: Path, name: str) -> None:
     """A path out of the code is refused before it is opened."""
-    with pytest.raises(LayerBuildError, match="lies outside of the code"):
+    with pytest.raises(LayerBuildError, match="is outside of the code"):
         read(tmp_path, f"-r {name}\n")
 
 
@@ -207,7 +207,7 @@ def test_only_what_is_asked_for_is_built(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("numpy\n")
     (tmp_path / "build.sh").write_text("make\n")
     assert needs(tmp_path, CPP, Settings()) == Needs(None, script=True)
-    assert needs(tmp_path, PYTHON, Settings()) == Needs(Requirements((Line("numpy"),)), script=True)
+    assert needs(tmp_path, PYTHON, Settings()) == Needs(Requirements((RequirementLine("numpy"),)), script=True)
 
 
 def test_an_id_changes_with_all_that_decides_the_packages(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_long_log_keeps_its_start_and_its_end(tmp_path: Path, extra: int) -> N
     log.close()
     kept = log.path.read_bytes()
     left_out = max(0, extra - TAIL_BYTES)
-    note = f"\n... {left_out} bytes are left out here ...\n".encode() if left_out else b""
+    note = f"\n... {left_out} bytes left out ...\n".encode() if left_out else b""
     assert kept == data[:HEAD_BYTES] + note + data[HEAD_BYTES + left_out :]
 
 
@@ -327,20 +327,20 @@ def test_only_the_newest_logs_are_kept(tmp_path: Path) -> None:
 
 def test_a_failure_is_told_with_its_time_until_it_is_forgotten(tmp_path: Path) -> None:
     """Within its time a failure is raised again as what it was; afterwards, or when the layer came to be, it is not."""
-    failures = Failures(tmp_path / "failures", ttl_s=60, network="none")
+    failures = FailedBuilds(tmp_path / "failures", ttl_s=60, network="none")
     failures.check("layer")
     failures.remember("layer", LayerBuildError("build.sh failed; see the log"))
     with pytest.raises(
-        LayerBuildError, match=r"^build\.sh failed; see the log\n\(It failed at .* is tried again from "
+        LayerBuildError, match=r"^build\.sh failed; see the log\n\(It failed at .*; the next attempt is possible at "
     ):
-        Failures(tmp_path / "failures", ttl_s=60, network="none").check("layer")
+        FailedBuilds(tmp_path / "failures", ttl_s=60, network="none").check("layer")
     failures.forget("layer")
     failures.check("layer")
 
 
 def test_a_failure_of_ours_stays_retryable_and_is_kept_for_seconds(tmp_path: Path) -> None:
     """An index that did not answer is not asked by each request, and its error can still be retried."""
-    failures = Failures(tmp_path, ttl_s=600, network="none")
+    failures = FailedBuilds(tmp_path, ttl_s=600, network="none")
     failures.remember("layer", CodeUnavailableError("the index did not answer"))
     with pytest.raises(CodeUnavailableError):
         failures.check("layer")
@@ -352,24 +352,24 @@ def test_a_failure_of_ours_stays_retryable_and_is_kept_for_seconds(tmp_path: Pat
 @pytest.mark.parametrize("ttl_s", [0.0, 1e-9])
 def test_without_a_time_nothing_is_remembered(tmp_path: Path, ttl_s: float) -> None:
     """With no time to keep it, a failure is not told to the next request."""
-    failures = Failures(tmp_path / "failures", ttl_s, "none")
+    failures = FailedBuilds(tmp_path / "failures", ttl_s, "none")
     error: CodeError = LayerBuildError("build.sh failed")
     failures.remember("layer", error)
     failures.check("layer")
 
 
 def test_a_failure_belongs_to_the_network_that_builds_had(tmp_path: Path) -> None:
-    """What failed for want of a network is tried again as soon as the deployment names one."""
-    Failures(tmp_path, 60, "none").remember("layer", LayerBuildError("no network"))
-    Failures(tmp_path, 60, "packages").check("layer")
+    """A build that failed without a network is repeated as soon as the deployment names one."""
+    FailedBuilds(tmp_path, 60, "none").remember("layer", LayerBuildError("no network"))
+    FailedBuilds(tmp_path, 60, "packages").check("layer")
     with pytest.raises(LayerBuildError):
-        Failures(tmp_path, 60, "none").check("layer")
+        FailedBuilds(tmp_path, 60, "none").check("layer")
 
 
 def test_a_damaged_record_is_no_failure(tmp_path: Path) -> None:
     """A record that a power loss left empty costs one build."""
     (tmp_path / "layer.json").write_text("")
-    Failures(tmp_path, 60, "none").check("layer")
+    FailedBuilds(tmp_path, 60, "none").check("layer")
 
 
 # -- builders

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogrid.errors import ContainerLostError, ContainerStartError
-from nanogrid.execution.container.link import PACKET_BYTES, Hello, Link, Listener, Ready, RunEnded, Unfit, parse
+from nanogrid.execution.container.link import PACKET_BYTES, Hello, Link, Ready, RunEnded, RunnerListener, Unfit, parse
 from tests.support.services import wait_until
 
 LONG_S = 30.0
@@ -122,7 +122,7 @@ def test_each_word_is_understood(packet: bytes, message: object) -> None:
 )
 def test_anything_else_means_nothing(packet: bytes) -> None:
     """It is the end of the container, told in one short sentence, and never another error."""
-    with pytest.raises(ContainerLostError, match="which means nothing") as raised:
+    with pytest.raises(ContainerLostError, match="which is not a message") as raised:
         parse(packet)
     assert len(str(raised.value)) < 500
 
@@ -194,7 +194,7 @@ def test_a_descriptor_from_a_container_is_not_taken(pair: tuple[Link, socket.soc
             socket.send_fds(runner, [b"hello 3.9.0"], [0, 1, 2])
             assert link.receive(LONG_S) == Hello((3, 9))
     socket.send_fds(runner, [b"ready"], [0, 1, 2])
-    with pytest.raises(ContainerLostError, match="no connection"):
+    with pytest.raises(ContainerLostError, match="not a connection"):
         link.receive(LONG_S)
     assert open_files() == before + 1
 
@@ -378,7 +378,7 @@ def connected(path: Path) -> socket.socket:
 def test_a_runner_connects_once(tmp_path: Path) -> None:
     """Only root may reach the path; with the first connection taken it is closed, and the path is gone."""
     path = tmp_path / "control.sock"
-    listener = Listener(path)
+    listener = RunnerListener(path)
     assert path.stat().st_mode & 0o777 == 0o600
     with closing(connected(path)) as runner:
         runner.send(b"hello 3.9.2")
@@ -396,7 +396,7 @@ def test_the_path_may_be_of_any_length(tmp_path: Path) -> None:
     folder = tmp_path / ("d" * 120) / ("e" * 120)
     folder.mkdir(parents=True)
     with (
-        closing(Listener(folder / "control.sock")) as listener,
+        closing(RunnerListener(folder / "control.sock")) as listener,
         closing(connected(folder / "control.sock")),
         closing(listener.accept(LONG_S, lambda: True)) as link,
     ):
@@ -418,7 +418,7 @@ def test_a_runner_that_comes_late_is_waited_for(tmp_path: Path) -> None:
         return True
 
     thread = threading.Thread(target=late)
-    with closing(Listener(path)) as listener:
+    with closing(RunnerListener(path)) as listener:
         thread.start()
         with closing(listener.accept(LONG_S, is_running)):
             thread.join()
@@ -429,7 +429,7 @@ def test_a_container_that_ended_is_not_waited_for(tmp_path: Path) -> None:
     """Long before the time is up."""
     began = time.monotonic()
     with (
-        closing(Listener(tmp_path / "control.sock")) as listener,
+        closing(RunnerListener(tmp_path / "control.sock")) as listener,
         pytest.raises(ContainerStartError, match="ended before its runner was up"),
     ):
         listener.accept(600, lambda: False)
@@ -439,7 +439,7 @@ def test_a_container_that_ended_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_runner_that_does_not_come_is_an_error(tmp_path: Path) -> None:
     """The sentence says how long it was waited for."""
     with (
-        closing(Listener(tmp_path / "control.sock")) as listener,
+        closing(RunnerListener(tmp_path / "control.sock")) as listener,
         pytest.raises(ContainerStartError, match=r"not up within 0\.05 s"),
     ):
         listener.accept(0.05, lambda: True)

@@ -116,7 +116,7 @@ def test_link_in_a_circle_is_refused(tmp_path: Path) -> None:
     """A folder that holds itself through a link would never end."""
     (tmp_path / "main.py").write_text("")
     (tmp_path / "again").symlink_to(".")
-    with pytest.raises(CodeError, match="again is a link to a folder that holds it"):
+    with pytest.raises(CodeError, match="again is a link to a folder that contains it"):
         pack_folder(tmp_path)
 
 
@@ -175,7 +175,7 @@ def test_limit_of_bytes_is_exact(tmp_path: Path) -> None:
 def test_folder_without_files_is_refused(tmp_path: Path) -> None:
     """There is nothing to run in it."""
     (tmp_path / "sub").mkdir()
-    with pytest.raises(CodeError, match="holds no files"):
+    with pytest.raises(CodeError, match="has no files"):
         pack_folder(tmp_path)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from nanogrid.errors import ContainerStartError
 from nanogrid.execution.container.report import Result
-from nanogrid.execution.container.slot import Slot, farm, in_memory
+from nanogrid.execution.container.slot import Slot, hard_link_copy, in_memory
 
 LONG_AGO_NS = 1_000_000_000_000_000_000
 LIMIT_BYTES = 1000
@@ -69,21 +69,21 @@ def tree(root: Path) -> dict[str, tuple[int, int, str]]:
     return found
 
 
-# -- the farm
+# -- the hard-link copy
 
 
-def test_a_farm_is_the_same_tree(code: Path, tmp_path: Path) -> None:
+def test_a_hard_link_copy_is_the_same_tree(code: Path, tmp_path: Path) -> None:
     """Names, modes, times of files and folders, and the text of links, dangling ones included."""
     before = tree(code)
-    farm(code, tmp_path / "farm")
-    assert tree(tmp_path / "farm") == before == tree(code)
-    Slot(tmp_path / "farm").remove()
+    hard_link_copy(code, tmp_path / "copy")
+    assert tree(tmp_path / "copy") == before == tree(code)
+    Slot(tmp_path / "copy").remove()
 
 
-def test_a_farm_shares_files_and_owns_folders(code: Path, tmp_path: Path) -> None:
+def test_a_hard_link_copy_shares_files_and_owns_folders(code: Path, tmp_path: Path) -> None:
     """Files cost no space and are in the page cache once; nobody who changes a folder changes the cache."""
-    target = tmp_path / "farm"
-    farm(code, target)
+    target = tmp_path / "copy"
+    hard_link_copy(code, target)
     for path in code.rglob("*"):
         twin = target / path.relative_to(code)
         if path.is_symlink():
@@ -99,15 +99,15 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "outside" / "private").write_text("x")
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "way out").symlink_to(tmp_path / "outside")
-    farm(tmp_path / "code", tmp_path / "farm")
-    assert (tmp_path / "farm" / "way out").is_symlink()
+    hard_link_copy(tmp_path / "code", tmp_path / "copy")
+    assert (tmp_path / "copy" / "way out").is_symlink()
 
 
-def test_a_farm_replaces_nothing(code: Path, tmp_path: Path) -> None:
+def test_a_hard_link_copy_replaces_nothing(code: Path, tmp_path: Path) -> None:
     """A target that is there already is an error."""
-    (tmp_path / "farm").mkdir()
+    (tmp_path / "copy").mkdir()
     with pytest.raises(FileExistsError):
-        farm(code, tmp_path / "farm")
+        hard_link_copy(code, tmp_path / "copy")
 
 
 # -- making the folder
@@ -145,7 +145,7 @@ def test_a_slot_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
     """The error names the folder and the reason, and can be tried again."""
     (tmp_path / "runs").write_text("in the way")
     with pytest.raises(
-        ContainerStartError, match=r"the folder .*/runs/7 could not be made: .*Not a directory"
+        ContainerStartError, match=r"the folder .*/runs/7 could not be created: .*Not a directory"
     ) as raised:
         Slot(tmp_path / "runs" / "7").create()
     assert raised.value.retryable
@@ -178,14 +178,14 @@ def test_a_container_belongs_to_the_first_code_it_gets(slot: Slot, code: Path, t
     slot.place(code, None)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "main.py").write_text("print('other')")
-    with pytest.raises(ContainerStartError, match="the code could not be laid out"):
+    with pytest.raises(ContainerStartError, match="the code could not be linked"):
         slot.place(tmp_path / "other", None)
     assert (slot.path / "code" / "main.py").read_text() == "import package"
 
 
 def test_code_that_left_the_cache_is_an_error_of_ours(slot: Slot, tmp_path: Path) -> None:
     """Evicted between being found and being laid out: another attempt fetches it again; half of it is never seen."""
-    with pytest.raises(ContainerStartError, match="the code could not be laid out") as raised:
+    with pytest.raises(ContainerStartError, match="the code could not be linked") as raised:
         slot.place(tmp_path / "gone", None)
     assert raised.value.retryable
     assert not (slot.path / "code").exists()
@@ -233,8 +233,8 @@ def test_what_a_launched_run_is_given_is_for_its_user_alone(slot: Slot) -> None:
         status = path.stat()
         assert (status.st_mode & 0o777, status.st_uid) in ((0o400, 65534), (0o444, os.getuid()))
         assert status.st_mode & 0o777 == (0o400 if os.getuid() == 0 else 0o444)
-    slot.forget_run()
-    slot.forget_run()
+    slot.delete_run()
+    slot.delete_run()
     assert not slot.start_script.exists()
     assert not slot.payload.exists()
 
@@ -281,7 +281,7 @@ def test_a_slot_that_is_as_it_was_made_is_well(slot: Slot, code: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda path: (path / "new").touch(), "'new' has come into its folder"),
+        (lambda path: (path / "new").touch(), "'new' has appeared in its folder"),
         (lambda path: (path / "run").chmod(0o4755), "'run' in its folder has mode 44755 and owner"),
         (lambda path: (path / "runner").chmod(0o777), "'runner' in its folder has mode 40777"),
         (
@@ -321,7 +321,7 @@ def as_user(folder: Path, work: Callable[[], None]) -> int:
 
 
 def test_read_only_folders_are_removed_by_their_owner(tmp_path: Path) -> None:
-    """A worker that is not root removes a farm too, whose folders nobody may write; the cache stays as it was."""
+    """A worker that is not root removes a copy too, although nobody may write to its folders; the cache stays as it was."""
     place = tmp_path / "place"
     place.mkdir()
     place.chmod(0o777)

@@ -1,4 +1,4 @@
-"""Never ends by itself: the timeout of its request ends it, and all that it started."""
+"""Never ends by itself: the request's timeout kills it and everything it started."""
 
 import subprocess
 import time

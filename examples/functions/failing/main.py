@@ -1,4 +1,4 @@
-"""Fails on purpose: the exit code and the words on stderr are the function's own."""
+"""Fails on purpose: the exit code and the text on stderr come from the function."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Holds as many MiB in memory as its payload says, as if they were frames of a video."""
+"""Keeps as many MiB in memory as its payload says, as if they were frames of a video."""
 
 import sys
 

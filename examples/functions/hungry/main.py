@@ -1,4 +1,4 @@
-"""Takes more memory than any request gives it: the kernel ends it, and the result says so."""
+"""Uses more memory than any request allows: the kernel kills it, and the result reports that."""
 
 eaten = []
 while True:

@@ -2,6 +2,6 @@
 
 
 def shout(payload, context):
-    """The text in capitals, with what is known of the run."""
+    """The text in capitals, with facts about the run."""
     print("request", context.aws_request_id)
     return {"text": payload["text"].upper(), "memoryMb": context.memory_limit_in_mb}

@@ -1,11 +1,11 @@
 """The function's code: from an S3 object to a read-only folder on disk.
 
-    source   S3 → a file and its digest
-    archive  a file → a sealed tree (zipped, tarred: formats; entries: names; limits; tree: what is written)
-    cache    sealed trees by digest, shared by all processes of a host (locks: how)
+    s3_source  S3 → a file and its digest
+    archive    a file → a sealed tree (zipped, tarred: formats; entries: names; limits; tree: what is written)
+    cache      sealed trees by digest, shared by all processes of a host, with the help of locks
 
-The one rule: code is found by the SHA-256 of its object, and S3 is asked before each run whether the object is still the
-same, by one HEAD request; a request that names the digest itself needs none when the code is there.
+The one rule: code is found by the SHA-256 of its object, and before each run one HEAD request checks whether S3 still has the
+same object. A request that names the digest needs no HEAD request if the code is cached.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 from nanogrid.connections.s3 import s3_client
 from nanogrid.errors import CodeCorruptError, CodeUnavailableError
 from nanogrid.execution.code.archive import unpack
-from nanogrid.execution.code.cache import Cache, Entry, Record, Usage, source_name
-from nanogrid.execution.code.limits import MIB, Limits
+from nanogrid.execution.code.cache import Cache, CacheEntry, CacheUsage, SourceRecord, source_name
+from nanogrid.execution.code.limits import MIB, ArchiveLimits
 from nanogrid.execution.code.required import HandlerModule, check_required
-from nanogrid.execution.code.source import Source, url
+from nanogrid.execution.code.s3_source import Source, url
 from nanogrid.settings import Settings
 from nanogrid.telemetry import counters
 from nanogrid.telemetry.events import count
@@ -53,8 +53,8 @@ class Code:
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What one checkout asks for."""
+class _Checkout:
+    """The object that one checkout asks for."""
 
     bucket: str
     key: str
@@ -67,7 +67,7 @@ class CodeStore:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._limits = Limits.of(settings)
+        self._limits = ArchiveLimits.of(settings)
         self._source = Source(settings)
         self._cache = Cache(settings.data_dir / "code", settings.code_cache_mb * MIB)
 
@@ -76,19 +76,19 @@ class CodeStore:
     ) -> AbstractContextManager[Code]:
         """The code of an S3 object, kept on disk for the length of the `with` block.
 
-        `sha256` (hex digest of the object) pins the code; `required` is what is started in it. Raises CodeNotFoundError, CodeCorruptError (both final) or
-        CodeUnavailableError (worth another attempt).
+        `sha256` (hex digest of the object) pins the code; `required` is the file or module that is started. Raises
+        CodeNotFoundError, CodeCorruptError (both final) or CodeUnavailableError (retryable).
         """
         return self._checkout(bucket, key, sha256, required)
 
-    def usage(self) -> Usage:
+    def usage(self) -> CacheUsage:
         """What the cache holds."""
         return self._cache.usage()
 
     @contextmanager
     def _checkout(self, bucket: str, key: str, sha256: str | None, required: str | HandlerModule) -> Iterator[Code]:
         source = source_name(self._settings.s3_endpoint_url, bucket, key)
-        wanted = _Wanted(bucket, key, sha256.lower() if sha256 else None, source)
+        wanted = _Checkout(bucket, key, sha256.lower() if sha256 else None, source)
         with self._local_trouble(wanted):
             entry, code = self._ready(wanted)
         try:
@@ -99,7 +99,7 @@ class CodeStore:
             entry.release()
             self._trim()
 
-    def _ready(self, wanted: _Wanted) -> tuple[Entry, Code]:
+    def _ready(self, wanted: _Checkout) -> tuple[CacheEntry, Code]:
         started = time.perf_counter()
         while True:
             known = self._cache.record(wanted.source)
@@ -112,10 +112,10 @@ class CodeStore:
             with self._cache.fetching(wanted.source):
                 if self._cache.record(wanted.source) == known:
                     return self._fetch(wanted, started)
-            # Another process fetched it while we waited: look again.
+            # Another process fetched it meanwhile: check the cache again.
 
-    def _unchanged(self, wanted: _Wanted, known: Record | None) -> tuple[Entry, str] | None:
-        """The cached code, if S3 still has the same object; not asked when the request names the digest."""
+    def _unchanged(self, wanted: _Checkout, known: SourceRecord | None) -> tuple[CacheEntry, str] | None:
+        """The cached code, if S3 still has the same object. S3 is not asked if the request names the digest."""
         sha256 = wanted.sha256 or (known.sha256 if known else None)
         entry = self._cache.use(sha256) if sha256 else None
         if entry is None or sha256 is None:
@@ -123,7 +123,7 @@ class CodeStore:
         if wanted.sha256:
             return entry, sha256
         try:
-            if known and self._source.identity(wanted.bucket, wanted.key) == known.identity:
+            if known and self._source.version(wanted.bucket, wanted.key) == known.version:
                 return entry, sha256
         except BaseException:
             entry.release()
@@ -132,8 +132,8 @@ class CodeStore:
         log.info("%s has changed since it was fetched.", url(wanted.bucket, wanted.key))
         return None
 
-    def _fetch(self, wanted: _Wanted, started: float) -> tuple[Entry, Code]:
-        """Download, check, unpack, publish. Called by one process at a time for each source."""
+    def _fetch(self, wanted: _Checkout, started: float) -> tuple[CacheEntry, Code]:
+        """Download, check, unpack and publish. One process at a time does this for each source."""
         count(counters.CODE_LOOKUP, counters.MISS)
         self._cache.sweep()
         with self._cache.workplace() as workplace:
@@ -150,7 +150,7 @@ class CodeStore:
                 entry = self._cache.use(download.sha256) or self._unpack(workplace, archive, download.sha256)
         unpack_ms = _ms_since(unpacking)
         try:
-            self._cache.remember(wanted.source, download.identity, download.sha256)
+            self._cache.remember(wanted.source, download.version, download.sha256)
         except BaseException:
             entry.release()
             raise
@@ -161,7 +161,7 @@ class CodeStore:
         code = Code(entry.path, download.sha256, entry.unpacked.size_bytes, fetch_ms, unpack_ms, cached=False)
         return entry, code
 
-    def _unpack(self, workplace: Path, archive: Path, sha256: str) -> Entry:
+    def _unpack(self, workplace: Path, archive: Path, sha256: str) -> CacheEntry:
         draft = workplace / "draft"
         draft.mkdir(mode=0o700)
         tree = draft / "tree"
@@ -170,8 +170,8 @@ class CodeStore:
         return self._cache.publish(draft, sha256, unpacked)
 
     @contextmanager
-    def _local_trouble(self, wanted: _Wanted) -> Iterator[None]:
-        """Turn what the local disk says into CodeUnavailableError. A full disk gets our idle code out of its way."""
+    def _local_trouble(self, wanted: _Checkout) -> Iterator[None]:
+        """Turn errors of the local disk into CodeUnavailableError. If the disk is full, evict idle code."""
         try:
             yield
         except OSError as error:
@@ -180,7 +180,7 @@ class CodeStore:
                 self._make_room()
                 problem = f"the disk of {folder} is full: free some space, or lower NANOGRID_CODE_CACHE_MB"
             else:
-                problem = f"{folder} cannot be used ({error}): check its owner, its rights and the disk"
+                problem = f"{folder} cannot be used ({error}): check its owner, its permissions and the disk"
             raise CodeUnavailableError(f"{url(wanted.bucket, wanted.key)} could not be stored, {problem}") from error
 
     def _make_room(self) -> None:
@@ -193,13 +193,13 @@ class CodeStore:
         try:
             self._cache.trim()
         except OSError:
-            # The run is over and has its result; the next fetch evicts what is left now.
+            # The run is over and has its result; the next fetch evicts what remains.
             log.warning("Could not trim the code cache.", exc_info=True)
 
 
 @contextmanager
-def _about(wanted: _Wanted) -> Iterator[None]:
-    """Put the object's address in front of what is wrong with its content."""
+def _about(wanted: _Checkout) -> Iterator[None]:
+    """Add the object's address to errors about its content."""
     try:
         yield
     except CodeCorruptError as error:

@@ -1,8 +1,8 @@
 """Unpacks a function's archive (zip; tar, plain or with gzip, bzip2 or xz) into a read-only folder.
 
-The one rule: an archive is either unpacked as a whole, exactly as it says, inside its folder and its limits, or refused
-with one sentence; there is no third outcome. The format is told by content, never by a name. A name that could be read
-in two ways, a second entry of the same name, bytes after the end: refused, not guessed at.
+The one rule: an archive is either unpacked completely and exactly, inside its folder and its limits, or refused with one
+sentence; there is no third outcome. The format is detected from the content, never from a name. An ambiguous name, a second
+entry of the same name, bytes after the end: all are refused, never guessed.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from pathlib import Path
 
 from nanogrid.errors import CodeCorruptError
 from nanogrid.execution.code import tarred, zipped
-from nanogrid.execution.code.entries import Entry
-from nanogrid.execution.code.limits import Limits, Meter
-from nanogrid.execution.code.tree import Tree, Unpacked
+from nanogrid.execution.code.entries import ArchiveEntry
+from nanogrid.execution.code.limits import ArchiveLimits, Meter
+from nanogrid.execution.code.tree import Tree, TreeSize
 
 ACCEPTED = "accepted are zip, and tar with no, gzip, bzip2 or xz compression"
 
 
-def unpack(archive: Path, folder: Path, limits: Limits) -> Unpacked:
+def unpack(archive: Path, folder: Path, limits: ArchiveLimits) -> TreeSize:
     """Unpack `archive` into `folder`, which must exist and be empty, and seal it (see `tree`).
 
-    Raises CodeCorruptError, or the OSError of a disk that cannot take it; the folder is then to be thrown away.
+    Raises CodeCorruptError, or an OSError of the disk; the caller must then discard the folder.
     """
     meter = Meter(limits, archive.stat().st_size)
     tree = Tree(folder, meter)
@@ -31,11 +31,11 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> Unpacked:
     return tree.seal()
 
 
-def _entries(archive: Path, meter: Meter) -> Iterator[Entry]:
+def _entries(archive: Path, meter: Meter) -> Iterator[ArchiveEntry]:
     with archive.open("rb") as file:
         start = file.read(512)
     if not start:
-        raise CodeCorruptError(f"the object is empty (0 bytes) and no archive: {ACCEPTED}")
+        raise CodeCorruptError(f"the object is empty (0 bytes), not an archive: {ACCEPTED}")
     if start.startswith(zipped.MAGICS):
         return zipped.entries(archive, meter)
     for magic, (_, open_raw) in tarred.OPENERS.items():
@@ -43,4 +43,4 @@ def _entries(archive: Path, meter: Meter) -> Iterator[Entry]:
             return tarred.entries(archive, meter, open_raw)
     if tarred.looks_like_tar(start):
         return tarred.entries(archive, meter, None)
-    raise CodeCorruptError(f"the object is no archive, it starts with {ascii(start[:16])[1:]}: {ACCEPTED}")
+    raise CodeCorruptError(f"the object is not an archive, it starts with {ascii(start[:16])[1:]}: {ACCEPTED}")

@@ -1,16 +1,16 @@
-"""Unpacked code on disk, by the SHA-256 of the object it came from, and which S3 object was last seen to be which.
+"""Unpacked code on disk by the SHA-256 of its object, and the version that each S3 object had when it was last fetched.
 
-The one rule: what stands under `entries/` is complete and never changes. It gets there by one rename and leaves by one
-rename, so a process may be killed at any point and no other sees half of anything.
+The one rule: everything under `entries/` is complete and never changes. It appears by one rename and disappears by one
+rename, so a process may be killed at any point and no other process sees half of anything.
 
     entries/<sha256>/        published code: `tree/` (read-only) and `entry.json`; its mtime is the last use
-    index/<source>.json      bucket and key → the identity last seen there, and the sha256 of its bytes
+    index/<source>.json      bucket and key → the version last fetched, and the sha256 of its bytes
     workplaces/<random>/     downloads, trees being filled, and entries on their way out
     locks/                   one file per source that is being fetched, and `publish`
 
-Locks (see `locks`): an entry in use is locked shared, and only who locks it exclusively may take it away. A workplace is
-locked by its process; one that is not locked belongs to a dead process and is removed. Publishing and evicting happen
-under `locks/publish`, so that the size limit holds for all processes together; nothing slow happens under it.
+Locks (see `locks`): an entry in use has a shared lock, and evicting it takes an exclusive lock. A workplace is locked by its
+process; an unlocked one belongs to a dead process and is removed. Publishing and evicting happen under `locks/publish`, so
+that the size limit holds for all processes together; nothing slow happens while it is held.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanogrid.execution.code.locks import Lock, try_exclusive, try_shared, wait_for_file
-from nanogrid.execution.code.source import Identity
-from nanogrid.execution.code.tree import Unpacked, remove_tree
+from nanogrid.execution.code.s3_source import ObjectVersion
+from nanogrid.execution.code.tree import TreeSize, remove_tree
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Record:
-    """What was last seen at a source, and when it was fetched: a new fetch always makes a different record."""
+class SourceRecord:
+    """What was last fetched from a source, and when: each fetch makes a different record."""
 
     etag: str
     version_id: str
@@ -44,24 +44,24 @@ class Record:
     fetched_at_ns: int
 
     @property
-    def identity(self) -> Identity:
-        """The object's identity at that time."""
-        return Identity(self.etag, self.version_id)
+    def version(self) -> ObjectVersion:
+        """The object's version at the time of the fetch."""
+        return ObjectVersion(self.etag, self.version_id)
 
 
 @dataclass(frozen=True)
-class Usage:
-    """What the cache holds. `limit_bytes` may be exceeded only by entries that are in use."""
+class CacheUsage:
+    """What the cache holds. Only entries in use may exceed `limit_bytes`."""
 
     entries: int
     disk_bytes: int
     limit_bytes: int
 
 
-class Entry:
+class CacheEntry:
     """Published code, locked against eviction until `release`."""
 
-    def __init__(self, lock: Lock, unpacked: Unpacked) -> None:
+    def __init__(self, lock: Lock, unpacked: TreeSize) -> None:
         self._lock = lock
         self.path = lock.path / "tree"
         self.unpacked = unpacked
@@ -77,7 +77,7 @@ def source_name(endpoint: str, bucket: str, key: str) -> str:
 
 
 class Cache:
-    """The cache in one folder, shared by all threads and processes that open it. Makes its folders at the first use."""
+    """The cache in one folder, shared by all threads and processes that open it. Creates its folders on first use."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._entries = folder / "entries"
@@ -90,13 +90,13 @@ class Cache:
 
     # -- reading
 
-    def use(self, sha256: str) -> Entry | None:
-        """The code of this digest, held and marked as used now. None when it is not there."""
+    def use(self, sha256: str) -> CacheEntry | None:
+        """The code of this digest, locked and marked as used now. None if it is not in the cache."""
         lock = try_shared(self._entries / sha256)
         if lock is None:
             return None
         try:
-            entry = Entry(lock, _unpacked(lock.path))
+            entry = CacheEntry(lock, _unpacked(lock.path))
             now = time.time_ns()
             os.utime(lock.path, ns=(now, now))
         except BaseException:
@@ -104,21 +104,21 @@ class Cache:
             raise
         return entry
 
-    def record(self, source: str) -> Record | None:
-        """What was last seen at a source."""
+    def record(self, source: str) -> SourceRecord | None:
+        """What was last fetched from a source, if anything."""
         try:
-            return Record(**json.loads((self._index / f"{source}.json").read_text()))
+            return SourceRecord(**json.loads((self._index / f"{source}.json").read_text()))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
             # Records are not flushed to the disk one by one, so a power loss may leave an empty one.
-            log.warning("The cache's record %s cannot be read; the code is fetched again.", source)
+            log.warning("The cache's record %s cannot be read; fetching the code again.", source)
             return None
 
-    def usage(self) -> Usage:
-        """Entries and bytes right now. An entry that is published or evicted meanwhile may or may not be counted."""
+    def usage(self) -> CacheUsage:
+        """Entries and bytes at present. An entry that is published or evicted meanwhile may or may not be counted."""
         sizes = [size for _, _, size in self._listed()]
-        return Usage(len(sizes), sum(sizes), self._limit_bytes)
+        return CacheUsage(len(sizes), sum(sizes), self._limit_bytes)
 
     # -- writing
 
@@ -131,7 +131,7 @@ class Cache:
             try:
                 yield
             finally:
-                # Whoever waits holds the removed file open, gets its lock, and sees that the name is gone.
+                # A waiting process has the removed file open, gets its lock, and notices that the name is gone.
                 path.unlink(missing_ok=True)
 
     @contextmanager
@@ -145,10 +145,10 @@ class Cache:
             remove_tree(lock.path)
             lock.release()
 
-    def publish(self, draft: Path, sha256: str, unpacked: Unpacked) -> Entry:
-        """Make `draft`, a folder in a workplace that holds the sealed `tree`, the entry of this digest, and use it.
+    def publish(self, draft: Path, sha256: str, unpacked: TreeSize) -> CacheEntry:
+        """Make `draft`, a folder in a workplace with the sealed `tree`, the entry of this digest, and return it in use.
 
-        Evicts what has to go for it. Where another process was faster, its entry is used.
+        Evicts other entries to make room. If another process was faster, its entry is used.
         """
         (draft / "entry.json").write_text(json.dumps(asdict(unpacked)))
         _flush(draft)
@@ -164,18 +164,18 @@ class Cache:
             draft.rename(self._entries / sha256)
             lock.path = self._entries / sha256
         self._remove(evicted)
-        return Entry(lock, unpacked)
+        return CacheEntry(lock, unpacked)
 
-    def remember(self, source: str, identity: Identity, sha256: str) -> None:
-        """Note what was seen at a source."""
-        record = Record(identity.etag, identity.version_id, sha256, time.time_ns())
+    def remember(self, source: str, version: ObjectVersion, sha256: str) -> None:
+        """Record what was fetched from a source."""
+        record = SourceRecord(version.etag, version.version_id, sha256, time.time_ns())
         with self.workplace() as workplace:
             draft = workplace / "record.json"
             draft.write_text(json.dumps(asdict(record)))
             draft.rename(self._index / f"{source}.json")
 
     def trim(self) -> None:
-        """Evict what stayed beyond the limit only because it was in use. To be called after each release; mostly one stat."""
+        """Evict what exceeded the limit only because it was in use. Call it after each release; it mostly costs one stat."""
         if not self._overfull.exists():
             return
         with self._publishing():
@@ -195,7 +195,7 @@ class Cache:
         for path in self._workplaces.iterdir():
             if lock := try_exclusive(path):
                 with lock:
-                    log.info("Removing %s, left by a process that ended in the middle of its work.", path.name)
+                    log.info("Removing %s, left by a process that was killed.", path.name)
                     remove_tree(path)
         for path in self._locks.iterdir():
             if path.name != "publish" and (lock := try_exclusive(path)):
@@ -217,7 +217,7 @@ class Cache:
         while True:
             path = self._workplaces / uuid.uuid4().hex
             path.mkdir(mode=0o700)
-            # A sweeper may come between the two lines and take the new folder for one of a dead process.
+            # Between these two lines, another process's sweep may take the new folder for one of a dead process.
             if lock := try_exclusive(path):
                 return lock
 
@@ -228,13 +228,13 @@ class Cache:
             try:
                 found.append((path.stat().st_mtime_ns, path, _unpacked(path).disk_bytes))
             except FileNotFoundError:
-                continue  # evicted while we looked
+                continue  # evicted meanwhile
         return sorted(found)
 
     def _evict(self, room_for_bytes: int) -> list[Lock]:
-        """Take away entries until `room_for_bytes` more fit, least recently used first, never one in use.
+        """Evict entries until `room_for_bytes` more fit, least recently used first, never one in use.
 
-        Only moves them out of sight. The caller removes them, after it has given up `locks/publish`.
+        Only moves them away. The caller deletes them after it has released `locks/publish`.
         """
         listed = self._listed()
         excess = sum(size for _, _, size in listed) + room_for_bytes - self._limit_bytes
@@ -251,7 +251,7 @@ class Cache:
         return evicted
 
     def _note_excess(self, coming_bytes: int) -> None:
-        """Leave word for `trim` when entries in use keep the cache beyond its limit."""
+        """Mark the cache for `trim` if entries in use keep it above its limit."""
         if self.usage().disk_bytes + coming_bytes > self._limit_bytes:
             self._overfull.touch()
         else:
@@ -265,24 +265,24 @@ class Cache:
             self._forget_evicted()
 
     def _forget_evicted(self) -> None:
-        """Drop records whose code is gone, so that the index does not grow for ever. Losing one costs one download."""
+        """Remove records whose code is gone, so that the index does not grow forever. Losing a record costs one download."""
         for path in self._index.iterdir():
             record = self.record(path.stem)
             if record is not None and not (self._entries / record.sha256).exists():
                 path.unlink(missing_ok=True)
 
 
-def _unpacked(entry: Path) -> Unpacked:
-    return Unpacked(**json.loads((entry / "entry.json").read_text()))
+def _unpacked(entry: Path) -> TreeSize:
+    return TreeSize(**json.loads((entry / "entry.json").read_text()))
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _flush(folder: Path) -> None:
-    """Bring everything written so far to the disk, so that a published entry is whole after a power loss as well.
+    """Flush everything written so far to the disk, so that a published entry is complete even after a power loss.
 
-    One syncfs takes about 20 ms where an fsync for each of 200 files takes 200 ms.
+    One syncfs takes about 20 ms; an fsync for each of 200 files takes 200 ms.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -1,7 +1,7 @@
-"""What Python's archive readers raise on bad bytes, and how that becomes one error of ours.
+"""Turns what Python's archive readers raise for bad bytes into one error of NanoGrid.
 
-The one rule: errors of reading an archive pass through here, errors of writing the result never do; so a full disk is
-never taken for a broken archive.
+The one rule: errors of reading an archive pass through here, errors of writing the result never do, so a full disk is never
+mistaken for a broken archive.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from nanogrid.errors import CodeCorruptError
 
-# RuntimeError covers RecursionError and what the library says of methods that it lacks, ValueError UnicodeDecodeError, LookupError Key- and IndexError.
+# RuntimeError covers RecursionError and unsupported methods, ValueError covers UnicodeDecodeError, LookupError covers KeyError and IndexError.
 READ_ERRORS = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -33,13 +33,13 @@ READ_ERRORS = (
 
 @contextmanager
 def damage_is_corrupt(what: str) -> Iterator[None]:
-    """Turn what the standard library says about bad bytes into CodeCorruptError; `what` names the part being read."""
+    """Turn the standard library's errors about bad bytes into CodeCorruptError; `what` names the part being read."""
     try:
         yield
     except READ_ERRORS as error:
         raise _damaged(what, error) from error
     except OSError as error:
-        # gzip and bz2 report bad data as an OSError without a number; one with a number is this host's own trouble.
+        # gzip and bz2 report bad data as an OSError without a number; one with a number is a problem of this host.
         if error.errno is not None:
             raise
         raise _damaged(what, error) from error

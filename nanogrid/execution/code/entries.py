@@ -1,7 +1,7 @@
 """The nouns of every archive format: one entry, its kind, its checked name.
 
-The one rule: a name is either usable on Linux exactly as it stands, inside the folder, or the archive is refused. Names
-are never repaired, so no two readers of an archive can disagree about where a file goes.
+The one rule: a name is either usable on Linux unchanged, inside the folder, or the archive is refused. Names are never
+repaired, so no two readers of an archive can disagree about where a file is written.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from nanogrid.errors import CodeCorruptError
 
 LONGEST_COMPONENT_BYTES = 255
 LONGEST_PATH_BYTES = 2048
-"""Leaves room below Linux's 4096 for the folder in front."""
+"""Leaves room for the folder's path below Linux's limit of 4096."""
 DEEPEST_FOLDER = 100
 DRIVE = re.compile(r"[A-Za-z]:")
 
 
-class Kind(Enum):
-    """What an entry makes."""
+class EntryKind(Enum):
+    """What an entry creates."""
 
     FILE = "file"
     FOLDER = "folder"
@@ -31,21 +31,21 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One entry as it came out of an archive, its name not yet checked.
+class ArchiveEntry:
+    """One entry as it comes out of an archive. Its name is not checked yet.
 
-    `chunks` are a file's bytes, to be read before the next entry is asked for. `target` is where a link points.
+    `chunks` are a file's bytes; read them before you ask for the next entry. `target` is where a link points.
     """
 
     name: str
-    kind: Kind
+    kind: EntryKind
     executable: bool = False
     target: str = ""
     chunks: Iterator[bytes] = field(default_factory=lambda: iter(()))
 
 
 def shown(name: str) -> str:
-    """A name as it can stand in a message: quoted, control characters escaped, of bounded length."""
+    """A name for use in a message: quoted, with control characters escaped, of bounded length."""
     return ascii(name) if len(name) <= 120 else f"{name[:100]!a}... ({len(name)} characters)"
 
 
@@ -57,8 +57,8 @@ def corrupt(name: str, problem: str) -> CodeCorruptError:
 def parts_of(name: str) -> tuple[str, ...]:
     """The path components of an entry's name; empty for the root itself ("./"). Raises CodeCorruptError.
 
-    Refused are names that leave the folder (absolute, with "..", a drive letter or a backslash, which Windows tools
-    mean as a separator) and names that no Linux folder should hold.
+    It refuses names that leave the folder (absolute, with "..", a drive letter, or a backslash, which Windows tools use as a
+    separator) and names that no Linux folder should contain.
     """
     _check_characters(name)
     if name.startswith("/"):
@@ -66,10 +66,10 @@ def parts_of(name: str) -> tuple[str, ...]:
     if DRIVE.match(name):
         raise corrupt(name, "starts with a drive letter: pack with relative paths")
     if "\\" in name:
-        raise corrupt(name, "holds a backslash: pack with '/' between folders")
+        raise corrupt(name, "contains a backslash: pack with '/' between folders")
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     if ".." in parts:
-        raise corrupt(name, "holds '..', which could lead out of the function's folder: pack without it")
+        raise corrupt(name, "contains '..', which could lead out of the function's folder: pack without it")
     _check_lengths(name, parts)
     return parts
 

@@ -1,6 +1,6 @@
-"""What an archive may cost: bytes, entries, and bytes out per byte in.
+"""Limits on an archive: unpacked bytes, entries, and the compression ratio.
 
-The one rule: limits are held against what really comes out of the archive, never against what its headers claim.
+The one rule: limits apply to what actually comes out of the archive, never to what its headers claim.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from nanogrid.settings import Settings
 MIB = 1024 * 1024
 
 RATIO_FREE_BYTES = MIB
-"""Below this size an archive may be compressed by any ratio: a small text file may well shrink a thousandfold."""
+"""Up to this unpacked size any compression ratio is accepted: a small text file may shrink a thousandfold."""
 
 
 @dataclass(frozen=True)
-class Limits:
+class ArchiveLimits:
     """Limits of one archive."""
 
     unpacked_bytes: int
@@ -26,8 +26,8 @@ class Limits:
     ratio: int
 
     @classmethod
-    def of(cls, settings: Settings) -> Limits:
-        """The limits that a deployment has set."""
+    def of(cls, settings: Settings) -> ArchiveLimits:
+        """The limits of a deployment."""
         return cls(
             unpacked_bytes=settings.unpacked_limit_mb * MIB,
             entries=settings.unpacked_files_limit,
@@ -36,15 +36,15 @@ class Limits:
 
 
 class Meter:
-    """Counts what comes out of one archive and stops it at the first limit. Not thread-safe: one per unpacking."""
+    """Counts what comes out of one archive and stops at the first limit. Not thread-safe: use one per unpacking."""
 
-    def __init__(self, limits: Limits, packed_bytes: int) -> None:
+    def __init__(self, limits: ArchiveLimits, packed_bytes: int) -> None:
         self.limits = limits
         self.packed_bytes = packed_bytes
         self.unpacked_bytes = 0
 
     def add_bytes(self, count: int, name: str) -> None:
-        """Count bytes that came out while `name` was read. Raises CodeCorruptError at the limits of size and ratio."""
+        """Count bytes that came out while `name` was read. Raises CodeCorruptError at the limit of size or ratio."""
         self.unpacked_bytes += count
         if self.unpacked_bytes > self.limits.unpacked_bytes:
             raise corrupt(
@@ -60,7 +60,7 @@ class Meter:
             )
 
     def check_entries(self, count: int, name: str) -> None:
-        """Raise CodeCorruptError when the archive made more files and folders than allowed."""
+        """Raise CodeCorruptError if the archive creates more files and folders than allowed."""
         if count > self.limits.entries:
             raise corrupt(
                 name,

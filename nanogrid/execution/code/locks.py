@@ -1,10 +1,10 @@
 """Locks on files and folders that end with the process that holds them (flock).
 
-The one rule: a lock counts only while the path still names what was locked. Whoever renames or removes something holds it
-exclusively; whoever then gets the lock on what is left over sees that the path has moved on, and looks again.
+The one rule: a lock counts only while the path still names the locked file. To rename or remove a file, a process locks it
+exclusively. A process that then gets the lock on the old file notices that the path names something else, and tries again.
 
-A lock belongs to one holder: threads exclude each other as processes do. A forked child drops its copies at once, so that
-a lock never outlives the process that took it.
+A lock has one holder: threads exclude each other as processes do. A forked child drops its copies at once, so a lock never
+outlives the process that took it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Lock:
         _held.add(self)
 
     def release(self) -> None:
-        """Let go. In a forked child this is already done."""
+        """Release the lock. In a forked child this is already done."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -36,7 +36,7 @@ class Lock:
         self.release()
 
     def __del__(self) -> None:
-        # A time limit may interrupt its holder between any two lines.
+        # A time limit may interrupt the holder between any two lines.
         self.release()
 
 
@@ -53,7 +53,7 @@ os.register_at_fork(after_in_child=_drop_in_child)
 
 
 def wait_for_file(path: Path) -> Lock:
-    """Lock a file exclusively, however long it takes. The file is made where it is missing."""
+    """Lock a file exclusively, however long it takes. Creates the file if it is missing."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         if lock := _locked(descriptor, path, fcntl.LOCK_EX):
@@ -61,12 +61,12 @@ def wait_for_file(path: Path) -> Lock:
 
 
 def try_exclusive(path: Path) -> Lock | None:
-    """Lock a file or folder exclusively. None when it is in use or not there."""
+    """Lock a file or folder exclusively. None if it is in use or does not exist."""
     return _try(path, fcntl.LOCK_EX)
 
 
 def try_shared(path: Path) -> Lock | None:
-    """Lock a file or folder together with others. None when it is being removed or not there."""
+    """Lock a file or folder, shared with others. None if it is being removed or does not exist."""
     return _try(path, fcntl.LOCK_SH)
 
 
@@ -79,7 +79,7 @@ def _try(path: Path, mode: int) -> Lock | None:
 
 
 def _locked(descriptor: int, path: Path, mode: int) -> Lock | None:
-    """Lock an open descriptor, and close it where the lock is not to be had or the path names something else by now."""
+    """Lock an open descriptor; close it if the lock is taken or the path names something else by now."""
     lock = Lock(descriptor, path)
     try:
         fcntl.flock(descriptor, mode)

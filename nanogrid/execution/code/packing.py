@@ -1,7 +1,7 @@
 """Packs a folder or a file into the zip that is uploaded as a function's code.
 
 The one rule: the same tree gives the same bytes, wherever and whenever it is packed, so that its SHA-256 names it.
-Names are sorted, times fixed, owners left out; of the permissions only the executable bit is kept.
+Names are sorted, times are fixed, owners are left out, and only the executable bit of the permissions is kept.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 from nanogrid.errors import CodeError
 
 SKIPPED_NAMES = frozenset({".git", "__pycache__", ".venv", "node_modules"})
-"""Left out at every depth. No ignore file is read: what is packed is seen from the folder alone."""
+"""Left out at every depth. No ignore file is read: the folder alone decides what is packed."""
 
 SKIPPED_SUFFIX = ".pyc"
 EARLIEST_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 STORE_BEYOND_RATIO = 100
-"""A file that deflates further than this is stored as it is: workers refuse archives that unpack like a bomb."""
+"""A file with a higher compression ratio is stored uncompressed: workers refuse archives that unpack like a bomb."""
 
 _MIB = 1024 * 1024
 
@@ -38,7 +38,7 @@ class PackingLimits:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _ZipEntry:
     """One name in the archive: a file, or a folder that is empty."""
 
     name: str
@@ -49,8 +49,8 @@ class _Entry:
 def pack_folder(folder: Path, limits: PackingLimits | None = None) -> bytes:
     """The zip of everything below `folder`.
 
-    A link inside the tree is packed as what it points to. Raises CodeError for a link out of the tree, a device, pipe
-    or socket, a name that is not UTF-8, an empty tree, and a broken limit.
+    A link inside the tree is packed as the file or folder it points to. Raises CodeError for a link out of the tree, a
+    device, pipe or socket, a name that is not UTF-8, an empty tree, and an exceeded limit.
     """
     limits = limits or PackingLimits()
     root = folder.resolve()
@@ -58,33 +58,33 @@ def pack_folder(folder: Path, limits: PackingLimits | None = None) -> bytes:
     for entry in _walk(root, root, "", (root,)):
         entries.append(entry)
         if len(entries) > limits.entries:
-            raise CodeError(f"{folder} holds more than {limits.entries} files; pack only what the function needs")
+            raise CodeError(f"{folder} has more than {limits.entries} files: pack only what the function needs")
     if all(entry.is_folder for entry in entries):
-        raise CodeError(f"{folder} holds no files, so there is nothing to run")
+        raise CodeError(f"{folder} has no files, so there is nothing to run")
     return _zip(sorted(entries, key=lambda entry: entry.name), limits)
 
 
 def pack_file(path: Path, name: str, limits: PackingLimits | None = None) -> bytes:
-    """The zip of one file under another name: the one that its runtime starts."""
+    """The zip of one file under the name that its runtime starts."""
     _require_regular(path, path.name)
-    return _zip([_Entry(name, path)], limits or PackingLimits())
+    return _zip([_ZipEntry(name, path)], limits or PackingLimits())
 
 
-def _walk(root: Path, folder: Path, prefix: str, ancestors: tuple[Path, ...]) -> Iterator[_Entry]:
-    """Every entry below `folder`. `ancestors` are the real folders on the way down: a link to one of them never ends."""
+def _walk(root: Path, folder: Path, prefix: str, ancestors: tuple[Path, ...]) -> Iterator[_ZipEntry]:
+    """Every entry below `folder`. `ancestors` are the real folders above it: a link to one of them would never end."""
     kept = [child for child in _children(folder) if not _is_skipped(child.name)]
     if not kept and prefix:
-        yield _Entry(prefix, folder, is_folder=True)
+        yield _ZipEntry(prefix, folder, is_folder=True)
     for child in kept:
         name = prefix + _encodable(child)
         real = _resolve_inside(root, child, name) if child.is_symlink() else child
         if real.is_dir():
             if real in ancestors:
-                raise CodeError(f"{name} is a link to a folder that holds it, which has no end; remove the link")
+                raise CodeError(f"{name} is a link to a folder that contains it: remove the link")
             yield from _walk(root, real, name + "/", (*ancestors, real))
         else:
             _require_regular(real, name)
-            yield _Entry(name, real)
+            yield _ZipEntry(name, real)
 
 
 def _children(folder: Path) -> list[Path]:
@@ -102,7 +102,7 @@ def _encodable(path: Path) -> str:
     try:
         path.name.encode()
     except UnicodeEncodeError:
-        raise CodeError(f"{os.fsencode(path)!r} has a name that is not UTF-8; rename it") from None
+        raise CodeError(f"{os.fsencode(path)!r} has a name that is not UTF-8: rename it") from None
     return path.name
 
 
@@ -110,10 +110,10 @@ def _resolve_inside(root: Path, link: Path, name: str) -> Path:
     try:
         real = link.resolve(strict=True)
     except (OSError, RuntimeError):  # RuntimeError: how Python before 3.13 reports links that go in circles
-        raise CodeError(f"{name} is a link to '{link.readlink()}', which does not exist; remove it") from None
+        raise CodeError(f"{name} is a link to '{link.readlink()}', which does not exist: remove it") from None
     if not real.is_relative_to(root):
         raise CodeError(
-            f"{name} is a link to '{link.readlink()}', outside of the folder; put the file itself in its place"
+            f"{name} is a link to '{link.readlink()}', outside of the folder: replace the link with the file itself"
         )
     return real
 
@@ -124,10 +124,10 @@ def _require_regular(path: Path, name: str) -> None:
     except OSError as missing:
         raise CodeError(f"{path} cannot be read: {missing.strerror}") from missing
     if not stat.S_ISREG(mode):
-        raise CodeError(f"{name} is neither a file nor a folder (a device, pipe or socket); remove it")
+        raise CodeError(f"{name} is neither a file nor a folder but a device, pipe or socket: remove it")
 
 
-def _zip(entries: list[_Entry], limits: PackingLimits) -> bytes:
+def _zip(entries: list[_ZipEntry], limits: PackingLimits) -> bytes:
     packed, unpacked_bytes = io.BytesIO(), 0
     with zipfile.ZipFile(packed, "w") as archive:
         for entry in entries:
@@ -140,7 +140,7 @@ def _zip(entries: list[_Entry], limits: PackingLimits) -> bytes:
 
 
 def _read(path: Path, room_bytes: int, limits: PackingLimits) -> bytes:
-    """The file's bytes. Never reads much more than the room that is left, whatever the file's size."""
+    """The file's bytes. Never reads much more than the remaining room, whatever the file's size."""
     try:
         with path.open("rb") as file:
             data = file.read(room_bytes + 1)
@@ -148,14 +148,14 @@ def _read(path: Path, room_bytes: int, limits: PackingLimits) -> bytes:
         raise CodeError(f"{path} cannot be read: {unreadable.strerror}") from unreadable
     if len(data) > room_bytes:
         raise CodeError(
-            f"the files are larger than {_mib(limits.unpacked_bytes)} together, the most that workers accept"
+            f"the files are larger than {_mib(limits.unpacked_bytes)} in total, the most that workers accept"
         )
     return data
 
 
-def _zip_info(entry: _Entry, data: bytes) -> zipfile.ZipInfo:
+def _zip_info(entry: _ZipEntry, data: bytes) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(entry.name, EARLIEST_ZIP_TIME)
-    info.create_system = 3  # Unix, or the permissions below mean nothing
+    info.create_system = 3  # Unix: otherwise the permissions below are ignored
     if entry.is_folder:
         info.external_attr = (stat.S_IFDIR | 0o755) << 16 | 0x10
         return info

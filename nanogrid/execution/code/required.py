@@ -1,6 +1,6 @@
-"""Whether code has what is started in it: the runtime's own file, or a handler's module.
+"""Checks that code has what is started: the runtime's required file, or a handler's module.
 
-The rule: code is refused only where the run could not but fail, and the sentence says what is there instead.
+The rule: code is refused only if the run would certainly fail, and the error names what the code has instead.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from pathlib import Path
 from nanogrid.errors import CodeCorruptError
 
 BRING_MODULES = frozenset({"requirements.txt", "build.sh"})
-"""Files at the top of the code that may bring a handler's module: only the run can tell."""
+"""Files at the top of the code that may create or install a handler's module: only the run shows whether they do."""
 
 BESIDE = (".", "__")
-"""How the names of folders begin that tools put beside the code (`.git`, `__MACOSX`)."""
+"""First characters of folders that tools put beside the code (`.git`, `__MACOSX`)."""
 
 
 @dataclass(frozen=True)
 class HandlerModule:
-    """The module or package at the top of the code that a handler is in."""
+    """The module or package, at the top of the code, that contains a handler."""
 
     name: str
 
     @classmethod
     def of(cls, handler: str) -> HandlerModule:
-        """That of `module.function`; folders are parted by dots or, as in AWS Lambda, by slashes."""
+        """The module of `module.function`; dots or, as in AWS Lambda, slashes separate folders."""
         return cls(handler.rpartition(".")[0].replace("/", ".").partition(".")[0])
 
     def is_among(self, names: Iterable[str]) -> bool:
-        """Whether the names at the top of the code have it, as a source, compiled or a package, or have what may bring it."""
+        """Whether the names at the top of the code include it, as source, compiled or a package, or a file that may bring it."""
         return any(name in BRING_MODULES or name.partition(".")[0] == self.name for name in names)
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ class HandlerModule:
 
 
 def check_required(folder: Path, required: str | HandlerModule) -> None:
-    """Raise CodeCorruptError unless the folder has what is started: a file at its top, or a handler's module."""
+    """Raise CodeCorruptError unless the folder has what is started at its top: a file, or a handler's module."""
     if _has(folder, required):
         return
     what = required if isinstance(required, str) else f"{required},"
@@ -51,10 +51,10 @@ def check_required(folder: Path, required: str | HandlerModule) -> None:
 
 
 def in_a_folder(what_is: str, whole: str, folder: str) -> str:
-    """The sentence for code that was packed with the folder around it, by far the commonest mistake."""
+    """The error for code that was packed with its folder, the most common mistake."""
     return (
         f"{what_is} not at the top of the {whole} but in the folder {folder!a}: "
-        "pack the folder's content instead of the folder"
+        "pack the folder's contents instead of the folder"
     )
 
 

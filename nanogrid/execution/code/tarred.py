@@ -1,7 +1,7 @@
 """Reads tar archives, plain or compressed with gzip, bzip2 or xz.
 
-The one rule: the decompressed bytes pass once, forwards, through a counter; headers have a budget of their own. So neither
-a crafted header nor a bomb gets more memory or time than the limits allow, whatever the standard library would do with it.
+The one rule: the decompressed bytes pass through a counter once, forwards; headers have a separate budget. So neither a
+crafted header nor a bomb gets more memory or time than the limits allow, whatever the standard library would do with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import BinaryIO, cast
 
 from nanogrid.errors import CodeCorruptError
 from nanogrid.execution.code.damage import damage_is_corrupt
-from nanogrid.execution.code.entries import Entry, Kind, corrupt
+from nanogrid.execution.code.entries import ArchiveEntry, EntryKind, corrupt
 from nanogrid.execution.code.limits import Meter
 
 CHUNK_BYTES = 256 * 1024
@@ -27,8 +27,8 @@ XZ_MEMORY_BYTES = 160 * 1024 * 1024
 """Enough for `xz -9`, which needs 65 MiB to unpack; a crafted header may ask for 4 GiB."""
 
 
-class _Xz(io.RawIOBase):
-    """Decompressed bytes of one or more xz streams, with a bound on memory that lzma.open cannot be given."""
+class _XzStream(io.RawIOBase):
+    """Decompressed bytes of one or more xz streams, with a memory limit, which lzma.open does not support."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -58,7 +58,7 @@ class _Xz(io.RawIOBase):
         return len(data)
 
     def _next_stream(self) -> bool:
-        """Go on to another stream behind the one that ended; zeros between them are padding."""
+        """Continue with the stream after the one that ended; zeros between streams are padding."""
         ahead = self._decoder.unused_data
         while not (ahead := ahead.lstrip(b"\0")):
             ahead = self._file.read(CHUNK_BYTES)
@@ -69,7 +69,7 @@ class _Xz(io.RawIOBase):
 
 
 def _open_xz(file: BinaryIO) -> BinaryIO:
-    return cast("BinaryIO", io.BufferedReader(_Xz(file), CHUNK_BYTES))
+    return cast("BinaryIO", io.BufferedReader(_XzStream(file), CHUNK_BYTES))
 
 
 OPENERS: dict[bytes, tuple[str, Callable[[BinaryIO], BinaryIO]]] = {
@@ -77,7 +77,7 @@ OPENERS: dict[bytes, tuple[str, Callable[[BinaryIO], BinaryIO]]] = {
     b"BZh": ("bzip2", lambda file: cast("BinaryIO", bz2.BZ2File(file, "rb"))),
     b"\xfd7zXZ\0": ("xz", _open_xz),
 }
-"""First bytes of a file → name of its compression, and what reads it."""
+"""First bytes of a file → the name of its compression, and its reader."""
 
 
 def looks_like_tar(block: bytes) -> bool:
@@ -91,8 +91,8 @@ def looks_like_tar(block: bytes) -> bool:
     return True
 
 
-class _Forward:
-    """The decompressed archive, as tarfile reads headers from it (`read`) and we read contents (`contents`)."""
+class _ForwardStream:
+    """The decompressed archive: tarfile reads headers from it (`read`), this module reads contents (`contents`)."""
 
     def __init__(self, raw: BinaryIO, meter: Meter) -> None:
         self._raw = raw
@@ -115,7 +115,7 @@ class _Forward:
         return self._position
 
     def read(self, size: int) -> bytes:
-        """A header. The budget is asked before a byte is read, since the size may be a lie of gigabytes."""
+        """Read a header. The budget is checked first, since a forged size may claim gigabytes."""
         if not 0 <= size <= self._headers_left:
             raise self._meter.directory_too_large(self._header_allowance)
         self._headers_left -= size
@@ -133,7 +133,7 @@ class _Forward:
             yield chunk
 
     def expect_end(self) -> None:
-        """Read on to the end, which also makes the decompressor check its checksums. After the end only zeros may come."""
+        """Read to the end, so that the decompressor verifies its checksums. After the end mark only zeros are allowed."""
         if len(self.last_header) != tarfile.BLOCKSIZE or self.last_header.strip(b"\0"):
             raise CodeCorruptError("the tar archive is damaged or cut off (no end mark): pack and upload it again")
         while chunk := self._take(CHUNK_BYTES):
@@ -148,12 +148,12 @@ class _Forward:
         return data
 
 
-def entries(path: Path, meter: Meter, open_raw: Callable[[BinaryIO], BinaryIO] | None) -> Iterator[Entry]:
+def entries(path: Path, meter: Meter, open_raw: Callable[[BinaryIO], BinaryIO] | None) -> Iterator[ArchiveEntry]:
     """The entries of a tar, in their order. Raises CodeCorruptError, also between entries."""
     with path.open("rb") as file:
-        stream = _Forward(open_raw(file) if open_raw else file, meter)
+        stream = _ForwardStream(open_raw(file) if open_raw else file, meter)
         archive = _open(stream)
-        # Where the first header is the end mark, there is no entry to ask for (Python 3.10 would seek before the start).
+        # If the first header is the end mark, there is no entry to ask for (Python 3.10 would seek before the start).
         while stream.last_header.strip(b"\0"):
             with damage_is_corrupt("the tar archive"):
                 member = archive.next()
@@ -164,32 +164,32 @@ def entries(path: Path, meter: Meter, open_raw: Callable[[BinaryIO], BinaryIO] |
         stream.expect_end()
 
 
-def _open(stream: _Forward) -> tarfile.TarFile:
+def _open(stream: _ForwardStream) -> tarfile.TarFile:
     try:
         with damage_is_corrupt("the tar archive"):
             return tarfile.TarFile(fileobj=stream, encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
     except CodeCorruptError as error:
         if stream.last_header and not looks_like_tar(stream.last_header):
             raise CodeCorruptError(
-                "the object is compressed but holds no tar: compress a tar, or upload a zip"
+                "the object is compressed but contains no tar: compress a tar, or upload a zip"
             ) from error
         raise
 
 
-def _entry(member: tarfile.TarInfo, stream: _Forward) -> Entry:
+def _entry(member: tarfile.TarInfo, stream: _ForwardStream) -> ArchiveEntry:
     name = member.name
     if member.size < 0:
         raise corrupt(name, "has a negative size: pack it again")
     if member.issparse():
         raise corrupt(name, "is a sparse file: pack it without --sparse")
     if member.isreg():
-        return Entry(name, Kind.FILE, executable=bool(member.mode & 0o111), chunks=stream.contents(member))
+        return ArchiveEntry(name, EntryKind.FILE, executable=bool(member.mode & 0o111), chunks=stream.contents(member))
     if member.isdir():
-        return Entry(name, Kind.FOLDER)
+        return ArchiveEntry(name, EntryKind.FOLDER)
     if member.issym():
-        return Entry(name, Kind.LINK, target=member.linkname)
+        return ArchiveEntry(name, EntryKind.LINK, target=member.linkname)
     if member.islnk():
-        return Entry(name, Kind.HARD_LINK, target=member.linkname)
+        return ArchiveEntry(name, EntryKind.HARD_LINK, target=member.linkname)
     kind = (
         "device" if member.ischr() or member.isblk() else "fifo" if member.isfifo() else f"type {member.type!r} entry"
     )

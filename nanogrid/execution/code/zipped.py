@@ -1,8 +1,8 @@
 """Reads zip archives.
 
-The one rule: only what the format has checks for is accepted: stored and deflated entries, unencrypted, each with its own
-bytes in the file, right in length and CRC. (Python unpacks bzip2 and LZMA inside a zip without a bound on memory, so these
-are refused, as most zip tools refuse them.)
+The one rule: only entries that can be verified are accepted: stored or deflated, unencrypted, each with its own bytes in the
+file and the right length and CRC. (Python unpacks bzip2 and LZMA inside a zip without a memory limit, so these are refused,
+as most zip tools refuse them.)
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import BinaryIO
 
 from nanogrid.errors import CodeCorruptError
 from nanogrid.execution.code.damage import damage_is_corrupt
-from nanogrid.execution.code.entries import Entry, Kind, corrupt, shown
+from nanogrid.execution.code.entries import ArchiveEntry, EntryKind, corrupt, shown
 from nanogrid.execution.code.limits import Meter
 from nanogrid.execution.code.tree import LONGEST_LINK
 
 MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
 CHUNK_BYTES = 64 * 1024
-"""Well below DIRECTORY_BYTES, so that reading contents never meets the bound that is meant for the directory."""
+"""Well below DIRECTORY_BYTES, so that reading contents never reaches the bound for the directory."""
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 METHOD_NAMES = {9: "deflate64", 12: "bzip2", 14: "LZMA", 93: "zstandard"}
@@ -35,13 +35,13 @@ ENCRYPTED = 0x1
 UTF8_NAME = 0x800
 MADE_ON_UNIX = 3
 ACCEPTED_TYPES = (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
-"""0: the tool that packed it recorded no type."""
+"""0: the packing tool recorded no type."""
 
 FORBIDDEN = {stat.S_IFCHR: "device", stat.S_IFBLK: "device", stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket"}
 
 
-class _BoundedReads:
-    """A file that refuses to be read by more than `largest` bytes at once: zipfile reads its whole directory in one go."""
+class _BoundedFile:
+    """A file that refuses reads of more than `largest` bytes: zipfile reads its whole directory at once."""
 
     def __init__(self, file: BinaryIO, meter: Meter) -> None:
         self._file = file
@@ -57,11 +57,11 @@ class _BoundedReads:
         return data
 
 
-def entries(path: Path, meter: Meter) -> Iterator[Entry]:
+def entries(path: Path, meter: Meter) -> Iterator[ArchiveEntry]:
     """The entries of a zip, in the order of its directory. Raises CodeCorruptError, also between entries."""
     with path.open("rb") as file:
         with damage_is_corrupt("the zip archive"):
-            archive = zipfile.ZipFile(_BoundedReads(file, meter))  # needs no more of a file than this
+            archive = zipfile.ZipFile(_BoundedFile(file, meter))  # zipfile needs no other methods
         with archive:
             infos = archive.infolist()
             _refuse_missing_entries(path, infos)
@@ -70,20 +70,20 @@ def entries(path: Path, meter: Meter) -> Iterator[Entry]:
                 yield _entry(archive, info, meter)
 
 
-def _entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, meter: Meter) -> Entry:
+def _entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, meter: Meter) -> ArchiveEntry:
     name = _name(info)
     _refuse_unreadable(info, name)
     mode = info.external_attr >> 16 if info.create_system == MADE_ON_UNIX else 0
     kind = _kind(info, name, mode)
-    if kind is Kind.LINK:
-        return Entry(name, kind, target=_link_target(archive, info, name, meter))
-    if kind is Kind.FOLDER:
-        return Entry(name, kind)
-    return Entry(name, kind, executable=bool(mode & 0o111), chunks=_chunks(archive, info, name, meter))
+    if kind is EntryKind.LINK:
+        return ArchiveEntry(name, kind, target=_link_target(archive, info, name, meter))
+    if kind is EntryKind.FOLDER:
+        return ArchiveEntry(name, kind)
+    return ArchiveEntry(name, kind, executable=bool(mode & 0o111), chunks=_chunks(archive, info, name, meter))
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-    """The entry's name. Unix tools, macOS' above all, write UTF-8 names without the flag that says so."""
+    """The entry's name. Unix tools, above all on macOS, write UTF-8 names without setting the flag for them."""
     if "\0" in info.orig_filename:
         raise corrupt(info.orig_filename, "has a NUL byte in its name: rename the file")
     if info.flag_bits & UTF8_NAME or info.create_system != MADE_ON_UNIX:
@@ -102,7 +102,7 @@ def _refuse_unreadable(info: zipfile.ZipInfo, name: str) -> None:
         raise corrupt(name, f"uses the compression method {method}: accepted in a zip are stored and deflate")
 
 
-def _kind(info: zipfile.ZipInfo, name: str, mode: int) -> Kind:
+def _kind(info: zipfile.ZipInfo, name: str, mode: int) -> EntryKind:
     file_type = stat.S_IFMT(mode)
     if file_type in FORBIDDEN:
         raise corrupt(name, f"is a {FORBIDDEN[file_type]}: only files, folders and links are accepted")
@@ -112,10 +112,10 @@ def _kind(info: zipfile.ZipInfo, name: str, mode: int) -> Kind:
     if file_type and named_folder != (file_type == stat.S_IFDIR):
         raise corrupt(name, "is a folder by name or by type, but not by both: pack it again")
     if named_folder and info.file_size:
-        raise corrupt(name, "is a folder with content of its own: pack it again")
+        raise corrupt(name, "is a folder with content: pack it again")
     if named_folder:
-        return Kind.FOLDER
-    return Kind.LINK if file_type == stat.S_IFLNK else Kind.FILE
+        return EntryKind.FOLDER
+    return EntryKind.LINK if file_type == stat.S_IFLNK else EntryKind.FILE
 
 
 def _chunks(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, meter: Meter) -> Iterator[bytes]:
@@ -144,7 +144,7 @@ def _link_target(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, met
 
 
 def _refuse_overlaps(file: BinaryIO, archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo]) -> None:
-    """Each entry must have bytes of its own: bombs quote one compressed block thousands of times."""
+    """Each entry must have its own bytes: bombs refer to one compressed block thousands of times."""
     end_of_last, last = 0, ""
     for info in sorted(infos, key=lambda info: info.header_offset):
         name = _name(info)
@@ -162,7 +162,7 @@ def _refuse_overlaps(file: BinaryIO, archive: zipfile.ZipFile, infos: list[zipfi
 
 
 def _refuse_missing_entries(path: Path, infos: list[zipfile.ZipInfo]) -> None:
-    """Raise when the end record counts other entries than the directory has: zipfile itself never looks."""
+    """Raise CodeCorruptError if the end record's count differs from the directory: zipfile itself does not check."""
     counted = _end_record_count(path)
     if counted not in (len(infos) & 0xFFFF, 0xFFFF):
         raise CodeCorruptError(

@@ -1,7 +1,7 @@
-"""What a container uses, and its freezer, in the kernel's own files (cgroup v1 and v2).
+"""Reads a container's resource usage and controls its freezer, through the kernel's files (cgroup v1 and v2).
 
-The engine's stats call takes seconds and its OOM flag lags; the files here are exact, and exist as long as a process of
-the container does. Sources: the kernel's `cgroup-v1/memory.rst`, `cgroup-v1/freezer-subsystem.rst` and `cgroup-v2.rst`.
+The engine's stats call takes seconds and its OOM flag lags. These files are exact, and exist as long as the container has
+a process. Sources: the kernel's `cgroup-v1/memory.rst`, `cgroup-v1/freezer-subsystem.rst` and `cgroup-v2.rst`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nanogrid.settings import Settings
 
 @dataclass(frozen=True)
 class Usage:
-    """Figures of one run, or since the container's start. None: this host does not tell."""
+    """Figures for one run, or since the container's start. None: this host does not report the figure."""
 
     peak_memory_bytes: int | None = None
     cpu_ns: int | None = None
@@ -24,12 +24,12 @@ class Usage:
 
 
 class Gauge:
-    """Measures one run in a container that has had others: peak from now on, CPU time as a difference.
+    """Measures one run in a container that may have had other runs: peak from now on, CPU time as a difference.
 
-    OOM kills need no difference: a container in which the kernel has killed is not used again.
+    OOM kills need no difference: a container with an OOM kill is not used again.
 
-    On v1 writing to the peak's file resets it. On v2 the reset counts for the descriptor that it was written to alone, and
-    needs Linux 6.12; where neither works, the peak of a container that was used before is not known.
+    On v1, writing to the peak's file resets it. On v2, a reset applies only to the descriptor it was written to, and needs
+    Linux 6.12. If neither works, the peak of a container that was used before is unknown.
     """
 
     def __init__(self, cgroup: Cgroup, *, used_before: bool) -> None:
@@ -39,7 +39,7 @@ class Gauge:
         self._cpu_ns = cgroup.cpu_ns()
 
     def read(self) -> Usage:
-        """What was used since this gauge was made."""
+        """Return the usage since this gauge was created."""
         return Usage(
             self._peak() if self._knows_peak else None,
             _difference(self._cgroup.cpu_ns(), self._cpu_ns),
@@ -47,7 +47,7 @@ class Gauge:
         )
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         if self._v2_peak >= 0:
             os.close(self._v2_peak)
             self._v2_peak = -1
@@ -73,7 +73,7 @@ class Gauge:
         if self._v2_peak >= 0:
             try:
                 return int(os.pread(self._v2_peak, 64, 0))
-            except (OSError, ValueError):  # the container is gone, and its accounts with it
+            except (OSError, ValueError):  # the container is gone, and so are its accounts
                 return None
         return self._cgroup.peak_memory_bytes()
 
@@ -84,7 +84,7 @@ def _difference(now: int | None, before: int | None) -> int | None:
 
 @dataclass(frozen=True)
 class Cgroup:
-    """Where one container's accounts and its freezer lie. On v2 all folders are the same."""
+    """The folders of one container's accounts and freezer. On v2 they are all the same folder."""
 
     memory: Path | None
     cpu: Path | None
@@ -95,11 +95,11 @@ class Cgroup:
         return Usage(self.peak_memory_bytes(), self.cpu_ns(), self.oom_kills())
 
     def peak_memory_bytes(self) -> int | None:
-        """The largest use of memory since the start or the last reset."""
+        """The peak memory use since the start or the last reset."""
         return self._first_number(self.memory, "memory.max_usage_in_bytes", "memory.peak")
 
     def reset_peak(self) -> bool:
-        """Let the largest use of memory count from now on. False where this host does not let us, or counts as v2 does."""
+        """Restart the peak from the current memory use. Return False if this host does not permit it, or uses v2."""
         return self._write(self.memory, "memory.max_usage_in_bytes", b"0")
 
     def memory_bytes(self) -> int | None:
@@ -115,26 +115,26 @@ class Cgroup:
         return None if v2_us is None else v2_us * 1000
 
     def oom_kills(self) -> int | None:
-        """How many processes the kernel has killed here for memory."""
+        """How many processes the kernel has killed in this cgroup because memory ran out."""
         v1 = self._field(self.memory, "memory.oom_control", "oom_kill")
         return v1 if v1 is not None else self._field(self.memory, "memory.events", "oom_kill")
 
     def is_frozen(self) -> bool:
-        """Whether all processes stand still or are about to, whoever froze them."""
+        """Whether all processes are frozen or about to be, no matter who froze them."""
         v1 = self._read(self.freezer, "freezer.state")
         if v1 is not None:
             return v1.strip() != "THAWED"
-        # What is wanted is seen at once. What has come of it follows up to a tenth of a second later; it is asked for
-        # those who froze a cgroup above this one.
+        # `cgroup.freeze` shows a request at once. `cgroup.events` follows up to a tenth of a second later, but also shows
+        # that a cgroup above this one was frozen.
         wanted = self._first_number(self.freezer, "cgroup.freeze") == 1
         return wanted or self._field(self.freezer, "cgroup.events", "frozen") == 1
 
     def freeze(self) -> bool:
-        """Let all processes stand still. False where this host does not let us."""
+        """Freeze all processes. Return False if this host does not permit it."""
         return self._write(self.freezer, "freezer.state", b"FROZEN") or self._write(self.freezer, "cgroup.freeze", b"1")
 
     def thaw(self) -> bool:
-        """Let all processes go on. False where this host does not let us."""
+        """Thaw all processes. Return False if this host does not permit it."""
         return self._write(self.freezer, "freezer.state", b"THAWED") or self._write(self.freezer, "cgroup.freeze", b"0")
 
     def can_freeze(self) -> bool:
@@ -163,15 +163,15 @@ class Cgroup:
         return None
 
 
-class KeptCgroup(Cgroup):
-    """The same with its files kept open: for a container that has many runs. Not thread-safe."""
+class OpenCgroup(Cgroup):
+    """A cgroup whose files stay open, for a container with many runs. Not thread-safe."""
 
     def __init__(self, memory: Path | None, cpu: Path | None, freezer: Path | None = None) -> None:
         super().__init__(memory, cpu, freezer)
         object.__setattr__(self, "_open", {})
 
     def close(self) -> None:
-        """Close them. It may be used on, and opens them again."""
+        """Close the files. The next use opens them again."""
         for descriptor in self._files().values():
             if descriptor >= 0:
                 os.close(descriptor)
@@ -209,14 +209,14 @@ class KeptCgroup(Cgroup):
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """The host's cgroup version (1 or 2, None where no tree is mounted) and whether its memory accounts can be read."""
+    """The host's cgroup version (1 or 2, None if no tree is mounted) and whether its memory accounts can be read."""
 
     version: int | None
     readable: bool
 
 
 def detect(settings: Settings) -> Hierarchy:
-    """What this host offers, for `nanogrid doctor`."""
+    """Detect what this host offers, for `nanogrid doctor`."""
     root = settings.cgroup_dir
     if (root / "cgroup.controllers").is_file():
         return Hierarchy(2, _has_any(root, "memory.stat", "cpu.stat"))
@@ -226,9 +226,9 @@ def detect(settings: Settings) -> Hierarchy:
 
 
 def locate(container_id: str, pid: int, settings: Settings) -> Cgroup:
-    """Find a running container's accounts: by its first process, else where Docker's two cgroup drivers put them.
+    """Find a running container's accounts: by its first process, else at the paths that Docker's two cgroup drivers use.
 
-    The process is not to be seen where the worker itself runs in a container without the host's pid namespace.
+    The process is not visible if the worker itself runs in a container without the host's pid namespace.
     """
     root = settings.cgroup_dir
     unified = (root / "cgroup.controllers").is_file()

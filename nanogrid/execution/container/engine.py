@@ -30,12 +30,12 @@ FILE_LIMIT_BYTES = 1024 * 1024
 LINKS_FOLLOWED = 3
 
 _texts: dict[tuple[str, str], str | None] = {}
-"""What was read of images, by id and path. Each value is set in one step."""
+"""Files that were read from images, by image id and path. Each value is set in one step."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A container that the engine knows: id, name, labels, and `running`, `paused`, `exited`, ..."""
+class EngineContainer:
+    """A container as the engine lists it. `state` is `running`, `paused`, `exited`, ..."""
 
     id: str
     name: str
@@ -44,8 +44,8 @@ class Found:
 
 
 @dataclass(frozen=True)
-class End:
-    """How a container's first process ended, as the engine saw it."""
+class ExitStatus:
+    """Whether a container's first process runs and how it ended, as the engine reports it."""
 
     running: bool
     exit_code: int
@@ -82,10 +82,10 @@ class Engine:
                 self._client = None
 
     def network(self, name: str) -> dict[str, Any] | None:
-        """What the engine knows of a network: Driver, Internal, Options, ... None: there is none of this name."""
+        """The engine's description of a network: Driver, Internal, Options, ... None if no network has this name."""
         from docker.errors import NotFound
 
-        with _translated(f"look at the network {name}"):
+        with _translated(f"inspect the network {name}"):
             try:
                 return dict(self.api.inspect_network(name))
             except NotFound:
@@ -93,7 +93,7 @@ class Engine:
 
     def version(self) -> dict[str, Any]:
         """The engine's own description: Version, ApiVersion, KernelVersion, ..."""
-        with _translated("ask for the version"):
+        with _translated("report its version"):
             return dict(self.api.version())
 
     # -- images
@@ -103,10 +103,10 @@ class Engine:
         return self.image_id(image) is not None
 
     def image_id(self, image: str) -> str | None:
-        """The id of what an image's name stands for now. None where it is not on this host."""
+        """The id that an image's name stands for now. None if the image is not on this host."""
         from docker.errors import ImageNotFound
 
-        with _translated("look for an image"):
+        with _translated(f"inspect the image {image}"):
             try:
                 return str(self.api.inspect_image(image)["Id"])
             except ImageNotFound:
@@ -149,7 +149,7 @@ class Engine:
             return None if file is None else file.read().decode("utf-8", "surrogateescape")
 
     def ensure_image(self, image: str) -> str:
-        """Pull the image where it is missing, with progress in the log; its id. Raises ImageUnavailableError."""
+        """Pull the image if it is missing, with progress in the log. Return its id. Raises ImageUnavailableError."""
         with self._lock:
             lock = self._pulls.setdefault(image, threading.Lock())
         with lock:
@@ -157,11 +157,13 @@ class Engine:
                 self._pull(image)
                 found = self.image_id(image)
         if found is None:
-            raise ImageUnavailableError(f"image {image} was pulled and is gone again: is somebody cleaning images?")
+            raise ImageUnavailableError(
+                f"image {image} was pulled but is gone again: check what removes images on this host"
+            )
         return found
 
     def registry_refusal(self, image: str) -> str | None:
-        """Why the registry does not give the image; None when it would."""
+        """Why the registry refuses the image; None if it would serve it."""
         from docker.errors import DockerException
         from requests.exceptions import RequestException
 
@@ -172,9 +174,9 @@ class Engine:
         return None
 
     def _pull(self, image: str) -> None:
-        advice = "pull it by hand, build one with deploy/images/build, or name another by NANOGRID_RUNTIMES"
+        advice = "pull it manually, build one with deploy/images/build, or name another in NANOGRID_RUNTIMES"
         if not self._settings.pull_images:
-            raise ImageUnavailableError(f"image {image} is not on this host and pulling is switched off: {advice}")
+            raise ImageUnavailableError(f"image {image} is not on this host and pulling is disabled: {advice}")
         from docker.errors import DockerException
         from docker.utils import parse_repository_tag
 
@@ -195,7 +197,7 @@ class Engine:
     # -- containers
 
     def create(self, name: str, options: dict[str, Any]) -> str:
-        """Create a container from an API body and return its id. A taken name gets a suffix."""
+        """Create a container from an API body and return its id. If the name is taken, it gets a suffix."""
         from docker.errors import APIError
 
         with _translated(f"create container {name}", ContainerStartError):
@@ -204,7 +206,7 @@ class Engine:
             except APIError as error:
                 if error.status_code != 409:
                     raise
-                log.warning("container name %s is taken; another suffix is used", name)
+                log.warning("container name %s is taken; the new container gets a suffix", name)
                 return str(self.api.create_container_from_config(options, f"{name}-{time.time_ns():x}")["Id"])
 
     def start(self, container_id: str) -> int:
@@ -223,7 +225,7 @@ class Engine:
         return self.end_of(container_id).running
 
     def pause(self, container_id: str) -> None:
-        """Let all processes of a container stand still, and the engine say so. One that is paused already is fine."""
+        """Pause a container, visibly for the engine. A container that is already paused stays paused."""
         from docker.errors import APIError
 
         with _translated(f"pause container {container_id[:12]}"):
@@ -234,7 +236,7 @@ class Engine:
                     raise
 
     def unpause(self, container_id: str) -> None:
-        """Let them go on. One that is not paused is fine."""
+        """Unpause a container. Does nothing if it is not paused."""
         from docker.errors import APIError
 
         with _translated(f"unpause container {container_id[:12]}"):
@@ -248,12 +250,12 @@ class Engine:
         """Change the limits of a container, running or paused."""
         body = {"Memory": memory_bytes, "MemorySwap": memory_bytes, "NanoCpus": int(cpus * 1e9)}
         with _translated(f"change the limits of container {container_id[:12]}"):
-            # docker-py's own update knows no NanoCpus, and the engine takes no other measure where they were set before.
+            # docker-py's update does not support NanoCpus, and the engine accepts no other CPU limit once they are set.
             url = f"{self.api.base_url}/v{self.api.api_version}/containers/{container_id}/update"
             self.api.post(url, json=body, timeout=API_TIMEOUT_S).raise_for_status()
 
     def rename(self, container_id: str, name: str) -> None:
-        """Give a container another name. A taken one is left alone: names are for people."""
+        """Rename a container. If the name is taken, the old one stays: names are only for people."""
         from docker.errors import APIError
 
         with _translated(f"rename container {container_id[:12]}"):
@@ -263,19 +265,19 @@ class Engine:
                 if error.status_code != 409:
                     raise
 
-    def end_of(self, container_id: str) -> End:
-        """How the container ended. One that is gone ended with -1."""
+    def end_of(self, container_id: str) -> ExitStatus:
+        """The container's exit status. A container that is gone has exit code -1."""
         from docker.errors import NotFound
 
         with _translated(f"inspect container {container_id[:12]}"):
             try:
                 state = self.api.inspect_container(container_id)["State"]
             except NotFound:
-                return End(running=False, exit_code=-1, oom_killed=False)
-            return End(bool(state["Running"]), int(state["ExitCode"]), bool(state["OOMKilled"]))
+                return ExitStatus(running=False, exit_code=-1, oom_killed=False)
+            return ExitStatus(bool(state["Running"]), int(state["ExitCode"]), bool(state["OOMKilled"]))
 
     def kill(self, container_id: str) -> None:
-        """End a container and wait for its end. One that has ended, or is gone, already is fine."""
+        """Kill a container and wait until it has ended. Does nothing if it has ended or is gone."""
         from docker.errors import APIError
 
         with _translated(f"kill container {container_id[:12]}"):
@@ -287,7 +289,7 @@ class Engine:
                     raise
 
     def remove(self, container_id: str) -> None:
-        """Kill and remove a container in whatever state it is. One that is gone, or going, already is fine."""
+        """Kill and remove a container in any state. Does nothing if it is gone or being removed."""
         from docker.errors import APIError, NotFound
 
         with _translated(f"remove container {container_id[:12]}"):
@@ -299,19 +301,20 @@ class Engine:
                 except APIError as error:
                     if error.status_code == 409:  # removal is in progress already
                         return
-                    # It ended while the engine was about to kill it, which then has removed nothing. It does not end twice.
+                    # The container ended just before the engine killed it; then the engine removes nothing. The second
+                    # attempt cannot meet this again.
                     if asked_before or "is not running" not in _reason(error):
                         raise
                 else:
                     return
 
-    def find(self, labels: dict[str, str]) -> list[Found]:
-        """All containers, in any state, that carry all these labels with these values."""
+    def find(self, labels: dict[str, str]) -> list[EngineContainer]:
+        """All containers, in any state, that have all these labels with these values."""
         with _translated("list containers"):
             rows = self.api.containers(
                 all=True, filters={"label": [f"{name}={value}" for name, value in labels.items()]}
             )
-        return [Found(row["Id"], row["Names"][0].lstrip("/"), row["Labels"], row["State"]) for row in rows]
+        return [EngineContainer(row["Id"], row["Names"][0].lstrip("/"), row["Labels"], row["State"]) for row in rows]
 
 
 @contextmanager
@@ -330,7 +333,7 @@ def _reason(error: Exception) -> str:
 
 
 def _every(seconds: float, lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Lines with an error, and of the others one per `seconds`."""
+    """Every line with an error, and at most one other line per `seconds`."""
     due = 0.0
     for line in lines:
         if "error" in line:

@@ -1,22 +1,23 @@
 """Everything that confines a function, in one place. A security reviewer can read this file alone.
 
-A function is code that nobody here has read. It gets, and this is all it gets:
+A function is untrusted code. It gets this and nothing else:
 
-- no network (another one only where the deployment allows it by name);
+- no network, unless the deployment allows one by name;
 - no capability, no way to gain one (no-new-privileges), the engine's default seccomp profile;
-- an unprivileged user and group, the same number inside and outside, in read-only copies of the image's lists of users;
-- a read-only root file system; `/workspace`, `/tmp` and `/nanogrid/run` in memory, sized, with a limit on the number of files; no
-  file of the host that it could write (but for the result of a launched container, an image without Python);
-- its code from a read-only mount, copied into `/workspace`: what is in the cache cannot be written by any function;
-- in a warm container, nothing of the run before: every process ended, every file in memory removed, by the runner, which
-  it can neither signal, trace nor reach; a container runs one piece of code, and is destroyed when a run was cut short;
+- an unprivileged user and group, with the same number inside and outside, in read-only copies of the image's user files;
+- a read-only root file system; `/workspace`, `/tmp` and `/nanogrid/run` in memory, limited in size and number of files; no
+  writable file of the host, except for the result of a launched container (an image without Python);
+- its code from a read-only mount, copied into `/workspace`: no function can write to the cache;
+- in a warm container, nothing from the previous run: the runner kills every process and removes every file in memory, and
+  a function can neither signal, trace nor reach the runner; a container runs one piece of code, and is destroyed after a run
+  that was cut short;
 - memory without swap, CPU, processes and threads, open files, file size: each with a limit;
-- IPC of its own, with none that could outlive it (System V and message queues are off), a private /dev/shm;
-- an environment of a few names of ours and the request's own, nothing of the worker's;
-- no log on the host's disk: output flows through pipes that are cut at a limit.
+- an IPC namespace without IPC that could outlive a run (System V IPC and message queues are disabled), a private /dev/shm;
+- an environment with a few variables of NanoGrid and those of the request, nothing from the worker;
+- no log on the host's disk: output goes through pipes and is cut at a limit.
 
-What the engine's kernel shares with every container (its system calls) is not confined by any of this: run workers on
-hosts of their own, and keep their kernels current.
+None of this confines what the kernel shares with every container (its system calls): run workers on dedicated hosts, and
+keep their kernels current.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ MOUNT = "/nanogrid"
 """Where a container's own folder is mounted, read-only: its function's code, our programs, a launcher's pipes."""
 
 RUN = f"{MOUNT}/run"
-"""Where a run finds its payload and leaves its result: in memory."""
+"""The folder of a run's payload and result, in memory."""
 
 MIB = 1024 * 1024
 TMPFS_FILES_LIMIT = 65_536
@@ -46,8 +47,8 @@ NETWORK_SYSCTLS = {
     "net.ipv4.tcp_no_metrics_save": "1",
     "net.ipv4.tcp_fastopen": "0",
 }
-"""No connection of one run waits in the kernel's tables for the next run to trip over (`Address already in use`), and of no address
-that it spoke to is anything remembered, be it only how fast it could be opened."""
+"""The kernel keeps no closed connection of one run, which would make the next one fail (`Address already in use`), and remembers
+nothing about the addresses a run connected to, not even how fast a connection opened."""
 
 BASE_ENVIRONMENT = {"HOME": WORKSPACE, "LANG": "C.UTF-8"}
 
@@ -62,9 +63,9 @@ class Confinement:
 
 
 def environment(request: FunctionRequest, settings: Settings) -> dict[str, str]:
-    """The whole environment that is set for a function (the image's own PATH and the like remain).
+    """All variables that are set for a function, in addition to the image's own, such as PATH.
 
-    A handler gets AWS Lambda's variables too, as far as the request does not set them itself.
+    A handler also gets AWS Lambda's variables, unless the request sets them itself.
     """
     return {
         **BASE_ENVIRONMENT,
@@ -80,7 +81,7 @@ def environment(request: FunctionRequest, settings: Settings) -> dict[str, str]:
 
 
 def _environment_of_lambda(request: FunctionRequest, settings: Settings) -> dict[str, str]:
-    """What Lambda promises to every handler, but for what only the container knows (`AWS_EXECUTION_ENV`) and credentials."""
+    """The variables that Lambda sets for every handler, except credentials and `AWS_EXECUTION_ENV`, which the container sets."""
     return {
         "_HANDLER": request.handler or "",
         "AWS_DEFAULT_REGION": settings.region,
@@ -109,9 +110,9 @@ def runner_options(
 ) -> dict[str, Any]:
     """The body of the engine's create call for a warm container: the runner as first process.
 
-    The runner is root with four capabilities, to become the function's user and to end what that user started. The function
-    gets none of them: the runner drops them, bounding set included, before it knows a request. `slot_dir`,
-    `programs_dir` and `users_dir` are paths on the engine's host. `compiles`: the function's command may be a compiler's, which gets a cache.
+    The runner is root with four capabilities: it becomes the function's user, and kills what that user started. The function
+    gets none of them: they are dropped, bounding set included, before a request is known. `slot_dir`, `programs_dir` and
+    `users_dir` are paths on the engine's host. `compiles`: the function's command may be a compiler, which gets a cache.
     """
     user = settings.container_uid
     config = _host_config(limits, settings)
@@ -146,7 +147,7 @@ def launcher_options(
 ) -> dict[str, Any]:
     """The body of the engine's create call for one run in an image without Python: the launcher as first process.
 
-    It is the function's own user, without any capability.
+    It runs as the function's user, without any capability.
     """
     config = _host_config(limits, settings)
     result = "run/result.json"
@@ -163,14 +164,14 @@ def launcher_options(
 
 
 def _container(image: str, limits: Confinement, labels: dict[str, str], host_config: dict[str, Any]) -> dict[str, Any]:
-    """What the engine is told of every container that runs functions (Docker API 1.41)."""
+    """The part of a create call that all containers share (Docker API 1.41)."""
     return {
         "Image": image,
         "WorkingDir": WORKSPACE,
         "Labels": labels,
         "Hostname": "function",
         "Env": [f"{name}={value}" for name, value in BASE_ENVIRONMENT.items()],
-        # Without a network the engine need not make one that does nothing: the kernel's own empty one costs 100 ms less.
+        # Without a network, the engine need not set one up: the kernel's own empty one takes 100 ms less.
         "NetworkDisabled": limits.network == NO_NETWORK,
         "Tty": False,
         "OpenStdin": False,
@@ -194,7 +195,7 @@ def _host_config(limits: Confinement, settings: Settings) -> dict[str, Any]:
         "ReadonlyRootfs": True,
         "Tmpfs": {
             WORKSPACE: _tmpfs(settings.workspace_mb, f"exec,mode=0700,uid={user},gid={user}"),
-            # Files may be executed there as in the workspace: compilers, installers and JITs expect it, and nothing is gained by less.
+            # Executable, as the workspace is: compilers, installers and JITs expect it, and forbidding it protects nothing.
             "/tmp": _tmpfs(settings.tmp_mb, "exec,mode=1777"),  # noqa: S108
         },
         "Memory": memory_bytes,
@@ -253,24 +254,29 @@ BUILD_PIDS_LIMIT = 512
 """Compilers and installers start more processes at a time than functions do."""
 
 
+@dataclass(frozen=True)
+class BuildContainer:
+    """A container of a layer's build: the one that builds, or the one that serves the package index to it.
+
+    `folder` (mounted as `/nanogrid`) and `users_dir` are paths on the engine's host. `arguments` are those of its script.
+    """
+
+    image: str
+    arguments: tuple[str, ...]
+    env: dict[str, str]
+    folder: str
+    users_dir: str
+    labels: dict[str, str]
+
+
 def build_options(
-    image: str,
-    arguments: tuple[str, ...],
-    env: dict[str, str],
-    settings: Settings,
-    *,
-    build_dir: str,
-    users_dir: str,
-    binds: dict[str, str],
-    network: str,
-    labels: dict[str, str],
+    container: BuildContainer, settings: Settings, *, binds: dict[str, str], network: str
 ) -> dict[str, Any]:
     """The body of the engine's create call for a container that builds a layer.
 
-    It is confined as a function is, with these differences: limits of its own (`build_*` in the settings), a network of
-    its own where the deployment names one, and files that may be executed in `/tmp`. All it writes lies in memory; its result
-    leaves it through a pipe. `build_dir` is mounted as `/nanogrid`; `binds` are further read-only mounts, path in the
-    container → path on the engine's host.
+    It is confined as a function is, with these differences: it has limits of its own (`build_*` in the settings), and a
+    network of its own if the deployment names one. Everything it writes is in memory; its result leaves it through a pipe.
+    `binds` are further read-only mounts, path in the container → path on the engine's host.
     """
     limits = Confinement(settings.build_memory_mb, settings.build_cpus, network)
     config = _host_config(limits, settings)
@@ -283,17 +289,17 @@ def build_options(
         "/tmp": f"{files},mode=1777",  # noqa: S108
     }
     config["Mounts"] = [
-        _bind(build_dir, MOUNT, read_only=True),
-        *_users(users_dir),
+        _bind(container.folder, MOUNT, read_only=True),
+        *_users(container.users_dir),
         *(_bind(source, target, read_only=True) for target, source in binds.items()),
     ]
     return {
-        **_container(image, limits, labels, config),
+        **_container(container.image, limits, container.labels, config),
         "Hostname": "build",
         "Entrypoint": ["/bin/sh", f"{MOUNT}/build.sh"],
-        "Cmd": list(arguments),
+        "Cmd": list(container.arguments),
         "User": f"{user}:{user}",
-        "Env": [f"{name}={value}" for name, value in env.items()],
+        "Env": [f"{name}={value}" for name, value in container.env.items()],
     }
 
 
@@ -301,34 +307,14 @@ INDEX_MEMORY_MB = 256
 INDEX_FILE_MB = 1
 
 
-def index_options(
-    image: str,
-    arguments: tuple[str, ...],
-    env: dict[str, str],
-    settings: Settings,
-    *,
-    index_dir: str,
-    users_dir: str,
-    gateway_dir: str,
-    labels: dict[str, str],
-) -> dict[str, Any]:
+def index_options(container: BuildContainer, settings: Settings, *, gateway_dir: str) -> dict[str, Any]:
     """The body of the engine's create call for the container that serves the package index to a build.
 
-    It is confined as that build is, and the two share `gateway_dir`, a folder with a socket and a pipe. It has the index's
-    credentials and the deployment's network, and runs pip and our program alone; the build has neither, and runs what
-    packages bring. On the host's disk it can make that socket, and no file to speak of.
+    It is confined as that build is, and the two share `gateway_dir`, a folder with a socket and a pipe. This container has
+    the index's credentials and the deployment's network, and runs only pip and NanoGrid's program. The build has neither,
+    and runs code from packages. On the host's disk this container can create that socket, and files of at most 1 MiB.
     """
-    options = build_options(
-        image,
-        arguments,
-        env,
-        settings,
-        build_dir=index_dir,
-        users_dir=users_dir,
-        binds={},
-        network=settings.build_network,
-        labels=labels,
-    )
+    options = build_options(container, settings, binds={}, network=settings.build_network)
     config = options["HostConfig"]
     config["Memory"] = config["MemorySwap"] = INDEX_MEMORY_MB * MIB
     config["Ulimits"].append(_ulimit("fsize", INDEX_FILE_MB * MIB))

@@ -1,7 +1,7 @@
-"""The labels by which containers are found again, and the id of a data folder.
+"""The labels that identify a container's owner, and the id of a data folder.
 
-The rule: a container says whose it is. Its data folder is named by an id that lies in it, its owner by a lock file in that
-folder that is locked for as long as the owner lives.
+The rule: a container's labels name its data folder and its owner. The folder contains its id, and a lock file that the
+owner keeps locked for as long as it lives.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BUILD_LABEL = "nanogrid.build"
 
 
 def data_id(data_dir: Path) -> str:
-    """The id of a data folder, made with it. Raises ConfigurationError where the folder cannot be written."""
+    """The id of a data folder, created if it is missing. Raises ConfigurationError if the folder cannot be written."""
     path = data_dir / "id"
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def data_id(data_dir: Path) -> str:
             fresh = data_dir / f"id.{uuid.uuid4().hex}"
             fresh.write_text(uuid.uuid4().hex)
             try:
-                os.link(fresh, path)  # fails where another process was first: its id counts
+                os.link(fresh, path)  # fails if another process was first: its id counts
             except FileExistsError:
                 pass
             finally:
@@ -35,15 +35,15 @@ def data_id(data_dir: Path) -> str:
         return path.read_text()
     except OSError as error:
         raise ConfigurationError(
-            f"the data folder {data_dir} cannot be used ({error.strerror}): name another by NANOGRID_DATA_DIR"
+            f"the data folder {data_dir} cannot be used ({error.strerror}): name another in NANOGRID_DATA_DIR"
         ) from error
 
 
 def owners_folder(data_dir: Path) -> Path:
-    """Where the lock files of all owners lie."""
+    """The folder with the lock files of all owners."""
     return data_dir / "owners"
 
 
 def owner_lock(data_dir: Path, owner_id: str) -> Path:
-    """The file that a living owner holds locked."""
+    """The file that an owner keeps locked while it lives."""
     return owners_folder(data_dir) / f"{owner_id}.lock"

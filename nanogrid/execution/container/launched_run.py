@@ -1,7 +1,7 @@
-"""The host's side of a run in a launched container: one whose image has no Python, made for this run alone.
+"""The host's side of a run in a launched container: its image has no Python, and it is created for this run alone.
 
-The rule: one loop, one deadline, and exactly one reason why it ended. Output is read from pipes that the container
-opens by name, so nothing but the kernel stands between the function and this loop. `launch.sh` is the other side.
+The rule: one loop, one deadline, and exactly one reason for the end. Output is read from pipes that the container opens by
+name, so only the kernel is between the function and this loop. `launch.sh` is the other side.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from contextlib import ExitStack
 
 from nanogrid.errors import ContainerStartError
 from nanogrid.execution.container.cgroup import Cgroup, Usage
-from nanogrid.execution.container.report import Ended, Result, RunReport, Stream
+from nanogrid.execution.container.report import EndReason, Result, RunReport, Stream
 from nanogrid.execution.container.slot import Slot
 
 CHUNK_BYTES = 65_536
 DRAIN_S = 5.0
 
 
-class Watch:
-    """Watches one run. The launcher waits until this is opened, and then begins."""
+class LaunchedRun:
+    """Watches one run. The launcher starts the command once its pipes are open here."""
 
     def __init__(self, slot: Slot, *, output_limit_bytes: int, result_limit_bytes: int) -> None:
         self._slot = slot
@@ -36,7 +36,7 @@ class Watch:
         }
         self._lines = b""
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> LaunchedRun:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,10 +51,10 @@ class Watch:
         stop: Callable[[], None],
         begun: Callable[[], None],
     ) -> RunReport:
-        """Wait for the end of the command. `begun` is called when it has begun.
+        """Wait until the command ends. `begun` is called when it has started.
 
-        `stop` ends the container and returns when nothing in it is alive; it is called where the command did not end by
-        itself. Raises ContainerStartError when the command could not be started within `start_timeout_s`.
+        `stop` ends the container and returns when no process in it is alive; it is called if the command did not end by
+        itself. Raises ContainerStartError if the command does not start within `start_timeout_s`.
         """
         asked = time.monotonic()
         began_at = self._await_start(start_timeout_s)
@@ -63,25 +63,25 @@ class Watch:
         begun()
         ended, exit_code, ended_at = self._await_end(started + timeout_s)
         now = time.monotonic()
-        # Both lines may have waited for this process: then the launcher's clock knows better (to 10 ms).
+        # This process may have read both lines late: then the launcher's clock is more accurate (to 10 ms).
         duration_s = max(now - started, min(ended_at - began_at, now - asked))
-        if ended is Ended.TIMED_OUT:
-            duration_s = max(duration_s, timeout_s)  # a sum of fractions may be smaller by the last digit
+        if ended is EndReason.TIMED_OUT:
+            duration_s = max(duration_s, timeout_s)  # rounding may make the difference slightly smaller
         usage = cgroup.read()
-        if ended is not Ended.EXITED:
+        if ended is not EndReason.EXITED:
             stop()
         self._drain()
         if usage.cpu_ns is not None:
             usage = Usage(usage.peak_memory_bytes, max(0, usage.cpu_ns - base_cpu_ns), usage.oom_kills)
         stdout, stderr = self._streams.values()
-        if ended is Ended.EXITED and (stdout.truncated or stderr.truncated):
-            ended = Ended.OUTPUT_LIMIT
+        if ended is EndReason.EXITED and (stdout.truncated or stderr.truncated):
+            ended = EndReason.OUTPUT_LIMIT
         return RunReport(ended, exit_code, stdout, stderr, duration_s * 1000, usage, self._result())
 
     def _result(self) -> Result:
         try:
             descriptor = os.open(self._slot.result, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # the container is gone, and its folder with it
+        except FileNotFoundError:  # the container and its folder are gone
             return Result(0, None)
         try:
             return Result.read(descriptor, self._result_limit_bytes)
@@ -95,7 +95,7 @@ class Watch:
         return fd
 
     def _await_start(self, timeout_s: float) -> float:
-        """Wait until the command begins; the uptime of that moment."""
+        """Wait until the command starts. Return the uptime at that moment."""
         deadline = time.monotonic() + timeout_s
         while True:
             line = self._next_line(deadline)
@@ -105,30 +105,28 @@ class Watch:
                 raise ContainerStartError(f"the container did not start its command within {timeout_s:g} s")
             if line == "":
                 raise ContainerStartError(
-                    "the container ended before it started its command; is there a /bin/sh in the image?"
+                    "the container ended before it started its command: check that the image has a /bin/sh"
                 )
-            raise ContainerStartError(
-                f"the container could not lay out the code: {line.removeprefix('unready').strip()}"
-            )
+            raise ContainerStartError(f"the container could not copy the code: {line.removeprefix('unready').strip()}")
 
-    def _await_end(self, deadline: float) -> tuple[Ended, int | None, float]:
-        """Wait until the command ends: how, its exit code, and the uptime of that moment (0 where it is not known)."""
+    def _await_end(self, deadline: float) -> tuple[EndReason, int | None, float]:
+        """Wait until the command ends. Return how, its exit code, and the uptime at that moment (0 if unknown)."""
         while True:
             line = self._next_line(deadline)
             if line is None:
-                return Ended.TIMED_OUT, None, 0.0
+                return EndReason.TIMED_OUT, None, 0.0
             if line == "":
-                return Ended.LOST, None, 0.0
+                return EndReason.LOST, None, 0.0
             if line == "output":
-                return Ended.OUTPUT_LIMIT, None, 0.0
+                return EndReason.OUTPUT_LIMIT, None, 0.0
             word, code, uptime = (*line.split(" "), "", "")[:3]
             if word == "exited" and code.isdigit():
-                return Ended.EXITED, int(code), _seconds(uptime)
+                return EndReason.EXITED, int(code), _seconds(uptime)
 
     def _next_line(self, deadline: float) -> str | None:
-        """The launcher's next line; "" when it is gone, "output" when a stream passed its limit, None at the deadline.
+        """The launcher's next line; "" if it is gone, "output" if a stream passed its limit, None at the deadline.
 
-        Only ever consumes whole lines; what follows stays for the next call.
+        Consumes only whole lines; the rest stays for the next call.
         """
         if time.monotonic() >= deadline:
             return None
@@ -150,7 +148,7 @@ class Watch:
         return line.decode("utf-8", "replace").strip() or "blank"
 
     def _read(self, fd: int) -> bool:
-        """Read what is there. False at the end of the stream: no process has it open any more."""
+        """Read what is available. Return False at the end of the stream, when no process has it open any more."""
         chunk = os.read(fd, CHUNK_BYTES)
         if chunk:
             self._streams[fd].add(chunk)
@@ -159,7 +157,7 @@ class Watch:
         return False
 
     def _drain(self) -> None:
-        """Read both streams to their ends. All writers are dead or dying, so the ends come."""
+        """Read both streams to their ends. All writers are dead or dying, so both streams end."""
         self._selector.unregister(self._control)
         deadline = time.monotonic() + DRAIN_S
         while len(self._selector.get_map()) and time.monotonic() < deadline:
@@ -171,7 +169,7 @@ class Watch:
 
 
 def _seconds(uptime: str) -> float:
-    """The number in the kernel's words, or 0 where a function put other words in the launcher's mouth."""
+    """The uptime that the launcher reports, or 0 for other text: a function may write to the launcher's pipe."""
     try:
         seconds = float(uptime)
     except ValueError:

@@ -1,16 +1,16 @@
 """The host's end of the connection to the runner, the first process of a warm container.
 
-The rule: what comes from the container is short ASCII text that is parsed with suspicion; what goes there is marshalled,
-because the runner has nothing else at hand that needs no import. `nanogrid/runner` holds the other end.
+The rule: messages from the container are short ASCII text, parsed with suspicion. Requests to it are marshalled, which the
+runner can read without another import. `nanogrid/execution/runner` is the other end.
 
     host → spare    {"argv", "env", "in_process", "compiler_cache"} with the payload, stdout, stderr
-    runner → host   hello VERSION · ready, with a connection to the spare · ended STATUS HOW STARTED_NS ENDED_NS LEFT, with the result's file where there is one ·
+    runner → host   hello VERSION · ready, with a connection to the spare · ended STATUS HOW STARTED_NS ENDED_NS LEFT, with the result's file if there is one ·
                     unclean WORDS · broken WORDS
 
-After `hello` and `ready`, each run gives `ended` and then `ready`, or `unclean` or `broken` where there will be no next run. The
-first process never reads what the host says: the process that is to run a request does, on a connection that is for this one
-request, and on which the host never listens. That the host will say no more is heard by the first process: then the run is ended,
-told as any other, and the container with it.
+After `hello` and `ready`, each run results in `ended` and then `ready`, or in `unclean` or `broken` if there will be no next run.
+The first process never reads anything from the host. The spare reads the request, on a connection for this one request, on which
+the host never listens. The first process only notices when the host closes its sending side: then it kills the run, reports it
+like any other, and ends the container.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from pathlib import Path
 from nanogrid.errors import ContainerLostError, ContainerStartError
 
 PACKET_BYTES = 65_536
-"""Larger messages travel in a memory file beside a packet that says so."""
+"""Larger messages are sent as a memory file, with a packet that announces it."""
 
-LOOK_EVERY_S = 0.25
+CHECK_EVERY_S = 0.25
 MOST_DESCRIPTORS = 4
 MOST_DIGITS = 20
 
 
 @dataclass(frozen=True)
 class Hello:
-    """The runner is up. `version` is its Python's, such as (3, 9)."""
+    """The runner is up. `version` is its Python version, such as (3, 9)."""
 
     version: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The next run can come."""
+    """The container is ready for the next run."""
 
 
 @dataclass(frozen=True)
 class RunEnded:
-    """A run is over and every process of it is gone. Times are of CLOCK_MONOTONIC in nanoseconds; `how`: python or exec.
+    """A run has ended and all its processes are gone. Times are CLOCK_MONOTONIC in nanoseconds; `how` is python or exec.
 
-    `result`: a descriptor of the file that it has written for the host, to be closed by who receives it; -1 for none.
+    `result` is a descriptor of the result's file, which the receiver must close; -1 if there is none.
     """
 
     exit_code: int
@@ -65,7 +65,7 @@ class RunEnded:
 
 @dataclass(frozen=True)
 class Unfit:
-    """There will be no next run: something was left behind, or could not be made."""
+    """There will be no next run: something was left behind, or could not be created."""
 
     word: str
     reason: str
@@ -83,12 +83,12 @@ class Link:
 
     @classmethod
     def of(cls, connection: int, spare: int) -> Link:
-        """One that another process has had: of its `descriptors`."""
-        # Told what they are, Python need not ask the kernel.
+        """The link that another process had, from its `descriptors`."""
+        # With family and type given, Python need not ask the kernel.
         return cls(*(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, number) for number in (connection, spare)))
 
     def descriptors(self) -> tuple[int, int]:
-        """Of the connection, and of the one to the spare that waits. Raises ContainerLostError where none does."""
+        """The descriptors of the connection and of the one to the waiting spare. Raises ContainerLostError if none waits."""
         if self._spare is None:
             raise ContainerLostError("no process of the container waits for a request")
         return self._connection.fileno(), self._spare.fileno()
@@ -98,32 +98,32 @@ class Link:
         return self._connection.fileno()
 
     def peer_pid(self) -> int:
-        """The runner's pid as this process sees it; 0 where it cannot be seen."""
+        """The runner's pid as this process sees it; 0 if it is not visible."""
         credentials = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         return int(struct.unpack("3i", credentials)[0])
 
     def is_alive(self) -> bool:
-        """Whether the runner still holds its end, and has nothing to say."""
+        """Whether the runner's end is open and no message is waiting."""
         try:
             self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return True
         except OSError:
             return False
-        return False  # its end, or a word out of turn
+        return False  # the end of the stream, or an unexpected message
 
     def has_word(self) -> bool:
-        """Whether there is something to be heard, be it the runner's end. Nothing is taken."""
+        """Whether a message, or the end of the stream, is waiting. Consumes nothing."""
         return _is_readable(self._connection, 0)
 
     def is_cut(self) -> bool:
-        """Whether the runner's end is closed, whatever it may have said before."""
-        look = select.poll()
+        """Whether the runner's end is closed, even if messages are still unread."""
+        poll = select.poll()
         try:
-            look.register(self._connection, 0)
+            poll.register(self._connection, 0)
         except (OSError, ValueError):  # closed at this end
             return True
-        return bool(look.poll(0))
+        return bool(poll.poll(0))
 
     def send_run(
         self,
@@ -134,7 +134,7 @@ class Link:
         in_process: bool,
         compiler_cache: bool,
     ) -> None:
-        """Ask the spare for a run with these three descriptors: the payload's, stdout and stderr. It can be asked once."""
+        """Ask the spare for a run with these three descriptors: the payload's, stdout and stderr. A spare accepts one request."""
         message = {
             "argv": list(argv),
             "env": dict(env),
@@ -153,15 +153,15 @@ class Link:
             os.close(file)
 
     def send_kill(self) -> None:
-        """Ask for the end of the run that is under way, and of the container: nothing more can be asked for afterwards."""
-        self._meet(None)
+        """Ask the runner to kill the current run and end the container. No request can follow."""
+        self._use_spare(None)
         try:
             self._connection.shutdown(socket.SHUT_WR)
         except OSError as error:
             raise ContainerLostError(f"the runner of the container is gone: {error}") from error
 
     def receive(self, timeout_s: float) -> Message | None:
-        """The next message. None when none came in time."""
+        """Return the next message, or None if none arrives in time."""
         if not _is_readable(self._connection, timeout_s):
             return None
         try:
@@ -177,22 +177,24 @@ class Link:
                 os.set_inheritable(result, False)
                 message = replace(message, result=result)
             if isinstance(message, Ready) and descriptors:
-                self._meet(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, descriptors[-1]))
+                self._use_spare(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, descriptors[-1]))
                 descriptors.pop()
         except OSError as error:
-            raise ContainerLostError(f"the runner of the container sent what is no connection: {error}") from error
+            raise ContainerLostError(
+                f"the runner of the container sent something that is not a connection: {error}"
+            ) from error
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
         return message
 
     def close(self) -> None:
-        """Close this end. A runner without any open end ends itself and its container."""
-        self._meet(None)
+        """Close this end. Once no process holds this end, the runner ends itself and its container."""
+        self._use_spare(None)
         self._connection.close()
 
-    def _meet(self, spare: socket.socket | None) -> None:
-        """Let this be the process that is asked next."""
+    def _use_spare(self, spare: socket.socket | None) -> None:
+        """Make this the spare that gets the next request."""
         if self._spare is not None:
             self._spare.close()
         if spare is not None:
@@ -208,11 +210,11 @@ class Link:
         except OSError as error:
             raise ContainerLostError(f"the runner of the container does not listen: {error}") from error
         finally:
-            self._meet(None)
+            self._use_spare(None)
 
 
 def parse(packet: bytes) -> Message:
-    """Read what a runner said. Raises ContainerLostError for anything else than its few words."""
+    """Parse a message of a runner. Raises ContainerLostError for any other text."""
     word, _, rest = packet.decode("ascii", "replace").partition(" ")
     try:
         match word:
@@ -228,27 +230,27 @@ def parse(packet: bytes) -> Message:
                 return RunEnded(code if code >= 0 else 128 - code, how, started_ns, ended_ns, killed)
             case "unclean" | "broken":
                 return Unfit(word, " ".join(rest.split())[:500])
-    except (ValueError, OverflowError):  # no such number of digits, no such wait status
+    except (ValueError, OverflowError):  # not a number, too many digits, or not a wait status
         pass
-    raise ContainerLostError(f"the runner of the container says {packet[:80]!r}, which means nothing")
+    raise ContainerLostError(f"the runner of the container sent {packet[:80]!r}, which is not a message")
 
 
 def _number(text: str) -> int:
     """A number of at most 20 digits. Raises ValueError."""
     if not text.isdigit() or len(text) > MOST_DIGITS:
-        raise ValueError(f"{text[:80]!r} is no number of at most {MOST_DIGITS} digits")
+        raise ValueError(f"{text[:80]!r} is not a number of at most {MOST_DIGITS} digits")
     return int(text)
 
 
 def _is_readable(connection: socket.socket, timeout_s: float) -> bool:
-    """Whether there is something to read within the time. By poll: select knows no descriptor over 1023."""
+    """Whether there is something to read within the time. Uses poll: select supports no descriptor above 1023."""
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     return bool(poll.poll(max(0.0, timeout_s) * 1000))
 
 
-class Listener:
-    """Waits for a new container's runner at a path that only its first process can reach, and takes one connection."""
+class RunnerListener:
+    """Waits for a new container's runner at a path that only its first process can reach, and accepts one connection."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -262,10 +264,10 @@ class Listener:
         self._socket.listen(1)
 
     def accept(self, timeout_s: float, is_running: Callable[[], bool]) -> Link:
-        """The runner's connection. Raises ContainerStartError when it does not come; `is_running` is asked now and then."""
+        """Accept the runner's connection. Raises ContainerStartError if none arrives; `is_running` is called meanwhile."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if _is_readable(self._socket, LOOK_EVERY_S):
+            if _is_readable(self._socket, CHECK_EVERY_S):
                 connection, _ = self._socket.accept()
                 return Link(connection)
             if not is_running():
@@ -273,6 +275,6 @@ class Listener:
         raise ContainerStartError(f"the container's runner was not up within {timeout_s:g} s")
 
     def close(self) -> None:
-        """Stop waiting, and take the path away: nobody connects any more."""
+        """Stop waiting and remove the path, so that nobody can connect any more."""
         self._socket.close()
         self._path.unlink(missing_ok=True)

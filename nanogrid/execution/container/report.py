@@ -1,4 +1,4 @@
-"""What a run gives: why it ended, what it wrote, what it used. The same for every kind of container."""
+"""The report of a run: why it ended, what it wrote, what it used. It is the same for every kind of container."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from enum import Enum, auto
 from nanogrid.execution.container.cgroup import Usage
 
 
-class Ended(Enum):
-    """Why the loop ended."""
+class EndReason(Enum):
+    """Why a run ended."""
 
     EXITED = auto()
-    """The command ended by itself, and all it left behind has been ended."""
+    """The command ended by itself, and all processes it left behind were killed."""
     TIMED_OUT = auto()
     OUTPUT_LIMIT = auto()
     LOST = auto()
-    """The container's first process is gone, and did not say that the command had ended."""
+    """The container's first process is gone, and did not report the end of the command."""
 
 
 @dataclass
 class Stream:
-    """The kept first bytes of one output stream."""
+    """The first bytes of one output stream."""
 
     limit_bytes: int
     data: bytearray = field(default_factory=bytearray)
@@ -38,9 +38,9 @@ class Stream:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What happened in a container. Durations in milliseconds, usage of this run alone."""
+    """What happened in one run. `usage` covers this run alone."""
 
-    ended: Ended
+    ended: EndReason
     exit_code: int | None
     stdout: Stream
     stderr: Stream
@@ -51,14 +51,14 @@ class RunReport:
 
 @dataclass(frozen=True)
 class Result:
-    """What the function wrote to the file named by NANOGRID_RESULT: its size, and its bytes where they are not too many."""
+    """The file named by NANOGRID_RESULT: its size, and its bytes unless there are too many."""
 
     size: int
     data: bytes | None
 
     @classmethod
     def read(cls, descriptor: int, limit_bytes: int) -> Result:
-        """Read it. Nobody is left in the container who could change it meanwhile."""
+        """Read the file. No process is left in the container that could change it meanwhile."""
         status = os.fstat(descriptor)
         size = status.st_size
         if not stat.S_ISREG(status.st_mode):

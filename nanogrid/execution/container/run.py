@@ -1,7 +1,7 @@
-"""The host's side of one run in a warm container: hand over three pipes, read them, watch the clock and the runner.
+"""The host's side of one run in a warm container: pass on three descriptors, read two pipes, watch the clock and the runner.
 
-The rule: one loop, one deadline, and exactly one reason why it ended. The function writes straight into the pipes that
-this loop reads; the runner says when it has ended and everything it left behind is gone, so both pipes have an end.
+The rule: one loop, one deadline, and exactly one reason for the end. The function writes directly into the pipes that this
+loop reads. The runner reports when it has ended and all processes it left behind are gone, so both pipes have an end.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from dataclasses import dataclass
 from nanogrid.errors import ContainerLostError, ContainerStartError
 from nanogrid.execution.container.cgroup import Cgroup, Gauge
 from nanogrid.execution.container.link import Link, Ready, RunEnded, Unfit
-from nanogrid.execution.container.report import Ended, Result, RunReport, Stream
+from nanogrid.execution.container.report import EndReason, Result, RunReport, Stream
 
 CHUNK_BYTES = 65_536
 KILL_S = 10.0
-"""How long a runner may take to end what it was told to end. It takes milliseconds; then it is taken for lost."""
+"""How long a runner may take to kill a run. It normally takes milliseconds; after this time the runner counts as lost."""
 
 OUTPUT_WAITS_S = 0.003
-"""For so long output stays in its pipes: most runs are over by then, and are not to be held up by who reads each of their lines.
-A function that writes more than a pipe holds (64 KiB) waits for that time at most, once."""
+"""How long output stays in its pipes before it is read. Most runs end within this time, and reading line by line would slow them
+down. A function that writes more than a pipe holds (64 KiB) waits for at most this time, once."""
 
 READABLE = select.POLLIN | select.POLLHUP | select.POLLERR
 
 
 @dataclass(frozen=True)
 class Program:
-    """What is to be run. `in_process`: the runner's own interpreter may run it without starting another one."""
+    """What to run. `in_process`: the runner's own interpreter may run it, without starting another one."""
 
     argv: Sequence[str]
     env: Mapping[str, str]
@@ -40,7 +40,7 @@ class Program:
 
 
 class Run:
-    """One run. Made, used and forgotten within one lease."""
+    """One run. Created and used within one lease."""
 
     def __init__(
         self,
@@ -65,14 +65,14 @@ class Run:
     def run(
         self, program: Program, payload: int, *, timeout_s: float, thaw: Callable[[], None], begun: Callable[[], None]
     ) -> RunReport:
-        """Run it. `payload` is a descriptor of the payload's text. `thaw` lets a paused container go on; it is called when the request is there already. `begun` is called
-        beside the function's first steps.
+        """Run the program. `payload` is a descriptor of the payload's text.
 
-        Raises ContainerStartError where the runner could not start the command, ContainerLostError where somebody froze
-        the container from outside.
+        `thaw` thaws a paused container; it is called after the request was sent. `begun` is called while the function starts.
+        Raises ContainerStartError if the runner could not start the command, ContainerLostError if somebody froze the
+        container from outside.
         """
         with ExitStack() as resources:
-            # Before the request: on a loaded host a short run is over before this process has its turn again.
+            # Before the request: on a loaded host, a short run ends before this process gets the CPU again.
             gauge = Gauge(self._cgroup, used_before=self._used_before)
             resources.callback(gauge.close)
             stdout, stderr = (self._pipe(resources, stream) for stream in self._streams)
@@ -88,19 +88,19 @@ class Run:
             thaw()
             begun()
             ended = self._watch(sent + timeout_s)
-            if cut_short := ended in (Ended.TIMED_OUT, Ended.OUTPUT_LIMIT):
+            if cut_short := ended in (EndReason.TIMED_OUT, EndReason.OUTPUT_LIMIT):
                 self._kill()
             duration_ms = self._duration_ms(sent, cut_short=cut_short)
-            if ended is Ended.TIMED_OUT:
-                duration_ms = max(duration_ms, timeout_s * 1000)  # a sum of fractions may be smaller by the last digit
+            if ended is EndReason.TIMED_OUT:
+                duration_ms = max(duration_ms, timeout_s * 1000)  # rounding may make the difference slightly smaller
             usage = gauge.read()
             self._drain()
             result = self._result(resources)
-        if ended is Ended.EXITED and any(stream.truncated for stream in self._streams):
-            ended = Ended.OUTPUT_LIMIT
+        if ended is EndReason.EXITED and any(stream.truncated for stream in self._streams):
+            ended = EndReason.OUTPUT_LIMIT
         return RunReport(
             ended,
-            self._ended.exit_code if ended is Ended.EXITED and self._ended else None,
+            self._ended.exit_code if ended is EndReason.EXITED and self._ended else None,
             *self._streams,
             duration_ms,
             usage,
@@ -114,19 +114,20 @@ class Run:
         return Result.read(self._ended.result, self._result_limit_bytes)
 
     def _pipe(self, resources: ExitStack, stream: Stream) -> int:
-        """Make a pipe for a stream and return the end that the function writes to; it belongs to the function's user."""
+        """Create a pipe for a stream and return the end that the function writes to; it belongs to the function's user."""
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(writing, True)
-        # Ours of the writing end is closed last: else the function's end would wake us, and the runner's word again.
+        # Our copy of the writing end is closed last: otherwise the function's end would wake this loop, and the runner's
+        # message would wake it again.
         resources.callback(os.close, reading)
         resources.callback(os.close, writing)
-        with suppress(OSError):  # not root: all that fails is to open /dev/stdout by its name
+        with suppress(OSError):  # not root: then only opening /dev/stdout by name fails
             os.fchown(writing, self._uid, self._uid)
         self._by_fd[reading] = stream
         return writing
 
-    def _watch(self, deadline: float) -> Ended:
-        """Read until the run has ended, was too slow, or wrote too much."""
+    def _watch(self, deadline: float) -> EndReason:
+        """Read until the run ends, exceeds its time, or writes too much."""
         control = self._link.fileno()
         first_s = min(OUTPUT_WAITS_S, deadline - time.monotonic())
         if first_s <= 0 or not self._poll.poll(first_s * 1000):
@@ -138,19 +139,19 @@ class Run:
             if not events and time.monotonic() >= deadline:
                 if self._cgroup.is_frozen():
                     raise ContainerLostError("the container was paused by somebody else while the function ran")
-                return Ended.TIMED_OUT
+                return EndReason.TIMED_OUT
             for fd, _ in events:
                 if fd != control:
                     self._read(fd)
-                elif not self._hear():
-                    return Ended.LOST
+                elif not self._receive():
+                    return EndReason.LOST
             if self._ended:
-                return Ended.EXITED
+                return EndReason.EXITED
             if any(stream.truncated for stream in self._streams):
-                return Ended.OUTPUT_LIMIT
+                return EndReason.OUTPUT_LIMIT
 
-    def _hear(self) -> bool:
-        """Take the runner's word. False when it is gone."""
+    def _receive(self) -> bool:
+        """Receive the runner's message. Return False if the runner is gone."""
         try:
             message = self._link.receive(0)
         except ContainerLostError:
@@ -160,11 +161,11 @@ class Run:
         if isinstance(message, RunEnded):
             self._ended = message
         if isinstance(message, Ready):
-            raise ContainerLostError("the process that was to run the function was ended before it had begun")
+            raise ContainerLostError("the process that was about to run the function was killed before it started")
         return True
 
     def _kill(self) -> None:
-        """Have the runner end everything of the run. Where it does not answer, the owner destroys the container anyway."""
+        """Let the runner kill everything of the run. If it does not answer, the owner destroys the container anyway."""
         deadline = time.monotonic() + KILL_S
         with suppress(ContainerLostError):
             self._link.send_kill()
@@ -173,7 +174,7 @@ class Run:
                     self._ended = message
 
     def _read(self, fd: int) -> bool:
-        """Read what is there. False at the end, and when there is nothing right now."""
+        """Read what is available. Return False at the end, or if nothing is available now."""
         try:
             chunk = os.read(fd, CHUNK_BYTES)
         except BlockingIOError:
@@ -184,15 +185,15 @@ class Run:
         return True
 
     def _drain(self) -> None:
-        """Read what is left in both pipes. No process of the run is alive, so nothing more comes."""
+        """Read what is left in both pipes. No process of the run is alive, so nothing more arrives."""
         for fd, stream in self._by_fd.items():
             while not stream.truncated and self._read(fd):
                 pass
 
     def _duration_ms(self, sent: float, *, cut_short: bool) -> float:
-        """By the runner's clock, from the function's first step; where it was ended from here, from where its time counts.
+        """The duration by the runner's clock, from the function's first step. A run that was killed here counts from the request.
 
-        When that step was the spare says: no time before the request is believed.
+        The spare reports when that step was, and is not trusted: the duration is at most the time since the request.
         """
         most_ms = (time.monotonic() - sent) * 1000
         if self._ended is None or cut_short:

@@ -1,8 +1,8 @@
 """The folder that a container sees as `/nanogrid`: its function's code.
 
-It lies under `<data_dir>/runs/<owner>/`, is read-only inside the container, and goes with it. The rule: code appears in it by one
-rename, and from then on the container belongs to that code. What a run is given and gives back is never on disk: it travels by
-descriptors. Only a launched container, which has one run and nobody inside to take them, finds it here.
+It is under `<data_dir>/runs/<owner>/`, is read-only inside the container, and is removed with it. The rule: code appears in it
+by one rename, and from then on the container belongs to that code. A run's payload and result are never on disk: they are passed
+as descriptors. Only a launched container, which has one run and no process that could receive descriptors, has them here.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ CODE = "code"
 PACKAGES = "packages"
 RUN = "run"
 FOLDERS = ("runner", RUN, "compiler-cache")
-"""Where other things are mounted: programs, one run's own files, and the memory of the compiler cache."""
+"""Mount points: NanoGrid's programs, one run's own files, and the compiler cache in memory."""
 PIPES = ("control", "hold", "stdout", "stderr")
-"""How a launched container, one without a runner, is watched."""
+"""The named pipes through which a launched container, which has no runner, is watched."""
 
 
 class Slot:
-    """Paths of one container's folder, and the making, filling and reading of what lies there."""
+    """One container's folder: its paths, and how it is created, filled, checked and removed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,21 +42,21 @@ class Slot:
 
     @property
     def result(self) -> Path:
-        """What the function of a launched container writes to `NANOGRID_RESULT`."""
+        """The file that `NANOGRID_RESULT` names in a launched container."""
         return self.path / RUN / "result.json"
 
     @property
     def control(self) -> Path:
-        """Where the runner finds the host, until it has."""
+        """The socket at which the runner connects to the host. It is removed afterwards."""
         return self.path / "control.sock"
 
     @property
     def start_script(self) -> Path:
-        """What a launched container is to run."""
+        """The script that a launched container runs."""
         return self.path / "start.sh"
 
     def create(self) -> None:
-        """Make the folder. The modes are open because the engine may map user ids; the parent is closed to others."""
+        """Create the folder. Its modes are open because the engine may map user ids; the parent is closed to others."""
         try:
             self.path.mkdir(parents=True)
             self.path.chmod(0o755)
@@ -64,12 +64,12 @@ class Slot:
                 (self.path / name).mkdir(mode=0o700)  # a tmpfs takes over the mode of the folder that it covers
         except OSError as error:
             self.remove()
-            raise ContainerStartError(f"the folder {self.path} could not be made: {error}") from error
+            raise ContainerStartError(f"the folder {self.path} could not be created: {error}") from error
 
     def create_for_launcher(self) -> None:
-        """Make the named pipes of a launched container, and the file for its result.
+        """Create the named pipes of a launched container, and the file for its result.
 
-        The first process waits for whoever reads `control`.
+        The container's first process waits until somebody opens `control` to read.
         """
         try:
             (self.path / RUN).chmod(0o755)
@@ -79,14 +79,14 @@ class Slot:
                 os.mkfifo(self.pipe(name))
                 self.pipe(name).chmod(0o666)
         except OSError as error:
-            raise ContainerStartError(f"the pipes in {self.path} could not be made: {error}") from error
+            raise ContainerStartError(f"the pipes in {self.path} could not be created: {error}") from error
 
     def pipe(self, name: str) -> Path:
         """Path of one of PIPES."""
         return self.path / name
 
     def write_run(self, argv: Sequence[str], env: Mapping[str, str], payload: Any, uid: int) -> None:
-        """Tell a launched container what to run, and give it its payload. Only the function's user may read that."""
+        """Write the command and the payload of a launched container. Only the function's user may read them."""
         words = ["env", *(f"{name}={value}" for name, value in env.items()), *argv]
         try:
             _write_for(uid, self.start_script, f"exec {shlex.join(words)}\n".encode())
@@ -94,33 +94,33 @@ class Slot:
         except OSError as error:
             raise ContainerStartError(f"the command could not be written to {self.path}: {error}") from error
 
-    def forget_run(self) -> None:
-        """Delete what the run was given."""
+    def delete_run(self) -> None:
+        """Delete the command and the payload of a launched container."""
         for path in (self.start_script, self.payload):
             path.unlink(missing_ok=True)
 
     def place(self, code: Path, packages: Path | None) -> None:
-        """Give the container its function: a farm of hard links to the cache, where no run can write."""
+        """Give the container its function: a hard-link copy of the cached code, which no run can write to."""
         try:
             for source, name in ((code, CODE), (packages, PACKAGES)):
                 if source is not None:
                     draft = self.path / f"{name}.draft"
-                    farm(source, draft)
+                    hard_link_copy(source, draft)
                     draft.rename(self.path / name)
         except OSError as error:
-            raise ContainerStartError(f"the code could not be laid out in {self.path}: {error}") from error
+            raise ContainerStartError(f"the code could not be linked into {self.path}: {error}") from error
 
     def problem(self) -> str | None:
-        """What is not as it was made in the folder of a warm container: for its user it is read-only. None: all is well.
+        """What has changed in the folder of a warm container, which is read-only for the function. None if nothing has.
 
-        Of code and packages only the folders are looked at: their files are the cache's own.
+        For code and packages, only the top folders are checked: their files belong to the cache.
         """
         try:
             with os.scandir(self.path) as entries:
                 for entry in entries:
                     status = entry.stat(follow_symlinks=False)
                     if entry.name not in (*FOLDERS, CODE, PACKAGES):
-                        return f"{entry.name!r} has come into its folder"
+                        return f"{entry.name!r} has appeared in its folder"
                     if (
                         not stat.S_ISDIR(status.st_mode)
                         or status.st_uid != os.geteuid()
@@ -132,7 +132,7 @@ class Slot:
         return None
 
     def remove(self) -> None:
-        """Delete the folder; one that is gone already is fine. Folders of a farm are read-only, also for their owner."""
+        """Delete the folder, if it exists. The folders of a hard-link copy are read-only, even for their owner."""
         for parent, _, _ in os.walk(self.path):
             with suppress(OSError):
                 os.chmod(parent, 0o700)  # noqa: PTH101  # a path that is walked by name
@@ -140,14 +140,14 @@ class Slot:
 
 
 def text_of(payload: Any) -> bytes:
-    """A payload's JSON text, and bytes as they are; nothing for None."""
+    """A payload as bytes: JSON text, bytes unchanged, nothing for None."""
     if isinstance(payload, bytes):
         return payload
     return b"" if payload is None else json.dumps(payload, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def in_memory(payload: Any) -> int:
-    """A descriptor of a payload's text, to be closed by the caller. It is on no disk, and nobody can change it."""
+    """A descriptor of a payload's text in memory, sealed against changes. The caller must close it."""
     descriptor = os.memfd_create("payload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         view = memoryview(text_of(payload))
@@ -156,12 +156,12 @@ def in_memory(payload: Any) -> int:
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
     except OSError as error:
         os.close(descriptor)
-        raise ContainerStartError(f"the payload could not be laid out in memory: {error}") from error
+        raise ContainerStartError(f"the payload could not be written to memory: {error}") from error
     return descriptor
 
 
 def _write_for(uid: int, path: Path, data: bytes) -> None:
-    """Write a file that `uid` may read, and nobody else: where the worker is not root, whoever may enter its folder."""
+    """Write a file that only `uid` may read. If the worker is not root, anyone who may enter its folder can read it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
     with os.fdopen(descriptor, "wb") as file:
         try:
@@ -171,16 +171,16 @@ def _write_for(uid: int, path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def farm(source: Path, target: Path) -> None:
-    """Make `target` a copy of the tree `source` whose files are hard links, with the modes and times of its folders."""
+def hard_link_copy(source: Path, target: Path) -> None:
+    """Make `target` a copy of the tree `source`: files are hard links, folders have the same modes and times."""
     target.mkdir(mode=0o700)
     with os.scandir(source) as entries:
         for entry in entries:
             there = target / entry.name
             if entry.is_dir(follow_symlinks=False):
-                farm(Path(entry.path), there)
+                hard_link_copy(Path(entry.path), there)
             elif entry.is_symlink():
-                there.symlink_to(os.readlink(entry.path))  # noqa: PTH115  # the text of the link, as it stands
+                there.symlink_to(os.readlink(entry.path))  # noqa: PTH115  # the link's text, unchanged
             else:
                 os.link(entry.path, there)
     status = source.stat()

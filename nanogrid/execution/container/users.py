@@ -1,6 +1,6 @@
-"""Whom a container knows: the image's own users and groups, and the user that functions run as.
+"""The users that a container knows: the image's own users and groups, and the user that functions run as.
 
-The rule: nothing of the image's is lost, and the functions' user always has a name, a group, a home that is there and a shell.
+The rule: no entry of the image is lost, and the functions' user always has a name, a group, a home that exists and a shell.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ GROUPS = "/etc/group"
 FILES = (USERS, GROUPS)
 
 NAME = "function"
-"""What the functions' user is called where the image has no name for its number."""
+"""The name of the functions' user if the image has none for its number."""
 
 SHELL = "/bin/sh"
 
 
 def lay_out(folder: Path, image_files: Mapping[str, str], uid: int, home: str) -> None:
-    """Write the files that a container is to see into `folder`, under their names, readable for everybody.
+    """Write a container's user files into `folder`, under their names, readable for everybody.
 
-    `image_files`: the image's own, by path; those that it lacks are left out. `uid` is the group's number too.
+    `image_files` are the image's own files by path, without those that it lacks. `uid` is also the group's number.
     """
     texts = {
         USERS: with_user(image_files.get(USERS, ""), uid, home),
@@ -34,7 +34,7 @@ def lay_out(folder: Path, image_files: Mapping[str, str], uid: int, home: str) -
 
 
 def with_user(passwd: str, uid: int, home: str) -> str:
-    """The text of /etc/passwd with this user in it, who keeps the name that the image has for the number."""
+    """The text of /etc/passwd with this user in it. The user keeps the name that the image has for the number."""
     entries = _entries(passwd)
     own = next((entry for entry in entries if len(entry) == 7 and entry[2] == str(uid)), None)
     if own is None:

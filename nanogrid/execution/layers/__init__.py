@@ -1,13 +1,17 @@
 """Layers: what is built from a function's code once, for all its runs.
 
-    requirements  what requirements.txt asks for (lines: each line)     recipes   code → builds, each with an id
-    claims        one builder per layer, orphans        build     one build in one container (inside/: its other side)
-    buildlog      what it said                          failures  what failed lately        explain  why, in a sentence
+    requirements   what requirements.txt asks for (lines: each line)
+    recipes        code → builds, each with an id
+    build          one build in one container (inside/: the programs in it)
+    build_claims   one builder per layer; removes orphans
+    build_log      the output of a build
+    failed_builds  builds that failed recently
+    explain        why a build failed, in a sentence
 
-The one rule: a layer is found by the hash of all that decides it, is built at most once, and never changes.
+The one rule: a layer is found by the hash of everything that decides its content, is built at most once, and never changes.
 
     <data_dir>/layers/entries/   built layers (see nanogrid.execution.code.cache, which also evicts them)
-    <data_dir>/layers/logs/      the log of each build     failures/  failed ones      builds/  locks of builders
+    <data_dir>/layers/logs/      the log of each build     failures/  failed builds      builds/  locks of builders
 """
 
 from __future__ import annotations
@@ -24,22 +28,22 @@ from pathlib import Path
 from nanogrid.errors import CodeCorruptError, CodeError, CodeUnavailableError
 from nanogrid.execution.code import Code
 from nanogrid.execution.code.archive import unpack
-from nanogrid.execution.code.cache import Cache, Entry, Usage
-from nanogrid.execution.code.limits import Limits
+from nanogrid.execution.code.cache import Cache, CacheEntry, CacheUsage
+from nanogrid.execution.code.limits import ArchiveLimits
 from nanogrid.execution.container.engine import Engine
 from nanogrid.execution.container.hardening import MIB
 from nanogrid.execution.layers import explain
 from nanogrid.execution.layers.build import Build, Recipe, Verdict
 from nanogrid.execution.layers.build_claims import forget_dead, only_builder, owner_of_build, remove_orphans
 from nanogrid.execution.layers.build_log import BuildLog, prune
-from nanogrid.execution.layers.failed_builds import Failures
+from nanogrid.execution.layers.failed_builds import FailedBuilds
 from nanogrid.execution.layers.recipes import Needs, needs, packages_recipe, tree_recipe
 from nanogrid.runtimes import Runtime
 from nanogrid.settings import Settings
 from nanogrid.telemetry import counters
 from nanogrid.telemetry.events import count
 
-__all__ = ["LayerStore", "Prepared"]
+__all__ = ["LayerStore", "LayeredCode"]
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +52,16 @@ BUILDS = "builds"
 LOGS_KEPT = 200
 CODES_KNOWN = 10_000
 IMAGE_KNOWN_S = 30.0
-"""How long an image's id is taken to be what its name stands for, before the engine is asked again."""
+"""How long the id of an image's name is cached before the engine is asked again."""
 
 
 @dataclass(frozen=True)
-class Prepared:
+class LayeredCode:
     """Code with its layers, ready to run.
 
-    `tree` is what is to stand in `/workspace`: the code itself, or what its `build.sh` made of it. `packages` are python
-    packages for `PYTHONPATH`. `key` names the content of both. `build_ms`: time spent on building, or on waiting for
-    another who built; None when nothing was built.
+    `tree` is copied to `/workspace`: it is the code itself, or what its `build.sh` made of it. `packages` are Python packages
+    for `PYTHONPATH`. `key` identifies the content of both. `build_ms` is the time spent on building, or on waiting for
+    another builder; None if nothing was built.
     """
 
     tree: Path
@@ -69,7 +73,7 @@ class Prepared:
 class LayerStore:
     """All layers of this host. Thread-safe; any number of processes may use the same data folder, also after a fork.
 
-    All mutable state: what is known about code and images, in two dicts that only save time.
+    All mutable state: two dicts that cache facts about code and images.
     """
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
@@ -77,29 +81,29 @@ class LayerStore:
         self._engine = engine
         self._folder = settings.data_dir / "layers"
         self._cache = Cache(self._folder, settings.layer_cache_mb * MIB)
-        self._failures = Failures(self._folder / "failures", settings.layer_failure_ttl_s, settings.build_network)
-        # The tar is as large as what is in it, so the ratio says nothing here.
-        self._limits = Limits(settings.layer_limit_mb * MIB, settings.layer_files_limit, ratio=1)
+        self._failures = FailedBuilds(self._folder / "failures", settings.layer_failure_ttl_s, settings.build_network)
+        # The tar is not compressed, so the ratio does not matter.
+        self._limits = ArchiveLimits(settings.layer_limit_mb * MIB, settings.layer_files_limit, ratio=1)
         self._needs: dict[tuple[str, bool], Needs] = {}
         self._image_ids: dict[str, tuple[str, float]] = {}
 
-    def prepare(self, code: Code, runtime: Runtime) -> AbstractContextManager[Prepared]:
-        """The code with all that is to be built for it, kept on disk for the length of the `with` block.
+    def prepare(self, code: Code, runtime: Runtime) -> AbstractContextManager[LayeredCode]:
+        """The code with its layers, kept on disk for the length of the `with` block.
 
-        Builds what is not there yet, or waits for who does. Raises LayerBuildError (final: the code's own fault),
-        CodeUnavailableError or ContainerError (worth another attempt).
+        Builds the missing layers, or waits for another builder. Raises LayerBuildError (final: a fault of the code),
+        CodeUnavailableError or ContainerError (retryable).
         """
         return self._prepare(code, runtime)
 
-    def usage(self) -> Usage:
-        """What is kept."""
+    def usage(self) -> CacheUsage:
+        """What the cache of layers holds."""
         return self._cache.usage()
 
     @contextmanager
-    def _prepare(self, code: Code, runtime: Runtime) -> Iterator[Prepared]:
+    def _prepare(self, code: Code, runtime: Runtime) -> Iterator[LayeredCode]:
         wanted = self._wanted(code, runtime)
         if not wanted:
-            yield Prepared(code.path, None, code.sha256, None)
+            yield LayeredCode(code.path, None, code.sha256, None)
             return
         try:
             with ExitStack() as held:
@@ -117,7 +121,7 @@ class LayerStore:
             self._needs[known_as] = found
         return found
 
-    def _with_layers(self, wanted: Needs, code: Code, runtime: Runtime, held: ExitStack) -> Prepared:
+    def _with_layers(self, wanted: Needs, code: Code, runtime: Runtime, held: ExitStack) -> LayeredCode:
         image_id = self._image_id(runtime.image)
         tree, packages, packages_id, tree_id = code.path, None, "", ""
         built_ms: list[float] = []
@@ -130,7 +134,7 @@ class LayerStore:
             tree_id = recipe.layer_id
             tree = self._layer(recipe, held, built_ms, index_is_ours=False)
         key = hashlib.sha256("\0".join((code.sha256, packages_id, tree_id)).encode()).hexdigest()
-        return Prepared(tree, packages, key, sum(built_ms) if built_ms else None)
+        return LayeredCode(tree, packages, key, sum(built_ms) if built_ms else None)
 
     def _image_id(self, image: str) -> str:
         known, known_until = self._image_ids.get(image, ("", 0.0))
@@ -141,7 +145,7 @@ class LayerStore:
         return found
 
     def _layer(self, recipe: Recipe, held: ExitStack, built_ms: list[float], *, index_is_ours: bool) -> Path:
-        """The folder of a layer, held by `held`."""
+        """The folder of a layer, locked against eviction until `held` is closed."""
         with self._local_trouble(recipe):
             entry = self._cache.use(recipe.layer_id)
             count(counters.LAYER_LOOKUP, counters.MISS if entry is None else counters.HIT)
@@ -153,8 +157,8 @@ class LayerStore:
         held.callback(entry.release)
         return entry.path
 
-    def _built(self, recipe: Recipe, *, index_is_ours: bool) -> Entry:
-        """Build a layer, unless another one does meanwhile."""
+    def _built(self, recipe: Recipe, *, index_is_ours: bool) -> CacheEntry:
+        """Build a layer, unless another builder does meanwhile."""
         with only_builder(self._folder / BUILDS, recipe.layer_id, self._log_path(recipe)):
             entry = self._cache.use(recipe.layer_id)
             if entry is not None:
@@ -172,7 +176,7 @@ class LayerStore:
             self._failures.forget(recipe.layer_id)
             return entry
 
-    def _build(self, recipe: Recipe, *, index_is_ours: bool) -> Entry:
+    def _build(self, recipe: Recipe, *, index_is_ours: bool) -> CacheEntry:
         self._cache.sweep()
         remove_orphans(self._settings.data_dir, self._engine, recipe.layer_id)
         forget_dead(self._folder / BUILDS, self._settings.data_dir)
@@ -195,7 +199,7 @@ class LayerStore:
         )  # fmt: skip
         return entry
 
-    def _publish(self, tar: Path, draft: Path, recipe: Recipe, build_log: BuildLog) -> Entry:
+    def _publish(self, tar: Path, draft: Path, recipe: Recipe, build_log: BuildLog) -> CacheEntry:
         (draft / "tree").mkdir(mode=0o700, parents=True)
         try:
             unpacked = unpack(tar, draft / "tree", self._limits)
@@ -209,7 +213,7 @@ class LayerStore:
 
     @contextmanager
     def _local_trouble(self, recipe: Recipe) -> Iterator[None]:
-        """Turn what the local disk says into CodeUnavailableError. A full disk gets idle layers out of its way."""
+        """Turn errors of the local disk into CodeUnavailableError. If the disk is full, evict idle layers."""
         try:
             yield
         except OSError as error:
@@ -217,7 +221,7 @@ class LayerStore:
                 self._make_room()
                 problem = "its disk is full: free some space, or lower NANOGRID_LAYER_CACHE_MB"
             else:
-                problem = f"it cannot be used ({error}): check its owner, its rights and the disk"
+                problem = f"it cannot be used ({error}): check its owner, its permissions and the disk"
             raise CodeUnavailableError(
                 f"the layer of {recipe.source} could not be stored in {self._folder}, {problem}"
             ) from error
@@ -232,5 +236,5 @@ class LayerStore:
         try:
             self._cache.trim()
         except OSError:
-            # The run is over and has its result; the next build evicts what is left now.
+            # The run is over and has its result; the next build evicts what remains.
             log.warning("Could not trim the layers.", exc_info=True)

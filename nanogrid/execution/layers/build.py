@@ -1,10 +1,10 @@
 """One build in one container: from code to a tar of the result, on the builder's disk.
 
-The rule: one loop, one deadline, one reason why it ended. What a build writes stays in its container's memory; what comes
-out, log and result, flows through pipes that are cut at a limit. `inside/build.sh` is the other side.
+The rule: one loop, one deadline, one reason for the end. What a build writes stays in its container's memory. Its log and its
+result leave it through pipes, and are cut at a limit. `inside/build.sh` is the other side.
 
-A build that may run set-up code of packages has a second container beside it, which alone has a network and the credentials of
-the package index, and runs no such code (`inside/index.sh`).
+A build that may run packages' set-up code has a second container beside it. Only the second one has a network and the
+credentials of the package index, and it runs no such code (`inside/index.sh`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 
 from nanogrid.errors import ContainerLostError
 from nanogrid.execution.container import users
-from nanogrid.execution.container.engine import End, Engine
-from nanogrid.execution.container.hardening import MIB, WORKSPACE, build_options, index_options
+from nanogrid.execution.container.engine import Engine, ExitStatus
+from nanogrid.execution.container.hardening import MIB, WORKSPACE, BuildContainer, build_options, index_options
 from nanogrid.execution.layers.build_log import BuildLog
 from nanogrid.settings import Settings
 
@@ -32,9 +32,9 @@ BUILD_PROGRAMS = ("build.sh", "index_client.py")
 INDEX_PROGRAMS = ("index.sh", "index_server.py")
 CONSTRAINTS = "constraints.txt"
 CHUNK_BYTES = 256 * 1024
-TELL_EVERY_S = 5.0
-LOOK_EVERY_S = 2.0
-"""How often the engine is asked whether the container is still there, while nothing is heard from it."""
+LOG_EVERY_S = 5.0
+CHECK_EVERY_S = 2.0
+"""How often to ask the engine whether the container still runs, while it sends no output."""
 END_S = 10.0
 """How long the engine may take to notice that a container has ended."""
 
@@ -52,12 +52,12 @@ class Verdict(Enum):
     TOO_LARGE = "too large"
     NO_PIP = "no pip"
     NO_INDEX = "what serves the index has ended"
-    """Told by nobody: it becomes NO_PIP or FAILED."""
+    """Internal: `run` returns NO_PIP or FAILED instead."""
 
 
 @dataclass(frozen=True)
 class IndexRecipe:
-    """What the container beside a build is to do that serves it the package index. `files` as in Recipe."""
+    """What the container that serves the package index to a build runs. `files` as in Recipe."""
 
     arguments: tuple[str, ...]
     env: dict[str, str]
@@ -66,11 +66,11 @@ class IndexRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one build container is to do.
+    """What one build container runs.
 
-    `layer_id`: SHA-256 over all that decides the result. `source`: the file of the code that asks for it. `image`: the id
-    of the image. `binds`: read-only mounts, path in the container → path on the host. `files`: further files under
-    /nanogrid, name → content. `index`: what serves it the package index, where it has no network itself.
+    `layer_id`: SHA-256 over everything that decides the result. `source`: the file of the code that asks for the layer.
+    `image`: the id of the image. `binds`: read-only mounts, path in the container → path on the host. `files`: further files
+    under /nanogrid, name → content. `index`: what serves the package index to a build without a network.
     """
 
     layer_id: str
@@ -85,17 +85,17 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """For people: the container's name, and in the log."""
+        """The container's name, also used in the log."""
         return f"nanogrid-build-{self.layer_id[:12]}"
 
     @property
     def index_name(self) -> str:
-        """The name of the container that serves it the index."""
+        """The name of the container that serves the index to it."""
         return f"nanogrid-index-{self.layer_id[:12]}"
 
 
 class Build:
-    """A build under way. `folder` must exist and be empty; the result is `tar`."""
+    """One build. `folder` must exist and be empty; the result is `tar`."""
 
     def __init__(self, recipe: Recipe, folder: Path, build_log: BuildLog, engine: Engine, settings: Settings) -> None:
         self._recipe = recipe
@@ -114,7 +114,7 @@ class Build:
         self.tar = folder / "result.tar"
 
     def run(self, labels: dict[str, str]) -> Verdict:
-        """Build, and remove the container, however this ends. Raises ContainerError where the engine fails."""
+        """Build, and remove the containers in any case. Raises ContainerError if the engine fails."""
         with self._open:
             logged = [self._lay_out(self._shared, BUILD_PROGRAMS, self._recipe.files)]
             result = self._pipe(self._shared / "result")
@@ -145,32 +145,18 @@ class Build:
         return container_id
 
     def _options(self, labels: dict[str, str]) -> dict[str, object]:
-        return build_options(
-            self._recipe.image,
-            self._recipe.arguments,
-            self._recipe.env,
-            self._settings,
-            build_dir=str(self._shared),
-            users_dir=str(self._users),
-            binds=self._recipe.binds,
-            network=self._recipe.network,
-            labels=labels,
-        )
+        container = self._container(self._recipe, self._shared, labels)
+        return build_options(container, self._settings, binds=self._recipe.binds, network=self._recipe.network)
 
     def _index_options(self, recipe: IndexRecipe, labels: dict[str, str]) -> dict[str, object]:
-        return index_options(
-            self._recipe.image,
-            recipe.arguments,
-            recipe.env,
-            self._settings,
-            index_dir=str(self._index),
-            users_dir=str(self._users),
-            gateway_dir=str(self._shared / "gateway"),
-            labels=labels,
-        )
+        container = self._container(recipe, self._index, labels)
+        return index_options(container, self._settings, gateway_dir=str(self._shared / "gateway"))
+
+    def _container(self, recipe: Recipe | IndexRecipe, folder: Path, labels: dict[str, str]) -> BuildContainer:
+        return BuildContainer(self._recipe.image, recipe.arguments, recipe.env, str(folder), str(self._users), labels)
 
     def _lay_out(self, folder: Path, programs: tuple[str, ...], files: dict[str, str]) -> int:
-        """Make a folder that a container sees as /nanogrid, and open the pipe of its log. The folder above is closed."""
+        """Create a folder that a container sees as /nanogrid, and open the pipe of its log. The parent folder is closed."""
         folder.mkdir()
         for name in ("code", "packages", "empty", "gateway"):
             (folder / name).mkdir(0o755)
@@ -184,13 +170,13 @@ class Build:
         return self._pipe(folder / "log")
 
     def _lay_out_users(self, labels: dict[str, str]) -> None:
-        """Make the files that name the users of the image, and the one that builds as functions run."""
+        """Write the files with the image's users and the functions' user, which the build runs as."""
         self._users.mkdir()
         files = self._engine.files_of(self._recipe.image, users.FILES, labels)
         users.lay_out(self._users, files, self._settings.container_uid, WORKSPACE)
 
     def _lay_out_gateway(self) -> None:
-        """Make what the two containers share: one may write to the folder, the other one only sees it."""
+        """Prepare the folder that the two containers share: one may write to it, the other only reads it."""
         gateway = self._shared / "gateway"
         gateway.chmod(0o777)
         _make_pipe(gateway / "ready")
@@ -202,9 +188,9 @@ class Build:
         return descriptor
 
     def _watch(self, container_id: str, logged: list[int], result: int, tar: int) -> Verdict | None:
-        """Read both pipes to their ends. Why the build must not go on, or None when it ended by itself.
+        """Read both pipes to their ends. Return why the build must stop, or None if it ended by itself.
 
-        `logged`: the log of the build, and of what serves it the index: the build cannot go on without that one.
+        `logged`: the log pipes of the build and of the index container, without which the build cannot continue.
         """
         deadline = self._started + self._settings.longest_build_s
         limit_bytes = self._settings.layer_limit_mb * MIB
@@ -213,7 +199,7 @@ class Build:
             now = time.monotonic()
             if now >= deadline:
                 return Verdict.TIMED_OUT
-            ready = self._selector.select(min(deadline - now, LOOK_EVERY_S))
+            ready = self._selector.select(min(deadline - now, CHECK_EVERY_S))
             for key, _ in ready:
                 chunk = self._read(key.fd)
                 if key.fd in logged:
@@ -225,7 +211,7 @@ class Build:
                 else:
                     self._tar_bytes += len(chunk)
                     _write(tar, chunk)
-            if not self._goes_on(container_id, heard=bool(ready)):
+            if not self._continues(container_id, heard=bool(ready)):
                 return None
         return None
 
@@ -235,10 +221,10 @@ class Build:
             self._selector.unregister(descriptor)
         return chunk
 
-    def _goes_on(self, container_id: str, *, heard: bool) -> bool:
-        """Tell the log how far it is. False where a silent container has ended: it may never have opened its pipes."""
+    def _continues(self, container_id: str, *, heard: bool) -> bool:
+        """Log the progress. Return False if a silent container has ended: it may never have opened its pipes."""
         now = time.monotonic()
-        if now - self._told_at >= TELL_EVERY_S:
+        if now - self._told_at >= LOG_EVERY_S:
             self._told_at = now
             log.info(
                 "layer %s: building for %.0f s: %s",
@@ -248,19 +234,19 @@ class Build:
             )
         if heard:
             self._heard_at = now
-        elif now - self._heard_at >= LOOK_EVERY_S:
+        elif now - self._heard_at >= CHECK_EVERY_S:
             self._heard_at = now
             return self._engine.is_running(container_id)
         return True
 
-    def _end_of(self, container_id: str) -> End:
-        """How the container ended; all its pipes are closed, so the engine will know in a moment."""
+    def _end_of(self, container_id: str) -> ExitStatus:
+        """The container's exit status. All its pipes are closed, so the engine reports its end soon."""
         deadline = time.monotonic() + END_S
         while (end := self._engine.end_of(container_id)).running and time.monotonic() < deadline:
             time.sleep(0.01)
         return end
 
-    def _judge(self, end: End) -> Verdict:
+    def _judge(self, end: ExitStatus) -> Verdict:
         if end.exit_code == 0:
             return Verdict.BUILT
         if end.oom_killed:
@@ -270,7 +256,7 @@ class Build:
         if FAILED_CODE <= end.exit_code < NO_PIP_CODE:
             return Verdict.FAILED
         raise ContainerLostError(
-            f"container {self._recipe.name} went away while it built the layer of {self._recipe.source}"
+            f"container {self._recipe.name} disappeared while it built the layer of {self._recipe.source}"
         )
 
 

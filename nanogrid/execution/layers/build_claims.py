@@ -1,7 +1,7 @@
-"""Who builds a layer, over all threads and processes of a host, and what shows that the builder lives.
+"""Claims on builds, shared by all threads and processes of a host, and the locks that show that a builder lives.
 
 The rule: one builder per layer at a time, and a build container belongs to an owner whose lock the builder holds. When the
-builder dies, the kernel drops both locks; the container is then removed by the next builder or reaper.
+builder dies, the kernel drops both locks; the next builder or reaper then removes the container.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from nanogrid.execution.container.labels import BUILD_LABEL, DATA_LABEL, OWNER_L
 log = logging.getLogger(__name__)
 
 BUILDERS = "builds"
-"""Where the locks of builders lie: one folder below those of workers, so that nobody takes a builder for a worker."""
-LOOK_EVERY_S = 0.05
-TELL_EVERY_S = 10.0
+"""The folder of builders' locks: below the workers' locks, so that nothing mistakes a builder for a worker."""
+CHECK_EVERY_S = 0.05
+LOG_EVERY_S = 10.0
 
 
 @contextmanager
 def only_builder(folder: Path, layer_id: str, log_path: Path) -> Iterator[None]:
-    """Be the only builder of this layer. Waits for another one as long as it takes, and tells so in the log."""
-    # One by one: a folder that is made as somebody's parent is open to all.
+    """Be the only builder of this layer. Waits for another builder as long as it takes, and logs the wait."""
+    # One by one: mkdir creates missing parents with default permissions.
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / layer_id
@@ -36,27 +36,29 @@ def only_builder(folder: Path, layer_id: str, log_path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Whoever waits and has opened the removed file gets its lock, sees that the name is gone, and looks again.
+        # A builder that waits on the removed file gets its lock, notices that the name is gone, and tries again.
         path.unlink(missing_ok=True)
         lock.release()
 
 
 def _locked(path: Path, log_path: Path) -> Lock:
-    started = tell_at = time.monotonic()
+    started = log_at = time.monotonic()
     while True:
         path.touch(mode=0o600)
         if lock := try_exclusive(path):
             return lock
-        if time.monotonic() >= tell_at:
+        if time.monotonic() >= log_at:
             waited_s = time.monotonic() - started
-            log.info("layer %s: being built by another; waiting for %.0f s, see %s", path.name[:12], waited_s, log_path)
-            tell_at = time.monotonic() + TELL_EVERY_S
-        time.sleep(LOOK_EVERY_S)
+            log.info(
+                "layer %s: another builder is at work, waiting for %.0f s, see %s", path.name[:12], waited_s, log_path
+            )
+            log_at = time.monotonic() + LOG_EVERY_S
+        time.sleep(CHECK_EVERY_S)
 
 
 @contextmanager
 def owner_of_build(data_dir: Path, layer_id: str) -> Iterator[dict[str, str]]:
-    """Live as the owner of one build container; the labels that say so."""
+    """Own one build container for the length of the block. Yields the container's labels."""
     owner_id = f"{BUILDERS}/{uuid.uuid4().hex[:16]}"
     labels = {DATA_LABEL: data_id(data_dir), OWNER_LABEL: owner_id, BUILD_LABEL: layer_id}
     path = owner_lock(data_dir, owner_id)
@@ -81,7 +83,7 @@ def forget_dead(folder: Path, data_dir: Path) -> None:
 
 
 def remove_orphans(data_dir: Path, engine: Engine, layer_id: str) -> None:
-    """Remove containers of dead builders. For the only builder of `layer_id`: whatever else built it is dead."""
+    """Remove containers of dead builders. Only the builder of `layer_id` calls this: any other builder of it is dead."""
     for container in engine.find({DATA_LABEL: data_id(data_dir)}):
         building = container.labels.get(BUILD_LABEL)
         if building is None:

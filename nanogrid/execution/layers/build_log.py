@@ -1,6 +1,6 @@
-"""The log of one build: a file of bounded size with the start and the end of what was said, and its last lines.
+"""The log of one build: a file of bounded size with the start and the end of its output, and the last lines.
 
-The rule: a build may say as much as it likes, and neither disk nor memory grows with it.
+The rule: a build may print any amount; disk and memory use stay bounded.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ SHOWN_LINES = 40
 
 
 class BuildLog:
-    """Takes what a build says. To be closed."""
+    """Stores the output of a build. The caller must close it."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = path
-        # A new file each time: who still reads the log of the build before keeps that one.
+        # A new file each time: somebody may still be reading the log of the previous build.
         path.unlink(missing_ok=True)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._head_left = HEAD_BYTES
@@ -29,7 +29,7 @@ class BuildLog:
         self._since_head = 0
 
     def add(self, chunk: bytes) -> None:
-        """Take some bytes."""
+        """Append some bytes."""
         head = chunk[: self._head_left]
         self._write(head)
         self._head_left -= len(head)
@@ -38,28 +38,28 @@ class BuildLog:
         del self._tail[:-TAIL_BYTES]
 
     def close(self) -> None:
-        """Write what belongs to the end, and close the file."""
+        """Write the end of the output, and close the file."""
         if self._descriptor < 0:
             return
         try:
             end = bytes(self._tail[-self._since_head :]) if self._since_head else b""
             if left_out := self._since_head - len(end):
-                self._write(f"\n... {left_out} bytes are left out here ...\n".encode())
+                self._write(f"\n... {left_out} bytes left out ...\n".encode())
             self._write(end)
         finally:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def last_line(self) -> str:
-        """The last line that is not blank, shortened; empty where there is none."""
+        """The last line that is not blank, shortened; empty if there is none."""
         return next((line.strip()[:200] for line in reversed(self._lines()) if line.strip()), "")
 
     def end(self) -> str:
-        """The last lines, as they can stand in a message."""
+        """The last lines, for use in a message."""
         return "\n".join(self._lines()[-SHOWN_LINES:])[-SHOWN_BYTES:]
 
     def says(self, *words: str) -> bool:
-        """Whether any of `words` stands in the part at the end that is kept."""
+        """Whether any of `words` is in the end of the output."""
         return any(word.encode() in self._tail for word in words)
 
     def _lines(self) -> list[str]:

@@ -1,6 +1,6 @@
 """Why a layer could not be built, in one sentence with the end of the build's log.
 
-The rule: what the function's author can mend is a LayerBuildError; an index that cannot be reached is not theirs.
+The rule: what the function's author can fix is a LayerBuildError; an index that cannot be reached is the deployment's problem.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from nanogrid.execution.layers.requirements import NAME
 from nanogrid.settings import Settings
 
 NO_CONNECTION = ("after connection broken by", "Max retries exceeded", "Read timed out", "ConnectionResetError")
-"""What pip says when it met no index, and not when an index knows no such package."""
+"""What pip prints if it reaches no index, but not if an index does not have a package."""
 
 NEEDS_NETWORK = (
-    "needs a package index and builds have no network: name one that reaches the index with NANOGRID_BUILD_NETWORK, or put "
-    "wheels into the code"
+    "needs a package index, but builds have no network: name a network that reaches the index in NANOGRID_BUILD_NETWORK, or "
+    "put wheels into the code"
 )
 
 
 def failure(
     verdict: Verdict, recipe: Recipe, build_log: BuildLog, settings: Settings, *, index_is_ours: bool
 ) -> CodeError:
-    """The error for a build that ended with any other verdict than BUILT.
+    """The error for a build that ended with any verdict but BUILT.
 
-    `index_is_ours`: the requirements name no index of their own, so one that cannot be reached is the deployment's
-    trouble, and worth another attempt.
+    `index_is_ours`: the requirements name no index of their own. Then an index that cannot be reached is the deployment's
+    problem, and the error is retryable.
     """
     if verdict is Verdict.FAILED and recipe.source == NAME and build_log.says(*NO_CONNECTION):
         if settings.build_network == NO_NETWORK:
@@ -39,7 +39,7 @@ def failure(
 
 
 def unusable(problem: str, recipe: Recipe, build_log: BuildLog) -> LayerBuildError:
-    """The error for a result that is no acceptable tree."""
+    """The error for a result that is not an acceptable tree."""
     return LayerBuildError(_with_log(f"made files that cannot be used ({problem})", recipe, build_log))
 
 
@@ -52,9 +52,7 @@ def _reason(verdict: Verdict, recipe: Recipe, settings: Settings) -> str:
         case Verdict.TOO_LARGE:
             return f"made more than the {settings.layer_limit_mb} MiB of NANOGRID_LAYER_LIMIT_MB"
         case Verdict.NO_PIP:
-            return (
-                "cannot be installed because the image has no pip: use one that has, or pack the packages with the code"
-            )
+            return "cannot be installed because the image has no pip: use an image with pip, or pack the packages with the code"
         case _:
             return "could not be installed" if recipe.arguments[0] == "packages" else "failed"
 

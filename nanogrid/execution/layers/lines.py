@@ -1,10 +1,10 @@
-"""What one line of a `requirements.txt` may be, and how pip is given it.
+"""Parses one line of a `requirements.txt` and writes it again for pip.
 
-The one rule: a line is taken apart completely, and pip gets what is put together again from its parts: plain ASCII, one
-option per line, written out, without quotes, variables or relative paths. What cannot be taken apart is refused. So every
-version of pip reads in our copy what was found in the line, however it would have read the line itself.
+The one rule: a line is parsed completely, and pip gets a line that is assembled from the parts: plain ASCII, one option per
+line, written out, without quotes, variables or relative paths. A line that cannot be parsed is refused. So every version of
+pip reads the same from the copy, however it would have read the original line.
 
-Where a line is split into requirement and options, joined or cut at a comment, this follows pip to the letter.
+Splitting a line into requirement and options, joining lines, and removing comments follow pip exactly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from nanogrid.execution.container.hardening import MOUNT
 
 CODE = f"{MOUNT}/code"
-"""Where the function's code lies during a build that needs it."""
+"""The folder of the function's code during a build that needs it."""
 
 PLAIN = re.compile(r"[ -~]*")
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
@@ -32,7 +32,7 @@ CLAUSE = re.compile(
     rf"|(?P<compatible>~=)\s*v?(?:[0-9]+!)?[0-9]+(?:\.[0-9]+)+{SUFFIXES})",
     re.IGNORECASE,
 )
-"""One condition on a version, as PEP 440 has it."""
+"""One condition on a version, as in PEP 440."""
 BY_NAME = re.compile(rf"(?P<name>{NAME})\s*(?:(?P<extras>{EXTRAS})\s*)?(?P<versions>[(<>=!~].*)?")
 DIRECT = re.compile(rf"(?P<name>{NAME})\s*(?:(?P<extras>{EXTRAS})\s*)?@\s*(?P<target>\S+)")
 MARKER_WORD = re.compile(
@@ -54,7 +54,7 @@ FILE_ADDRESS = re.compile(
     rf"(?P<before>https?://{USER_AND_HOST}/(?:{IN_PATH}*/)?)(?P<file>{FILE})(?P<query>\?(?:{IN_PATH}|\?)*)?"
     r"(?P<fragment>#[A-Za-z0-9._=&+-]+)?"
 )
-"""The file's name is what pip goes by, so nothing of it may be encoded."""
+"""pip relies on the file's name, so no character of it may be percent-encoded."""
 PATH = re.compile(r"[A-Za-z0-9._+!/-]+")
 HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
 HASH = re.compile(r"sha(?:256|384|512):[0-9a-fA-F]+")
@@ -67,7 +67,7 @@ NEVER_A_NAME = (
     *(".whl", ".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tar.xz", ".txz"),
     *(".tlz", ".tar.lz", ".tar.lzma"),
 )
-"""What ends so is a file to pip, whatever else it could be."""
+"""A text with one of these endings is a file to pip, never a name."""
 
 FLAGS = ("--pre", "--prefer-binary", "--require-hashes", "--no-index")
 INDEX_OPTIONS = {"-i": "--index-url", "--index-url": "--index-url", "--extra-index-url": "--extra-index-url"}
@@ -82,29 +82,29 @@ ONLY_WHEELS = (
     "NANOGRID_BUILD_WHEELS_ONLY=false"
 )
 NOT_UNDERSTOOD = (
-    ", which is no requirement that is understood: name a package with its versions, as in name>=1.0, a wheel of the code "
-    "or its address, without quotes"
+    ", which is not a supported requirement: name a package with its versions, as in name>=1.0, a wheel of the code or its "
+    "address, without quotes"
 )
 
 
 class RefusedError(ValueError):
-    """A line that is not taken. The text goes on after the line itself."""
+    """A refused line. The text continues a sentence that quotes the line."""
 
 
 @dataclass(frozen=True)
 class Include:
-    """Another file that a line names, by its path in the code."""
+    """Another requirements file that a line includes, by its path in the code."""
 
     path: str
     constraints: bool
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line, taken apart.
+class RequirementLine:
+    """One parsed line.
 
-    `text`: what pip is given for it. `option`: it is no requirement. `alone`: it names nothing of the code. `elsewhere`: it
-    names an address. `target`: the address that it installs from, with `file`, the name of what lies there.
+    `text`: the line for pip. `option`: it is not a requirement. `alone`: it names no file of the code. `elsewhere`: it names
+    an address. `target`: the address that it installs from, with `file`, the file's name at that address.
     """
 
     text: str
@@ -116,16 +116,16 @@ class Line:
     includes: Include | None = None
 
 
-def parse(line: str, code: Path, folder: PurePosixPath, *, wheels_only: bool) -> Line:
-    """Take a logical line apart. `folder`: where in the code its file lies. Raises RefusedError."""
+def parse(line: str, code: Path, folder: PurePosixPath, *, wheels_only: bool) -> RequirementLine:
+    """Parse a logical line. `folder` is the folder of its file in the code. Raises RefusedError."""
     if "${" in line:
-        # pip would put its own environment there, with whatever the deployment has in it.
+        # pip would insert a value of its own environment, which may contain secrets of the deployment.
         raise RefusedError(" with a variable: write the value itself")
     if not PLAIN.fullmatch(line.replace("\t", " ")):
-        raise RefusedError(", which is not plain ASCII: write it with letters, digits and signs alone")
+        raise RefusedError(", which is not plain ASCII: use only ASCII letters, digits and signs")
     requirement, options = _split(line)
     if "\\" in line or any(quote in options for quote in "\"'"):
-        raise RefusedError(" with quotes or a backslash, which versions of pip read differently: write it without")
+        raise RefusedError(" with quotes or a backslash, which pip versions read differently: write it without")
     if not requirement.strip():
         return _option(options.split(), code, folder, wheels_only=wheels_only)
     found = _requirement(requirement.strip(), code, wheels_only=wheels_only)
@@ -133,7 +133,7 @@ def parse(line: str, code: Path, folder: PurePosixPath, *, wheels_only: bool) ->
 
 
 def _split(line: str) -> tuple[str, str]:
-    """Requirement and options, as pip tells them apart: options begin with the first word that begins with a dash."""
+    """Split into requirement and options, as pip does: options start at the first word that starts with a dash."""
     words = line.split(" ")
     first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
     return " ".join(words[:first]), " ".join(words[first:])
@@ -142,7 +142,7 @@ def _split(line: str) -> tuple[str, str]:
 # -- requirements
 
 
-def _requirement(text: str, code: Path, *, wheels_only: bool) -> Line:
+def _requirement(text: str, code: Path, *, wheels_only: bool) -> RequirementLine:
     wanted, semicolon, condition = text.partition(";")
     wanted = wanted.strip()
     marker = f" ; {_marker(condition)}" if semicolon else ""
@@ -153,7 +153,7 @@ def _requirement(text: str, code: Path, *, wheels_only: bool) -> Line:
     elif (direct := DIRECT.fullmatch(wanted)) and not _is_file(direct["name"]):
         found = _direct(direct["name"] + _extras(direct["extras"]), direct["target"], code, wheels_only=wheels_only)
     elif (named := BY_NAME.fullmatch(wanted)) and not _is_file(named["name"]) and not _is_file(wanted):
-        return Line(named["name"] + _extras(named["extras"]) + _versions(named["versions"]) + marker)
+        return RequirementLine(named["name"] + _extras(named["extras"]) + _versions(named["versions"]) + marker)
     else:
         found = _from_path(wanted, code, wheels_only=wheels_only)
     return replace(found, text=found.text + marker)
@@ -181,7 +181,7 @@ def _versions(written: str | None) -> str:
 
 
 def _marker(written: str) -> str:
-    """The words of a condition, one blank between each. Whether they make sense is left to pip: they choose, and do no more."""
+    """The words of a condition, separated by single blanks. pip decides whether they make sense; they can do no harm."""
     words: list[str] = []
     written = written.rstrip()
     place = 0
@@ -196,7 +196,7 @@ def _marker(written: str) -> str:
     return " ".join(words)
 
 
-def _direct(name: str, target: str, code: Path, *, wheels_only: bool) -> Line:
+def _direct(name: str, target: str, code: Path, *, wheels_only: bool) -> RequirementLine:
     if target.startswith("file:"):
         found = _from_path(target.removeprefix("file:"), code, wheels_only=wheels_only)
         return replace(found, text=f"{name} @ file://{found.text}")
@@ -204,44 +204,44 @@ def _direct(name: str, target: str, code: Path, *, wheels_only: bool) -> Line:
     return replace(found, text=f"{name} @ {found.text}")
 
 
-def _from_address(address: str, *, wheels_only: bool) -> Line:
+def _from_address(address: str, *, wheels_only: bool) -> RequirementLine:
     found = FILE_ADDRESS.fullmatch(address)
     if wheels_only and (found is None or not _is_wheel(found["file"])):
         raise RefusedError(ONLY_WHEELS)
     if found is None or not _is_archive(found["file"]):
         raise RefusedError(": name the address of a wheel or of a source archive, http:// or https://")
-    return Line(address, elsewhere=True, target=address, file=found["file"])
+    return RequirementLine(address, elsewhere=True, target=address, file=found["file"])
 
 
-def _from_path(written: str, code: Path, *, wheels_only: bool) -> Line:
+def _from_path(written: str, code: Path, *, wheels_only: bool) -> RequirementLine:
     path, bracket, extras = written.partition("[")
     if bracket and not re.fullmatch(EXTRAS, f"[{extras}"):
         raise RefusedError(NOT_UNDERSTOOD)
     if repository := re.match(r"(git|hg|svn|bzr)\+", path):
         raise RefusedError(
-            f" with a {repository[1]} repository, and builds fetch files alone: name a wheel or an archive of it"
+            f" with a {repository[1]} repository, but builds fetch only files: name a wheel or an archive of it"
         )
     if not PATH.fullmatch(path) or not ("/" in path or path.startswith(".") or _is_file(path)):
         raise RefusedError(NOT_UNDERSTOOD)
     inside = within(path, PurePosixPath())
     place = code / inside
-    # A folder can have any name: one that is named like a wheel is a source tree to pip.
+    # A folder can have any name: pip treats one that is named like a wheel as a source tree.
     if place.is_dir():
         if wheels_only:
             raise RefusedError(ONLY_WHEELS)
         if not any((place / name).is_file() for name in ("pyproject.toml", "setup.py")):
-            raise RefusedError(", which is no source of a package: it has neither pyproject.toml nor setup.py")
+            raise RefusedError(", which is not the source of a package: it has neither pyproject.toml nor setup.py")
     elif not place.is_file():
-        raise RefusedError(", which is no file of the code: add it there")
+        raise RefusedError(", which is not a file of the code: add it there")
     elif wheels_only and (path.endswith("/") or not _is_wheel(place.name)):
         raise RefusedError(ONLY_WHEELS)
     elif path.endswith("/") or not _is_archive(place.name):
         raise RefusedError(NOT_UNDERSTOOD)
-    return Line(f"{CODE}/{inside}".removesuffix("/.") + _extras(bracket + extras), alone=False)
+    return RequirementLine(f"{CODE}/{inside}".removesuffix("/.") + _extras(bracket + extras), alone=False)
 
 
 def _is_wheel(file: str) -> bool:
-    """Whether pip takes a file of this name for a wheel: not .WHL and not .tar.whl, which are source archives to it."""
+    """Whether pip treats a file of this name as a wheel: not .WHL and not .tar.whl, which it treats as source archives."""
     return WHEEL.fullmatch(file) is not None and not file.lower().endswith(".tar.whl")
 
 
@@ -250,12 +250,12 @@ def _is_archive(file: str) -> bool:
 
 
 def within(written: str, folder: PurePosixPath) -> str:
-    """The path in the code that a file in `folder` of it names. Raises RefusedError where it leads out of the code."""
+    """The path, within the code, that a file in `folder` names. Raises RefusedError if it leads out of the code."""
     path = folder / written
     if not PATH.fullmatch(written) or any(part.startswith("-") for part in path.parts):
-        raise RefusedError(": name files by letters, digits and ._+!- alone")
+        raise RefusedError(": use only letters, digits and ._+!- in file names")
     if path.is_absolute() or ".." in path.parts:
-        raise RefusedError(f" with {written[:100]!r}, which lies outside of the code: add it there")
+        raise RefusedError(f" with {written[:100]!r}, which is outside of the code: add it to the code")
     return str(path)
 
 
@@ -263,13 +263,13 @@ def within(written: str, folder: PurePosixPath) -> str:
 
 
 def _own_options(words: list[str], *, wheels_only: bool) -> list[str]:
-    """Options of one requirement. pip ignores others there, some of them not."""
+    """Options of one requirement. pip ignores some others there, but not all."""
     found = []
     waiting = iter(words)
     for word in waiting:
         name, equals, value = word.partition("=")
         if name not in ("--hash", *SET_UP_OPTIONS):
-            raise RefusedError(f" with {name[:100]!r} behind a requirement, where only --hash can stand: leave it out")
+            raise RefusedError(f" with {name[:100]!r} after a requirement, where only --hash is allowed: leave it out")
         if name in SET_UP_OPTIONS and wheels_only:
             raise RefusedError(ONLY_WHEELS)
         if not equals:
@@ -277,15 +277,15 @@ def _own_options(words: list[str], *, wheels_only: bool) -> list[str]:
             if value.startswith("-"):
                 value = ""
         if not (HASH if name == "--hash" else VALUE).fullmatch(value):
-            raise RefusedError(f" with a value of {name} that is not understood: write it as in --hash=sha256:0a1b")
+            raise RefusedError(f" with an unsupported value of {name}: write it as in --hash=sha256:0a1b")
         found.append(f"{name}={value}")
     return found
 
 
-def _option(words: list[str], code: Path, folder: PurePosixPath, *, wheels_only: bool) -> Line:
+def _option(words: list[str], code: Path, folder: PurePosixPath, *, wheels_only: bool) -> RequirementLine:
     name, equals, value = words[0].partition("=")
     if name in FLAGS and words == [name]:
-        return Line(name, option=True)
+        return RequirementLine(name, option=True)
     if equals and not name.startswith("--"):
         raise RefusedError(": put a blank between an option and its value")
     rest = words[1:] if equals else words[2:]
@@ -295,38 +295,40 @@ def _option(words: list[str], code: Path, folder: PurePosixPath, *, wheels_only:
         raise RefusedError(": a layer is a copy, so nothing in it can be edited; name a wheel or a folder without -e")
     if name not in known or rest or not value or value.startswith("-"):
         raise RefusedError(
-            ": one option per line is understood, by its full name and with one value; these are "
+            ": only one option per line is supported, by its full name and with one value; these are "
             f"{', '.join(sorted({*known, *FLAGS}))}"
         )
     if name in INDEX_OPTIONS:
-        return Line(f"{INDEX_OPTIONS[name]}={_address(value)}", option=True, elsewhere=True)
+        return RequirementLine(f"{INDEX_OPTIONS[name]}={_address(value)}", option=True, elsewhere=True)
     if name in LINKS_OPTIONS:
         return _links(value, code, folder)
     if name == "--trusted-host":
-        return Line(f"{name}={_matching(HOST, value)}", option=True, elsewhere=True)
+        return RequirementLine(f"{name}={_matching(HOST, value)}", option=True, elsewhere=True)
     if name in FILE_OPTIONS:
         if "://" in value or value.startswith("file:"):
-            raise RefusedError(": what lies there is not known before pip reads it; add that file to the code")
-        return Line("", option=True, alone=False, includes=Include(within(value, folder), FILE_OPTIONS[name]))
+            raise RefusedError(": its content is unknown until pip reads it; add that file to the code")
+        return RequirementLine(
+            "", option=True, alone=False, includes=Include(within(value, folder), FILE_OPTIONS[name])
+        )
     return _formats(name, value, wheels_only=wheels_only)
 
 
-def _links(value: str, code: Path, folder: PurePosixPath) -> Line:
+def _links(value: str, code: Path, folder: PurePosixPath) -> RequirementLine:
     if value.startswith(("http://", "https://")):
-        return Line(f"--find-links={_address(value)}", option=True, elsewhere=True)
-    # Beside the file that names it or, as pip has it, at the top of the code.
+        return RequirementLine(f"--find-links={_address(value)}", option=True, elsewhere=True)
+    # Next to the file that names it or, as in pip, at the top of the code.
     places = [within(value, folder), within(value, PurePosixPath())]
     inside = next((place for place in places if (code / place).exists()), None)
     if inside is None:
-        raise RefusedError(", which is no folder of the code: add it there")
-    return Line(f"--find-links={CODE}/{inside}".removesuffix("/."), option=True, alone=False, elsewhere=True)
+        raise RefusedError(", which is not a folder of the code: add it there")
+    return RequirementLine(f"--find-links={CODE}/{inside}".removesuffix("/."), option=True, alone=False, elsewhere=True)
 
 
-def _formats(name: str, value: str, *, wheels_only: bool) -> Line:
+def _formats(name: str, value: str, *, wheels_only: bool) -> RequirementLine:
     _matching(FORMATS, value)
     if wheels_only and (name != "--only-binary" or value == ":none:"):
         raise RefusedError(ONLY_WHEELS)
-    return Line(f"{name}={value}", option=True)
+    return RequirementLine(f"{name}={value}", option=True)
 
 
 def _address(value: str) -> str:
@@ -335,5 +337,5 @@ def _address(value: str) -> str:
 
 def _matching(pattern: re.Pattern[str], value: str) -> str:
     if not pattern.fullmatch(value):
-        raise RefusedError(f" with the value {value[:100]!r}, which is not understood: check it")
+        raise RefusedError(f" with the unsupported value {value[:100]!r}: check it")
     return value

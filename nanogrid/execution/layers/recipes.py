@@ -1,6 +1,6 @@
-"""From a function's code to the builds that it needs, each with an id over all that decides its result.
+"""The builds that a function's code needs, each with an id over everything that decides its result.
 
-The rule: what is not in the id does not reach the build. So the same id never stands for two different layers.
+The rule: what is not in the id does not reach the build. So one id never stands for two different layers.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from nanogrid.execution.code import Code
 from nanogrid.execution.container.hardening import MOUNT, NO_NETWORK, WORKSPACE
 from nanogrid.execution.layers import lines, requirements
 from nanogrid.execution.layers.build import CONSTRAINTS, IndexRecipe, Recipe
-from nanogrid.execution.layers.lines import Line
+from nanogrid.execution.layers.lines import RequirementLine
 from nanogrid.execution.layers.requirements import Requirements
 from nanogrid.runtimes import Runtime
 from nanogrid.settings import Settings
 
 SCRIPT = "build.sh"
 FORMAT = "2"
-"""Part of each id: another number where builds of before are of no use any more."""
+"""Part of each id. A new number invalidates all earlier builds."""
 
 BUILD_ENVIRONMENT = {"HOME": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108
 PIP_ENVIRONMENT = {
     "PIP_NO_CACHE_DIR": "1",
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     "PIP_NO_INPUT": "1",
-    # On the file system of the result, so that packages are moved there and not copied.
+    # On the file system of the result, so that pip moves packages there instead of copying them.
     "TMPDIR": f"{WORKSPACE}/tmp",  # noqa: S108
 }
 
 INDEX_PORT = 8076
-"""Where the index is on loopback in a build that may run set-up code. The container has no other port."""
+"""The index's port on loopback in a build that may run set-up code. The container has no other port."""
 SERVED = f"http://127.0.0.1:{INDEX_PORT}"
 SERVED_ENVIRONMENT = {
     "INDEX_PORT": str(INDEX_PORT),
-    # It waits for the other container, whose pip has the deployment's patience.
+    # pip waits for the other container, whose own pip applies the deployment's timeout.
     "PIP_TIMEOUT": "600",
     "PIP_CONFIG_FILE": "/dev/null",
 }
@@ -49,12 +49,12 @@ NOT_OF_THE_INDEX = (
     "PIP_NO_BINARY",
     "PIP_ONLY_BINARY",
 )
-"""Settings of pip that say how to build. All others stay where no set-up code runs: any of them may hold a password."""
+"""Settings of pip that say how to build. All others stay in the index container: any of them may contain a password."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What the files of some code ask to have built."""
+    """The builds that a function's code needs."""
 
     requirements: Requirements | None
     script: bool
@@ -64,7 +64,7 @@ class Needs:
 
 
 def needs(code: Path, runtime: Runtime, settings: Settings) -> Needs:
-    """Look at the code. Raises LayerBuildError where its requirements are refused."""
+    """Read the code's needs. Raises LayerBuildError if its requirements are refused."""
     wanted = None
     if runtime.supports_handler and (code / requirements.NAME).is_file():
         wanted = requirements.read(code, wheels_only=settings.build_wheels_only)
@@ -72,7 +72,7 @@ def needs(code: Path, runtime: Runtime, settings: Settings) -> Needs:
 
 
 def packages_recipe(wanted: Requirements, code: Code, image_id: str, runtime: Runtime, settings: Settings) -> Recipe:
-    """Install what `requirements.txt` names. The code is there only where its files decide."""
+    """Install what `requirements.txt` names. The code is mounted only if the requirements name files of it."""
     python = runtime.command[0]
     chosen = dict(settings.build_pip_env)
     if settings.build_index_url:
@@ -105,13 +105,13 @@ def packages_recipe(wanted: Requirements, code: Code, image_id: str, runtime: Ru
 
 
 def _served(wanted: Requirements) -> tuple[dict[str, str], dict[str, str]]:
-    """The files of a build that has its index from another container, and those of that one.
+    """The files of a build whose index is served by another container, and the files of the other container.
 
-    What says where packages come from goes there; a build only names what it wants.
+    Lines that say where packages come from go to the other container; the build only names what it needs.
     """
     addresses: list[str] = []
 
-    def served(line: Line) -> str:
+    def served(line: RequirementLine) -> str:
         if not line.target:
             return line.text
         place = f"{SERVED}/address/{len(addresses)}/{line.file}{''.join(line.target.partition('#')[1:])}"
@@ -127,8 +127,8 @@ def _served(wanted: Requirements) -> tuple[dict[str, str], dict[str, str]]:
     )
 
 
-def _is_source(line: Line) -> bool:
-    """Whether a line says where packages come from, and that is not the code."""
+def _is_source(line: RequirementLine) -> bool:
+    """Whether a line says where packages come from, other than the code."""
     return line.text == "--no-index" or (line.option and line.elsewhere and line.alone)
 
 
@@ -137,7 +137,7 @@ def _text(texts: list[str]) -> str:
 
 
 def tree_recipe(code: Code, packages: tuple[str, Path] | None, image_id: str, settings: Settings) -> Recipe:
-    """Run `build.sh`. `packages` (id and folder) are what `requirements.txt` brought before. pip's settings stay out of it."""
+    """Run `build.sh`. `packages` (id and folder) are those that `requirements.txt` installed. It gets no settings of pip."""
     binds, env, packages_id = {lines.CODE: str(code.path)}, dict(BUILD_ENVIRONMENT), ""
     if packages is not None:
         packages_id = packages[0]

@@ -1,7 +1,7 @@
 """Reads a `requirements.txt`: what it asks for, and whether the text alone says what will be installed.
 
-The one rule: pip never reads a file of the function. It gets a text that is written here, line by line, of what was understood
-(`lines.py`); the rest is refused. What names nothing of the code is the same for all functions with the same text.
+The one rule: pip never reads a file of the function. It gets a text that is written here, line by line, from what `lines.py`
+understood; everything else is refused. If the text names no file of the code, all functions with the same text share a layer.
 """
 
 from __future__ import annotations
@@ -13,43 +13,43 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from nanogrid.errors import LayerBuildError
-from nanogrid.execution.layers.lines import Line, RefusedError, parse
+from nanogrid.execution.layers.lines import RefusedError, RequirementLine, parse
 
 NAME = "requirements.txt"
 LARGEST_BYTES = 1024 * 1024
 MOST_FILES = 20
 
 COMMENT = re.compile(r"(?:^|(?<=\s))#.*")
-"""As pip has it, but for the blanks before, which are stripped: looking for those takes the square of their number."""
+"""As in pip, but without the blanks before it, which are stripped: matching them takes quadratic time."""
 DECLARED = re.compile(rb"coding[:=]\s*([-\w.]+)")
 """As pip reads it, from the first two lines."""
 UNUSUAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x85\u2028\u2029]")
-"""Control characters, and all that Python takes for the end of a line but people do not see as one."""
+"""Control characters, and all characters that end a line for Python but not visibly for people."""
 
 
 @dataclass(frozen=True)
 class Requirements:
     """What a `requirements.txt` asks for.
 
-    `lines` in the order in which pip would come to them, and `constraints` apart; files that are included are among both.
+    `lines` are in the order in which pip would read them; `constraints` are separate. Both include lines of included files.
     """
 
-    lines: tuple[Line, ...]
-    constraints: tuple[Line, ...] = ()
+    lines: tuple[RequirementLine, ...]
+    constraints: tuple[RequirementLine, ...] = ()
 
     @property
     def text(self) -> str:
-        """What pip is given: ASCII, one requirement or option per line."""
+        """The text for pip: ASCII, one requirement or option per line."""
         return _text(self.lines)
 
     @property
     def constraints_text(self) -> str:
-        """What pip is given as constraints, in the same form."""
+        """The text of the constraints for pip, in the same form."""
         return _text(self.constraints)
 
     @property
     def alone(self) -> bool:
-        """Whether it names no file to install: then any other code with the same text gets the same packages."""
+        """Whether it names no file of the code: then any other code with the same text gets the same packages."""
         return all(line.alone for line in (*self.lines, *self.constraints))
 
     @property
@@ -59,18 +59,18 @@ class Requirements:
 
 
 def read(code: Path, *, wheels_only: bool) -> Requirements | None:
-    """The requirements of a function; None where it has none. Raises LayerBuildError where they are refused."""
-    found = list(_Reading(code, wheels_only=wheels_only).lines(NAME, (), constraints=False))
+    """The requirements of a function; None if it has none. Raises LayerBuildError if they are refused."""
+    found = list(_RequirementsReader(code, wheels_only=wheels_only).lines(NAME, (), constraints=False))
     if not found:
         return None
-    # Options count wherever they stand, also among constraints.
+    # Options apply wherever they are, also among constraints.
     return Requirements(
         tuple(line for constraint, line in found if line.option or not constraint),
         tuple(line for constraint, line in found if constraint and not line.option),
     )
 
 
-class _Reading:
+class _RequirementsReader:
     """One walk through a requirements file and what it includes."""
 
     def __init__(self, code: Path, *, wheels_only: bool) -> None:
@@ -78,8 +78,8 @@ class _Reading:
         self._wheels_only = wheels_only
         self._files = 0
 
-    def lines(self, name: str, above: tuple[str, ...], *, constraints: bool) -> Iterator[tuple[bool, Line]]:
-        """Each line and whether it is a constraint, those of included files in the place where they are included."""
+    def lines(self, name: str, above: tuple[str, ...], *, constraints: bool) -> Iterator[tuple[bool, RequirementLine]]:
+        """Each line and whether it is a constraint. Lines of included files come where the file is included."""
         if name in above:
             raise LayerBuildError(f"{above[-1]} includes {name}, which includes it in turn: include it once")
         self._files += 1
@@ -94,11 +94,11 @@ class _Reading:
             if line.includes is None:
                 yield constraints, line
             else:
-                # A file that is included as requirements holds requirements, whatever includes it: so pip has it.
+                # A file included as requirements contains requirements, whatever includes it, as in pip.
                 yield from self.lines(line.includes.path, (*above, name), constraints=line.includes.constraints)
 
 
-def _text(lines: tuple[Line, ...]) -> str:
+def _text(lines: tuple[RequirementLine, ...]) -> str:
     return "".join(f"{line.text}\n" for line in lines)
 
 
@@ -148,7 +148,7 @@ def _joined(text: str) -> Iterator[str]:
         if line.endswith("\\") and not comment:
             started.append(line.strip("\\"))
         else:
-            # A comment inside a continued line ends it; its blank in front makes it be seen as a comment.
+            # A comment inside a continued line ends it; the blank makes it recognizable as a comment.
             yield "".join((*started, f" {line}" if comment else line))
             started = []
     if started:

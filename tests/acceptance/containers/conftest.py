@@ -26,7 +26,7 @@ from pytest_docker_tools import container, fxtr, network
 from nanogrid.client import Client
 from nanogrid.execution.container.engine import Engine
 from nanogrid.settings import Settings
-from tests.acceptance.conftest import assert_nothing_left
+from tests.acceptance.conftest import QUICK, assert_nothing_left
 from tests.acceptance.containers.components import (
     MOTO_IMAGE,
     REDIS_IMAGE,
@@ -38,7 +38,7 @@ from tests.acceptance.containers.components import (
 )
 from tests.support.functions import Functions
 from tests.support.rig import CPP_IMAGE, PYTHON_IMAGE
-from tests.support.worker import variables
+from tests.support.worker import settings_for, variables
 
 TEST_LABEL = "nanogrid.test"
 START_TIMEOUT_S = 60
@@ -130,33 +130,15 @@ def default_worker_container(worker_container: Worker, worker_settings: Settings
 # -- settings: the same NanoGrid, seen from inside its network and from this process
 
 
-def settings_for(aws_url: str, redis_url: str, data_dir: Path) -> Settings:
+def quick_settings(aws_url: str, redis_url: str, data_dir: Path) -> Settings:
     """Settings with fast retries and redeliveries."""
-    return Settings(
-        sqs_endpoint_url=aws_url,
-        s3_endpoint_url=aws_url,
-        result_url=redis_url,
-        monitor_url=redis_url.removesuffix("/0") + "/1",
-        data_dir=data_dir,
-        create_queues=True,
-        queue_prefix="containers-",
-        python_image=PYTHON_IMAGE,
-        cpp_image=CPP_IMAGE,
-        pull_images=False,
-        concurrency=2,
-        visibility_timeout_s=6,
-        visibility_heartbeat_s=2,
-        claim_ttl_s=3,
-        retry_backoff_s=0.2,
-        reap_interval_s=2,
-        receive_wait_s=1,
-    )
+    return settings_for(aws_url=aws_url, redis_url=redis_url, data_dir=data_dir, queue_prefix="containers-", **QUICK)
 
 
 @pytest.fixture(scope="module")
 def worker_settings(default_localstack_broker: Moto, default_redis_backend: Redis, worker_data_dir: Path) -> Settings:
     """The worker's settings."""
-    return settings_for(
+    return quick_settings(
         default_localstack_broker.endpoint_url, f"redis://{default_redis_backend.hostname}:6379/0", worker_data_dir
     )
 
@@ -170,7 +152,7 @@ def default_worker_env(worker_settings: Settings) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def producer_settings(default_localstack_broker: Moto, default_redis_backend: Redis, worker_data_dir: Path) -> Settings:
     """A producer's settings on this host."""
-    return settings_for(default_localstack_broker.host_endpoint_url, default_redis_backend.host_url, worker_data_dir)
+    return quick_settings(default_localstack_broker.host_endpoint_url, default_redis_backend.host_url, worker_data_dir)
 
 
 # -- what tests use

@@ -1,9 +1,9 @@
-# The first process of a container that serves the package index to a build: the index's credentials are here, and no code
-# but pip's and ours runs.
+# The first process of a container that serves the package index to a build. It has the index's credentials, and runs only pip
+# and NanoGrid's program.
 #
 #   index.sh PYTHON
 #
-# It ends when it is killed, or when the host lets go of the pipe that it holds open. Exit codes as those of build.sh.
+# It ends when it is killed, or when the host closes the pipe that it holds open. Exit codes as in build.sh.
 exec >/nanogrid/log 2>&1 </dev/null
 trap : HUP INT QUIT TERM
 (

@@ -2,8 +2,8 @@
 
     index_client.py PORT COMMAND...
 
-The one rule: bytes go from the port to the socket of `index_server.py` and back, and nothing looks at them here. Whatever the
-command runs could do the same itself. Ends with the command's exit code.
+The one rule: bytes pass from the port to the socket of `index_server.py` and back, unread. The command could do the same itself.
+Exits with the command's exit code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Relay(socketserver.BaseRequestHandler):
     """One connection."""
 
     def handle(self) -> None:
-        """Pass bytes both ways until both ends have said all."""
+        """Pass bytes both ways until both ends are closed."""
         with socket.socket(socket.AF_UNIX) as served:
             served.connect(str(GATEWAY / "socket"))
             asking = threading.Thread(target=_copy, args=(self.request, served), daemon=True)
@@ -32,7 +32,7 @@ class Relay(socketserver.BaseRequestHandler):
             _copy(served, self.request)
 
 
-class Server(socketserver.ThreadingTCPServer):
+class LoopbackServer(socketserver.ThreadingTCPServer):
     """Listens on loopback."""
 
     allow_reuse_address = True
@@ -48,8 +48,8 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 def main() -> int:
     """Serve while the command runs."""
-    # Opens when the other side listens.
-    with (GATEWAY / "ready").open("rb"), Server(("127.0.0.1", int(sys.argv[1])), Relay) as server:
+    # This open blocks until the other side listens.
+    with (GATEWAY / "ready").open("rb"), LoopbackServer(("127.0.0.1", int(sys.argv[1])), Relay) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         code = subprocess.call(sys.argv[2:])
         server.shutdown()

@@ -1,9 +1,9 @@
 """Serves the deployment's package index on a socket, for a build in another container that has no network and no password.
 
-It asks the index with pip's own means, so that every setting of pip counts: credentials, certificates, proxies. The one rule:
-who asks learns names, hashes and contents of files, and chooses nothing but a package's name and the number of a file.
+It queries the index with pip's own code, so that every setting of pip applies: credentials, certificates, proxies. The one rule:
+a client learns names, hashes and contents of files, and chooses only a package's name and the number of a file.
 
-Of pip it takes what is alike from 20.3 on. It runs by the image's own Python (3.9 or newer) and imports nothing of NanoGrid.
+It uses only parts of pip that are the same since 20.3. It runs in the image's Python (3.9 or newer) and imports nothing of NanoGrid.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHUNK_BYTES = 256 * 1024
 
 
 class Index:
-    """The package index as pip sees it. One request at a time: pip's session is not made for threads."""
+    """The package index as pip sees it. One request at a time: pip's session is not thread-safe."""
 
     def __init__(self, finder: Any, session: Any, addresses: list[str]) -> None:
         self._finder = finder
@@ -55,17 +55,17 @@ class Index:
         return "\n".join(("<!DOCTYPE html><html><body>", *lines, "</body></html>")).encode()
 
     def file(self, name: str, number: int) -> Any:
-        """The index's answer with a file that the page of its package named."""
+        """The index's response with a file that is listed on its package's page."""
         return self._get(self._links(name)[number].url_without_fragment)
 
     def address(self, number: int) -> Any:
-        """The answer with what lies at an address of requirements.txt."""
+        """The response for an address in requirements.txt."""
         return self._get(self._addresses[number].partition("#")[0])
 
     def _links(self, name: str) -> list[Any]:
         if name not in self._found:
             links = (candidate.link for candidate in self._finder.find_all_candidates(name))
-            # An index may name files of this very container, and pip would open them.
+            # An index may name files of this container, and pip would open them.
             remote = (link for link in links if link.scheme in ("http", "https"))
             self._found[name] = [link for link in remote if FILE_NAME.fullmatch(link.filename)]
         return self._found[name]
@@ -74,7 +74,7 @@ class Index:
         return self._session.get(url, headers={"Accept-Encoding": "identity"}, stream=True)
 
 
-class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+class IndexServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     """Answers on a socket."""
 
     daemon_threads = True
@@ -84,22 +84,22 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         super().__init__(path, Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say what kind of error ended an answer half-way, and not its words: an address may hold a password."""
+        """Log the kind of error that cut a response short, but not its text: an address may contain a password."""
         log.warning("an answer was not finished: %s", sys.exc_info()[0])
 
 
 class Handler(BaseHTTPRequestHandler):
     """One request."""
 
-    server: Server
+    server: IndexServer
 
     def do_GET(self) -> None:  # the name that http.server calls
-        """Answer with a page, a file, or that there is none."""
+        """Answer with a page, a file, or 404."""
         with self.server.index.lock, contextlib.suppress(OSError):
             self._answer()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: pip says what it fetches."""
+        """Log nothing: pip logs what it fetches."""
 
     def _answer(self) -> None:
         index = self.server.index
@@ -155,13 +155,13 @@ def main() -> None:
         command.verbosity = 0
         session = command._build_session(options)
         finder = command._build_package_finder(options, session)
-        # These lines hold options alone: parsing them is what makes them count.
+        # These lines are only options: parsing them applies them.
         list(parse_requirements(str(HERE / "sources.txt"), session=session, finder=finder, options=options))
-        # From here on nothing leads to a file of this container, a redirect included.
+        # From here on nothing can read a file of this container, not even through a redirect.
         del session.adapters["file://"]
         index = Index(finder, session, json.loads((HERE / "addresses.json").read_text()))
-        with Server(str(GATEWAY / "socket"), index) as server:
-            # From now on whoever opens this pipe to read gets it at once.
+        with IndexServer(str(GATEWAY / "socket"), index) as server:
+            # From now on, opening this pipe to read no longer blocks.
             os.open(GATEWAY / "ready", os.O_RDWR)
             server.serve_forever()
 

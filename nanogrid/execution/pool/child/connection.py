@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogrid.errors import ContainerLostError, NanoGridError, PoolExhaustedError
-from nanogrid.execution.container.cgroup import KeptCgroup
+from nanogrid.execution.container.cgroup import OpenCgroup
 from nanogrid.execution.container.link import Link, Ready, Unfit
 from nanogrid.execution.pool.protocol import (
     PAGE,
@@ -46,7 +46,7 @@ class ChildContainer:
         self.leased = leased
         self.link = link
         self.token = token
-        self.cgroup = KeptCgroup(*vars(leased.cgroup).values())
+        self.cgroup = OpenCgroup(*vars(leased.cgroup).values())
 
     def as_warm(self) -> LeasedContainer:
         """The container as the next run leases it."""

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from nanogrid.errors import ContainerLostError, NanoGridError, PoolExhaustedError
-from nanogrid.execution.container.engine import End
+from nanogrid.execution.container.engine import ExitStatus
 from nanogrid.execution.container.hardening import MOUNT
-from nanogrid.execution.container.launched_run import Watch
-from nanogrid.execution.container.report import Ended, RunReport
+from nanogrid.execution.container.launched_run import LaunchedRun
+from nanogrid.execution.container.report import EndReason, RunReport
 from nanogrid.execution.container.run import Program, Run
 from nanogrid.execution.container.slot import Slot, in_memory
 from nanogrid.execution.pool.child.connection import ChildContainer, Connection, checked
@@ -49,7 +49,7 @@ class Container(ABC):
         self.folder = slot
         self._line = line
         self._settings = settings
-        self.end: End | None = None
+        self.end: ExitStatus | None = None
 
     @abstractmethod
     def run(self, *, timeout_s: float, begun: Callable[[], None] = _nothing) -> RunReport:
@@ -70,7 +70,7 @@ class Container(ABC):
             answer = self._line.receive()
             if answer is None:
                 raise ContainerLostError(f"the owner of container {self.name} is gone")
-            self.end = End(**checked(answer)["ended"])
+            self.end = ExitStatus(**checked(answer)["ended"])
 
 
 class WarmContainer(Container):
@@ -108,8 +108,8 @@ class WarmContainer(Container):
         in_process = self._request.in_process
         program = Program(self._request.command, env, in_process, compiler_cache=not in_process)
         report = run.run(program, self._payload, timeout_s=timeout_s, thaw=self._thaw, begun=begun)
-        self._reusable = report.ended is Ended.EXITED and not report.usage.oom_kills
-        if report.ended is Ended.LOST:
+        self._reusable = report.ended is EndReason.EXITED and not report.usage.oom_kills
+        if report.ended is EndReason.LOST:
             self.destroy()
         return report
 
@@ -136,7 +136,7 @@ class WarmContainer(Container):
 class LaunchedContainer(Container):
     """A container of an image without Python, started for one run."""
 
-    def __init__(self, leased: LeasedContainer, line: Line, settings: Settings, slot: Slot, watch: Watch) -> None:
+    def __init__(self, leased: LeasedContainer, line: Line, settings: Settings, slot: Slot, watch: LaunchedRun) -> None:
         super().__init__(leased, line, settings, slot)
         self._cgroup = leased.cgroup
         self._watch = watch
@@ -153,7 +153,7 @@ class LaunchedContainer(Container):
 
     def give_back(self) -> None:
         """Destroy the container: it serves one run."""
-        self.folder.forget_run()
+        self.folder.delete_run()
         self.destroy()
         self._line.send({"end": "done"})
 
@@ -235,7 +235,7 @@ class Pool:
             return WarmContainer(connection, reusable, self._settings, request, slot, descriptor)
         slot.write_run(request.command, request.env, payload, self._settings.container_uid)
         watch = resources.enter_context(
-            Watch(
+            LaunchedRun(
                 slot,
                 output_limit_bytes=self._settings.output_limit_bytes,
                 result_limit_bytes=self._settings.value_limit_bytes,

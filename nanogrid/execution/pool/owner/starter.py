@@ -21,7 +21,7 @@ from nanogrid.errors import ContainerStartError, NanoGridError
 from nanogrid.execution.container import cgroup, users
 from nanogrid.execution.container.engine import Engine
 from nanogrid.execution.container.hardening import WORKSPACE, launcher_options, runner_options
-from nanogrid.execution.container.link import Hello, Link, Listener, Ready
+from nanogrid.execution.container.link import Hello, Link, Ready, RunnerListener
 from nanogrid.execution.container.slot import Slot
 from nanogrid.execution.pool import identity
 from nanogrid.execution.pool.owner.images import Images
@@ -77,7 +77,7 @@ class Starter:
         pooled.slot = Slot(self.slot_path(pooled))
         pooled.slot.create()
         began = time.monotonic()
-        listener = Listener(pooled.slot.control)
+        listener = RunnerListener(pooled.slot.control)
         try:
             self._create(pooled, partial(runner_options, pooled.image, interpreter, compiles=pooled.kind.compiles))
             self._engine.start_only(str(pooled.id))

@@ -1,10 +1,10 @@
-"""Fetches objects from S3: what an object is right now, and its bytes with their digest.
+"""Fetches objects from S3: an object's current version, and its bytes with their digest.
 
-The one rule: this is the only module that knows botocore's errors. What can get better by itself becomes
-CodeUnavailableError, everything else CodeNotFoundError with what to check.
+The one rule: in this package, only this module knows botocore's errors. Errors that may go away become
+CodeUnavailableError, all others CodeNotFoundError with what to check.
 
-boto3 is imported and the client made at the first use in each process, so that importing costs nothing and nothing of a
-connection is shared over a fork.
+boto3 is imported and the client created on first use in each process, so that importing this module is cheap and no
+connection is shared across a fork.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ RETRYABLE_CODES = frozenset(
         "TooManyRequestsException",
     }
 )
-"""S3 error codes below 500 that a later attempt, by now with fresh credentials, may not meet."""
+"""S3 error codes with a status below 500 that may be gone at a later attempt, for example with fresh credentials."""
 
 REMEDIES = {
     "NoSuchBucket": "there is no such bucket: check the bucket's name and the region",
     "NoSuchKey": "there is no such object: check the key, and that it was uploaded before the request was sent",
     "404": "there is no such object or bucket: check bucket and key, and that it was uploaded before the request was sent",
     "InvalidObjectState": "the object is archived (Glacier): restore it, or upload it again in another storage class",
-    "InvalidBucketName": "this is no valid bucket name: check the bucket's name",
+    "InvalidBucketName": "this is not a valid bucket name: check the bucket's name",
     "403": "access is denied: check that the worker may s3:GetObject (and kms:Decrypt for an encrypted object); without "
-    "s3:ListBucket, S3 says the same of objects that do not exist",
+    "s3:ListBucket, S3 answers the same for objects that do not exist",
 }
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Which version of an object it is. The same identity means the same bytes. `version_id` is "" without versioning."""
+class ObjectVersion:
+    """The version of an object. Equal versions mean equal bytes. `version_id` is "" without versioning."""
 
     etag: str
     version_id: str
@@ -70,7 +70,7 @@ class Identity:
 class Download:
     """A finished download."""
 
-    identity: Identity
+    version: ObjectVersion
     sha256: str
     size_bytes: int
 
@@ -86,24 +86,24 @@ class Source:
     @property
     def client(self) -> S3Client:
         """This process's client."""
-        # No lock, which a fork could leave locked: two threads may each make one at the first use, and one is kept.
+        # No lock, which a fork could leave locked: two threads may each create a client on first use, and one is kept.
         if self._client is None or self._client[0] != os.getpid():
             self._client = (os.getpid(), s3_client(self._settings))
         return self._client[1]
 
-    def identity(self, bucket: str, key: str) -> Identity:
-        """What the object is right now. One HEAD request, which moves no content.
+    def version(self, bucket: str, key: str) -> ObjectVersion:
+        """The object's current version, by one HEAD request, which transfers no content.
 
-        HEAD and not a GET with If-None-Match: it is answered by every S3 look-alike, names the version as well as the
-        ETag, and leaves no body to be thrown away where the object has changed.
+        HEAD is used, not GET with If-None-Match: every S3-compatible server supports it, it returns the version as well as
+        the ETag, and it leaves no body to discard if the object has changed.
         """
         with _translated(bucket, key):
-            return _identity(self.client.head_object(Bucket=bucket, Key=key))
+            return _version(self.client.head_object(Bucket=bucket, Key=key))
 
     def download(self, bucket: str, key: str, target: Path) -> Download:
-        """Stream the object into the new file `target`. Holds no more than a chunk of it in memory.
+        """Stream the object into the new file `target`, with at most one chunk of it in memory.
 
-        Raises CodeCorruptError when it is larger than `archive_limit_mb`, and the OSError of a disk that is full.
+        Raises CodeCorruptError if it is larger than `archive_limit_mb`, and an OSError if the disk is full.
         """
         with _translated(bucket, key):
             answer = self.client.get_object(Bucket=bucket, Key=key)
@@ -124,7 +124,7 @@ class Source:
         finally:
             body.close()
             count(counters.S3_BYTES, amount=size)
-        return Download(_identity(answer), digest.hexdigest(), size)
+        return Download(_version(answer), digest.hexdigest(), size)
 
     def _check_size(self, bucket: str, key: str, size: int) -> None:
         if size > self._limit_bytes:
@@ -135,18 +135,18 @@ class Source:
 
 
 def url(bucket: str, key: str) -> str:
-    """The object's address as it can stand in a message."""
+    """The object's address for use in a message."""
     return ascii(f"s3://{bucket}/{key}")[1:-1]
 
 
-def _identity(answer: Any) -> Identity:
-    # An endpoint that names no ETag gives nothing to compare: then every look finds a different object.
-    return Identity(etag=answer.get("ETag") or f"none-{uuid.uuid4()}", version_id=answer.get("VersionId") or "")
+def _version(answer: Any) -> ObjectVersion:
+    # An endpoint that returns no ETag gives nothing to compare: then every check finds a different object.
+    return ObjectVersion(etag=answer.get("ETag") or f"none-{uuid.uuid4()}", version_id=answer.get("VersionId") or "")
 
 
 @contextmanager
 def _translated(bucket: str, key: str) -> Iterator[None]:
-    """Turn botocore's errors, and the network's below it, into ours."""
+    """Turn the errors of botocore, and of the network below it, into NanoGrid's."""
     from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
     from urllib3.exceptions import HTTPError
 
@@ -166,7 +166,7 @@ def _translated(bucket: str, key: str) -> Iterator[None]:
 
 
 def _refused(bucket: str, key: str, error: Any) -> CodeError:
-    """Our error for an answer of S3 that is an error."""
+    """NanoGrid's error for an error response of S3."""
     answer: dict[str, Any] = error.response
     code = str(answer.get("Error", {}).get("Code", ""))
     status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
