@@ -750,8 +750,8 @@ def test_a_handler_is_called_with_payload_and_context(here: Box, tmp_path: Path)
             "def f(e, c):\n    return 1 / 0\n",
             'Traceback (most recent call last):\n  File "/workspace/app.py", line 2, in f\n',
         ),
-        ("def f(e, c): return {1, 2}", "nanogrid: what the handler app.f returned is no JSON: Object of type set"),
-        ("g = 1", "nanogrid: the handler app.f names no function: app has no f that can be called\n"),
+        ("def f(e, c): return {1, 2}", "nanogrid: the handler app.f returned a value that is not JSON: Object of type set"),
+        ("g = 1", "nanogrid: the handler app.f does not exist: app has no callable f\n"),
         ("1 / 0", 'Traceback (most recent call last):\n  File "/workspace/app.py", line 1, in <module>\n'),
     ],
 )

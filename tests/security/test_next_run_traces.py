@@ -258,7 +258,7 @@ def test_a_large_request_does_not_reach_the_next(rig: Rig, size: int) -> None:
 
 # -- what a run teaches
 
-LESSONS = {
+IMPORT_REPORTS = {
     "modules": "s {0}standard\ns json.{0}inner\ns colorsys\n",
     "packages": "b {0}package\nb {0}package.{0}inner\n",
     "own": "o /workspace/{0}own.py\no /workspace/{0}folder/{0}own.py\n",
@@ -268,13 +268,13 @@ LESSONS = {
 
 
 @oldest_and_newest
-@pytest.mark.parametrize("lesson", LESSONS)
-def test_a_lesson_does_not_reach_the_next(rig: Rig, lesson: str) -> None:
-    """What a run writes where it could teach the first process something is nowhere in the next runs."""
+@pytest.mark.parametrize("report", IMPORT_REPORTS)
+def test_an_import_report_does_not_reach_the_next(rig: Rig, report: str) -> None:
+    """A forged import report is nowhere in the next runs."""
     token = Token()
     function = Traced(rig, FORK)
-    text = LESSONS[lesson].format(token())
-    function.run(f"for name in ('.nanogrid-lesson', 'nanogrid-lesson', 'lesson'):\n    write('/tmp/' + name, {text!r})")
+    text = IMPORT_REPORTS[report].format(token())
+    function.run(f"for path in ('/nanogrid/run/.imports', '/tmp/.imports'):\n    write(path, {text!r})")
     assert found_by_the_next(function, token) == NOTHING
 
 

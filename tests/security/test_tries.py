@@ -30,7 +30,7 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 LEAVE_A_PATH = """
 steps = "".join("./" if bit == "1" else "/" for byte in {text!r} for bit in format(byte, "08b"))
-file = os.open("/nanogrid/run/.lesson", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+file = os.open("/nanogrid/run/.imports", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 os.write(file, b"o /workspace/" + steps.encode() + b"main.py")
 os._exit(0)
 """
@@ -45,8 +45,8 @@ say(found=sorted(found))
 """
 
 
-def test_a_path_with_detours_is_no_lesson(rig: Rig) -> None:
-    """Of a file's many names only the plain one is learned: which one a run has chosen is nowhere in the next run."""
+def test_a_path_with_detours_is_not_learned(rig: Rig) -> None:
+    """Only the normalized one of a file's many paths is learned: which one a run has chosen is nowhere in the next run."""
     function = Traced(rig, FORK)
     for number in range(2):
         function.run(LEAVE_A_PATH.format(text=b"marker %d" % number))
@@ -134,28 +134,28 @@ class Instead:
     def __getattr__(self, name):
         return getattr(self.real, name)
 
-BEFOREHAND = frame("live", "spare.py") is not None
+BEFOREHAND = frame("run_spare", "spare.py") is not None
 
 def once_it_is_in(act):
     "Do something when the process that imports this beforehand has its connections."
-    live, load = frame("live", "spare.py"), frame("load", "packages.py")
-    if live is None:
+    spare, load = frame("run_spare", "spare.py"), frame("load", "packages.py")
+    if spare is None:
         return
     names = load.f_locals
     before = names["before"]
     if isinstance(names, dict):  # before Python 3.13 a copy, which keeps what it names
         names.clear()
-    load.f_globals["_state_of_process"] = lambda: before
-    meeting = live.f_locals["meeting"]
-    join = meeting.join
-    def joined():
-        join()
-        act(meeting)
-    meeting.join = joined
+    load.f_globals["_process_state"] = lambda: before
+    connections = spare.f_locals["connections"]
+    fetch = connections.fetch
+    def fetched():
+        fetch()
+        act(connections)
+    connections.fetch = fetched
 """
 TWICE = """
-def act(meeting):
-    real = meeting.requests
+def act(connections):
+    real = connections.request_end
     def recvmsg(*how):
         first = real.recvmsg(*how)
         for word in (b"ended 0 exec 1 2 0", b"ready"):
@@ -171,25 +171,25 @@ def act(meeting):
         streams = array.array("i", (second[1] or first[1])[0][2])
         os.write(streams[1], b"both: %s %s" % (first[0], second[0]))
         os._exit(0)
-    meeting.requests = Instead(real, recvmsg=recvmsg)
+    connections.request_end = Instead(real, recvmsg=recvmsg)
 once_it_is_in(act)
 """
 EARLIER = """
-def act(meeting):
-    real = meeting.there
+def act(connections):
+    real = connections.spare_end
     def sendmsg(data, *beside):
         return real.sendmsg([b"T" + bytes(8)] if data[0][:1] == b"T" else data, *beside)
-    meeting.there = Instead(real, sendmsg=sendmsg)
+    connections.spare_end = Instead(real, sendmsg=sendmsg)
 once_it_is_in(act)
 """
 BESIDE = """
 SEEN = sorted(link for number in os.listdir("/proc/self/fd") for link in [os.path.realpath("/proc/self/fd/" + number)] if "mine" in link)
 mine = os.memfd_create("mine")
-def act(meeting):
-    real = meeting.there
+def act(connections):
+    real = connections.spare_end
     def sendmsg(data, *_):
         return real.sendmsg(data, [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [mine]))])
-    meeting.there = Instead(real, sendmsg=sendmsg)
+    connections.spare_end = Instead(real, sendmsg=sendmsg)
 once_it_is_in(act)
 """
 
