@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import itertools
+import marshal
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -265,7 +268,6 @@ def test_a_lesson_names_what_is_really_there(inside: None, tmp_path: Path, monke
 
 def test_what_packages_have_read_decides_who_may_have_them(inside: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that differs matters where it was asked for; where all were looked at, every one but our own does."""
-    import os
 
     monkeypatch.setenv("MODE", "own")
     for look, missed, met in (
@@ -286,7 +288,6 @@ def test_what_packages_have_read_decides_who_may_have_them(inside: None, monkeyp
 
 def test_packets_carry_descriptors_both_ways(inside: None) -> None:
     """What is sent arrives, with descriptors that are new; the end of the connection is an empty packet."""
-    import os
 
     channel = module("channel")
     here, there = channel.pair()
@@ -307,7 +308,6 @@ def test_packets_carry_descriptors_both_ways(inside: None) -> None:
 
 def test_words_are_heard_without_what_is_beside_them(inside: None) -> None:
     """Descriptors that come with a word to the first process are closed before it could have them."""
-    import os
 
     channel = module("channel")
     here, there = channel.pair()
@@ -327,6 +327,54 @@ def test_the_corpus_holds_hundreds_of_programs_with_names_of_their_own() -> None
     names = [(subject, program.name) for subject in SUBJECTS for program in read(subject)]
     assert len(names) == len(set(names))
     assert len(names) > 400
+
+
+STATE: dict[str, Any] = {
+    "command": ["python", "main.py"],
+    "environment": {"PATH": "/bin", "LANG": "C"},
+    "faithful": True,
+    "first_command": ["python", "main.py"],
+    "gid": 1,
+    "host_descriptor": 3,
+    "learn_imports": True,
+    "own_network": True,
+    "own_sources": ["/workspace/a.py"],
+    "reexecs": 2,
+    "rehearsed": False,
+    "scan": (True, False),
+    "standard_modules": ["json"],
+    "startup_variables": {"LANG": "C"},
+    "stream_types": (1, 2, 3),
+    "uid": 1,
+}
+
+
+def test_the_state_survives_an_exec(inside: None) -> None:
+    """Every field comes back from the memory file, after the modules, in the order in which the held interpreter reads them."""
+    reexec = module("reexec")
+    with os.fdopen(reexec._write_memory_file(reexec.State(**STATE)), "rb") as file:
+        programs, fields = marshal.load(file), marshal.load(file)
+    assert {"nanogrid_warm", "nanogrid_warm.serve", "nanogrid_warm.spare"} <= set(programs)
+    assert vars(reexec.State(**fields)) == STATE
+
+
+@pytest.mark.parametrize("field", STATE)
+def test_a_state_without_a_field_is_refused(field: str, inside: None) -> None:
+    """A field that was forgotten on one side of the exec is an error, and so is an unknown one."""
+    reexec = module("reexec")
+    fields = {name: value for name, value in STATE.items() if name != field}
+    with pytest.raises(TypeError, match=field):
+        reexec.State(**fields)
+    with pytest.raises(TypeError, match="other"):
+        reexec.State(**STATE, other=1)
+
+
+def test_nothing_learned_survives_a_change_of_the_code(inside: None) -> None:
+    """The state for other code is that of a new container, except for what never changes."""
+    reexec = module("reexec")
+    changed = reexec.State(**{**STATE, "command": ["python", "other.py"]}).for_new_code()
+    initial = reexec.initial_fields(["python", "main.py"], STATE["environment"])
+    assert vars(changed) == {**STATE, **initial, "reexecs": 1, "rehearsed": True}
 
 
 @pytest.mark.parametrize("state", ["nonsense", "1000000"])

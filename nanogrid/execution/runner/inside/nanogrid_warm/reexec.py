@@ -58,9 +58,8 @@ ERROR_HANDLERS = (
 ALLOWED_VALUES = {
     "PYTHONUTF8": ("0", "1"),
     "PYTHONOPTIMIZE": ("0", "1", "2"),
-    "PYTHONIOENCODING": (*CODECS, *(f"{codec}:{errors}" for codec in CODECS for errors in ERROR_HANDLERS)),
 }
-"""Startup variables that a run may choose for the held interpreter, and their values."""
+"""Startup variables that a run may choose for the held interpreter, and their values. More are checked by functions below."""
 
 SEED_DIGITS = 10
 LOCALE_VARIABLES = ("LANG", "LC_ALL", "LC_CTYPE", "LC_COLLATE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME")
@@ -75,80 +74,70 @@ STREAM_TYPES = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK)
 class State:
     """Everything that the first process keeps across `exec`. `exec_interpreter` writes its fields, `serve.prepare` reads them.
 
-    To add a field: name it in `__slots__`, declare and describe it below, and set it in `__main__.py`, or in `initial_fields` if runs
-    change it. A state with a missing or an unknown field raises TypeError on both sides of the `exec`. Values must be types that
-    `marshal` can write.
+    To add a field: add it as a parameter here, describe it, and set it in `__main__.py`, or in `initial_fields` if runs change it. A state
+    with a missing or an unknown field raises TypeError on both sides of the `exec`. Values must be types that `marshal` can write.
     """
 
-    __slots__ = (
-        "command",
-        "environment",
-        "faithful",
-        "first_command",
-        "gid",
-        "host_descriptor",
-        "learn_imports",
-        "own_network",
-        "own_sources",
-        "reexecs",
-        "rehearsed",
-        "scan",
-        "standard_modules",
-        "startup_variables",
-        "stream_types",
-        "uid",
-    )
-
-    command: Sequence[str]
-    """The command line to hold: `python` and a script. Runs with another command cannot use the held interpreter."""
-    environment: dict[str, str]
-    """The container's own environment, which its image decides. It never changes."""
-    faithful: bool
-    """Whether all of the image's startup variables are safe. If not, the held interpreter lacks some, and runs execute their command."""
-    first_command: Sequence[str]
-    """The command that the container was created with."""
-    gid: int
-    """The group of the function's user."""
-    host_descriptor: int
-    """The descriptor of the connection to the host."""
-    learn_imports: bool
-    """Whether runs may teach which modules to import in advance (the setting, which never changes)."""
-    own_network: bool
-    """Whether the network namespace is the container's own, so that connections left in it can be checked."""
-    own_sources: list[str]
-    """Paths of the function's own modules to compile in advance."""
-    reexecs: int
-    """How often another interpreter has been started. With 0 the runner sends `hello`; at a limit it stays what it is."""
-    rehearsed: bool
-    """Whether to skip the rehearsal, which finds the pages that a run writes."""
-    scan: tuple[bool, bool] | None
-    """What the function's sources contain, as the arguments of `SourceScan`; None if they have not been read."""
-    standard_modules: list[str]
-    """Modules of the standard library to import and hide, in this order."""
-    startup_variables: dict[str, str]
-    """The startup variables to start the interpreter with, in place of the container's own."""
-    stream_types: Sequence[int]
-    """The file types of the standard streams to start the interpreter with."""
-    uid: int
-    """The function's user."""
-
-    def __init__(self, **fields: Any) -> None:
-        if fields.keys() != set(self.__slots__):
-            raise TypeError(f"the state's fields are wrong: {sorted(fields.keys() ^ set(self.__slots__))}")
-        for name, value in fields.items():
-            setattr(self, name, value)
+    def __init__(
+        self,
+        *,
+        command: Sequence[str],
+        environment: dict[str, str],
+        faithful: bool,
+        first_command: Sequence[str],
+        gid: int,
+        host_descriptor: int,
+        learn_imports: bool,
+        own_network: bool,
+        own_sources: list[str],
+        reexecs: int,
+        rehearsed: bool,
+        scan: tuple[bool, bool] | None,
+        standard_modules: list[str],
+        startup_variables: dict[str, str],
+        stream_types: Sequence[int],
+        uid: int,
+    ) -> None:
+        self.command = command
+        """The command line to hold: `python` and a script. Runs with another command cannot use the held interpreter."""
+        self.environment = environment
+        """The container's own environment, which its image decides. It never changes."""
+        self.faithful = faithful
+        """Whether all of the image's startup variables are safe. If not, the held interpreter lacks some, and runs execute their command."""
+        self.first_command = first_command
+        """The command that the container was created with."""
+        self.gid = gid
+        """The group of the function's user."""
+        self.host_descriptor = host_descriptor
+        """The descriptor of the connection to the host."""
+        self.learn_imports = learn_imports
+        """Whether runs may teach which modules to import in advance. It never changes: it is the deployment's setting."""
+        self.own_network = own_network
+        """Whether the network namespace is the container's own, so that connections left in it can be checked."""
+        self.own_sources = own_sources
+        """Paths of the function's own modules to compile in advance."""
+        self.reexecs = reexecs
+        """How often another interpreter has been started. With 0 the runner sends `hello`; at a limit it starts no other one."""
+        self.rehearsed = rehearsed
+        """Whether to skip the rehearsal, which finds the pages that a run writes."""
+        self.scan = scan
+        """What the function's sources contain, as the arguments of `SourceScan`; None if they have not been read."""
+        self.standard_modules = standard_modules
+        """Modules of the standard library to import and hide, in this order."""
+        self.startup_variables = startup_variables
+        """The startup variables to start the interpreter with, in place of the container's own."""
+        self.stream_types = stream_types
+        """The file types of the standard streams to start the interpreter with."""
+        self.uid = uid
+        """The function's user."""
 
     def replace(self, **changes: Any) -> State:
         """Return a copy with some fields changed."""
-        return State(**{**self.fields(), **changes})
+        return State(**{**vars(self), **changes})
 
     def for_new_code(self) -> State:
         """Return the state for the same container with other code, of which nothing is known."""
         return self.replace(**initial_fields(self.first_command, self.environment), reexecs=1, rehearsed=True)
-
-    def fields(self) -> dict[str, Any]:
-        """Return all fields, by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 def initial_fields(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
@@ -232,6 +221,7 @@ def startup_variables_for(env: Mapping[str, str], own: Mapping[str, str]) -> dic
             value in ALLOWED_VALUES.get(name, ())
             or (name in LOCALE_VARIABLES and is_locale(value))
             or (name == "PYTHONHASHSEED" and is_seed(value))
+            or (name == "PYTHONIOENCODING" and is_encoding(value))
         ):
             needed[name] = value
         else:
@@ -242,6 +232,12 @@ def startup_variables_for(env: Mapping[str, str], own: Mapping[str, str]) -> dic
 def is_seed(value: str) -> bool:
     """Return whether Python accepts this as a hash seed."""
     return value == "random" or (len(value) <= SEED_DIGITS and value.isascii() and value.isdigit())
+
+
+def is_encoding(value: str) -> bool:
+    """Return whether this is one of a few codecs, alone or with an error handler."""
+    codec, colon, errors = value.partition(":")
+    return codec in CODECS and (not colon or errors in ERROR_HANDLERS)
 
 
 def is_locale(value: str) -> bool:
@@ -303,7 +299,7 @@ def _write_memory_file(state: State) -> int:
     memory = os.memfd_create("state", 0)
     with open(memory, "wb", closefd=False) as file:
         marshal.dump(_programs(), file)
-        marshal.dump(state.fields(), file, 2)
+        marshal.dump(vars(state), file, 2)
     os.lseek(memory, 0, os.SEEK_SET)
     return memory
 
