@@ -1,4 +1,4 @@
-"""One function that is run again and again, as its requests would, and a look at the pool that runs it."""
+"""One function that is run again and again, as by its requests, and helpers that show the pool."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.services import wait_until
 
 
 class Repeated:
-    """The files are laid out once, so every run is of the same code and may find the container of the run before."""
+    """The files are laid out once, so every run has the same code and may get the container of the run before."""
 
     def __init__(self, rig: Rig, main: str | dict[str, str], runtime: str = "python", **fields: Any) -> None:
         self._rig = rig
@@ -36,7 +36,7 @@ class Repeated:
         timeout_s: float | None = None,
         **changes: Any,
     ) -> Run:
-        """Run once. Raises what the executor would, ContainerLostError where the container went away."""
+        """Run once. Raises what the executor would raise, ContainerLostError if the container is gone."""
         wanted = replace(self.wanted, limits=limits or self.wanted.limits, **changes)
         with self._rig.pool.lease(wanted, payload) as container:
             if during is not None:
@@ -46,7 +46,7 @@ class Repeated:
         return Run(report, report.result.data, container.end, container)
 
     def retried(self, payload: Any = None) -> str:
-        """Run with success, as a request is that may be tried again once: what it printed."""
+        """Run with success, with one retry, as a request has. Returns what it printed."""
         try:
             return self.succeed(payload)[1]
         except NanoGridError as error:
@@ -56,45 +56,45 @@ class Repeated:
 
     @contextmanager
     def hold(self) -> Iterator[Container]:
-        """Have a container in hand without running anything in it."""
+        """Lease a container without running anything in it."""
         with self._rig.pool.lease(self.wanted, None) as container:
             yield container
 
     def succeed(self, payload: Any = None, **changes: Any) -> tuple[StartKind, str]:
-        """Run once, with success: how it was started, and what it printed."""
+        """Run once, with success. Returns how it was started, and what it printed."""
         run = self.run(payload, **changes)
         assert self.outcome is Outcome.SUCCEEDED, run.report
         return run.container.start_kind, run.out
 
 
 def shown(rig: Rig) -> list[Shown]:
-    """The containers of the rig's owner."""
+    """Return the containers of the rig's owner."""
     return [one for one in snapshot(rig.settings.data_dir) if one.worker == rig.owner.id]
 
 
 def states(rig: Rig) -> list[str]:
-    """Their states, sorted."""
+    """Return their states, sorted."""
     return sorted(one.state for one in shown(rig))
 
 
 def await_states(rig: Rig, *expected: str, timeout_s: float = 30.0) -> list[Shown]:
-    """Wait until the pool holds containers in these states and no others; the containers."""
+    """Wait until the pool holds containers in these states and no others. Returns the containers."""
     wait_until(lambda: states(rig) == sorted(expected), f"the pool holds {expected}", timeout_s)
     return shown(rig)
 
 
 def first_pid(rig: Rig, container_id: str) -> int:
-    """The host's pid of a container's first process."""
+    """Return the host's pid of a container's first process."""
     return int(rig.engine.api.inspect_container(container_id)["State"]["Pid"])
 
 
 def engine_state(rig: Rig, container_id: str) -> str:
-    """What `docker ps` says: `running`, `paused`, ..."""
+    """Return what `docker ps` shows: `running`, `paused`, ..."""
     return str(rig.engine.api.inspect_container(container_id)["State"]["Status"])
 
 
 def written(first_pid: int) -> str:
-    """What the function in the container of this first process has written to its result.
+    """Return what the function in the container of this first process has written to its result.
 
     What the run before has written is there until it is cleaned up.
     """
@@ -105,7 +105,7 @@ def written(first_pid: int) -> str:
 
 
 def once_it_runs(fault: Callable[[Container], None]) -> Callable[[Container], None]:
-    """For `during`: do something to the container as soon as its function has written to its result."""
+    """Return a function for `during` that calls `fault` as soon as the container's function has written to its result."""
 
     def during(container: Container) -> None:
         assert isinstance(container, WarmContainer)

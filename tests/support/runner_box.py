@@ -1,4 +1,4 @@
-"""One warm container under a test's own hands: the runner inside, its link, and runs of whatever files it has got."""
+"""One warm container that a test controls directly: the runner inside, its link, and runs of the given files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Run:
-    """What one run gave: exit code as the shell counts, both streams, how it ran, and the text of the result file."""
+    """The outcome of one run: exit code as the shell counts, both streams, how it ran, and the text of the result file."""
 
     exit_code: int
     out: bytes
@@ -47,7 +47,7 @@ class Run:
     result: bytes
     ended: RunEnded
     took_ms: float
-    """From before the request is sent until `ended` has come and both streams have been read to their ends."""
+    """From before the request is sent until `ended` has come and both streams are read to their ends."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Box:
         self.slot.place(code, packages)
 
     def replace(self, code: Path, packages: Path | None = None) -> None:
-        """Give the container another function in place of the one it has: for tests alone, no container is used so."""
+        """Replace the container's function by another one. Only tests do that."""
         self.await_ready()
         for name in (CODE, PACKAGES):
             old = self.slot.path / name
@@ -77,7 +77,7 @@ class Box:
         self.run(("true",), in_process=False)
 
     def await_ready(self) -> float:
-        """Wait for `ready`; milliseconds waited."""
+        """Wait for `ready`. Returns the milliseconds waited."""
         asked = time.monotonic()
         if not self.is_ready:
             message = self.receive()
@@ -86,7 +86,7 @@ class Box:
         return (time.monotonic() - asked) * 1000
 
     def receive(self, timeout_s: float = TIMEOUT_S) -> Message:
-        """The runner's next message."""
+        """Return the runner's next message."""
         message = self.link.receive(timeout_s)
         assert message is not None, f"the runner said nothing within {timeout_s:g} s"
         return message
@@ -122,7 +122,7 @@ class Box:
         in_process: bool = True,
         compiler_cache: bool = False,
     ) -> tuple[int, int]:
-        """Begin a run; descriptors that read its stdout and stderr."""
+        """Start a run. Returns descriptors that read its stdout and stderr."""
         self.await_ready()
         stdin = in_memory(payload)
         out, out_writer = os.pipe()
@@ -181,7 +181,7 @@ class Usage:
 
 
 def limits(here: Box) -> Usage:
-    """What the first process holds between two runs."""
+    """Return what the first process holds between two runs."""
     here.await_ready()
     process = Path("/proc") / str(here.pid)
     memory = next(line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS"))
@@ -189,7 +189,7 @@ def limits(here: Box) -> Usage:
 
 
 def write_code(folder: Path, files: Mapping[str, str]) -> Path:
-    """A folder of files as the cache holds them: read-only."""
+    """Create a folder of files as the cache holds them: read-only."""
     folder.mkdir()
     for name, text in files.items():
         path = folder / name
@@ -202,7 +202,7 @@ def write_code(folder: Path, files: Mapping[str, str]) -> Path:
 
 @contextmanager
 def box(folder: Path, image: str, **changes: Any) -> Iterator[Box]:
-    """A warm container of `image` whose runner has said hello; removed at the end."""
+    """Yield a warm container of `image` whose runner has sent hello. It is removed at the end."""
     settings = Settings(data_dir=folder / "data", pull_images=False, learn_imports=changes.pop("learn_imports", True))
     confinement = Confinement(changes.pop("memory_mb", 256), changes.pop("cpus", 2.0), "none")
     engine = Engine(settings)

@@ -1,4 +1,4 @@
-"""The programs of a warm container, as far as they are plain decisions: what a word in a source means, and what may be held."""
+"""Decisions of the programs in a warm container: what a word in a source means, what may be held, what may be learned."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROGRAMS = sorted(path for path in INSIDE.rglob("*.py"))
 
 @pytest.fixture
 def inside() -> Iterator[None]:
-    """The programs can be imported, as in a container, and are gone afterwards."""
+    """Makes the programs importable, as in a container, and removes them afterwards."""
     sys.path.insert(0, str(INSIDE))
     before = set(sys.modules)
     yield
@@ -33,7 +33,7 @@ def inside() -> Iterator[None]:
 
 
 def module(name: str) -> ModuleType:
-    """One of the runner's modules."""
+    """Import one of the runner's modules."""
     return __import__(f"nanogrid_warm.{name}", fromlist=["x"])
 
 
@@ -45,7 +45,7 @@ def test_every_program_is_valid_for_the_oldest_python(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
 def test_no_program_imports_nanogrid(path: Path) -> None:
-    """In the container there is no NanoGrid."""
+    """There is no NanoGrid in the container."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert (node.module or "").partition(".")[0] != "nanogrid"
@@ -73,7 +73,7 @@ def test_no_program_imports_nanogrid(path: Path) -> None:
 def test_words_in_a_source_decide_how_it_runs(
     source: str, introspects: bool, uses_ctypes: bool, tmp_path: Path, inside: None
 ) -> None:
-    """Whole words count, wherever they stand; parts of words do not."""
+    """Whole words count, wherever they are. Parts of words do not."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.py").write_text(source)
     scan = module("source_scan").SourceScan()
@@ -123,7 +123,7 @@ OWN = {"PATH": "/bin", "LC_ALL": "x/y", "PYTHONSTARTUP": "/image/start"}
 def test_no_variable_lets_the_first_process_load_what_a_run_has_chosen(
     changes: dict[str, str], held: dict[str, str] | None, inside: None
 ) -> None:
-    """It is started with the container's own special variables, and with those of few names and values of a run's."""
+    """It starts with the container's own startup variables, and with those that a run may choose, by few names and values."""
     reexec = module("reexec")
     expected = None if held is None else {**reexec.startup_variables(OWN), **held}
     assert reexec.startup_variables_for({**OWN, **changes}, OWN) == expected
@@ -178,13 +178,13 @@ def test_only_what_is_fixed_at_the_start_is_special(inside: None) -> None:
     ],
 )
 def test_only_sources_of_the_function_are_compiled(path: str, own: bool, inside: None) -> None:
-    """What a run names is compiled only where it lies in its own folder."""
+    """A path that a run names is compiled only if it is in the run's own folder."""
     assert module("import_report").is_own_source(path) is own
 
 
 @pytest.mark.parametrize("name", ["os; x", "", "a..b", "json.__main__", "x" * 300, "1a"])
 def test_what_is_no_module_name_is_not_learned(name: str, inside: None) -> None:
-    """A lesson comes from the function."""
+    """An import report comes from the function."""
     assert not module("import_report")._is_name(name)
 
 
@@ -198,7 +198,7 @@ def test_the_standard_library_is_told_from_everything_else(inside: None) -> None
 
 
 def test_pages_are_told_that_a_process_has_for_itself(inside: None) -> None:
-    """The process's own memory is found, and taking it changes nothing; spans do not overlap, and have gaps between them."""
+    """The process's own memory is found, and populating it changes nothing. The spans do not overlap, and have gaps between them."""
     memory, kernel = module("memory"), module("kernel")
     regions = memory.writable_regions()
     runs = memory.unshared_pages(regions)
@@ -210,7 +210,7 @@ def test_pages_are_told_that_a_process_has_for_itself(inside: None) -> None:
 
 
 def test_a_lesson_names_what_is_really_there(inside: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run can write any words into its lesson; only names of modules of the image, the layer and the code go on from it."""
+    """A run can write any words into its report. Only names of modules in the image, the layer and the code are passed on."""
     report, paths = module("import_report"), module("paths")
     for file in ("code/own.py", "packages/layer/part.py", "packages/fast.cpython-39.so", "packages/space/deep/x.py"):
         path = tmp_path / file
@@ -267,7 +267,7 @@ def test_a_lesson_names_what_is_really_there(inside: None, tmp_path: Path, monke
 
 
 def test_what_packages_have_read_decides_who_may_have_them(inside: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that differs matters where it was asked for; where all were looked at, every one but our own does."""
+    """A variable that differs matters if it was read. If all were read, every variable but our own matters."""
 
     monkeypatch.setenv("MODE", "own")
     for look, missed, met in (
@@ -287,7 +287,7 @@ def test_what_packages_have_read_decides_who_may_have_them(inside: None, monkeyp
 
 
 def test_packets_carry_descriptors_both_ways(inside: None) -> None:
-    """What is sent arrives, with descriptors that are new; the end of the connection is an empty packet."""
+    """What is sent arrives, with new descriptors. The end of the connection is an empty packet."""
 
     channel = module("channel")
     here, there = channel.pair()
@@ -307,7 +307,7 @@ def test_packets_carry_descriptors_both_ways(inside: None) -> None:
 
 
 def test_words_are_heard_without_what_is_beside_them(inside: None) -> None:
-    """Descriptors that come with a word to the first process are closed before it could have them."""
+    """Descriptors that come with a word to the first process are closed before it receives them."""
 
     channel = module("channel")
     here, there = channel.pair()
@@ -360,7 +360,7 @@ def test_the_state_survives_an_exec(inside: None) -> None:
 
 @pytest.mark.parametrize("field", STATE)
 def test_a_state_without_a_field_is_refused(field: str, inside: None) -> None:
-    """A field that was forgotten on one side of the exec is an error, and so is an unknown one."""
+    """A field that is missing on one side of the exec is an error, and so is an unknown one."""
     reexec = module("reexec")
     fields = {name: value for name, value in STATE.items() if name != field}
     with pytest.raises(TypeError, match=field):
@@ -379,7 +379,7 @@ def test_nothing_learned_survives_a_change_of_the_code(inside: None) -> None:
 
 @pytest.mark.parametrize("state", ["nonsense", "1000000"])
 def test_an_interpreter_that_cannot_be_held_says_why(state: str) -> None:
-    """It ends, because it is root and would run the function's script; and no end of ours is silent."""
+    """It ends, because it is root and would run the function's script. It reports the reason on stderr."""
     environment = {"PYTHONPATH": str(INSIDE / "boot"), "NANOGRID_RUNNER": state}
     ended = subprocess.run([sys.executable, "-c", "print('ran')"], env=environment, capture_output=True, check=False)
     assert (ended.returncode, ended.stdout) == (70, b"")
@@ -387,7 +387,7 @@ def test_an_interpreter_that_cannot_be_held_says_why(state: str) -> None:
 
 
 def test_a_run_whose_process_fails_says_why(inside: None) -> None:
-    """Whatever goes wrong between the request and the function's first line is in the run's stderr."""
+    """An error between the request and the function's first line is on the run's stderr."""
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from nanogrid_warm import serve, spare\n"
@@ -448,5 +448,5 @@ def test_a_run_whose_process_fails_says_why(inside: None) -> None:
     ],
 )
 def test_a_beginning_is_nothing_but_imports_and_definitions(source: str, declarative: bool, inside: None) -> None:
-    """Whatever could change what a package finds, or tell what it has done, ends it."""
+    """Anything that could change what a package finds, or notice what a package has done, ends the prologue."""
     assert module("prologue").is_declarative(compile(source, "x", "exec")) is declarative
