@@ -170,7 +170,7 @@ class Server:
         self._give_up(b"broken a child process could not be started")
         return None
 
-    def _ask_helper(self, work: Callable[[_socket.socket, spare.HeldInterpreter], object]) -> bytes:
+    def _run_helper(self, work: Callable[[_socket.socket, spare.HeldInterpreter], object]) -> bytes:
         """Run `work` in a child of its own and return the packet that it sends; b"" if it ends without one."""
         here, there = channel.pair()
         child = self._fork()
@@ -342,7 +342,7 @@ class Server:
 
     def _learn_imports(self) -> None:
         """Import in advance what the run has imported of the standard library, and compile its own modules."""
-        report = import_report.ImportReport(self._ask_helper(spare.read_import_report))
+        report = import_report.ImportReport(self._run_helper(spare.read_import_report))
         new = self.held.packages.learn(report)
         self.held.imports.prologue = frozenset(self.held.packages.prologue)
         if self.held.bytecode.learn(report.own_sources):
@@ -361,7 +361,7 @@ class Server:
         if bytecode.file >= 0:
             os.close(bytecode.file)
         bytecode.file = os.memfd_create("bytecode", os.MFD_CLOEXEC)
-        self._ask_helper(spare.compile_sources)
+        self._run_helper(spare.compile_sources)
 
     def _import_hidden(self, names: Iterable[str]) -> None:
         """Import modules of the standard library and hide them. If one fails here, none is imported in advance any more."""
@@ -399,13 +399,13 @@ class Server:
             packages = self.held.packages
             packages.drop_words()
             packages.file = os.memfd_create("words", os.MFD_CLOEXEC)
-            self._ask_helper(spare.collect_words)
+            self._run_helper(spare.collect_words)
         elif hint == spare.HINT_RELEARN:
             self.held.packages.forget()
             self.held.imports.prologue = frozenset()
             self.held.learn_imports = self.state.learn_imports and self.reports < import_report.REPORTS_LIMIT
         elif hint == spare.HINT_INTERPRETER and self.state.reexecs < REEXECS_LIMIT:
-            answer = self._ask_helper(lambda answer, held: spare.check_hint(answer, held, runner_end))
+            answer = self._run_helper(lambda answer, held: spare.check_hint(answer, held, runner_end))
             changes = self.held.parse_hint(answer)
             if changes is not None:
                 scan = self.held.scan
@@ -422,7 +422,7 @@ class Server:
 
     def _reexec(self, state: reexec.State) -> None:
         """Become another interpreter, after a helper has removed everything that a run left."""
-        answer = self._ask_helper(spare.clean_up)
+        answer = self._run_helper(spare.clean_up)
         if answer != b"clean":
             self._give_up(answer[:WORDS_BYTES] or b"unclean the run's files could not be removed")
         reexec.exec_interpreter(state)
