@@ -1,6 +1,6 @@
 """The function's own modules, compiled once for all runs in this container.
 
-The rule: a module is always what its source says. The bytecode comes from a helper that runs no code of the function. It is used only if
+The rule: a module is always what its source says. The bytecode comes from a one-shot child that runs no code of the function. It is used only if
 the source that a run finds is the very one that was compiled, and is written beside it as Python would do. The first process keeps
 the bytecode in a memory file and never reads it.
 """
@@ -45,7 +45,7 @@ class Bytecode:
         return bool(new)
 
     def compile(self) -> None:
-        """Compile them into the memory file. Called in a helper, as the function's user."""
+        """Compile them into the memory file. Called in a one-shot child, as the function's user."""
         compiled: dict[str, tuple[bytes, int, bytes, bytes]] = {}
         filters: Any = _warnings
         filters.filters.insert(0, ("error", None, Warning, None, 0))

@@ -7,7 +7,7 @@ A report is a short text with one line per module:
     o PATH   a module of the function's own, by the path of its source
     h NAME   the own module that the run's handler is in
 
-The rule: a report comes from the function, so nobody trusts it. A helper reads it as the function's user and passes on only lines whose
+The rule: a report comes from the function, so nobody trusts it. A one-shot child reads it as the function's user and passes on only lines whose
 modules exist in the image, the layer or the code, each in its one allowed form. So the first process never holds a word of the
 function's own. It imports only modules of the standard library.
 """
@@ -142,7 +142,7 @@ def _own_source(module: Any) -> str:
 
 
 def valid_lines() -> bytes:
-    """Return the lines of the last run's report that may be passed on. Called in a helper, as the function's user."""
+    """Return the lines of the last run's report that may be passed on. Called in a one-shot child, as the function's user."""
     lines: list[str] = []
     room = channel.PACKET_BYTES // 2
     for line in dict.fromkeys(_read().split("\n")[:LINES_LIMIT]):

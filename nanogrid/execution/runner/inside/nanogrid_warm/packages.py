@@ -208,7 +208,7 @@ class Packages:
     def write_words(self) -> None:
         """Write the words in all compiled modules into the memory file: the variables that the modules could read.
 
-        Called in a helper, as the function's user. If it fails, the file stays empty.
+        Called in a one-shot child, as the function's user. If it fails, the file stays empty.
         """
         import mmap
         import re

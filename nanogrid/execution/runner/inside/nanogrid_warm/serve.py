@@ -27,12 +27,12 @@ The life of runner, spare and run. Time goes down; `══` is `exec`, `──` 
                                    │    ✕                                    ends by itself, or the host hangs up
                                    ├─◄ pidfd                                 `kill(-1)`, and every process is reaped
     ◄── ended, result's descriptor ┤
-                                   ├── helper, helper, ...            user   one at a time, each with a socket pair: read the import
+                                   ├── one-shot children              user   one at a time, each with a socket pair: read the import
                                    │                                         report, compile, collect words, check a hint, clean up;
                                    │                                         each sends one packet and exits
                                    │
                                    ├── the next spare                 user   or, for another interpreter:
-                                   ║ exec, with a new State           root   after a helper has cleaned up
+                                   ║ exec, with a new State           root   after a one-shot child has cleaned up
     closes its connection ────────►✕                                         kills everything and exits; the container ends
 
 A spare shares two socket pairs (`channel.SpareConnections`): `spare_end` to `runner_end` for its few words to the runner, and `request_end` to
@@ -170,7 +170,7 @@ class Server:
         self._give_up(b"broken a child process could not be started")
         return None
 
-    def _run_helper(self, work: Callable[[_socket.socket, spare.HeldInterpreter], object]) -> bytes:
+    def _run_in_child(self, work: Callable[[_socket.socket, spare.HeldInterpreter], object]) -> bytes:
         """Run `work` in a child of its own and return the packet that it sends; b"" if it ends without one."""
         here, there = channel.pair()
         child = self._fork()
@@ -342,7 +342,7 @@ class Server:
 
     def _learn_imports(self) -> None:
         """Import in advance what the run has imported of the standard library, and compile its own modules."""
-        report = import_report.ImportReport(self._run_helper(spare.read_import_report))
+        report = import_report.ImportReport(self._run_in_child(spare.read_import_report))
         new = self.held.packages.learn(report)
         self.held.imports.prologue = frozenset(self.held.packages.prologue)
         if self.held.bytecode.learn(report.own_sources):
@@ -356,12 +356,12 @@ class Server:
             self.rehearsed = False
 
     def _compile(self) -> None:
-        """Have a helper compile the function's own modules into a memory file that every spare inherits."""
+        """Have a one-shot child compile the function's own modules into a memory file that every spare inherits."""
         bytecode = self.held.bytecode
         if bytecode.file >= 0:
             os.close(bytecode.file)
         bytecode.file = os.memfd_create("bytecode", os.MFD_CLOEXEC)
-        self._run_helper(spare.compile_sources)
+        self._run_in_child(spare.compile_sources)
 
     def _import_hidden(self, names: Iterable[str]) -> None:
         """Import modules of the standard library and hide them. If one fails here, none is imported in advance any more."""
@@ -399,13 +399,13 @@ class Server:
             packages = self.held.packages
             packages.drop_words()
             packages.file = os.memfd_create("words", os.MFD_CLOEXEC)
-            self._run_helper(spare.collect_words)
+            self._run_in_child(spare.collect_words)
         elif hint == spare.HINT_RELEARN:
             self.held.packages.forget()
             self.held.imports.prologue = frozenset()
             self.held.learn_imports = self.state.learn_imports and self.reports < import_report.REPORTS_LIMIT
         elif hint == spare.HINT_INTERPRETER and self.state.reexecs < REEXECS_LIMIT:
-            answer = self._run_helper(lambda answer, held: spare.check_hint(answer, held, runner_end))
+            answer = self._run_in_child(lambda answer, held: spare.check_hint(answer, held, runner_end))
             changes = self.held.parse_hint(answer)
             if changes is not None:
                 scan = self.held.scan
@@ -421,8 +421,8 @@ class Server:
                 )
 
     def _reexec(self, state: reexec.State) -> None:
-        """Become another interpreter, after a helper has removed everything that a run left."""
-        answer = self._run_helper(spare.clean_up)
+        """Become another interpreter, after a one-shot child has removed everything that a run left."""
+        answer = self._run_in_child(spare.clean_up)
         if answer != b"clean":
             self._give_up(answer[:WORDS_BYTES] or b"unclean the run's files could not be removed")
         reexec.exec_interpreter(state)

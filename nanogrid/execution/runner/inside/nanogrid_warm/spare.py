@@ -4,7 +4,7 @@ The rule: from `drop_privileges` on it is the function's user, for good. It hold
 the first process, over the other the host sends the request of one run. If packages of the function were imported in the spare, its
 code may hold these connections too, so nobody may rely on more than a run of that code could do anyway.
 
-This module also has the work of the helpers: children that do one thing with what a run has left, answer with one packet and exit.
+This module also has the work of the one-shot children: each does one thing with what a run has left, sends one packet and exits.
 """
 
 # Every import here costs time and memory in every run: no pathlib, no contextlib.
@@ -365,7 +365,7 @@ def drop_privileges(held: HeldInterpreter) -> None:
     os.umask(0o022)
 
 
-# -- the work of helpers
+# -- the work of one-shot children
 
 
 def compile_sources(_: _socket.socket, held: HeldInterpreter) -> NoReturn:
