@@ -1,4 +1,4 @@
-"""Runs a program with a new interpreter and in the held one, before and after learning, and tells the differences."""
+"""Runs a program in a new interpreter and in the held one, before and after learning, and reports the differences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.runner_box import Box, Run, box
 ADDRESS = re.compile("0x[0-9a-f]{6,}")
 PAYLOAD = {"name": "grüße"}
 RUNS_IN_PROCESS = 2
-"""The first finds nothing imported beforehand; the second finds what the first has taught."""
+"""In the first run nothing is imported in advance. In the second run the first one's imports are."""
 RUNS_WITH_PACKAGES = 5
 
 
@@ -26,7 +26,7 @@ def comparison(image: str) -> Iterator[Box]:
 
 
 def differences(here: Box, programs: Iterable[Program]) -> list[str]:
-    """One paragraph per program that can tell how it was run, or was not run as expected."""
+    """Return one paragraph per program that behaves differently by how it is run, or that is not run as expected."""
     found = []
     for program in programs:
         with TemporaryDirectory() as folder:
@@ -46,6 +46,6 @@ def differences(here: Box, programs: Iterable[Program]) -> list[str]:
 
 
 def describe(run: Run) -> str:
-    """All that a run shows, but for addresses in memory, which no two runs share."""
+    """Return everything that a run shows, except addresses in memory, which differ in each run."""
     shown = f"exit {run.exit_code} stdout {run.out!r} stderr {run.err!r} result {run.result!r}"
     return ADDRESS.sub("0x...", shown)

@@ -28,7 +28,7 @@ class Program:
     packages: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> tuple[Path, Path | None]:
-        """Write code and packages as the cache holds them: read-only. Their folders; None where there are no packages."""
+        """Write code and packages as the cache holds them: read-only. Returns their folders; None if there are no packages."""
         code = _write(folder / "code", self.files)
         return code, _write(folder / "packages", self.packages) if self.packages else None
 
@@ -45,7 +45,7 @@ def _write(folder: Path, files: dict[str, str]) -> Path:
 
 
 def read(subject: str) -> Iterator[Program]:
-    """The programs of one file, in its order, or those that import the standard library."""
+    """Yield the programs of one file, in its order, or those that import the standard library."""
     if subject == IMPORTS:
         yield from imports()
         return
@@ -261,13 +261,13 @@ MODULES = [
     "zlib",
     "zoneinfo",
 ]
-"""What most programs import, of the standard library. Some are gone from newer Pythons: that is compared too."""
+"""What most programs import, of the standard library. Newer Pythons lack some of them: that is compared too."""
 
 TOGETHER = 5
 
 
 def imports() -> Iterator[Program]:
-    """Programs that import a few modules each and tell what that made visible, in its order."""
+    """Yield programs that import a few modules each and print what became visible, in order."""
     for first in range(0, len(MODULES), TOGETHER):
         lines = ["import sys", "seen = set(sys.modules)"]
         for name in MODULES[first : first + TOGETHER]:

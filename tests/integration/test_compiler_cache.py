@@ -1,4 +1,4 @@
-"""The compiler cache in a real container: the same command by the real compiler, kept, and from the cache."""
+"""The compiler cache in a real container: the same command by the real compiler, on a miss, and on a hit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FILES = {
 
 
 def drive() -> None:
-    """Runs inside the container, as a program: takes steps as JSON, gives what each did."""
+    """Runs inside the container, as a program: reads steps as JSON and prints what each did."""
     import json
     import os
     import shutil
@@ -100,7 +100,7 @@ def _container(client: docker.DockerClient, image: str) -> Any:
 
 def _steps_in(container: Any) -> Steps:
     def steps(*lines: str, env: dict[str, str] | None = None, real: tuple[int, ...] = (), **files: str) -> list[Step]:
-        """Run lines, each in a folder laid out afresh; `real`: the numbers of those that have no cache in PATH."""
+        """Run lines, each in a new folder. `real`: the numbers of the lines without the cache in PATH."""
         given = [
             {"line": line, "files": {**FILES, **files}, "env": env or {}, "real": number in real}
             for number, line in enumerate(lines)
@@ -122,7 +122,7 @@ def client() -> Iterator[docker.DockerClient]:
 
 @pytest.fixture(scope="module")
 def container(client: docker.DockerClient) -> Iterator[Any]:
-    """A container with a compiler, made as those that run functions."""
+    """A container with a compiler, created like those that run functions."""
     container = _container(client, IMAGE)
     yield container
     container.remove(force=True)
@@ -162,7 +162,7 @@ def _seen(step: Step) -> Step:
     ],
 )
 def test_a_hit_does_what_the_compiler_did(steps: Steps, line: str) -> None:
-    """Output, warnings, exit code, files and modes are the same: real compiler, first time, from the cache."""
+    """Output, warnings, exit code, files and modes are equal: by the real compiler, on the miss, and on the hit."""
     real, first, second = steps(line, line, line, real=(0,))
     assert real["code"] == 0, real["err"]
     assert (real["how"], first["how"], second["how"]) == ("real", "kept", "hit")
@@ -192,7 +192,7 @@ def test_a_hit_does_what_the_compiler_did(steps: Steps, line: str) -> None:
     ],
 )
 def test_everything_else_is_the_compilers_own(steps: Steps, line: str) -> None:
-    """What is not understood, fails or depends on the clock is never kept, and looks as without the cache."""
+    """A command that is not understood, fails or depends on the clock is never kept, and behaves as without the cache."""
     real, first, second = steps(line, line, line, real=(0,))
     assert (first["how"], second["how"]) == ("real", "real")
     for step in (first, second):
@@ -212,7 +212,7 @@ def test_everything_else_is_the_compilers_own(steps: Steps, line: str) -> None:
     ],
 )
 def test_a_change_is_seen(steps: Steps, line: str, change: dict[str, str]) -> None:
-    """A changed source, header or library, and a header that now comes first, give what the compiler gives."""
+    """After a change to a source, a header or a library, or with a new header that comes first, the result is the compiler's."""
     base = {"main.cpp": HELLO + '#if __has_include("maybe.h")\n#error maybe\n#endif\n'} if "maybe.h" in change else {}
     steps(line, **base)
     changed = {**base, **change}
@@ -228,7 +228,7 @@ def test_a_change_is_seen(steps: Steps, line: str, change: dict[str, str]) -> No
     [{"CPATH": "/workspace/inc"}, {"LC_ALL": "C"}, {"GCC_COLORS": "", "SOURCE_DATE_EPOCH": "1"}],
 )
 def test_the_environment_is_part_of_the_question(steps: Steps, env: dict[str, str]) -> None:
-    """Another environment is another compile, and no answer of the one is given to the other."""
+    """Another environment is another compile, and neither gets the other's result."""
     line = "g++ -Wall main.cpp && ./a.out"
     steps(line)
     first, second, real = steps(line, line, line, env=env, real=(2,))
@@ -245,7 +245,7 @@ def test_messages_keep_the_callers_character_set(steps: Steps) -> None:
 
 
 def test_a_full_cache_fails_no_compile(steps: Steps, container: Any) -> None:
-    """Without room the compiler's work is done as ever, only not kept."""
+    """Without room the compiler works as usual, and nothing is kept."""
     container.exec_run(["sh", "-c", "mkdir /nanogrid/compiler-cache/x; cat /dev/zero >/nanogrid/compiler-cache/x/fill"])
     line = "g++ main.cpp && ./a.out"
     first, second = steps(line, line)
@@ -254,7 +254,7 @@ def test_a_full_cache_fails_no_compile(steps: Steps, container: Any) -> None:
 
 
 def test_old_entries_make_room(steps: Steps) -> None:
-    """More outputs than fit: the least recently used go, and what was just kept is there."""
+    """If there are more outputs than fit, the least recently used are removed, and the newest is kept."""
     line = "for i in 1 2 3 4 5 6; do gcc -c -DX=$i big.c -o $i.o; done; du -sk /nanogrid/compiler-cache >/tmp/du"
     source = "char x[600000] = {1, X};\n"
     steps(line, **{"big.c": source})
@@ -264,7 +264,7 @@ def test_old_entries_make_room(steps: Steps) -> None:
 
 
 def test_damaged_entries_are_ignored(steps: Steps, container: Any) -> None:
-    """A cache full of rubbish costs a compile and nothing else."""
+    """A cache full of garbage costs a compile and nothing else."""
     line = "g++ main.cpp && ./a.out"
     steps(line)
     container.exec_run(["sh", "-c", "for f in /nanogrid/compiler-cache/[0-9a-f]*; do echo rubbish >$f; done"])
@@ -280,7 +280,7 @@ def test_a_compiler_that_ends_by_a_signal_does_so(steps: Steps) -> None:
 
 
 def test_a_missing_compiler_is_still_missing(client: docker.DockerClient) -> None:
-    """Where there is no compiler, the call ends as an unknown command does."""
+    """Without a compiler, the call ends like an unknown command."""
     container = _container(client, NEWEST_PYTHON_IMAGE)
     try:
         (step,) = _steps_in(container)("g++ main.cpp")

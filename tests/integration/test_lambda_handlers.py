@@ -1,4 +1,4 @@
-"""Handlers of AWS Lambda run unmodified: each program here is run by AWS's own runtime too, and must come to the same."""
+"""Handlers of AWS Lambda run unmodified: AWS's own runtime runs each program here too, and the results must be equal."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ CASES = {
 
 
 def asked(handler: str, **fields: Any) -> FunctionRequest:
-    """A request for a handler."""
+    """Return a request for a handler."""
     wire = {"functionId": "function", "runtime": "python", "s3Bucket": "code", "s3Key": "key", "handler": handler}
     return parse_request({**wire, **fields}, SETTINGS, request_id="request")
 
@@ -123,7 +123,7 @@ def run(here: Box, request: FunctionRequest) -> Run:
 
 
 def host_environment(request: FunctionRequest) -> dict[str, str]:
-    """The same for the reference, on this host."""
+    """Return the environment for the reference, on this host."""
     kept = {name: value for name, value in environment(request, SETTINGS).items() if name != "HOME"}
     return {**kept, "PATH": "/usr/bin:/bin", **request.env}
 
@@ -136,7 +136,7 @@ def here(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def of_reference(code: Path, request: FunctionRequest, events: tuple[Any, ...] = ()) -> Reference:
-    """What the reference gives for the request, or for some events; asked once for all images."""
+    """Return what the reference returns for the request, or for some events. It runs once for all images."""
     assert request.handler is not None
     files = sorted((str(path.relative_to(code)), path.read_text()) for path in code.rglob("*") if path.is_file())
     known = repr((files, request, events))
@@ -148,7 +148,7 @@ def of_reference(code: Path, request: FunctionRequest, events: tuple[Any, ...] =
 
 
 def compared(here: Box, tmp_path: Path, files: dict[str, str], request: FunctionRequest) -> tuple[list[Run], str]:
-    """A handler's runs here, a new interpreter's and a held one's, and what the reference wrote; both came to the same."""
+    """Return a handler's runs here, in a new interpreter and in a held one, and the reference's output. Their results are equal."""
     code = write_code(tmp_path / "code", files)
     here.replace(code)
     runs = [run(here, request) for _ in range(2)]
@@ -162,7 +162,7 @@ def compared(here: Box, tmp_path: Path, files: dict[str, str], request: Function
 
 
 def test_what_is_returned_is_what_lambda_makes_of_it(here: Box, tmp_path: Path) -> None:
-    """Decimals, named tuples, bytes, NaN, keys: the same text; and what Lambda refuses is refused here."""
+    """Decimals, named tuples, bytes, NaN, keys: the text is the same, and what Lambda refuses is refused here."""
     code = write_code(tmp_path / "code", {"app.py": VALUES})
     here.replace(code)
     answers = of_reference(code, asked("app.handle"), tuple(RETURNED)).answers
@@ -192,7 +192,7 @@ LOGGING = {
 
 
 def masked(text: str) -> str:
-    """Without what differs from run to run: times, and where the code lies."""
+    """Remove what differs from run to run: times, and the code's folder."""
     text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z", "TIME", text)
     text = re.sub(r"(?<=[\" ])/[^\" ]*/(?=app\.py)", "", text)
     return re.sub(r"(\n|\\n) *~*\^+~*(?=\n|\\n)", "", text)
@@ -208,7 +208,7 @@ ASKED = [
 
 @pytest.mark.parametrize(("env", "names"), ASKED, ids=["default", "level", "JSON"])
 def test_logs_look_as_in_lambda(env: dict[str, str], names: list[str], here: Box, tmp_path: Path) -> None:
-    """The root logger has Lambda's handler before the function's code is imported, which writes to stdout at once."""
+    """The root logger has Lambda's handler, which writes to stdout immediately, before the function's code is imported."""
     lines = ["import json, logging, sys", "logging.warning('while it is imported')", "CASES = {}"]
     for name, source in LOGGING.items():
         body = source.replace("\n", "\n    ")
@@ -225,7 +225,7 @@ def test_logs_look_as_in_lambda(env: dict[str, str], names: list[str], here: Box
 
 
 def test_output_before_the_end_is_there_however_the_handler_ends(here: Box, tmp_path: Path) -> None:
-    """As in Lambda nothing waits in a buffer."""
+    """As in Lambda, output is never buffered."""
     files = {
         "app.py": "import logging, os\ndef f(e, c):\n    print('printed')\n    logging.warning('w')\n    os._exit(3)\n"
     }
@@ -247,7 +247,7 @@ def test_output_before_the_end_is_there_however_the_handler_ends(here: Box, tmp_
     ],
 )
 def test_handlers_are_named_as_in_lambda(handler: str, file: str, here: Box, tmp_path: Path) -> None:
-    """With slashes and hyphens, in a package, and whatever else a file can be called."""
+    """With slashes and hyphens, in a package, and with any other name that a file can have."""
     name = handler.rpartition(".")[2]
     runs, _ = compared(here, tmp_path, {file: f"def {name}(event, context): return [event, __name__]"}, asked(handler))
     assert [one.exit_code for one in runs] == [0, 0]
@@ -262,21 +262,21 @@ def test_handlers_are_named_as_in_lambda(handler: str, file: str, here: Box, tmp
         ("class F:\n    def __call__(self, e, c): return e\nf = F()", ""),
         ("class F:\n    @staticmethod\n    def f(e, c): return e\nf = F.f", ""),
         ("import functools\ndef g(x, e, c): return x\nf = functools.partial(g, 1)", ""),
-        ("f = 1", "app has no f that can be called"),
-        ("", "app has no f that can be called"),
+        ("f = 1", "app has no callable f"),
+        ("", "app has no callable f"),
         ("def f(): pass", "takes 0 positional arguments but 2 were given"),
         ("def f(e, c): yield 1", "generator is not JSON serializable"),
         ("import nowhere", "No module named 'nowhere'"),
         ("def f(:", "SyntaxError"),
-        ("import sys\ndef f(e, c): sys.exit(0)", "ended the process in place of returning"),
-        ("import sys\ndef f(e, c): sys.exit()", "ended the process in place of returning"),
-        ("raise SystemExit", "ended the process in place of returning"),
+        ("import sys\ndef f(e, c): sys.exit(0)", "ended the process instead of returning"),
+        ("import sys\ndef f(e, c): sys.exit()", "ended the process instead of returning"),
+        ("raise SystemExit", "ended the process instead of returning"),
         ("import sys\ndef f(e, c): sys.exit(4)", ""),
         ("import sys\ndef f(e, c): sys.exit('why')", "why"),
     ],
 )
 def test_what_can_be_called_is_called_as_by_lambda(source: str, says: str, here: Box, tmp_path: Path) -> None:
-    """Async and class handlers too: what fails there fails here, and says why."""
+    """Async handlers and classes too: what fails in Lambda fails here, and reports why."""
     runs, _ = compared(here, tmp_path, {"app.py": source}, asked("app.f", payload=[1]))
     assert [says in one.err.decode() for one in runs] == [True, True], runs
 
@@ -305,7 +305,7 @@ def f(event, context):
 
 
 def test_context_and_environment_are_lambda_s(here: Box, tmp_path: Path) -> None:
-    """Every name that AWS's context has, with the same value; two more are NanoGrid's. The variables that Lambda promises."""
+    """Every name of AWS's context exists, with the same value. Two more are NanoGrid's. So do the variables that Lambda promises."""
     request = asked("app.f", memoryMb=256, env={"AWS_REGION": "us-east-1"})
     code = write_code(tmp_path / "code", {"app.py": LOOK})
     here.replace(code)

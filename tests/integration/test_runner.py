@@ -1,4 +1,4 @@
-"""The first process of a warm container: its protocol, and that nothing of a run is there in the next."""
+"""The first process of a warm container: its protocol, and that the next run finds nothing of a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def place(here: Box, tmp_path: Path, files: dict[str, str] | str) -> Box:
 
 @pytest.mark.parametrize("image", [PYTHON_IMAGE, NEWEST_PYTHON_IMAGE, CPP_IMAGE])
 def test_it_says_hello_then_ready_then_runs(image: str, tmp_path: Path) -> None:
-    """hello tells the Python, ready that a run can come, and the first run of a prewarmed container is in process."""
+    """`hello` names the Python, `ready` means that a run can start, and the first run of a prewarmed container is in process."""
     with box(tmp_path, image) as here:
         assert isinstance(here.hello, Hello)
         assert here.hello.version >= (3, 9)
@@ -54,27 +54,27 @@ def test_a_run_without_code_fails_as_python_does(here: Box) -> None:
 
 @pytest.mark.parametrize("name", ["main.py/__init__.py", "main.py/__main__.py", "other.py"])
 def test_what_is_no_script_fails_or_runs_as_with_python(name: str, here: Box, tmp_path: Path) -> None:
-    """A folder, a folder that can be run, and nothing at all in place of main.py."""
+    """A folder, a folder that can be run, and no main.py at all."""
     place(here, tmp_path, {name: "print(__name__, __file__)"})
     runs = [here.run(), here.run(), here.run(in_process=False)]
     assert len({(run.out, run.err, run.exit_code) for run in runs}) == 1
 
 
 def test_any_command_can_be_run(here: Box) -> None:
-    """A command that is not the held interpreter is executed, with the request's environment and streams."""
+    """If the command is not the held interpreter's, it is executed, with the request's environment and streams."""
     run = here.run(("/bin/sh", "-c", 'cat; echo "$X" >&2; exit 3'), {"X": "a value"}, payload=[1])
     assert (run.out, run.err, run.exit_code, run.how) == (b"[1]", b"a value\n", 3, "exec")
 
 
 def test_a_command_that_is_not_there_ends_with_127(here: Box) -> None:
-    """As in a shell, with one line that says so."""
+    """As in a shell, with one line on stderr that names the reason."""
     run = here.run(("no-such-command",))
     assert run.exit_code == 127
     assert run.err == b"nanogrid: no-such-command: No such file or directory\n"
 
 
 def test_a_script_that_names_no_interpreter_is_run_by_the_shell(here: Box, tmp_path: Path) -> None:
-    """As every shell does; and a file of the code is a command only by its path."""
+    """As in every shell. A file of the code is a command only by its path."""
     place(here, tmp_path, {"run": "echo run by $0 $1"})
     (here.slot.path / "code" / "run").chmod(0o555)
     assert here.run(("./run", "x")).out == b"run by ./run x\n"
@@ -82,7 +82,7 @@ def test_a_script_that_names_no_interpreter_is_run_by_the_shell(here: Box, tmp_p
 
 
 def test_an_executed_command_has_the_signals_of_a_new_process(here: Box) -> None:
-    """What Python ignores for itself is not ignored in what is executed."""
+    """A signal that Python ignores is not ignored in an executed program."""
     run = here.run(("grep", "-E", "SigIgn|SigBlk", "/proc/self/status"))
     assert run.out.split() == [b"SigBlk:", b"0" * 16, b"SigIgn:", b"0" * 16]
 
@@ -96,7 +96,7 @@ def test_an_environment_larger_than_a_packet_arrives(here: Box, tmp_path: Path) 
 
 
 def test_nothing_that_a_run_writes_is_there_in_the_next(here: Box, tmp_path: Path) -> None:
-    """Files of every folder go; the code is as it was; its times are those of the code."""
+    """Files in every folder are removed. The code is unchanged, and its times are those of the code."""
     place(
         here,
         tmp_path,
@@ -174,7 +174,7 @@ def test_user_code_finds_nothing_of_the_first_process(here: Box, tmp_path: Path)
 
 
 def test_a_kill_ends_a_run_that_does_not_want_to(here: Box, tmp_path: Path) -> None:
-    """A run that ignores every signal is over at once when the host says so, is told as any other, and the container ends."""
+    """A run that ignores every signal ends as soon as the host hangs up. It is reported like any other, and the container ends."""
     place(
         here,
         tmp_path,
@@ -191,7 +191,7 @@ def test_a_kill_ends_a_run_that_does_not_want_to(here: Box, tmp_path: Path) -> N
 
 
 def test_a_kernel_that_refuses_newer_calls_is_served_too(tmp_path: Path) -> None:
-    """Without pidfd_open and madvise runs end, are killed and are reported as ever."""
+    """Without pidfd_open and madvise, runs end, are killed and are reported as usual."""
     refusal = {"names": ["pidfd_open", "madvise"], "action": "SCMP_ACT_ERRNO"}
     profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refusal]}
     with box(tmp_path, PYTHON_IMAGE, security=[f"seccomp={json.dumps(profile)}"]) as here:
@@ -203,7 +203,7 @@ def test_a_kernel_that_refuses_newer_calls_is_served_too(tmp_path: Path) -> None
 
 
 def test_a_kill_after_the_end_ends_the_container(here: Box, tmp_path: Path) -> None:
-    """A kill that comes when its run has ended already has nothing else to end, and no run is told twice."""
+    """A kill after its run has ended has nothing else to end, and no run is reported twice."""
     place(here, tmp_path, "print(1)").run()
     here.link.send_kill()
     wait_until(lambda: not here.engine.end_of(here.id).running, "the container ends")
@@ -212,7 +212,7 @@ def test_a_kill_after_the_end_ends_the_container(here: Box, tmp_path: Path) -> N
 
 
 def test_memory_that_runs_out_ends_the_run_alone(tmp_path: Path) -> None:
-    """The kernel takes the function, never the first process."""
+    """The kernel kills the function, never the first process."""
     with box(tmp_path, PYTHON_IMAGE, memory_mb=64) as here:
         place(here, tmp_path, "import sys\nx = 'y' * (500 << 20 if sys.stdin.read() else 1)\nprint('fits')")
         for _ in range(2):
@@ -238,7 +238,7 @@ def test_files_that_fill_the_memory_are_gone_in_the_next_run(tmp_path: Path) -> 
 
 
 def test_a_fork_bomb_is_survived(here: Box, tmp_path: Path) -> None:
-    """With every process slot taken a run that ends is followed by the next one, and one that does not can be ended."""
+    """If every process slot is taken, a run that ends is followed by the next one, and one that does not end can be killed."""
     place(
         here,
         tmp_path,
@@ -271,21 +271,21 @@ def test_a_thread_bomb_is_survived(here: Box, tmp_path: Path) -> None:
 
 
 def test_the_end_of_the_connection_ends_the_container(here: Box, tmp_path: Path) -> None:
-    """A host that is gone needs no container: also not one with a run under way."""
+    """A container without its host ends, even with a run under way."""
     place(here, tmp_path, "import time; time.sleep(600)").start()
     here.link.close()
     wait_until(lambda: not here.engine.end_of(here.id).running, "the container ends")
 
 
 def test_a_stop_from_outside_is_heeded_at_once(here: Box) -> None:
-    """SIGTERM ends the first process: `docker stop` need not wait."""
+    """SIGTERM ends the first process: `docker stop` does not wait."""
     here.await_ready()
     here.engine.api.kill(here.id, "SIGTERM")
     wait_until(lambda: not here.engine.end_of(here.id).running, "the container ends")
 
 
 def test_what_cannot_be_removed_makes_the_container_unclean(tmp_path: Path) -> None:
-    """The host hears of it in place of ready."""
+    """The host receives that instead of `ready`."""
     held = tmp_path / "held"
     held.mkdir()
     mount = {"Type": "bind", "Source": str(held), "Target": "/dev/shm/held", "ReadOnly": True}
@@ -297,7 +297,7 @@ def test_what_cannot_be_removed_makes_the_container_unclean(tmp_path: Path) -> N
 
 
 def test_code_that_does_not_fit_is_the_platforms_trouble(tmp_path: Path) -> None:
-    """A workspace that is too small for the code gives broken, with the reason."""
+    """If the workspace is too small for the code, the host receives `broken` with the reason."""
     with box(tmp_path, PYTHON_IMAGE, tmpfs={"/workspace": "exec,mode=0700,uid=65534,gid=65534,size=65536"}) as here:
         here.await_ready()
         place(here, tmp_path, {"main.py": "print(1)", "large": "x" * 200_000}).start()
@@ -323,7 +323,7 @@ def test_many_runs_leave_no_trace_in_the_first_process(here: Box, tmp_path: Path
 
 
 def test_modules_are_imported_beforehand_and_hidden(here: Box, tmp_path: Path) -> None:
-    """From the second run on a module's compiled part is in memory before the import, and still nobody sees the module."""
+    """From the second run on a module's compiled part is in memory before the import, and the module is still invisible."""
     place(
         here,
         tmp_path,
@@ -338,7 +338,7 @@ def test_modules_are_imported_beforehand_and_hidden(here: Box, tmp_path: Path) -
 
 
 def test_modules_are_brought_out_long_after_the_beginning(here: Box, tmp_path: Path) -> None:
-    """Whatever a program has done: where that makes no difference to a module of the standard library, it is not made again."""
+    """Whatever a program has done: if that makes no difference to a module of the standard library, the module is not executed again."""
     place(
         here,
         tmp_path,
@@ -356,7 +356,7 @@ def test_modules_are_brought_out_long_after_the_beginning(here: Box, tmp_path: P
 
 
 def test_own_modules_are_compiled_once(here: Box, tmp_path: Path) -> None:
-    """From the second run on Python compiles no module of the function, and its cache files are there as ever."""
+    """From the second run on Python compiles no module of the function, and its cache files exist as usual."""
     place(
         here,
         tmp_path,
@@ -377,7 +377,7 @@ def test_own_modules_are_compiled_once(here: Box, tmp_path: Path) -> None:
 
 
 def test_nothing_is_learned_where_the_deployment_wants_that(tmp_path: Path) -> None:
-    """Then no run decides what the next one finds imported: standard library, packages and own modules are as in the first."""
+    """Then no run decides what is imported for the next: standard library, packages and own modules are as in the first run."""
     packages = write_code(tmp_path / "packages", {"pack.py": "import time; made = time.monotonic()"})
     source = (
         "import sys, pack, decimal\n"
@@ -392,7 +392,7 @@ def test_nothing_is_learned_where_the_deployment_wants_that(tmp_path: Path) -> N
 
 
 def test_packages_are_imported_beforehand_in_the_spare_alone(here: Box, tmp_path: Path) -> None:
-    """A package that was learned is there before the request, imported as the function's user, afresh for every run."""
+    """A learned package is imported before the request, as the function's user, anew for every run."""
     packages = write_code(
         tmp_path / "packages",
         {"pack/__init__.py": "import os, time\nuser, process, made = os.getuid(), os.getpid(), time.monotonic()\n"},
@@ -431,7 +431,7 @@ ORDINARY = {
     "by another module": "from helper import VALUE, pack\n",
     "after another module": "from helper import VALUE\nimport tool\nimport pack\n",
 }
-"""Programs that begin with imports, as most do, by what else is in their beginning."""
+"""Programs that begin with imports, as most do, by what else is in their prologue."""
 HELPERS = {
     "helper.py": "import pack\nVALUE = 3\ndef main(): print(VALUE)\nif __name__ == '__main__':\n    main()\n",
     "tool.py": "class Tool:\n    def run(self): return [x for x in range(3)]\n",
@@ -440,7 +440,7 @@ HELPERS = {
 
 @pytest.mark.parametrize("image", [PYTHON_IMAGE, CPP_IMAGE, NEWEST_PYTHON_IMAGE])
 def test_programs_that_begin_with_imports_have_their_packages_beforehand(image: str, tmp_path: Path) -> None:
-    """Nothing that a program imports before it does anything else is imported in its own time, from its second run on."""
+    """From the second run on, everything that a program imports before it does anything else is imported in advance."""
     packages = write_code(
         tmp_path / "packages",
         {"pack.py": "import time; made = time.monotonic()", "other/__init__.py": "X = 1", "other/inner.py": ""},
@@ -458,7 +458,7 @@ def test_programs_that_begin_with_imports_have_their_packages_beforehand(image: 
 
 
 def test_packages_of_several_parts_are_there_beforehand(here: Box, tmp_path: Path) -> None:
-    """That a part hangs on its package by name is no change of the package."""
+    """A part that becomes an attribute of its package is no change of the package."""
     packages = write_code(
         tmp_path / "packages",
         {
@@ -476,7 +476,7 @@ def test_packages_of_several_parts_are_there_beforehand(here: Box, tmp_path: Pat
 
 
 def test_a_handlers_beginning_is_its_own(here: Box, tmp_path: Path) -> None:
-    """Packages that a handler's module begins with are there beforehand, for this handler's module alone."""
+    """Packages in the prologue of a handler's module are imported in advance, for this module only."""
     packages = write_code(tmp_path / "packages", {"pack.py": "import time; made = time.monotonic()"})
     texts = "import pack\ndef run(payload, context): return pack.made < payload\n"
     other = "import sys\nhad = 'pack' in sys.modules\nsys.mine = 1\n" + texts.replace("return", "return had,")
@@ -494,7 +494,7 @@ def test_a_handlers_beginning_is_its_own(here: Box, tmp_path: Path) -> None:
 
 
 def test_packages_that_look_at_the_command_line(here: Box, tmp_path: Path) -> None:
-    """They find the run's own."""
+    """They find the run's own command line."""
     packages = write_code(tmp_path / "packages", {"pack.py": "import sys\nseen = [*sys.argv]\nlast = sys.argv[-1]\n"})
     here.place(write_code(tmp_path / "code", {"main.py": "import pack\nprint(pack.seen, pack.last)\n"}), packages)
     for argument in ("a", "b", "b", "c"):
@@ -503,7 +503,7 @@ def test_packages_that_look_at_the_command_line(here: Box, tmp_path: Path) -> No
 
 
 def test_packages_are_there_for_who_differs_in_nothing_they_have_read(here: Box, tmp_path: Path) -> None:
-    """A run has them beforehand unless its environment differs in a variable that they asked for, or could have asked for."""
+    """A run gets them in advance unless its environment differs in a variable that they have read, or could have read."""
     packages = write_code(
         tmp_path / "packages",
         {
@@ -531,7 +531,7 @@ def test_packages_are_there_for_who_differs_in_nothing_they_have_read(here: Box,
 
 
 def test_packages_that_look_at_the_whole_environment(here: Box, tmp_path: Path) -> None:
-    """They may have seen any variable; those that each run has of us do not count."""
+    """They may have seen any variable. Our own variables, which each run has, do not count."""
     packages = write_code(tmp_path / "packages", {"pack.py": "import os\nnames = sorted(os.environ)\n"})
     source = "import pack\nprint('A' in pack.names)\n"
     here.place(write_code(tmp_path / "code", {"main.py": source}), packages)
@@ -543,7 +543,7 @@ def test_packages_that_look_at_the_whole_environment(here: Box, tmp_path: Path) 
 
 
 def test_packages_that_bring_a_library_of_the_image(tmp_path: Path) -> None:
-    """What that could ask the environment for, when it is loaded, counts as theirs."""
+    """The variables that the library could read when it is loaded count as the packages' own."""
     source = "import ctypes\nthreads = ctypes.CDLL('libgomp.so.1').omp_get_max_threads\n"
     packages = write_code(tmp_path / "packages", {"pack.py": source, "compiled.so": "NOTHING"})
     code = write_code(tmp_path / "code", {"main.py": "import pack\nprint(pack.threads())\n"})
@@ -559,7 +559,7 @@ def test_packages_that_bring_a_library_of_the_image(tmp_path: Path) -> None:
 
 
 def test_packages_that_give_the_environment_to_others(here: Box, tmp_path: Path) -> None:
-    """Whom they start when they are imported may have seen any variable."""
+    """The programs that they start when they are imported may have seen any variable."""
     packages = write_code(
         tmp_path / "packages", {"pack.py": "import os\ntold = os.system('exit $CODE') >> 8\n", "compiled.so": "NOTHING"}
     )
@@ -572,7 +572,7 @@ def test_packages_that_give_the_environment_to_others(here: Box, tmp_path: Path)
 
 
 def test_packages_find_the_functions_own_files(here: Box, tmp_path: Path) -> None:
-    """A package that looks for settings in the working directory, or for a module beside the script, finds the same in each run."""
+    """A package that reads settings in the working directory, or a module beside the script, finds the same in each run."""
     source = "import os, site\nfrom pathlib import Path\nfound = Path('pack.ini').read_text(), os.listdir('.'), site.getusersitepackages()\n"
     packages = write_code(
         tmp_path / "packages",
@@ -595,8 +595,8 @@ def test_packages_find_the_functions_own_files(here: Box, tmp_path: Path) -> Non
 
 
 def test_a_package_that_is_imported_beforehand_sees_no_request(here: Box, tmp_path: Path) -> None:
-    """No payload, no variable of a request, no file but the code and no connection is there while it is imported; nothing that it
-    writes stays."""
+    """While it is imported there is no payload, no variable of a request, no file but the code and no connection. Nothing that it writes
+    stays."""
     packages = write_code(
         tmp_path / "packages",
         {
@@ -640,7 +640,7 @@ def test_a_package_that_is_imported_beforehand_sees_no_request(here: Box, tmp_pa
     ],
 )
 def test_packages_that_do_more_than_define_are_left_alone(source: str, here: Box, tmp_path: Path) -> None:
-    """One that speaks, starts threads or changes the process when it is imported does so in each run that imports it, and in no other."""
+    """A package that prints, starts threads or changes the process when it is imported does so in each run that imports it, and in no other."""
     packages = write_code(tmp_path / "packages", {"pack.py": source})
     look = (
         "import json, logging, os, socket, warnings\n"
@@ -660,7 +660,7 @@ def test_packages_that_do_more_than_define_are_left_alone(source: str, here: Box
 
 
 def test_packages_that_have_started_threads_are_imported_beforehand(tmp_path: Path) -> None:
-    """The C library catches a signal of its own from its first thread on; that is no change that anybody made."""
+    """The C library catches a signal of its own from its first thread on. That does not count as a change."""
     source = "import threading, time\none = threading.Thread(target=time.sleep, args=(0.1,))\none.start()\none.join()\nmade = time.monotonic()\n"
     packages = write_code(tmp_path / "packages", {"pack.py": source})
     look = "import pack, sys\nprint(pack.made < float(sys.argv[1]))\n"
@@ -685,14 +685,14 @@ def test_a_port_can_be_bound_again_by_the_next_run(here: Box, tmp_path: Path) ->
 
 
 def test_random_numbers_differ_from_run_to_run(here: Box, tmp_path: Path) -> None:
-    """A forked interpreter does not repeat what the one before has drawn."""
+    """A forked interpreter does not repeat the numbers of the run before."""
     place(here, tmp_path, "import random, uuid, secrets; print(random.random(), uuid.uuid4(), secrets.token_hex())")
     assert len({here.run().out for _ in range(4)}) == 4
 
 
 @pytest.mark.parametrize("image", [PYTHON_IMAGE, NEWEST_PYTHON_IMAGE])
 def test_what_modules_keep_of_their_import_is_the_runs_own(image: str, tmp_path: Path) -> None:
-    """A key for its processes that no other run has, the time since it began, and the folder in which it did."""
+    """Each run has its own key for processes, its own start time and its own folder."""
     source = (
         "import logging, multiprocessing.process as process\n"
         "record = logging.makeLogRecord({})\n"
@@ -711,7 +711,7 @@ def test_what_modules_keep_of_their_import_is_the_runs_own(image: str, tmp_path:
 
 
 def test_a_changed_environment_changes_the_held_interpreter(here: Box, tmp_path: Path) -> None:
-    """What an interpreter takes from its environment at its start costs one start, then runs are in process again."""
+    """Variables that an interpreter reads at its start cost one start. Then runs are in process again."""
     place(here, tmp_path, "import sys; print(sys.stdout.encoding)")
     assert here.run().how == "python"
     env = {"PYTHONIOENCODING": "latin-1"}
@@ -720,7 +720,7 @@ def test_a_changed_environment_changes_the_held_interpreter(here: Box, tmp_path:
 
 
 def test_a_path_that_leads_to_another_python_is_followed(here: Box, tmp_path: Path) -> None:
-    """The command is looked for where the request's PATH says, and the held interpreter is used only where it is found."""
+    """The command is searched in the request's PATH, and the held interpreter is used only if it is found there."""
     place(here, tmp_path, {"main.py": "print('held')", "bin/python": "#!/bin/sh\necho another $1\n"})
     (here.slot.path / "code" / "bin" / "python").chmod(0o555)
     for _ in range(2):
@@ -733,7 +733,7 @@ def test_a_path_that_leads_to_another_python_is_followed(here: Box, tmp_path: Pa
 
 
 def test_a_handler_is_called_with_payload_and_context(here: Box, tmp_path: Path) -> None:
-    """In process from its second run on. `test_lambda_handlers.py` compares handlers with Lambda's own runtime."""
+    """In process from the second run on. `test_lambda_handlers.py` compares handlers with Lambda's own runtime."""
     source = "def handle(event, context):\n    return [event, context.request_id, 0 < context.get_remaining_time_in_millis() <= 30000]"
     place(here, tmp_path, {"app/__init__.py": "", "app/main.py": source})
     runs = [here.run((*HANDLER, "app.main.handle"), payload={"a": 1}) for _ in range(3)]
@@ -750,13 +750,16 @@ def test_a_handler_is_called_with_payload_and_context(here: Box, tmp_path: Path)
             "def f(e, c):\n    return 1 / 0\n",
             'Traceback (most recent call last):\n  File "/workspace/app.py", line 2, in f\n',
         ),
-        ("def f(e, c): return {1, 2}", "nanogrid: what the handler app.f returned is no JSON: Object of type set"),
-        ("g = 1", "nanogrid: the handler app.f names no function: app has no f that can be called\n"),
+        (
+            "def f(e, c): return {1, 2}",
+            "nanogrid: the handler app.f returned a value that is not JSON: Object of type set",
+        ),
+        ("g = 1", "nanogrid: the handler app.f does not exist: app has no callable f\n"),
         ("1 / 0", 'Traceback (most recent call last):\n  File "/workspace/app.py", line 1, in <module>\n'),
     ],
 )
 def test_a_handler_that_fails_says_why(source: str, says: str, here: Box, tmp_path: Path) -> None:
-    """The function's own frames alone, or one sentence; the exit code is 1 and there is no value."""
+    """Only the function's own frames, or one sentence. The exit code is 1 and there is no value."""
     place(here, tmp_path, {"app.py": source})
     for _ in range(2):
         run = here.run((*HANDLER, "app.f"))

@@ -1,10 +1,10 @@
-"""What the runs of the tests of traces have at hand: ways to plant a trace in a container, and ways to look for one.
+"""What runs in the tests of traces can use: ways to plant a trace in a container, and ways to search for one.
 
-Its text stands before what a run is told to do, so it works with every Python from 3.9 on, without anything of NanoGrid. The
-rule: who looks for a token has it in two halves, and never puts them together, so that no look finds its own question.
+A run executes this text before its own source, so it works with every Python from 3.9 on, without anything of NanoGrid. The rule: code that
+searches for a token has it in two halves and never joins them, so that no search finds its own query.
 """
 
-# It works on names in bytes, descriptors and attributes, as the system does.
+# It works with names as bytes, descriptors and attributes, as the system does.
 # ruff: noqa: PTH101, PTH103, PTH109, PTH114, PTH115, PTH118, PTH119, PTH120, PTH123, PTH208, SIM905, TRY301
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ OVERLAP_BYTES = 256
 LABEL = re.compile(rb"[A-Za-z]*")
 KERNEL_TYPES = frozenset(("proc", "sysfs", "cgroup", "cgroup2", "overlay", "devpts", "mqueue"))
 CACHE = "/nanogrid/compiler-cache"
-"""Kept from run to run where compilers run; a test of its own says where it may be."""
+"""Kept from run to run if compilers run. It has a test of its own."""
 
 PAST, FUTURE = 1_234_567_890, 5_000_000_000
 """Times that a run chooses: one long ago, one far in the future."""
 
 
 def attempt(action: Callable[..., Any], *arguments: Any) -> Any:
-    """What an action gives, or the name of its error."""
+    """Return an action's result, or the name of its error."""
     try:
         return action(*arguments)
     except Exception as error:  # noqa: BLE001  # whatever it is
@@ -49,12 +49,12 @@ def attempt(action: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def say(**found: Any) -> None:
-    """Tell the test what was found."""
+    """Print what was found, for the test."""
     print(json.dumps(found, sort_keys=True))
 
 
 def daemon() -> bool:
-    """Go on in a process that nobody waits for; True there."""
+    """Continue in a process that nobody waits for. Returns True there."""
     if os.fork():
         os.wait()
         return False
@@ -68,11 +68,11 @@ def daemon() -> bool:
 
 
 WIDTHS = (("ascii", 1), ("utf-16-le", 2), ("utf-32-le", 4))
-"""How wide a letter is in a Python's texts: a byte, or more where other letters stand beside it."""
+"""The bytes per letter in a Python's texts: one, or more if other letters are in the text."""
 
 
 def sibling() -> bool:
-    """Go on in a child of the first process, as if that had started it; True there."""
+    """Continue in a child of the first process, as if that had started it. Returns True there."""
     if os.uname().machine != "x86_64":
         return daemon()
     if LIBC.syscall(56, 0x00008000 | signal.SIGCHLD, 0, 0, 0, 0):  # clone with CLONE_PARENT
@@ -82,7 +82,7 @@ def sibling() -> bool:
 
 
 class Token:
-    """The two halves of what the tokens of a test begin with; what follows in a token is its label."""
+    """The two halves of the beginning of a test's tokens. The rest of a token is its label."""
 
     def __init__(self, first: str, second: str) -> None:
         self._needles = [(first.encode(encoding), width) for encoding, width in WIDTHS]
@@ -90,7 +90,7 @@ class Token:
         self._second = second.encode()
 
     def labels(self, data: bytes) -> list[str]:
-        """The labels of the tokens in a piece of memory, or of a file."""
+        """Return the labels of the tokens in a piece of memory, or of a file."""
         found = []
         for needle, width in self._needles:
             at = data.find(needle)
@@ -103,7 +103,7 @@ class Token:
         return found
 
     def is_in(self, text: object) -> bool:
-        """Whether a name or a value has a token in it."""
+        """Return whether a name or a value contains a token."""
         return bool(self.labels(os.fsencode(str(text))))
 
 
@@ -111,7 +111,7 @@ class Token:
 
 
 def spans(pid: int) -> Iterator[tuple[int, int, str]]:
-    """Start, end and name of every readable piece of a process's memory."""
+    """Yield start, end and name of every readable piece of a process's memory."""
     with open(f"/proc/{pid}/maps") as maps:
         for line in maps.read().splitlines():
             span, modes, _, _, _, *name = line.split(None, 5)
@@ -121,7 +121,7 @@ def spans(pid: int) -> Iterator[tuple[int, int, str]]:
 
 
 def in_memory(token: Token, pid: int) -> dict[str, list[str]]:
-    """Labels of the tokens that lie anywhere in a process's memory, and where."""
+    """Return the labels of the tokens anywhere in a process's memory, and where they are."""
     found: dict[str, set[str]] = {}
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
     for start, end, name in list(spans(pid)):
@@ -145,7 +145,7 @@ def in_memory(token: Token, pid: int) -> dict[str, list[str]]:
 
 
 def mounts() -> list[str]:
-    """Where something is mounted that holds files of this container: neither the image nor what the kernel makes up."""
+    """Return the mounts that hold files of this container: neither the image's nor the kernel's."""
     found = []
     with open("/proc/self/mountinfo") as table:
         for line in table:
@@ -156,7 +156,7 @@ def mounts() -> list[str]:
 
 
 def paths(cache: bool = False) -> list[bytes]:
-    """Every path in these mounts, the mount points themselves included."""
+    """Return every path in these mounts, including the mount points."""
     found: dict[bytes, None] = {}
     for mount in map(os.fsencode, mounts()):
         found[mount] = None
@@ -170,12 +170,12 @@ def paths(cache: bool = False) -> list[bytes]:
 
 
 def writable(path: bytes) -> bool:
-    """Whether this run may write there."""
+    """Return whether this run may write there."""
     return os.access(path, os.W_OK)
 
 
 def content(path: bytes, limit_bytes: int = CHUNK_BYTES) -> bytes:
-    """The beginning of a regular file; empty for anything else, and where it cannot be read."""
+    """Return the beginning of a regular file; empty for anything else, and if it cannot be read."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
@@ -197,7 +197,7 @@ def content(path: bytes, limit_bytes: int = CHUNK_BYTES) -> bytes:
 
 
 def attributes(path: bytes) -> dict[str, str]:
-    """The extended attributes of a path, access lists included."""
+    """Return the extended attributes of a path, including access lists."""
     try:
         return {
             name: os.getxattr(path, name, follow_symlinks=False).hex()
@@ -212,7 +212,7 @@ NO_DUMP, NO_ATIME, SYNCHRONOUS, APPEND, IMMUTABLE = 0x40, 0x80, 0x08, 0x20, 0x10
 
 
 def flags(path: bytes) -> int:
-    """The flags of an inode, as `lsattr` shows them; 0 where there are none."""
+    """Return the flags of an inode, as `lsattr` shows them; 0 if there are none."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
@@ -226,7 +226,7 @@ def flags(path: bytes) -> int:
 
 
 def set_flags(path: bytes, value: int) -> None:
-    """Set them."""
+    """Set the flags of an inode."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         fcntl.ioctl(file, SET_FLAGS, struct.pack("l", value))
@@ -235,7 +235,7 @@ def set_flags(path: bytes, value: int) -> None:
 
 
 def in_files(token: Token, cache: bool = False) -> list[str]:
-    """Where a token is in the name, the content, the target or an attribute of what lies in any mount."""
+    """Return where a token is in the name, the content, the target or an attribute of a path in any mount."""
     found = []
     for path in paths(cache):
         target = attempt(os.readlink, path) if os.path.islink(path) else b""
@@ -267,7 +267,7 @@ NOT_READ = frozenset(
 
 
 def in_proc(token: Token) -> list[str]:
-    """Where a token is in /proc: of this process, of the first one, of sockets and other objects."""
+    """Return where a token is in /proc: of this process, of the first one, of sockets and other objects."""
     found = []
     for top in PROC_FOLDERS:
         for at, folders, files in os.walk(top):
@@ -281,11 +281,11 @@ def in_proc(token: Token) -> list[str]:
 
 
 FARMS = (b"/nanogrid/code/", b"/nanogrid/packages/")
-"""Made of links to what all containers of a function share."""
+"""Folders of links to files that all containers of a function share."""
 
 
 def layout(cache: bool = False) -> dict[str, Any]:
-    """Kind, mode, owner, links, flags and attributes of every path, and whether its times are chosen ones."""
+    """Return kind, mode, owner, links, flags and attributes of every path, and whether its times are chosen ones."""
     found: dict[str, Any] = {}
     latest = time.time() + 60
     for path in paths(cache):
@@ -309,7 +309,7 @@ def layout(cache: bool = False) -> dict[str, Any]:
 def mark_everything(name: str, cache: bool = False) -> dict[str, int]:
     """Leave a name wherever this run may: files, folders, links, attributes, access lists, times, modes, flags, contents.
 
-    How often each of them could be done.
+    Returns how often each of them worked.
     """
     done = dict.fromkeys(("file", "content", "attribute", "access", "times", "flags", "mode"), 0)
 
@@ -380,7 +380,7 @@ BY_POINTER = frozenset(("pdeathsig", "subreaper", "tsc"))
 
 
 def controls() -> dict[str, Any]:
-    """What prctl tells of this process."""
+    """Return what prctl reports for this process."""
     found = {}
     for name, number in GET.items():
         if name == "name":
@@ -395,7 +395,7 @@ def controls() -> dict[str, Any]:
 
 
 def process(pid: int) -> dict[str, Any]:
-    """What anybody in the container may see of a process, so far as it stands still."""
+    """Return what every process in the container may see of a process, as far as it does not change by itself."""
     base = f"/proc/{pid}/".encode()
     lines = content(base + b"status").decode().splitlines()
     status = dict(line.split(":", 1) for line in lines)
@@ -425,7 +425,7 @@ def process(pid: int) -> dict[str, Any]:
 
 
 def descriptors() -> dict[str, list[str]]:
-    """What every open descriptor leads to, how it is open, where it stands and who locks it; numbers of objects left out."""
+    """Return target, flags, position and locks of every open descriptor, without numbers of objects."""
     found = {}
     for name in sorted(os.listdir("/proc/self/fd"), key=int):
         link = attempt(os.readlink, f"/proc/self/fd/{name}")
@@ -451,7 +451,7 @@ def descriptors() -> dict[str, list[str]]:
 
 
 def state() -> dict[str, Any]:
-    """What this process was given by whoever started it, and what it sees of the first process."""
+    """Return what this process inherited, and what it sees of the first process."""
     cwd = os.getcwd()
     environment = {name: value for name, value in os.environ.items() if name != "NANOGRID_REQUEST_ID"}
     return {
@@ -477,12 +477,12 @@ def state() -> dict[str, Any]:
 
 
 def processes() -> list[int]:
-    """Who lives in this container."""
+    """Return the processes in this container."""
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
 def disturb(name: str) -> None:
-    """Change everything that a process may change of itself, of its neighbours and of the first process."""
+    """Change everything that a process may change of itself, of its neighbors and of the first process."""
     for number in range(1, 65):
         attempt(signal.signal, number, signal.SIG_IGN)
     attempt(signal.pthread_sigmask, signal.SIG_BLOCK, signal.valid_signals())
@@ -555,7 +555,7 @@ def disturb(name: str) -> None:
 
 
 def remember(name: str) -> None:
-    """Use a token as the name, text or content of all that a process has: `name` is the token without its label."""
+    """Use a token as the name, text or content of everything that a process has. `name` is the token without its label."""
 
     def token(label: str) -> str:
         return name + label
@@ -595,7 +595,7 @@ def remember(name: str) -> None:
 
 
 def tzif(name: str) -> bytes:
-    """A time zone's file, of one hour east, with this abbreviation."""
+    """Return a time zone's file, one hour east, with this abbreviation."""
     abbreviation = os.fsencode(name) + b"\0"
     header = b"TZif" + bytes(16) + struct.pack(">6l", 0, 0, 0, 0, 1, len(abbreviation))
     return header + struct.pack(">lBB", 3600, 0, 0) + abbreviation
@@ -615,7 +615,7 @@ MODULES = (
 
 
 def place_start_up_files(name: str, *folders: str) -> None:
-    """Put files that a Python, a loader or a shell may start with wherever they could look for them.
+    """Write files that a Python, a loader or a shell may start with wherever they could look for them.
 
     Each of them, once run, leaves its process id, its user and its capabilities in `sys`, and words in the environment.
     """
@@ -644,7 +644,7 @@ def place_start_up_files(name: str, *folders: str) -> None:
                 write(f"{at}/{library}", name)
             for file in ("start.py", ".pythonrc", ".profile", ".bashrc", "startup"):
                 write(f"{at}/{file}", source)
-        # The first process is root, and reads what it is let.
+        # The first process is root, and reads what it is allowed to read.
         attempt(os.chmod, folder, 0o777)
         write(f"{folder}/pyvenv.cfg", f"home = {folder}/bin\ninclude-system-site-packages = true\n")
         with open(f"{folder}/zone", "wb") as zone:
@@ -652,7 +652,7 @@ def place_start_up_files(name: str, *folders: str) -> None:
 
 
 def started(token: Token) -> list[Any]:
-    """What start-up files of a run before have left in this process."""
+    """Return what start-up files of a run before have left in this process."""
     left = [vars(sys)[name] for name in vars(sys) if token.is_in(name)]
     left += [[name, value] for name, value in os.environ.items() if token.is_in(name) or token.is_in(value)]
     left += [name for name in time.tzname if token.first in name]  # a Python keeps nine letters
@@ -668,16 +668,16 @@ TABLES = (
 
 
 def table(name: str) -> list[str]:
-    """A table of the kernel's, without the numbers that count and the addresses that it hides.
+    """Return one of the kernel's tables, without counters and without the addresses that the kernel hides.
 
-    Locks of open files are shown of the whole host: without them, and they go with their files.
+    Locks of open files are left out: the kernel shows those of the whole host, and they end with their files.
     """
     lines = content(f"/proc/{name}".encode()).decode("utf-8", "replace").splitlines()
     return sorted(re.sub(r"\b[0-9a-f]{16}\b|\b\d{4,}\b|^\d+: ", "", line) for line in lines if "OFDLCK" not in line)
 
 
 def in_the_kernel() -> dict[str, Any]:
-    """What the kernel keeps for a container: connections, addresses, objects in memory, keys, terminals."""
+    """Return what the kernel keeps for a container: connections, addresses, objects in memory, keys, terminals."""
     found: dict[str, Any] = {name: table(name) for name in TABLES}
     found["names"] = {place: sorted(attempt(os.listdir, place)) for place in ("/dev/shm", "/dev/mqueue", "/dev/pts")}
     found["settings"] = settings()
@@ -685,13 +685,13 @@ def in_the_kernel() -> dict[str, Any]:
 
 
 def settings() -> list[str]:
-    """The settings of the container that a run could write to."""
+    """Return the settings of the container that a run could write to."""
     walk = os.walk("/proc/sys")
     return [f"{at}/{name}" for at, _, names in walk for name in names if os.access(f"{at}/{name}", os.W_OK)]
 
 
 def metrics() -> list[str]:
-    """What the kernel remembers of the addresses that there were connections to: (generic netlink, `tcp_metrics`)."""
+    """Return what the kernel remembers of the addresses of connections (generic netlink, `tcp_metrics`)."""
     try:
         link = socket.socket(16, socket.SOCK_RAW, 16)  # AF_NETLINK, NETLINK_GENERIC
     except OSError:
@@ -729,7 +729,7 @@ def metrics() -> list[str]:
 
 
 def addresses(messages: bytes) -> Iterator[str]:
-    """The addresses, theirs and ours, in messages of `tcp_metrics`."""
+    """Yield the addresses, local and remote, in messages of `tcp_metrics`."""
     at = 0
     while at < len(messages):
         size, kind = struct.unpack_from("<IH", messages, at)
@@ -743,11 +743,11 @@ def addresses(messages: bytes) -> Iterator[str]:
 
 
 HELD: list[Any] = []
-"""What stays open to the end of the run."""
+"""What stays open until the end of the run."""
 
 
 def occupy(name: str) -> None:
-    """Take ports, addresses, names and memory, leave connections in every state. Raises OSError."""
+    """Take ports, addresses, names and memory, and leave connections in every state. Raises OSError."""
     server = socket.socket()
     server.bind(("127.0.0.1", 8000))
     server.listen()
@@ -786,9 +786,9 @@ def occupy(name: str) -> None:
 
 
 def label_flows() -> None:
-    """Take a flow label for IPv6, of this run's choice, with a life that is longer than the run's. Raises OSError."""
+    """Take a flow label for IPv6 that this run chooses, which lives longer than the run. Raises OSError."""
     six = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     HELD.append(six)
-    # Address, label, what is done, whose it is, flags, linger and expires in seconds.
+    # Address, label, action, sharing, flags, linger and expiry in seconds.
     address, label = socket.inet_pton(socket.AF_INET6, "::1"), struct.pack("!I", 0xABCDE)
     six.setsockopt(socket.IPPROTO_IPV6, 32, address + label + struct.pack("BBHHHI", 0, 255, 1, 60, 60, 0))

@@ -1,7 +1,7 @@
-"""What the first process of a warm container reads, seen by the kernel: never anything that a run was given or could write.
+"""What the first process of a warm container reads, as the kernel sees it: never anything that a run was given or could write.
 
-Each run is forked from it, so what it had in memory every later run could find in its own. The rule: all it does is traced while
-runs of every kind go by that leave as much as they can, and that have it become another interpreter.
+Each run is a fork of it, so a later run could find in its own memory whatever the first process had in memory. The rule: everything it does
+is traced, during runs of every kind that leave as much as they can and that make it start another interpreter.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ SYSTEM_CALLS = (
 READS = ("read", "pread64", "readv", "mmap", "getdents64", "sendfile", "splice")
 WRITABLE = re.compile(r"(^|[^\w/]|<)/+(workspace|tmp|dev/shm|nanogrid/run)(/|$|>)")
 PATH = re.compile(r'^(?!execve|recv|send|p?read)\w+\((?:[^"(]*, )?"([^"]*)"')
-"""The file that a call names. Of a program that is executed the arguments are no files yet."""
+"""The file that a call names. The arguments of a program that is executed are not files yet."""
 LOOKS = re.compile(
     r'^(chdir\("/workspace"\)|getcwd\("/workspace"|openat\(AT_FDCWD[^"]*"/nanogrid/run/result\.json", O_RDONLY\|O_NONBLOCK\|O_NOFOLLOW\|O_CLOEXEC\))'
 )
-"""All that it does there: it starts an interpreter in the empty workspace, whose name Python asks for, and opens the result for
-the host, to whom it goes unread."""
+"""The only calls that it makes there. It starts an interpreter in the empty workspace, whose name Python asks for, and it opens the
+result for the host without reading it."""
 
 
 @contextmanager
 def traced(here: Box, trace: Path) -> Iterator[None]:
-    """Have every such system call of the first process, and of nobody else, written to `trace`."""
+    """Write every such system call of the first process, and of no other process, to `trace`."""
     command = ["strace", "-q", "-y", "-s", "200", "-p", str(here.pid), "-e", f"trace={SYSTEM_CALLS}", "-o", str(trace)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as tracer:
         status = Path(f"/proc/{here.pid}/status")
@@ -60,7 +60,7 @@ def traced(here: Box, trace: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("image", [PYTHON_IMAGE, CPP_IMAGE, NEWEST_PYTHON_IMAGE], ids=["oldest", "middle", "newest"])
 def test_what_the_first_process_reads(image: str, tmp_path: Path) -> None:
-    """No file of a place where runs write is read, mapped, listed or executed, and not one byte comes from the host."""
+    """No file in a place that runs write to is read, mapped, listed or executed, and not one byte comes from the host."""
     packages = write_code(
         tmp_path / "packages", {"pack.py": "import os; seen = os.environ.get('MODE')", "x.so": "WORDS"}
     )
@@ -89,7 +89,7 @@ def test_what_the_first_process_reads(image: str, tmp_path: Path) -> None:
     assert [line for path, line in named if path and not path.startswith("/")] == []
     assert any(LOOKS.match(line) for line in lines)
     assert [line for line in lines if line.startswith(READS) and WRITABLE.search(line.partition(",")[0])] == []
-    # Its connection to the host is the one on which it tells of ends.
+    # Its connection to the host is the one over which it reports ends.
     told = {line[len("sendmsg(") :].partition("<")[0] for line in lines if re.match(r'sendmsg\(.*"ended ', line)}
     assert len(told) == 1
     assert [

@@ -1,7 +1,7 @@
-"""What one run leaves for the next one of its function, in the same container: anything at all.
+"""What one run leaves for the next one of its function, in the same container: nothing at all.
 
-A first run plants random tokens wherever it can; the next one looks for them wherever it can (`inside_a_run.py`). The rule:
-for each way of looking there is a test that shows that it finds what is there.
+A first run plants random tokens wherever it can. The next one searches for them wherever it can (`inside_a_run.py`). The rule: for each way
+of searching, a test proves that it finds what is there.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def prewarming(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """A container owner for one Python that keeps one container prewarmed for python, and one for what is no python program."""
+    """A container owner for one Python that keeps two containers prewarmed: one for python, and one for another program."""
     image = IMAGES[request.param]
     shell = Runtime(image=image, command=("/bin/sh", "run.sh"), required_file="run.sh")
     with open_rig(
@@ -94,7 +94,7 @@ for folder in FOLDERS:
     with open(os.path.join(folder, NAME), 'w') as file:
         file.write(repr(SEEN))
 """
-"""A package that notes, when it is imported, all that it can see, and leaves it in every folder that it may write to."""
+"""A package that records, when it is imported, everything that it can see, and leaves it in every folder that it may write to."""
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ PLANTED = {
 
 
 def request_with(token: Token) -> dict[str, Any]:
-    """A request that has a token wherever a request can have one."""
+    """A request that has a token in every place that a request has."""
     return {
         "env": {token("envname"): token("envvalue"), "DOUBLE": f"{token('double')}\u20ac"},
         "request_id": token("request"),
@@ -139,26 +139,26 @@ def request_with(token: Token) -> dict[str, Any]:
 
 
 def remembering(token: Token) -> str:
-    """A run that has tokens in all that it has."""
+    """A run that has tokens in everything that it has."""
     return f"remember({token()!r})\n'{token('payload')}'"
 
 
 EVERYWHERE = "memory=in_memory(token, kept), files=in_files(token), proc=in_proc(token), started=started(token)"
 NOTHING: dict[str, Any] = {"memory": {}, "files": [], "proc": [], "started": []}
 LOOKS = 2
-"""What is learned from one run may only show in the second one after it."""
+"""The effect of one run's import report may show only in the second run after it."""
 
 WARM_UPS = 3
-"""After so many runs of a kind the next ones are like each other: the interpreter is held, and what was to learn is learned."""
+"""After this many runs of a kind the next ones are alike: the interpreter is held, and everything is learned."""
 
 
 def looking(token: Token, where: str = EVERYWHERE) -> str:
-    """A run that looks for a token."""
+    """A run that searches for a token."""
     return f"token = {token.halves}\nsay({where})"
 
 
 def found_by_the_next(function: Traced, token: Token, where: str = EVERYWHERE, **request: Any) -> dict[str, Any]:
-    """What the next runs find of a token, one after the other."""
+    """Return what each of the next runs finds of a token."""
     looks = [function.ask(looking(token, where), **request) for _ in range(LOOKS)]
     return next((look for look in looks if look != {name: NOTHING[name] for name in look}), NOTHING)
 
@@ -166,7 +166,7 @@ def found_by_the_next(function: Traced, token: Token, where: str = EVERYWHERE, *
 @every_python
 @every_kind
 def test_a_look_finds_what_its_own_run_has(rig: Rig, kind: str) -> None:
-    """Who looks in the very run that planted them finds its tokens in memory, in files and in /proc."""
+    """A search in the very run that planted the tokens finds them in memory, in files and in /proc."""
     token = Token()
     look = looking(token, EVERYWHERE + ", own=in_memory(token, os.getpid())")
     found = Traced(rig, kind).ask(f"{remembering(token)}\n{look}", **request_with(token))
@@ -180,7 +180,7 @@ def test_a_look_finds_what_its_own_run_has(rig: Rig, kind: str) -> None:
 @oldest_and_newest
 @every_kind
 def test_runs_are_of_the_kind_that_they_are_called(rig: Rig, kind: str) -> None:
-    """Two forks of one interpreter have the same layout of memory, and new interpreters have not."""
+    """Two forks of one interpreter have the same layout of memory, and new interpreters do not."""
     function = Traced(rig, kind)
     layouts = [function.ask("say(at=id(sys.modules))")["at"] for _ in range(4)]
     assert (layouts[2] == layouts[3]) is (kind in (FORK, HANDLER))
@@ -193,7 +193,7 @@ def test_runs_are_of_the_kind_that_they_are_called(rig: Rig, kind: str) -> None:
 def test_what_a_run_has_is_nowhere_in_the_next(
     rig: Rig, kind: str, start: StartKind, packages: bool, layer: Path
 ) -> None:
-    """Of a run's payload, environment, id, output, value, files, modules and errors the next runs find nothing, anywhere."""
+    """The next runs find nothing, anywhere, of a run's payload, environment, id, output, value, files, modules and errors."""
     token = Token()
     function = Traced(rig, kind, packages=layer, begins_with="witness") if packages else Traced(rig, kind)
     if start is StartKind.WARM:
@@ -208,7 +208,7 @@ def test_what_a_run_has_is_nowhere_in_the_next(
 @pytest.mark.parametrize("prewarming", IMAGES, indirect=True, scope="module")
 @every_kind
 def test_what_a_run_in_a_prewarmed_container_has_is_nowhere_in_the_next(prewarming: Rig, kind: str) -> None:
-    """The same where the container was there before its function."""
+    """The same holds for a container that was started before it had a function."""
     wait_until(
         lambda: sum(one.function_id is None and one.state == "paused" for one in shown(prewarming)) == 2, "two wait"
     )
@@ -226,7 +226,7 @@ SETTINGS = ["PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "TZ", "LANG", "LC_ALL
 @held_kinds
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_of_an_interpreter_do_not_reach_the_next(rig: Rig, kind: str, name: str) -> None:
-    """A value that a request gives to a variable that interpreters read at their start is nowhere in the next runs."""
+    """The value of a startup variable in a request is nowhere in the next runs."""
     token = Token()
     function = Traced(rig, kind)
     for _ in range(2):  # the first one changes the held interpreter, the second one runs in it
@@ -236,7 +236,7 @@ def test_settings_of_an_interpreter_do_not_reach_the_next(rig: Rig, kind: str, n
 
 @every_python
 def test_the_name_of_a_handler_does_not_reach_the_next(rig: Rig) -> None:
-    """Which handler a request called is nowhere in the next run, which calls another one."""
+    """The name of the handler that a request called is nowhere in the next run, which calls another one."""
     token = Token()
     function = Traced(rig, HANDLER)
     for _ in range(2):
@@ -247,7 +247,7 @@ def test_the_name_of_a_handler_does_not_reach_the_next(rig: Rig) -> None:
 @oldest_and_newest
 @pytest.mark.parametrize("size", [20_000, 200_000])
 def test_a_large_request_does_not_reach_the_next(rig: Rig, size: int) -> None:
-    """Also an environment that is too large for a packet, and a payload of megabytes, are nowhere in the next runs."""
+    """An environment that is too large for a packet, and a payload of megabytes, are nowhere in the next runs either."""
     token = Token()
     function = Traced(rig, FORK)
     text = token("large") + "\u20ac" * 10
@@ -258,7 +258,7 @@ def test_a_large_request_does_not_reach_the_next(rig: Rig, size: int) -> None:
 
 # -- what a run teaches
 
-LESSONS = {
+IMPORT_REPORTS = {
     "modules": "s {0}standard\ns json.{0}inner\ns colorsys\n",
     "packages": "b {0}package\nb {0}package.{0}inner\n",
     "own": "o /workspace/{0}own.py\no /workspace/{0}folder/{0}own.py\n",
@@ -268,13 +268,13 @@ LESSONS = {
 
 
 @oldest_and_newest
-@pytest.mark.parametrize("lesson", LESSONS)
-def test_a_lesson_does_not_reach_the_next(rig: Rig, lesson: str) -> None:
-    """What a run writes where it could teach the first process something is nowhere in the next runs."""
+@pytest.mark.parametrize("report", IMPORT_REPORTS)
+def test_an_import_report_does_not_reach_the_next(rig: Rig, report: str) -> None:
+    """A forged import report is nowhere in the next runs."""
     token = Token()
     function = Traced(rig, FORK)
-    text = LESSONS[lesson].format(token())
-    function.run(f"for name in ('.nanogrid-lesson', 'nanogrid-lesson', 'lesson'):\n    write('/tmp/' + name, {text!r})")
+    text = IMPORT_REPORTS[report].format(token())
+    function.run(f"for path in ('/nanogrid/run/.imports', '/tmp/.imports'):\n    write(path, {text!r})")
     assert found_by_the_next(function, token) == NOTHING
 
 
@@ -308,7 +308,7 @@ KINDS_AND_CHANGES = [
 @oldest_and_newest
 @pytest.mark.parametrize(("kind", "change"), KINDS_AND_CHANGES)
 def test_a_start_up_file_of_a_run_is_run_by_nobody(rig: Rig, kind: str, change: str) -> None:
-    """Files that interpreters, loaders and shells start with are read by no process after the run that left them."""
+    """No process after the run that left them reads files that interpreters, loaders and shells start with."""
     token = Token()
     function = Traced(rig, kind)
     env = CHANGES[change]
@@ -322,7 +322,7 @@ def test_a_start_up_file_of_a_run_is_run_by_nobody(rig: Rig, kind: str, change: 
 
 @oldest_and_newest
 def test_a_start_up_file_that_is_run_would_be_seen(rig: Rig) -> None:
-    """An interpreter that starts with such files leaves in itself what the test above looks for."""
+    """An interpreter that starts with such files contains what the test above searches for."""
     token = Token()
     function = Traced(rig, FORK)
     source = (
@@ -353,7 +353,7 @@ SEEN = (
 
 
 def learned(rig: Rig, kind: str, env: dict[str, str], layer: Path, token: Token) -> Traced:
-    """A function whose runs have imported a package, with tokens in payload and id, and in what they do not share."""
+    """A function whose runs have imported a package, with tokens in payload and id, and in everything that differs between them."""
     function = Traced(rig, kind, packages=layer, begins_with="witness")
     request = {**request_with(token), "env": env} if env else request_with(token)
     source = f"import witness\nleft = {LEFT}\ntoken = {token.halves}\n{SEEN}\n{token('payload')!r}"
@@ -369,7 +369,7 @@ def learned(rig: Rig, kind: str, env: dict[str, str], layer: Path, token: Token)
 def test_a_package_imported_beforehand_sees_nothing_of_the_request_before(
     rig: Rig, kind: str, env: dict[str, str], layer: Path
 ) -> None:
-    """Whoever imports a package for the next run lets it see no request, no socket and no right of the run before."""
+    """A package that is imported for the next run sees no request, no socket and no right of the run before."""
     token = Token()
     function = learned(rig, kind, env, layer, token)
     for _ in range(LOOKS):
@@ -384,7 +384,7 @@ def test_a_package_imported_beforehand_sees_nothing_of_the_request_before(
 def test_what_a_package_does_beforehand_is_not_there_in_a_run(
     rig: Rig, kind: str, env: dict[str, str], layer: Path
 ) -> None:
-    """A run finds nothing of what a package wrote when it was imported for this run."""
+    """A run finds nothing that a package wrote when it was imported for this run."""
     token = Token()
     function = learned(rig, kind, env, layer, token)
     for _ in range(LOOKS):
@@ -409,13 +409,13 @@ DOING = {
 
 
 OF_A_CONTAINER = ("/state/spaces", "/state/self/groups", "/state/first/groups")
-"""What no two containers have in common."""
+"""What differs in each container."""
 
 
 @oldest_and_newest
 @pytest.mark.parametrize("doing", DOING)
 def test_a_run_that_does_not_import_a_package_is_as_without_it(rig: Rig, doing: str, tmp_path: Path) -> None:
-    """Whatever a package does to its process when it is imported, a run that does not import it starts as any other."""
+    """Whatever a package does to its process when it is imported, a run that does not import it starts like any other."""
     packages = write_code(tmp_path / "packages", {"witness/__init__.py": DOING[doing]})
     untouched, function = (Traced(rig, FORK, packages=packages) for _ in range(2))
     expected = [untouched.ask(STATE) for _ in range(2)][-1]
@@ -432,7 +432,7 @@ STATE = "say(state=state(), layout=layout())"
 
 
 def differences(before: Any, after: Any, at: str = "") -> list[str]:
-    """Where two states differ, one line each."""
+    """Return the differences between two states, one line each."""
     if isinstance(before, dict) and isinstance(after, dict):
         found = []
         for name in sorted({*before, *after}):
@@ -479,7 +479,7 @@ MARKS = {
 @oldest_and_newest
 @pytest.mark.parametrize("place", PLACES)
 def test_a_mark_on_a_place_that_stays(rig: Rig, place: str) -> None:
-    """What a run does to the very places that every run has does not show in the next."""
+    """What a run does to the places that every run has does not show in the next run."""
     token = Token()
     function = Traced(rig, FORK)
     look = f"token = {token.halves}\nsay(layout=layout(), files=in_files(token))"
@@ -495,7 +495,7 @@ def test_a_mark_on_a_place_that_stays(rig: Rig, place: str) -> None:
 
 @every_python
 def test_a_python_function_has_no_compiler_cache(rig: Rig) -> None:
-    """Where no compiler is called through it there is no cache that would keep what a run puts there."""
+    """Without compiler calls there is no cache that could keep what a run writes there."""
     token = Token()
     function = Traced(rig, FORK)
     function.run(f"attempt(mark_everything, {token()!r}, True)")
@@ -508,7 +508,7 @@ def test_a_python_function_has_no_compiler_cache(rig: Rig) -> None:
 @every_python
 @every_kind
 def test_nothing_that_a_run_changes_of_processes_is_changed_in_the_next(rig: Rig, kind: str) -> None:
-    """Limits, priorities, signals, timers, masks, names and controls of a run's process, and of the first one, are as before."""
+    """Limits, priorities, signals, timers, masks, names and controls of a run's process, and of the first process, are as before."""
     token = Token()
     function = Traced(rig, kind)
     before = [function.ask(STATE) for _ in range(WARM_UPS)][-1]
@@ -520,11 +520,11 @@ def test_nothing_that_a_run_changes_of_processes_is_changed_in_the_next(rig: Rig
 
 @oldest_and_newest
 def test_a_look_at_processes_finds_what_its_own_run_changed(rig: Rig) -> None:
-    """Limits, priorities, signals, timers, masks and names differ where a look follows a change."""
+    """Limits, priorities, signals, timers, masks and names differ if they are read after a change."""
     token = Token()
     function = Traced(rig, FORK)
     before = function.ask(STATE)["state"]
-    # Of a process that is not dumpable /proc belongs to root, and the look could not look.
+    # In /proc a process that is not dumpable belongs to root, and could not be read.
     after = function.ask(f"disturb({token()!r})\nLIBC.prctl(4, 1, 0, 0, 0)\n{STATE}")["state"]
     found = {line.split(":")[0] for line in differences(before, after)}
     for name in (
@@ -553,7 +553,7 @@ def test_a_look_at_processes_finds_what_its_own_run_changed(rig: Rig) -> None:
 @every_kind
 @pytest.mark.parametrize("who", ["daemon", "sibling"])
 def test_processes_of_a_run_are_gone(rig: Rig, kind: str, who: str) -> None:
-    """Of daemons, and of children of the first process, with names, sockets and files nothing is there in the next run."""
+    """The next run finds nothing of daemons, and of children of the first process, with names, sockets and files."""
     token = Token()
     function = Traced(rig, kind)
     before = [function.ask(STATE) for _ in range(WARM_UPS)][-1]
@@ -582,7 +582,7 @@ RESULTS = {
 @oldest_and_newest
 @pytest.mark.parametrize("result", RESULTS)
 def test_a_strange_result_is_none_and_leaves_nothing(rig: Rig, result: str) -> None:
-    """Whatever a run puts where its result should be, nothing of another file is its value, and the next run finds nothing."""
+    """Whatever a run puts in place of its result, its value has nothing of another file, and the next run finds nothing."""
     token = Token()
     function = Traced(rig, FORK)
     action = RESULTS[result].format(token())
@@ -602,7 +602,7 @@ def test_a_strange_result_is_none_and_leaves_nothing(rig: Rig, result: str) -> N
 
 @every_python
 def test_sockets_and_shared_memory_of_a_run_are_gone(rig: Rig) -> None:
-    """Ports, waiting connections, abstract names, queues and shared memory of a run are not there, and free, in the next."""
+    """Ports, waiting connections, abstract names, queues and shared memory of a run are gone, and free, in the next run."""
     token = Token()
     function = Traced(rig, FORK)
     quiet = [function.ask("say(kept=in_the_kernel())") for _ in range(2)][-1]
@@ -615,7 +615,7 @@ def test_sockets_and_shared_memory_of_a_run_are_gone(rig: Rig) -> None:
 
 @every_python
 def test_the_kernel_remembers_no_address_of_a_run(rig: Rig) -> None:
-    """What it measures of a connection is kept for none, so the addresses that a run has chosen are not there in the next."""
+    """The kernel keeps no measurements of connections, so the addresses that a run has chosen are gone in the next run."""
     function = Traced(rig, FORK)
     look = "say(kept=metrics())"
     quiet = function.ask(look)
@@ -625,7 +625,7 @@ def test_the_kernel_remembers_no_address_of_a_run(rig: Rig) -> None:
 
 @every_python
 def test_the_kernel_remembers_no_flow_label_of_a_run(rig: Rig) -> None:
-    """A label outlives its run for as long as that has said: the container is not used again."""
+    """A label outlives its run for as long as the run has chosen. So the container is not used again."""
     function = Traced(rig, FORK)
     look = "say(kept=table('net/ip6_flowlabel'))"
     quiet = function.ask(look)
@@ -640,7 +640,7 @@ def test_the_kernel_remembers_no_flow_label_of_a_run(rig: Rig) -> None:
 
 
 def in_slot(folder: Path, token: Token) -> list[str]:
-    """The files of a container's folder on the host that have a token in name or content."""
+    """Return the files of a container's folder on the host that have a token in name or content."""
     return [
         str(path.relative_to(folder))
         for path in folder.rglob("*")
@@ -666,7 +666,7 @@ def test_the_host_keeps_nothing_of_a_request_in_an_idle_containers_folder(rig: R
 @oldest_and_newest
 @held_kinds
 def test_the_host_has_what_it_made_in_an_idle_containers_folder(rig: Rig, kind: str, layer: Path) -> None:
-    """Owner, kind, mode, links and attributes of all that lies there are those of the worker's own files."""
+    """Owner, kind, mode, links and attributes of everything there are those of the worker's own files."""
     token = Token()
     function = Traced(rig, kind, packages=layer)
     folder = function.run(f"mark_everything({token()!r})").container.folder.path
@@ -696,7 +696,7 @@ def test_containers_folders_are_closed_to_others_of_the_host(rig: Rig) -> None:
 
 
 def test_a_look_at_a_containers_folder_finds_a_token(tmp_path: Path) -> None:
-    """Names and contents are looked at, in every folder below."""
+    """Names and contents are searched, in every folder below."""
     token = Token()
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "one").write_text("x" + token("content"))
@@ -706,7 +706,7 @@ def test_a_look_at_a_containers_folder_finds_a_token(tmp_path: Path) -> None:
 
 
 def test_a_launched_containers_request_is_for_nobody_else(tmp_path: Path) -> None:
-    """In a container without a runner, who is not its user can read neither command nor payload, and both go with the run."""
+    """In a container without a runner, only its user can read command and payload, and both are removed with the run."""
     token = Token()
     open_to_others: list[str] = []
 

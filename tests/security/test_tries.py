@@ -1,6 +1,6 @@
-"""What a reviewer tried against the next run, the first process and the host, and what came of it.
+"""Attacks that a reviewer tried against the next run, the first process and the host.
 
-The rule: harmless marks only, and each test says in one sentence what is right.
+The rule: the attacks leave only harmless marks, and each test states in one sentence what is right.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 LEAVE_A_PATH = """
 steps = "".join("./" if bit == "1" else "/" for byte in {text!r} for bit in format(byte, "08b"))
-file = os.open("/nanogrid/run/.lesson", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+file = os.open("/nanogrid/run/.imports", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 os.write(file, b"o /workspace/" + steps.encode() + b"main.py")
 os._exit(0)
 """
@@ -45,8 +45,8 @@ say(found=sorted(found))
 """
 
 
-def test_a_path_with_detours_is_no_lesson(rig: Rig) -> None:
-    """Of a file's many names only the plain one is learned: which one a run has chosen is nowhere in the next run."""
+def test_a_path_with_detours_is_not_learned(rig: Rig) -> None:
+    """Only the normalized one of a file's many paths is learned: which one a run has chosen is nowhere in the next run."""
     function = Traced(rig, FORK)
     for number in range(2):
         function.run(LEAVE_A_PATH.format(text=b"marker %d" % number))
@@ -59,7 +59,7 @@ ASCII = {"PYTHONUTF8": "0", "LC_ALL": "C"}
 
 
 def test_how_a_request_wants_text_encoded_is_its_own_affair(rig: Rig) -> None:
-    """A held interpreter that knows no letter beyond ASCII, because a request wanted that, starts the next run like any other."""
+    """If a request makes the held interpreter one that knows only ASCII, the next run still starts like any other."""
     function = Traced(rig, FORK)
     look = "say(name=ascii(os.environ.get('NAME')), encoding=sys.getfilesystemencoding())"
     for _ in range(2):
@@ -72,7 +72,7 @@ def test_how_a_request_wants_text_encoded_is_its_own_affair(rig: Rig) -> None:
 
 
 def test_a_request_with_very_many_variables(rig: Rig) -> None:
-    """It takes no longer than a new interpreter would."""
+    """It takes no longer than with a new interpreter."""
     function = Traced(rig, FORK)
     function.run("pass")
     env = {f"V{number}": "x" for number in range(50_000)}
@@ -99,7 +99,7 @@ for number in os.listdir("/proc/self/fd"):
 
 
 def test_a_run_has_no_memory_file_of_the_first_process(rig: Rig, tmp_path: Path) -> None:
-    """What the first process keeps for all runs in memory files is open in none of them: to write there is to tell the next run."""
+    """No run has a memory file of the first process open: what a run wrote there would reach the next run."""
     layer = write_code(tmp_path / "packages", {"pack.py": PACKAGE, "compiled.so": "WORDS"})
     function = Traced(rig, FORK, packages=layer, begins_with="pack")
     for number in range(5):
@@ -107,7 +107,7 @@ def test_a_run_has_no_memory_file_of_the_first_process(rig: Rig, tmp_path: Path)
 
 
 def test_a_package_imported_beforehand_has_no_descriptor_of_the_first_process(rig: Rig, tmp_path: Path) -> None:
-    """Its standard streams, and all else that is open, are the spare's own: nothing that is said there is there for the next."""
+    """Its standard streams, and everything else that is open, are the spare's own: nothing written there reaches the next run."""
     layer = write_code(tmp_path / "packages", {"pack.py": PACKAGE, "compiled.so": "WORDS"})
     function = Traced(rig, FORK, packages=layer, begins_with="pack")
     seen = [function.ask("import pack\n" + OPEN, env={"PLAIN": str(number)})["seen"] for number in range(5)]
@@ -134,28 +134,28 @@ class Instead:
     def __getattr__(self, name):
         return getattr(self.real, name)
 
-BEFOREHAND = frame("live", "spare.py") is not None
+BEFOREHAND = frame("run_spare", "spare.py") is not None
 
 def once_it_is_in(act):
     "Do something when the process that imports this beforehand has its connections."
-    live, load = frame("live", "spare.py"), frame("load", "packages.py")
-    if live is None:
+    spare, load = frame("run_spare", "spare.py"), frame("load", "packages.py")
+    if spare is None:
         return
     names = load.f_locals
     before = names["before"]
     if isinstance(names, dict):  # before Python 3.13 a copy, which keeps what it names
         names.clear()
-    load.f_globals["_state_of_process"] = lambda: before
-    meeting = live.f_locals["meeting"]
-    join = meeting.join
-    def joined():
-        join()
-        act(meeting)
-    meeting.join = joined
+    load.f_globals["_process_state"] = lambda: before
+    connections = spare.f_locals["connections"]
+    fetch = connections.fetch
+    def fetched():
+        fetch()
+        act(connections)
+    connections.fetch = fetched
 """
 TWICE = """
-def act(meeting):
-    real = meeting.requests
+def act(connections):
+    real = connections.request_end
     def recvmsg(*how):
         first = real.recvmsg(*how)
         for word in (b"ended 0 exec 1 2 0", b"ready"):
@@ -171,31 +171,31 @@ def act(meeting):
         streams = array.array("i", (second[1] or first[1])[0][2])
         os.write(streams[1], b"both: %s %s" % (first[0], second[0]))
         os._exit(0)
-    meeting.requests = Instead(real, recvmsg=recvmsg)
+    connections.request_end = Instead(real, recvmsg=recvmsg)
 once_it_is_in(act)
 """
 EARLIER = """
-def act(meeting):
-    real = meeting.there
+def act(connections):
+    real = connections.spare_end
     def sendmsg(data, *beside):
         return real.sendmsg([b"T" + bytes(8)] if data[0][:1] == b"T" else data, *beside)
-    meeting.there = Instead(real, sendmsg=sendmsg)
+    connections.spare_end = Instead(real, sendmsg=sendmsg)
 once_it_is_in(act)
 """
 BESIDE = """
 SEEN = sorted(link for number in os.listdir("/proc/self/fd") for link in [os.path.realpath("/proc/self/fd/" + number)] if "mine" in link)
 mine = os.memfd_create("mine")
-def act(meeting):
-    real = meeting.there
+def act(connections):
+    real = connections.spare_end
     def sendmsg(data, *_):
         return real.sendmsg(data, [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [mine]))])
-    meeting.there = Instead(real, sendmsg=sendmsg)
+    connections.spare_end = Instead(real, sendmsg=sendmsg)
 once_it_is_in(act)
 """
 
 
 def test_a_package_that_tells_the_host_of_an_end(rig: Rig, tmp_path: Path) -> None:
-    """One process never has two requests: what it says where it is asked is not heard, and it is asked once."""
+    """One process never gets two requests: the host ignores what it writes to its request's connection, and sends one request there."""
     layer = write_code(tmp_path / "packages", {"pack.py": STAY + TWICE})
     function = Traced(rig, FORK, packages=layer, begins_with="pack")
     for number in range(4):
@@ -204,7 +204,7 @@ def test_a_package_that_tells_the_host_of_an_end(rig: Rig, tmp_path: Path) -> No
 
 
 def test_a_package_that_says_when_its_run_began(rig: Rig, tmp_path: Path) -> None:
-    """A run is not longer than what lies between its request and its end."""
+    """A run cannot appear longer than the time between its request and its end."""
     layer = write_code(tmp_path / "packages", {"pack.py": STAY + EARLIER})
     function = Traced(rig, FORK, packages=layer, begins_with="pack")
     runs = [function.run("import pack\nprint(pack.BEFOREHAND)") for _ in range(3)]
@@ -213,7 +213,7 @@ def test_a_package_that_says_when_its_run_began(rig: Rig, tmp_path: Path) -> Non
 
 
 def test_a_package_that_gives_the_first_process_a_descriptor(rig: Rig, tmp_path: Path) -> None:
-    """What comes beside the word of a spare is nowhere: neither in the first process nor in the next spare and run."""
+    """A descriptor that comes with a spare's word reaches neither the first process nor the next spare and run."""
     layer = write_code(tmp_path / "packages", {"pack.py": STAY + BESIDE})
     function = Traced(rig, FORK, packages=layer, begins_with="pack")
     look = "import pack\nlinks = [attempt(os.readlink, '/proc/self/fd/' + number) for number in os.listdir('/proc/self/fd')]"
@@ -238,7 +238,7 @@ os._exit(7)
 
 
 def test_a_run_whose_end_somebody_else_waits_for(rig: Rig) -> None:
-    """A run that is traced by a process of its own ends when it ends, though the kernel tells the tracer first."""
+    """A run that its own process traces ends when it ends, although the kernel notifies the tracer first."""
     function = Traced(rig, FORK)
     function.run("pass")
     began = time.monotonic()
@@ -267,7 +267,7 @@ keyed(client, "127.7.8.9", b"other")
 keyed(peer, "127.66.77.88", b"another")
 HELD.extend((server, client, peer))
 """
-"""A connection whose ends do not take each other's packets any more, not even that it is over: (TCP_MD5SIG)."""
+"""A connection whose ends no longer accept each other's packets, not even its end (TCP_MD5SIG)."""
 FAST = """
 server = socket.socket()
 server.bind(("127.7.8.9", 8012))
@@ -283,7 +283,7 @@ CONNECTIONS = "say(tables=[table('net/tcp'), table('net/tcp6')], remembered=metr
 
 
 def test_a_connection_that_does_not_end(rig: Rig) -> None:
-    """The kernel keeps the ports and addresses of a connection whose end nobody confirms: the container is not used again."""
+    """The kernel keeps the ports and addresses of a connection whose end is not confirmed. So the container is not used again."""
     function = Traced(rig, FORK)
     quiet = function.ask(CONNECTIONS)
     used = function.container
@@ -294,7 +294,7 @@ def test_a_connection_that_does_not_end(rig: Rig) -> None:
 
 
 def test_connections_that_are_left_open(rig: Rig) -> None:
-    """They are over before the next run, in the same container, also where much was still under way."""
+    """They are closed before the next run, in the same container, even with much data under way."""
     function = Traced(rig, FORK)
     quiet = function.ask(CONNECTIONS)
     for _ in range(3):
@@ -303,7 +303,7 @@ def test_connections_that_are_left_open(rig: Rig) -> None:
 
 
 def test_connections_that_are_opened_fast(rig: Rig) -> None:
-    """Of whom a run has sent its first words to before an answer came the kernel remembers nothing (TCP Fast Open)."""
+    """The kernel remembers nothing of peers to which a run has sent its first data before they answered (TCP Fast Open)."""
     function = Traced(rig, FORK)
     quiet = function.ask(CONNECTIONS)
     function.run(FAST)
@@ -324,7 +324,7 @@ def await_full_second():
 """
     + TIMES
     + """
-# Some file systems know whole seconds only: so the run has one to itself.
+# Some file systems store whole seconds only, so the run gets one to itself.
 await_full_second()
 began = time.time_ns() - 50_000_000
 for path in found:
@@ -340,7 +340,7 @@ say(began=began, ended=ended)
 
 
 def test_the_moment_at_which_a_run_has_touched_something(rig: Rig) -> None:
-    """No folder, device or link that is there in every run has a time from within another run."""
+    """No folder, device or link that exists in every run has a time from within another run."""
     function = Traced(rig, FORK)
     function.run("pass")
     run = function.ask(TOUCH)

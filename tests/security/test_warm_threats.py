@@ -398,29 +398,29 @@ LEARNING = """
 import json, os, sys
 exec(json.load(sys.stdin))
 """
-LESSON = "/tmp/.nanogrid-lesson"
+IMPORT_REPORT = "/nanogrid/run/.imports"
 EVIL = (
     "for name in ('colorsys', 'evil'):\n"
     "    for folder in ('/workspace', '/tmp', '/dev/shm'):\n"
     "        open(f'{folder}/{name}.py', 'w').write('import os; os.kill(1, 9); os._exit(9)')\n"
 )
 FORGERIES = {
-    "modules": "open(lesson, 'w').write('s colorsys\\ns this\\ns antigravity\\ns pdb\\ns __main__\\ns evil\\ns json.evil\\ns ../evil')",
-    "packages": "open(lesson, 'w').write('p evil\\np this\\np os.path\\np __main__\\np nanogrid_warm.serve')",
-    "nonsense": "open(lesson, 'wb').write(os.urandom(1 << 20))",
-    "fifo": "os.mkfifo(lesson)",
-    "link": "os.symlink('/proc/self/environ', lesson)",
-    "folder": "os.makedirs(lesson + '/s colorsys')",
-    "locked": "open(lesson, 'w').write('s colorsys'); os.chmod(lesson, 0)",
-    "endless": "open(lesson, 'w').write('s colorsys\\n' * 1_000_000)",
+    "modules": "open(report, 'w').write('s colorsys\\ns this\\ns antigravity\\ns pdb\\ns __main__\\ns evil\\ns json.evil\\ns ../evil')",
+    "packages": "open(report, 'w').write('p evil\\np this\\np os.path\\np __main__\\np nanogrid_warm.serve')",
+    "nonsense": "open(report, 'wb').write(os.urandom(1 << 20))",
+    "fifo": "os.mkfifo(report)",
+    "link": "os.symlink('/proc/self/environ', report)",
+    "folder": "os.makedirs(report + '/s colorsys')",
+    "locked": "open(report, 'w').write('s colorsys'); os.chmod(report, 0)",
+    "endless": "open(report, 'w').write('s colorsys\\n' * 1_000_000)",
 }
 
 
 @pytest.mark.parametrize("forgery", FORGERIES.values(), ids=FORGERIES)
 def test_teaching_the_first_process_a_lie(rig: Rig, forgery: str) -> None:
-    """A forged lesson makes the first process run, find or wait for nothing of the function's, and the next run is right."""
+    """A forged import report makes the first process run, find or wait for nothing of the function's, and the next run is right."""
     function = Repeated(rig, LEARNING)
-    used = done(function, f"{EVIL}lesson = {LESSON!r}\n{forgery}").container.id
+    used = done(function, f"{EVIL}report = {IMPORT_REPORT!r}\n{forgery}").container.id
     look = "import colorsys; print(sorted(os.listdir('/tmp')), colorsys.rgb_to_hsv(0, 0, 0), 'this' in sys.modules, sys.path[1:] == [x for x in sys.path if 'python3' in x or x.endswith('.zip')])"
     for _ in range(2):
         after = done(function, look)

@@ -20,10 +20,10 @@ INSIDE = Path(__file__).with_name("inside_a_run.py").read_text()
 
 FORK, NEW, HANDLER, SHELL = "fork", "new", "handler", "shell"
 KINDS = (FORK, NEW, HANDLER, SHELL)
-"""How a run begins: in a fork of the held interpreter, in a new one, as a call of a handler, or as any other command."""
+"""How a run starts: in a fork of the held interpreter, in a new one, as a call of a handler, or as any other command."""
 
 KEEP = "import os\nkept = os.fork()\nwhile not kept:\n    os.kill(os.getpid(), 19)\n"
-"""Keep the memory that a run begins with, in a process that stands still: what comes next would overwrite what is free in it."""
+"""Keep the memory that a run begins with, in a process that stands still: later code would overwrite the free parts of it."""
 
 MAIN = KEEP + "import json, sys\nexec(json.load(sys.stdin), {'__name__': 'told', 'kept': kept})\n"
 FILES = {
@@ -40,19 +40,19 @@ DEFAULT_HANDLER = "app.run"
 
 
 class Token:
-    """A random word of its own for a test. What begins with it is a trace of the test's; a label says of what."""
+    """A random word for one test. Everything that begins with it is a trace of this test, and a label names the kind of trace."""
 
     def __init__(self) -> None:
         self._first, self._second = "q" + secrets.token_hex(3), secrets.token_hex(4)
 
     def __call__(self, label: str = "") -> str:
-        """The token with a label, as it is planted: letters and digits, and the name of something in any language."""
+        """Return the token with a label, as it is planted: letters and digits, a valid name in any language."""
         assert not label or label.isalpha()
         return self._first + self._second + label
 
     @property
     def halves(self) -> str:
-        """How whoever looks for it is told: as source, and in two parts that are not the token."""
+        """Return the token as source for code that searches for it, in two parts that are not the token."""
         return f"Token({self._first!r}, {self._second!r})"
 
 
@@ -60,7 +60,7 @@ class Traced:
     """One function of one kind, and the container that all its runs share."""
 
     def __init__(self, rig: Rig, kind: str = FORK, *, packages: Path | None = None, begins_with: str = "") -> None:
-        """`begins_with`: the package that its program imports first of all, and that so is imported beforehand."""
+        """`begins_with`: the package that its program imports first, so that it is imported in advance."""
         first = f"import {begins_with}\n" if begins_with else ""
         files = {name: first + text if name.endswith(".py") else text for name, text in FILES[kind].items()}
         self._function = Repeated(rig, files, memoryMb=256)
@@ -100,7 +100,7 @@ class Traced:
         request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> Run:
-        """The same with whatever outcome, in whatever container."""
+        """Do the same with any outcome, in any container."""
         wanted = self._wanted
         if request_id is None:
             request_id = f"test-{secrets.token_hex(6)}"
@@ -117,11 +117,11 @@ class Traced:
 
     @property
     def outcome(self) -> Outcome:
-        """How the last run ended."""
+        """Return how the last run ended."""
         return self._function.outcome
 
     def ask(self, source: str, **request: Any) -> dict[str, Any]:
-        """What a run finds, which says it in one line at its end."""
+        """Return what a run finds. It prints that in one line at its end."""
         run = self.run(source, **request)
         found = json.loads(run.out.splitlines()[-1])
         assert isinstance(found, dict)

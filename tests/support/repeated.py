@@ -73,7 +73,7 @@ def shown(rig: Rig) -> list[ContainerSnapshot]:
 
 
 def states(rig: Rig) -> list[str]:
-    """Their states, sorted."""
+    """Return their states, sorted."""
     return sorted(one.state for one in shown(rig))
 
 
@@ -84,7 +84,7 @@ def await_states(rig: Rig, *expected: str, timeout_s: float = 30.0) -> list[Cont
 
 
 def first_pid(rig: Rig, container_id: str) -> int:
-    """The host's pid of a container's first process."""
+    """Return the host's pid of a container's first process."""
     return int(rig.engine.api.inspect_container(container_id)["State"]["Pid"])
 
 
@@ -94,7 +94,7 @@ def engine_state(rig: Rig, container_id: str) -> str:
 
 
 def written(first_pid: int) -> str:
-    """What the function in the container of this first process has written to its result.
+    """Return what the function in the container of this first process has written to its result.
 
     What the run before has written is there until it is cleaned up.
     """

@@ -86,7 +86,7 @@ class Box:
         return (time.monotonic() - asked) * 1000
 
     def receive(self, timeout_s: float = TIMEOUT_S) -> Message:
-        """The runner's next message."""
+        """Return the runner's next message."""
         message = self.link.receive(timeout_s)
         assert message is not None, f"the runner said nothing within {timeout_s:g} s"
         return message
@@ -202,7 +202,7 @@ def write_code(folder: Path, files: Mapping[str, str]) -> Path:
 
 @contextmanager
 def box(folder: Path, image: str, **changes: Any) -> Iterator[Box]:
-    """A warm container of `image` whose runner has said hello; removed at the end."""
+    """Yield a warm container of `image` whose runner has sent hello. It is removed at the end."""
     settings = Settings(data_dir=folder / "data", pull_images=False, learn_imports=changes.pop("learn_imports", True))
     confinement = Confinement(changes.pop("memory_mb", 256), changes.pop("cpus", 2.0), "none")
     engine = Engine(settings)

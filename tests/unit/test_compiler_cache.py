@@ -1,4 +1,4 @@
-"""What the compiler cache understands of a command line, a list of headers, the mounts; and its store."""
+"""How the compiler cache reads a command line, a list of headers and the mounts; and its store."""
 
 from __future__ import annotations
 
@@ -109,14 +109,14 @@ def test_folders_that_are_searched_are_known() -> None:
 
 
 def test_listing_names_the_same_inputs_and_writes_nothing() -> None:
-    """Where the command writes a list of its own, another command that only preprocesses gives the whole list."""
+    """If the command writes a list of its own, a second command that only preprocesses writes the whole list."""
     command = parse(["-MMD", "-MF", "d", "-O2", "-Ia", "-c", "m.c", "-o", "m.o"])
     assert command is not None
     assert command.listing == ["-O2", "-I", "a", "m.c", "-E", "-o", "/dev/null"]
 
 
 def test_lists_of_headers_are_read() -> None:
-    """Spaces, dollars and continued lines of make's syntax become plain paths; one list per source is needed."""
+    """Spaces, dollars and continued lines of make's syntax become plain paths. There must be one list per source."""
     text = "a.o: /usr/include/stdio.h \\\n inc\\ a/a$$b.h\nb.o: x.h\n"
     assert headers(text, 2) == ["/usr/include/stdio.h", "inc a/a$b.h", "x.h"]
     with pytest.raises(UnclearError):
@@ -124,7 +124,7 @@ def test_lists_of_headers_are_read() -> None:
 
 
 def test_only_a_read_only_root_is_fixed() -> None:
-    """A path is fixed where the root is mounted read-only and no other mount lies above the path."""
+    """A path is fixed if the root is mounted read-only and no other mount is above the path."""
     root = Root(MOUNTS.format("ro,relatime"))
     assert root.holds("/usr/include/stdio.h")
     assert not root.holds("/work space/main.cpp")
@@ -143,7 +143,7 @@ def test_only_a_read_only_root_is_fixed() -> None:
     ],
 )
 def test_doubtful_sources_are_not_kept(tmp_path: Path, text: str) -> None:
-    """A source whose result depends on the clock, or on a file that nobody lists, is not kept."""
+    """A source whose result depends on the clock, or on a file that no list has, is not kept."""
     source = tmp_path / "main.cpp"
     source.write_text(text)
     command = parse([str(source)])
@@ -172,13 +172,13 @@ def test_state_follows_files_and_names_that_might_be_found(tmp_path: Path) -> No
 
 
 def test_a_pipe_is_no_input(tmp_path: Path) -> None:
-    """What is no regular file is not read, as that could wait for ever."""
+    """Only regular files are read: reading another file could wait forever."""
     with pytest.raises(UnclearError):
         digest("k", (("file", "/dev/null", ()),))
 
 
 def test_store_gives_back_what_is_whole(tmp_path: Path) -> None:
-    """A value comes back equal; a damaged or shortened file counts as absent."""
+    """A stored value is returned equal. A damaged or shortened file counts as absent."""
     tmp_path.chmod(0o700)
     store = Store(str(tmp_path))
     assert store.usable()
@@ -194,7 +194,7 @@ def test_store_gives_back_what_is_whole(tmp_path: Path) -> None:
 
 
 def test_store_of_others_is_not_used(tmp_path: Path) -> None:
-    """A folder that others may write to, or that is missing, is no cache."""
+    """A folder that others may write to, or that is missing, is not used."""
     tmp_path.chmod(0o770)
     assert not Store(str(tmp_path)).usable()
     assert not Store(str(tmp_path / "missing")).usable()

@@ -1,14 +1,17 @@
-"""The programs of a warm container, as far as they are plain decisions: what a word in a source means, and what may be held."""
+"""Decisions of the programs in a warm container: what a word in a source means, what may be held, what may be learned."""
 
 from __future__ import annotations
 
 import ast
 import itertools
+import marshal
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -20,7 +23,7 @@ PROGRAMS = sorted(path for path in INSIDE.rglob("*.py"))
 
 @pytest.fixture
 def inside() -> Iterator[None]:
-    """The programs can be imported, as in a container, and are gone afterwards."""
+    """Makes the programs importable, as in a container, and removes them afterwards."""
     sys.path.insert(0, str(INSIDE))
     before = set(sys.modules)
     yield
@@ -30,7 +33,7 @@ def inside() -> Iterator[None]:
 
 
 def module(name: str) -> ModuleType:
-    """One of the runner's modules."""
+    """Import one of the runner's modules."""
     return __import__(f"nanogrid_warm.{name}", fromlist=["x"])
 
 
@@ -42,7 +45,7 @@ def test_every_program_is_valid_for_the_oldest_python(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
 def test_no_program_imports_nanogrid(path: Path) -> None:
-    """In the container there is no NanoGrid."""
+    """There is no NanoGrid in the container."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert (node.module or "").partition(".")[0] != "nanogrid"
@@ -51,7 +54,7 @@ def test_no_program_imports_nanogrid(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "curious", "ctypes"),
+    ("source", "introspects", "uses_ctypes"),
     [
         ("print('hello')", False, False),
         ("import math; math.gcd(1, 2)", False, False),
@@ -68,22 +71,22 @@ def test_no_program_imports_nanogrid(path: Path) -> None:
     ],
 )
 def test_words_in_a_source_decide_how_it_runs(
-    source: str, curious: bool, ctypes: bool, tmp_path: Path, inside: None
+    source: str, introspects: bool, uses_ctypes: bool, tmp_path: Path, inside: None
 ) -> None:
-    """Whole words count, wherever they stand; parts of words do not."""
+    """Whole words count, wherever they are. Parts of words do not."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.py").write_text(source)
-    scan = module("source").Scan()
+    scan = module("source_scan").SourceScan()
     scan.folder(bytes(tmp_path))
-    assert (scan.curious, scan.ctypes) == (curious, ctypes)
+    assert (scan.introspects, scan.uses_ctypes) == (introspects, uses_ctypes)
 
 
 def test_what_is_no_python_source_is_not_scanned(tmp_path: Path, inside: None) -> None:
     """Data may hold any word."""
     (tmp_path / "data.txt").write_text("import gc /proc")
-    scan = module("source").Scan()
+    scan = module("source_scan").SourceScan()
     scan.folder(bytes(tmp_path))
-    assert not scan.curious
+    assert not scan.introspects
 
 
 OWN = {"PATH": "/bin", "LC_ALL": "x/y", "PYTHONSTARTUP": "/image/start"}
@@ -120,10 +123,10 @@ OWN = {"PATH": "/bin", "LC_ALL": "x/y", "PYTHONSTARTUP": "/image/start"}
 def test_no_variable_lets_the_first_process_load_what_a_run_has_chosen(
     changes: dict[str, str], held: dict[str, str] | None, inside: None
 ) -> None:
-    """It is started with the container's own special variables, and with those of few names and values of a run's."""
-    begin = module("begin")
-    expected = None if held is None else {**begin.special(OWN), **held}
-    assert begin.held_as({**OWN, **changes}, OWN) == expected
+    """It starts with the container's own startup variables, and with those that a run may choose, by few names and values."""
+    reexec = module("reexec")
+    expected = None if held is None else {**reexec.startup_variables(OWN), **held}
+    assert reexec.startup_variables_for({**OWN, **changes}, OWN) == expected
 
 
 @pytest.mark.parametrize(
@@ -151,15 +154,15 @@ def test_an_image_cannot_have_the_first_process_look_where_runs_write(
     name: str, value: str, safe: bool, inside: None
 ) -> None:
     """Variables of the image that lead to such places are left out, and then every run gets a new interpreter."""
-    assert module("begin").safe_special({"PATH": "/bin", name: value}) == ({name: value} if safe else {})
+    assert module("reexec").safe_startup_variables({"PATH": "/bin", name: value}) == ({name: value} if safe else {})
 
 
 def test_only_what_is_fixed_at_the_start_is_special(inside: None) -> None:
     """A function's own variables, and our own path of packages, need no other interpreter."""
-    begin = module("begin")
-    packages = module("places").PACKAGES
-    assert begin.special({"A": "1", "LANG": "C", "LANGUAGE": "de", "PYTHONPATH": packages}) == {"LANG": "C"}
-    assert begin.special({"PYTHONPATH": "/other"}) == {"PYTHONPATH": "/other"}
+    reexec = module("reexec")
+    packages = module("paths").PACKAGES
+    assert reexec.startup_variables({"A": "1", "LANG": "C", "LANGUAGE": "de", "PYTHONPATH": packages}) == {"LANG": "C"}
+    assert reexec.startup_variables({"PYTHONPATH": "/other"}) == {"PYTHONPATH": "/other"}
 
 
 @pytest.mark.parametrize(
@@ -175,48 +178,48 @@ def test_only_what_is_fixed_at_the_start_is_special(inside: None) -> None:
     ],
 )
 def test_only_sources_of_the_function_are_compiled(path: str, own: bool, inside: None) -> None:
-    """What a run names is compiled only where it lies in its own folder."""
-    assert module("lesson").is_own(path) is own
+    """A path that a run names is compiled only if it is in the run's own folder."""
+    assert module("import_report").is_own_source(path) is own
 
 
 @pytest.mark.parametrize("name", ["os; x", "", "a..b", "json.__main__", "x" * 300, "1a"])
 def test_what_is_no_module_name_is_not_learned(name: str, inside: None) -> None:
-    """A lesson comes from the function."""
-    assert not module("lesson")._is_name(name)
+    """An import report comes from the function."""
+    assert not module("import_report")._is_name(name)
 
 
 def test_the_standard_library_is_told_from_everything_else(inside: None) -> None:
     """The first process imports nothing else."""
-    lesson = module("lesson")
-    assert lesson.is_standard("json.decoder")
-    assert lesson.is_standard("_socket")
-    assert not lesson.is_standard("pytest")
-    assert not lesson.is_standard("no_such_module")
+    report = module("import_report")
+    assert report.is_standard("json.decoder")
+    assert report.is_standard("_socket")
+    assert not report.is_standard("pytest")
+    assert not report.is_standard("no_such_module")
 
 
 def test_pages_are_told_that_a_process_has_for_itself(inside: None) -> None:
-    """The process's own memory is found, and taking it changes nothing; spans do not overlap, and have gaps between them."""
+    """The process's own memory is found, and populating it changes nothing. The spans do not overlap, and have gaps between them."""
     memory, kernel = module("memory"), module("kernel")
-    regions = memory.regions()
-    runs = memory.written(regions)
+    regions = memory.writable_regions()
+    runs = memory.unshared_pages(regions)
     assert runs
     assert all(size > 0 and address % memory.PAGE == 0 for address, size in runs)
     assert all(any(start <= address < end for start, end in regions) for address, _ in runs)
     assert all(sum(one) < other[0] for one, other in itertools.pairwise(runs))
-    kernel.populate([kernel.populating(*run) for run in runs[:10]])
+    kernel.populate([kernel.populate_arguments(*run) for run in runs[:10]])
 
 
 def test_a_lesson_names_what_is_really_there(inside: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run can write any words into its lesson; only names of modules of the image, the layer and the code go on from it."""
-    lesson, places = module("lesson"), module("places")
+    """A run can write any words into its report. Only names of modules in the image, the layer and the code are passed on."""
+    report, paths = module("import_report"), module("paths")
     for file in ("code/own.py", "packages/layer/part.py", "packages/fast.cpython-39.so", "packages/space/deep/x.py"):
         path = tmp_path / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     for folder in ("code", "packages"):
         (tmp_path / folder / "round").symlink_to(".")
-    monkeypatch.setattr(places, "CODE", str(tmp_path / "code"))
-    monkeypatch.setattr(lesson, "PACKAGES", f"{tmp_path}/packages/")
+    monkeypatch.setattr(paths, "CODE", str(tmp_path / "code"))
+    monkeypatch.setattr(report, "PACKAGES", f"{tmp_path}/packages/")
     known = [
         "o /workspace/own.py",
         "s json.decoder",
@@ -259,13 +262,12 @@ def test_a_lesson_names_what_is_really_there(inside: None, tmp_path: Path, monke
         "s site",
         "secret",
     ]
-    assert [line for line in known if not lesson._is_known(*line.partition(" ")[::2])] == []
-    assert [line for line in made_up if lesson._is_known(*line.partition(" ")[::2])] == []
+    assert [line for line in known if not report._is_valid(*line.partition(" ")[::2])] == []
+    assert [line for line in made_up if report._is_valid(*line.partition(" ")[::2])] == []
 
 
 def test_what_packages_have_read_decides_who_may_have_them(inside: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that differs matters where it was asked for; where all were looked at, every one but our own does."""
-    import os
+    """A variable that differs matters if it was read. If all were read, every variable but our own matters."""
 
     monkeypatch.setenv("MODE", "own")
     for look, missed, met in (
@@ -275,18 +277,17 @@ def test_what_packages_have_read_decides_who_may_have_them(inside: None, monkeyp
         (lambda: dict(os.environ), ["NANOGRID_X"], ["MODE"]),
         (lambda: os.environ.copy(), ["NANOGRID_X"], ["NEW"]),
     ):
-        reads = module("packages").Reads()
-        reads.begin()
+        reads = module("packages").EnvironmentReads()
+        reads.start()
         look()
-        reads.end()
+        reads.stop()
         os.environ.get("OTHER")
-        assert all(reads.miss([name]) for name in missed)
-        assert not any(reads.miss([name]) for name in met)
+        assert all(reads.include_none_of([name]) for name in missed)
+        assert not any(reads.include_none_of([name]) for name in met)
 
 
 def test_packets_carry_descriptors_both_ways(inside: None) -> None:
-    """What is sent arrives, with descriptors that are new; the end of the connection is an empty packet."""
-    import os
+    """What is sent arrives, with new descriptors. The end of the connection is an empty packet."""
 
     channel = module("channel")
     here, there = channel.pair()
@@ -306,19 +307,18 @@ def test_packets_carry_descriptors_both_ways(inside: None) -> None:
 
 
 def test_words_are_heard_without_what_is_beside_them(inside: None) -> None:
-    """Descriptors that come with a word to the first process are closed before it could have them."""
-    import os
+    """Descriptors that come with a word to the first process are closed before it receives them."""
 
     channel = module("channel")
     here, there = channel.pair()
     reader, writer = os.pipe()
     assert channel.send(here, b"ready", [writer])
     os.close(writer)
-    assert channel.hear(there) == b"ready"
+    assert channel.receive_bytes(there) == b"ready"
     assert os.read(reader, 1) == b""
     os.close(reader)
     here.close()
-    assert channel.hear(there) == b""
+    assert channel.receive_bytes(there) == b""
     there.close()
 
 
@@ -329,9 +329,57 @@ def test_the_corpus_holds_hundreds_of_programs_with_names_of_their_own() -> None
     assert len(names) > 400
 
 
+STATE: dict[str, Any] = {
+    "command": ["python", "main.py"],
+    "environment": {"PATH": "/bin", "LANG": "C"},
+    "faithful": True,
+    "first_command": ["python", "main.py"],
+    "gid": 1,
+    "host_descriptor": 3,
+    "learn_imports": True,
+    "own_network": True,
+    "own_sources": ["/workspace/a.py"],
+    "reexecs": 2,
+    "rehearsed": False,
+    "scan": (True, False),
+    "standard_modules": ["json"],
+    "startup_variables": {"LANG": "C"},
+    "stream_types": (1, 2, 3),
+    "uid": 1,
+}
+
+
+def test_the_state_survives_an_exec(inside: None) -> None:
+    """Every field comes back from the memory file, after the modules, in the order in which the held interpreter reads them."""
+    reexec = module("reexec")
+    with os.fdopen(reexec._write_memory_file(reexec.State(**STATE)), "rb") as file:
+        programs, fields = marshal.load(file), marshal.load(file)
+    assert {"nanogrid_warm", "nanogrid_warm.serve", "nanogrid_warm.spare"} <= set(programs)
+    assert vars(reexec.State(**fields)) == STATE
+
+
+@pytest.mark.parametrize("field", STATE)
+def test_a_state_without_a_field_is_refused(field: str, inside: None) -> None:
+    """A field that is missing on one side of the exec is an error, and so is an unknown one."""
+    reexec = module("reexec")
+    fields = {name: value for name, value in STATE.items() if name != field}
+    with pytest.raises(TypeError, match=field):
+        reexec.State(**fields)
+    with pytest.raises(TypeError, match="other"):
+        reexec.State(**STATE, other=1)
+
+
+def test_nothing_learned_survives_a_change_of_the_code(inside: None) -> None:
+    """The state for other code is that of a new container, except for what never changes."""
+    reexec = module("reexec")
+    changed = reexec.State(**{**STATE, "command": ["python", "other.py"]}).for_new_code()
+    initial = reexec.initial_fields(["python", "main.py"], STATE["environment"])
+    assert vars(changed) == {**STATE, **initial, "reexecs": 1, "rehearsed": True}
+
+
 @pytest.mark.parametrize("state", ["nonsense", "1000000"])
 def test_an_interpreter_that_cannot_be_held_says_why(state: str) -> None:
-    """It ends, because it is root and would run the function's script; and no end of ours is silent."""
+    """It ends, because it is root and would run the function's script. It reports the reason on stderr."""
     environment = {"PYTHONPATH": str(INSIDE / "boot"), "NANOGRID_RUNNER": state}
     ended = subprocess.run([sys.executable, "-c", "print('ran')"], env=environment, capture_output=True, check=False)
     assert (ended.returncode, ended.stdout) == (70, b"")
@@ -339,16 +387,16 @@ def test_an_interpreter_that_cannot_be_held_says_why(state: str) -> None:
 
 
 def test_a_run_whose_process_fails_says_why(inside: None) -> None:
-    """Whatever goes wrong between the request and the function's first line is in the run's stderr."""
+    """An error between the request and the function's first line is on the run's stderr."""
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from nanogrid_warm import serve, spare\n"
         "def fail(*_): raise ValueError('no such luck')\n"
-        "spare.live = fail\n"
-        "class Meeting:\n    class there:\n        fileno = staticmethod(lambda: -1)\n"
+        "spare.run_spare = fail\n"
+        "class Connections:\n    class spare_end:\n        fileno = staticmethod(lambda: -1)\n"
         "server = serve.Server.__new__(serve.Server)\n"
         "server.rehearsed, server.held = True, None\n"
-        "server._be_child(Meeting)\n"
+        "server._be_child(Connections)\n"
     )
     ended = subprocess.run([sys.executable, "-c", program, str(INSIDE)], capture_output=True, check=False)
     assert (ended.returncode, ended.stdout) == (70, b"")
@@ -356,7 +404,7 @@ def test_a_run_whose_process_fails_says_why(inside: None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "quiet"),
+    ("source", "declarative"),
     [
         ("import os, sys as s\nfrom json import *\nfrom csv import reader as r", True),
         ("A = -1\nB = {'a': [1, (2, A)], **{}}\nC = A * 60 + 1\nD = 'x' + 'y'", True),
@@ -399,6 +447,6 @@ def test_a_run_whose_process_fails_says_why(inside: None) -> None:
         ("__path__ = ['other']", False),
     ],
 )
-def test_a_beginning_is_nothing_but_imports_and_definitions(source: str, quiet: bool, inside: None) -> None:
-    """Whatever could change what a package finds, or tell what it has done, ends it."""
-    assert module("beginning").is_quiet(compile(source, "x", "exec")) is quiet
+def test_a_beginning_is_nothing_but_imports_and_definitions(source: str, declarative: bool, inside: None) -> None:
+    """Anything that could change what a package finds, or notice what a package has done, ends the prologue."""
+    assert module("prologue").is_declarative(compile(source, "x", "exec")) is declarative

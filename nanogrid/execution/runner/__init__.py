@@ -1,5 +1,5 @@
 """The runner: the first process of a warm container, and how its programs get there.
 
-Read `inside/__main__.py` for how an interpreter is held, `inside/nanogrid_warm/serve.py` for what it does, and `programs` for
-the host's part. The rule: `inside` knows nothing of NanoGrid but the protocol that `nanogrid.execution.container.link` speaks too.
+`inside/nanogrid_warm/serve.py` begins with a picture of the life of runner, spare and run. `inside/__main__.py` starts it, and `programs`
+is the host's part. The rule: `inside` imports nothing of NanoGrid. It shares only the protocol with `nanogrid.execution.container.link`.
 """

@@ -1,12 +1,11 @@
-"""Runs inside the container, as `python /nanogrid/runner/call_handler.py module.function`: calls a handler with the payload.
+"""Calls a handler with the payload. Runs inside the container, as `python /nanogrid/runner/call_handler.py module.function`.
 
-The handler finds what AWS Lambda's own runtime (`awslambdaric`) gives it: the context, the root logger's handler, output that waits
-in no buffer, and a serializer that knows decimals, named tuples and bytes. What it returns is the result's `value`. The
-rules: an error of the handler looks as it would without this file; what Lambda refuses is refused. Imports nothing of NanoGrid
-and works from Python 3.9 on.
+The handler finds what AWS Lambda's own runtime (`awslambdaric`) provides: the context, the root logger's handler, unbuffered output, and a
+serializer that knows decimals, named tuples and bytes. What it returns is the result's `value`. The rules: a handler's error looks as
+it would without this file, and what Lambda refuses is refused. Imports nothing of NanoGrid and runs on Python 3.9 and newer.
 """
 
-# No `from __future__ import ...`: it is an import too, and would be made before the next but one statement.
+# No `from __future__ import ...`: it is an import too, and would run before `sys.path` is set.
 import os
 import sys
 
@@ -17,7 +16,7 @@ import logging  # noqa: E402
 import time  # noqa: E402
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
     from collections.abc import Iterable
     from typing import Any
 
@@ -27,7 +26,7 @@ NOT_AWAITED = " (Lambda does not await handlers either: call asyncio.run in one 
 
 
 class CognitoIdentity:
-    """Who called, where an app did. Nobody, here."""
+    """The app that called, always empty."""
 
     cognito_identity_id = None
     cognito_identity_pool_id = None
@@ -37,7 +36,7 @@ class CognitoIdentity:
 
 
 class LambdaContext:
-    """What a handler may know of its run."""
+    """What a handler can read about its run."""
 
     client_context = None
     tenant_id = None
@@ -59,11 +58,11 @@ class LambdaContext:
         self._deadline = deadline
 
     def get_remaining_time_in_millis(self) -> int:
-        """Milliseconds until the run is ended from outside."""
+        """Return the milliseconds until the run is ended from outside."""
         return max(0, int((self._deadline - time.monotonic()) * 1000))
 
     def w3c(self) -> dict[str, str]:
-        """The trace context that the caller sent: none."""
+        """Return the trace context that the caller sent: always empty."""
         return {}
 
     def log(self, message: object) -> None:
@@ -79,7 +78,7 @@ class LambdaContext:
 
 
 class Unbuffered:
-    """A stream that is flushed after each writing: what a handler said is there however it ends."""
+    """A stream that is flushed after each write, so that output is complete however the handler ends."""
 
     def __init__(self, stream: "Any") -> None:
         self.stream = stream
@@ -105,28 +104,28 @@ class Unbuffered:
 
 
 class LambdaLoggerHandler(logging.Handler):
-    """The root logger's handler: whole lines to stdout."""
+    """The root logger's handler: writes whole lines to stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record, as the formatter has it, line end included."""
+        """Write one record as the formatter returns it, including the line end."""
         sys.stdout.write(self.format(record))
 
 
 class LambdaLoggerFilter(logging.Filter):
-    """Lets nothing be lost; gives each record the names that formats may use."""
+    """Passes every record, and adds the attributes that formats may use."""
 
     request_id = ""
-    """None while the function's modules are imported."""
+    """Empty while the function's modules are imported."""
 
     def filter(self, record: "Any") -> bool:
-        """Name the request."""
+        """Add the request's attributes."""
         record.aws_request_id = self.request_id
         record.tenant_id = None
         return True
 
 
 def set_up_output() -> None:
-    """Streams and the root logger as Lambda's runtime sets them, by the variables by which a function chooses there."""
+    """Set up streams and the root logger as Lambda's runtime does, by the same variables."""
     sys.stdout, sys.stderr = Unbuffered(sys.stdout), Unbuffered(sys.stderr)
     logging.Formatter.converter = time.gmtime
     handler = LambdaLoggerHandler()
@@ -142,7 +141,7 @@ def set_up_output() -> None:
 
 
 def take_back_streams() -> None:
-    """Let Python find its own streams at its end, where the function has not put others in place."""
+    """Restore Python's own streams for its end, unless the function has replaced them."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if type(stream) is Unbuffered:
@@ -150,7 +149,7 @@ def take_back_streams() -> None:
 
 
 def json_formatter() -> logging.Formatter:
-    """The formatter in the file beside this one, which is read only where it is asked for."""
+    """Return the formatter from `json_logs.py`, which is read only if a function chooses it."""
     path = os.path.dirname(os.path.abspath(__file__)) + "/json_logs.py"  # noqa: PTH100, PTH120
     names: dict[str, Any] = {"__name__": "json_logs"}
     with open(path, encoding="utf-8") as file:  # noqa: PTH123
@@ -160,9 +159,9 @@ def json_formatter() -> logging.Formatter:
 
 
 def encode(value: "Any") -> str:
-    """JSON as Lambda's serializer writes it. Raises TypeError or ValueError where it refuses; NaN it writes as such.
+    """Return JSON as Lambda's serializer writes it, with NaN as `NaN`. Raises TypeError or ValueError for values that it refuses.
 
-    Decimals keep their digits, named tuples become objects, bytes are text.
+    Decimals keep their digits, named tuples become objects, bytes become text.
     """
     if type(value) in SCALARS or isinstance(value, (str, int, float)):
         return json.dumps(value)
@@ -189,7 +188,7 @@ def encode(value: "Any") -> str:
 
 
 def key_of(key: "Any") -> str:
-    """An object's key."""
+    """Return an object's key as JSON."""
     if isinstance(key, bytes):
         key = str(key, "utf-8")
     if isinstance(key, str):
@@ -200,7 +199,7 @@ def key_of(key: "Any") -> str:
 
 
 def main(name: str) -> int:
-    """Import the handler, call it, and write what it returns. The exit code."""
+    """Import the handler, call it, and write what it returns. Returns the exit code."""
     started = time.monotonic()
     context = LambdaContext(started, started + int(os.environ["NANOGRID_TIMEOUT_MS"]) / 1000)
     set_up_output()
@@ -213,21 +212,21 @@ def main(name: str) -> int:
     except SystemExit as exit_:
         if exit_.code:
             raise
-        return complain(f"the handler {name} ended the process in place of returning")
-    except Exception as error:  # noqa: BLE001  # whatever a handler raises is its own
+        return complain(f"the handler {name} ended the process instead of returning")
+    except Exception as error:  # noqa: BLE001  # a handler can raise anything
         return show(error)
     try:
         answer = value if isinstance(value, bytes) else encode(value).encode()
     except (TypeError, ValueError, RecursionError) as error:
         hint = NOT_AWAITED if type(value).__name__ == "coroutine" else ""
-        return complain(f"what the handler {name} returned is no JSON: {error}{hint}")
+        return complain(f"the handler {name} returned a value that is not JSON: {error}{hint}")
     with open(os.environ["NANOGRID_RESULT"], "wb") as file:  # noqa: PTH123
         file.write(answer)
     return 0
 
 
 def find(name: str) -> "Any":
-    """The handler `module.function`; the module may be named with slashes, as for AWS Lambda."""
+    """Return the handler `module.function`. The module may be written with slashes, as for AWS Lambda."""
     module, _, function = name.rpartition(".")
     module = module.replace("/", ".")
     top = module.partition(".")[0]
@@ -241,12 +240,12 @@ def find(name: str) -> "Any":
         raise SystemExit(show(error)) from None
     handler = getattr(sys.modules[module], function, None)
     if not callable(handler):
-        fail(f"the handler {name} names no function: {module} has no {function} that can be called")
+        fail(f"the handler {name} does not exist: {module} has no callable {function}")
     return handler
 
 
 def show(error: Exception) -> int:
-    """Print a traceback from the function's first own line on; the exit code."""
+    """Print a traceback from the function's first own line on. Returns the exit code."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
@@ -256,13 +255,13 @@ def show(error: Exception) -> int:
 
 
 def complain(sentence: str) -> int:
-    """Say what is wrong with the function; the exit code."""
+    """Write what is wrong with the function to stderr. Returns the exit code."""
     sys.stderr.write(f"nanogrid: {sentence}\n")
     return 1
 
 
 def fail(sentence: str) -> None:
-    """Say what is wrong with the function, and end."""
+    """Write what is wrong with the function to stderr, and exit."""
     raise SystemExit(complain(sentence))
 
 

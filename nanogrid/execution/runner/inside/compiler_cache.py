@@ -1,12 +1,12 @@
-"""A compiler cache in front of gcc: what was compiled once in this container is taken from memory the next time.
+"""A compiler cache in front of gcc: a compile that has run in this container before is answered from memory.
 
-The rule: the real compiler runs, with the very arguments and environment that the caller gave, unless everything that it
-would read is known to be as it was. Only successes are kept, with what they wrote, warnings included. The cache belongs to
-the function's user in a container that serves one code hash. Called by `bin/`, whose files bear the compilers' names.
-Python >= 3.9, no slow imports: the start of the interpreter is most of what a hit costs.
+The rule: the real compiler runs, with the caller's exact arguments and environment, unless everything that it would read is known to be
+unchanged. Only successes are kept, with their output, including warnings. The cache belongs to the function's user in a container
+that serves one code hash. The files in `bin/`, which have the compilers' names, call it.
+Python >= 3.9, no slow imports: the start of the interpreter is most of the cost of a hit.
 """
 
-# pathlib and contextlib take longer to import than the whole of a hit may take.
+# pathlib and contextlib take longer to import than a whole hit may take.
 # ruff: noqa: PTH108, PTH109, PTH112, PTH116, PTH118, PTH123, SIM105
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _KEYED = (
     "LC_",
     "LD_",
 )
-# The clock that stamps files; it ticks coarsely, and `time` has no name for it.
+# The clock that stamps files. It ticks coarsely, and `time` has no name for it.
 _CLOCK_REALTIME_COARSE = 5
 _TROUBLE = (
     OSError,
@@ -74,7 +74,7 @@ _TROUBLE = (
 
 
 def main() -> None:
-    """Run the compiler named by the arguments, or do what it did when it was asked the same before.
+    """Run the compiler that the arguments name, or repeat what it did for the same call before.
 
     `sys.argv`: "-c", the caller's LC_CTYPE ("=" and its value; empty: not set), the compiler's name, its arguments.
     """
@@ -93,7 +93,7 @@ def main() -> None:
         done = False
     if not done:
         call.run_real()
-    os._exit(0)  # nothing is open or buffered, and it is quicker
+    os._exit(0)  # nothing is open or buffered, and this is faster
 
 
 class Call:
@@ -111,7 +111,7 @@ class Call:
         if not self._real:
             os.write(2, os.fsencode(f"{self._name}: command not found\n"))
             os._exit(127)
-        # The interpreter ignores these, and what is ignored stays so in the next program.
+        # The interpreter ignores these signals, and the next program would inherit that.
         _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
         _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
         try:
@@ -121,7 +121,7 @@ class Call:
             os._exit(126)
 
     def answer(self) -> bool:
-        """Give the kept output, or compile and keep. False: nothing was done, and the real compiler must do it."""
+        """Repeat the kept output, or compile and keep it. Returns False if nothing was done and the real compiler must run."""
         command = parse(self._arguments)
         if command is None or not self._real or not self._environment_is_plain() or not self._store.usable():
             return False
@@ -136,7 +136,7 @@ class Call:
         return not os.isatty(2) and not any(name in self._environment for name in _REFUSED)
 
     def _tools_are_fixed(self, root: Root) -> bool:
-        """Whether compiler, assembler and linker are the image's own; gcc finds the last two by PATH."""
+        """Return whether compiler, assembler and linker are the image's own. gcc finds the last two by PATH."""
         path = self._environment.get("PATH", "")
         tools = [self._real, _find("as", path), _find("ld", path)]
         libraries = [folder for folder in self._environment.get("LIBRARY_PATH", "").split(":") if folder]
@@ -174,7 +174,7 @@ class Call:
         environment = self._environment if command.listing else lists.environment(self._environment)
         started_ns = clock_gettime_ns(_CLOCK_REALTIME_COARSE)
         status, warnings = compiler_run.compile_once(self._real, [self._name, *self._arguments], environment)
-        # The compile is done, well or not: from here on nothing may lead to another one.
+        # The compile is done, successful or not: from here on nothing may start another one.
         try:
             if status == 0 and warnings is not None:
                 if command.listing:
@@ -190,14 +190,14 @@ class Call:
     def _keep(self, key: str, command: Command, facts: tuple[Fact, ...], warnings: bytes, started_ns: int) -> None:
         outputs = [(read_regular(path), bool(os.stat(path).st_mode & 0o100)) for path in command.outputs]
         state = digest(key, facts)
-        # In this order: whatever changed before it was looked at shows here.
+        # After the digest: any change of a file before it shows in the file's times.
         if changed_at_ns(facts) < started_ns:
             self._store.put(state, (warnings, outputs))
             self._store.put(key, facts)
 
 
 def _import_slow_parts() -> ModuleType:
-    """What only a miss needs. Of python's own modules the image has compiled copies: they need none in the cache."""
+    """Import what only a miss needs. The image has compiled copies of Python's own modules, so they need none in the cache."""
     own, sys.pycache_prefix = sys.pycache_prefix, None
     import re  # noqa: F401  # for the next import
 
@@ -208,7 +208,7 @@ def _import_slow_parts() -> ModuleType:
 
 
 def _find(name: str, path: str) -> str:
-    """The file that a shell would run for a name; empty where there is none."""
+    """Return the file that a shell would run for a name; empty if there is none."""
     for folder in path.split(":"):
         file = os.path.join(folder or ".", name)
         if os.access(file, os.X_OK) and not os.path.isdir(file):
@@ -217,7 +217,7 @@ def _find(name: str, path: str) -> str:
 
 
 def _replaceable(path: str) -> bool:
-    """Whether writing an output needs no more thought than creating it, or replacing a file of this user."""
+    """Return whether an output can simply be created, or replaces a file of this user."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -226,7 +226,7 @@ def _replaceable(path: str) -> bool:
 
 
 def _write(path: str, content: bytes, *, executable: bool, replace: bool) -> None:
-    """Write an output as the compiler does: binaries anew, texts over what is there."""
+    """Write an output as the compiler does: binaries replace the file, texts overwrite it."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if replace else os.O_TRUNC)
     if replace:
         try:

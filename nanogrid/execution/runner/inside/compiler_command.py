@@ -162,7 +162,7 @@ _LINKER_FLAGS = frozenset(
 _LINKER_VALUES = ("--hash-style=", "--build-id=", "--exclude-libs=", "-soname=", "--soname=")
 _LINKER_FOLDERS = ("-rpath", "--rpath", "-rpath-link", "--rpath-link")
 
-# Options with a value, joined to them or as the next argument; longest first, as one can begin like another.
+# Options with a value, joined to them or as the next argument. Longest first, because one can begin like another.
 _VALUED = ("-idirafter", "-isystem", "-iquote", "-MF", "-MT", "-MQ", "-D", "-I", "-L", "-U", "-l", "-o", "-u", "-z")
 _NEXT_VALUED = ("-include", "-imacros", "--param")
 _INCLUDE = ("-idirafter", "-isystem", "-iquote", "-I")
@@ -177,9 +177,9 @@ class Command:
         self.include_folders: list[str] = []
         self.library_folders: list[str] = []
         self.outputs: list[str] = []
-        # The outputs that the assembler or the linker writes: they replace a file, where the compiler writes over it.
+        # The outputs of the assembler or the linker: they replace a file, while the compiler overwrites it.
         self.binaries: list[str] = []
-        # Arguments that list the same inputs and compile nothing. Only where the command itself asks for a list.
+        # Arguments that list the same inputs and compile nothing. Set only if the command itself asks for a list.
         self.listing: list[str] = []
 
 
@@ -188,7 +188,7 @@ class _RefusedError(Exception):
 
 
 def parse(arguments: list[str]) -> Command | None:
-    """Understand the arguments after the compiler's name. None: not understood, or nothing worth to be kept."""
+    """Parse the arguments after the compiler's name. Returns None if they are not understood, or nothing is worth keeping."""
     reader = _Reader()
     try:
         rest = iter(arguments)
@@ -209,7 +209,7 @@ def _value(argument: str, option: str, rest: Iterator[str]) -> str:
 
 
 class _Reader:
-    """Takes arguments one by one."""
+    """Reads arguments one by one."""
 
     def __init__(self) -> None:
         self._found = Command()
@@ -220,7 +220,7 @@ class _Reader:
         self._listing: list[str] = []
 
     def take(self, argument: str, rest: Iterator[str]) -> None:
-        """Understand one argument; `rest` gives those after it."""
+        """Read one argument. `rest` yields the arguments after it."""
         if not argument.startswith("-"):
             self._input(argument)
         elif argument in _STAGES:
@@ -269,7 +269,7 @@ class _Reader:
             self._searched(option, value)
 
     def _searched(self, option: str, value: str) -> None:
-        # "=" and "$SYSROOT" stand for a root that this parser does not know; "-l:" names any file; "-I-" is history.
+        # "=" and "$SYSROOT" stand for a root that this parser does not know; "-l:" names any file; "-I-" is obsolete.
         if value.startswith(("=", "$SYSROOT", ":")) or (option in _INCLUDE and value == "-"):
             raise _RefusedError
         if option in _INCLUDE:
@@ -278,7 +278,7 @@ class _Reader:
             self._found.library_folders.append(value)
 
     def command(self) -> Command:
-        """The whole command."""
+        """Return the whole command."""
         found = self._found
         stage = self._stages[0] if self._stages else ""
         if len(self._stages) > 1 or len(self._named) > 1 or not (found.sources or (found.objects and not stage)):
@@ -313,7 +313,7 @@ class _Reader:
             raise _RefusedError
         if self._dependency_file:
             return self._dependency_file
-        # Where a link names it is another matter in each version of GCC.
+        # If a link names it, versions of GCC differ.
         if stage != "-c":
             raise _RefusedError
         named = self._named[0] if self._named else ""
@@ -321,13 +321,13 @@ class _Reader:
 
 
 def _base(path: str) -> str:
-    """The name of a file without folder and without its last suffix."""
+    """Return the name of a file without its folder and its last suffix."""
     name = path.rpartition("/")[2]
     return name.rpartition(".")[0] or name
 
 
 def _is_plain(argument: str) -> bool:
-    """Whether an option stands alone, and what it does depends on nothing but itself."""
+    """Return whether an option has no value in the next argument, and its effect depends on nothing but itself."""
     if argument in _FLAGS or argument in _DEBUG or argument.startswith(("-std=", "--param=")):
         return True
     kind = argument[:2]
@@ -342,7 +342,7 @@ def _is_plain(argument: str) -> bool:
 
 
 def _linker_folders(words: list[str]) -> list[str]:
-    """The folders that the linker is told to look in by `-Wl,`. Refuses what could name any other file."""
+    """Return the folders that `-Wl,` makes the linker search. Raises for words that could name any other file."""
     folders = []
     rest = iter(words)
     for word in rest:

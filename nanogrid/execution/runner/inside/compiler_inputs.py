@@ -1,10 +1,10 @@
-"""What a compile depends on outside its command line, as short facts that can be looked at again.
+"""What a compile depends on besides its command line, as short facts that can be checked again.
 
-The rule: a file on the container's read-only root cannot change while the cache lives, as the cache lives in the same
-container; everything else is read again, whole, before an output is taken from the cache. Python >= 3.9, no slow imports.
+The rule: a file on the container's read-only root cannot change while the cache exists, because both belong to the same container.
+Everything else is read again, whole, before an output is taken from the cache. Python >= 3.9, no slow imports.
 """
 
-# pathlib and contextlib take longer to import than the whole of a hit may take.
+# pathlib and contextlib take longer to import than a whole hit may take.
 # ruff: noqa: PTH100, PTH112, PTH116, PTH118, PTH123, PTH208
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from stat import S_ISDIR, S_ISREG
 _FILES_LIMIT = 10_000
 _LIBRARY_HEADS = (b"\x7fELF", b"!<arch>\n")
 
-# A fact is (kind, path, names): ("file", f, ()) the content of f; ("names", d, n) which of the names n are in d and below;
-# ("libraries", d, ()) the content of everything in d that a linker might take.
+# A fact is (kind, path, names): ("file", f, ()) the content of f; ("names", d, n) which of the names n exist in d and below;
+# ("libraries", d, ()) the content of everything in d that a linker might read.
 Fact = tuple[str, str, tuple[str, ...]]
 
 
@@ -26,17 +26,17 @@ class UnclearError(Exception):
 
 
 class Root:
-    """Which paths are on the container's root file system. `read_only`: whether these cannot change."""
+    """The paths on the container's root file system. `read_only`: they cannot change."""
 
     def __init__(self, mountinfo: str) -> None:
         mounts = [line.split(" ") for line in mountinfo.splitlines()]
         self._others = tuple(_unescaped(fields[4]) for fields in mounts if fields[4] != "/")
-        # Mounts lie over each other: the last one of a folder is the one that counts.
+        # Mounts cover each other: the last one of a folder counts.
         options = [fields[5].split(",") for fields in mounts if fields[4] == "/"]
         self.read_only = bool(options) and "ro" in options[-1]
 
     def holds(self, path: str) -> bool:
-        """Whether a path, and what it links to, can never change."""
+        """Return whether a path, and what it links to, can never change."""
         return self._is_below(os.path.abspath(path)) and self._is_below(os.path.realpath(path))
 
     def _is_below(self, path: str) -> bool:
@@ -50,7 +50,7 @@ def _unescaped(path: str) -> str:
 
 
 def digest(key: str, facts: tuple[Fact, ...]) -> str:
-    """The state of all facts now, in hex. Raises OSError or `UnclearError` where one of them cannot be looked at."""
+    """Return the current state of all facts, in hex. Raises OSError or `UnclearError` if one of them cannot be checked."""
     state = blake2b(key.encode(), digest_size=20)
     for kind, path, names in facts:
         state.update(repr((kind, path)).encode())
@@ -59,7 +59,7 @@ def digest(key: str, facts: tuple[Fact, ...]) -> str:
 
 
 def read_regular(path: str) -> bytes:
-    """The content of a regular file; of nothing else, as reading a pipe would wait."""
+    """Return the content of a regular file. Raises for anything else: reading a pipe would wait."""
     if not S_ISREG(os.stat(path).st_mode):
         raise UnclearError
     with open(path, "rb", buffering=0) as file:
@@ -67,7 +67,7 @@ def read_regular(path: str) -> bytes:
 
 
 def changed_at_ns(facts: tuple[Fact, ...]) -> int:
-    """When the youngest of all named files changed (Unix time)."""
+    """Return when the last of all named files changed (Unix time)."""
     youngest = 0
     for kind, path, names in facts:
         for one in _paths(kind, path, names):
@@ -96,7 +96,7 @@ def _look_at_libraries(path: str, _names: tuple[str, ...]) -> bytes:
     state = blake2b(digest_size=20)
     for file in _libraries(path):
         content = read_regular(file)
-        # Anything else is a text that names further files, or a thin archive, which does so too.
+        # Anything else is a text that names further files, or a thin archive, which names files too.
         if not content.startswith(_LIBRARY_HEADS):
             raise UnclearError
         state.update(repr((file, len(content))).encode())
@@ -116,13 +116,13 @@ def _libraries(folder: str) -> list[str]:
 
 
 def _named(folder: str, names: frozenset[str]) -> list[str]:
-    """The paths below a folder all of whose parts are among the names: where an include could find something."""
+    """Return the paths below a folder all of whose parts are among the names: an include could find something there."""
     found: list[str] = []
     waiting = [folder]
     while waiting:
         here = waiting.pop()
         for name in sorted(_entries(here)):
-            # A precompiled header is taken in place of the header it stands beside.
+            # A precompiled header is used in place of the header beside it.
             if name in names or (name.endswith(".gch") and name[:-4] in names):
                 found.append(os.path.join(here, name))
                 if os.path.isdir(found[-1]):
@@ -133,7 +133,7 @@ def _named(folder: str, names: frozenset[str]) -> list[str]:
 
 
 def _entries(folder: str) -> list[str]:
-    """The names in a folder; of one that does not exist, none."""
+    """Return the names in a folder; none if it does not exist."""
     try:
         return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,10 +1,10 @@
-"""Which facts a compile that has just ended depended on, from the list of headers that the compiler wrote.
+"""The facts that a finished compile depended on, from the list of headers that the compiler wrote.
 
-The rule: where the compiler's list or the text of a source leaves a doubt, `UnclearError` is raised and nothing is kept. Only
-misses come here, so this module may import what is slow. Python >= 3.9.
+The rule: if the compiler's list or the text of a source leaves a doubt, `UnclearError` is raised and nothing is kept. Only misses come
+here, so this module may import slow modules. Python >= 3.9.
 """
 
-# pathlib and contextlib take longer to import than the whole of a hit may take.
+# pathlib and contextlib take longer to import than a whole hit may take.
 # ruff: noqa: PTH118, PTH120
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 from .compiler_command import Command
 from .compiler_inputs import Fact, Root, UnclearError, read_regular
 
-# Results that depend on more than the text: the clock, files that the assembler reads, the age of a file.
+# Texts whose result depends on more than the text: the clock, files that the assembler reads, the age of a file.
 _NOT_KEPT = re.compile(rb"__DATE__|__TIME__|__TIMESTAMP__|__has_embed|pragma\s+GCC\s+(?:dependency|pch_preprocess)")
 _ASSEMBLER = re.compile(rb"\basm\b|\b__asm\b|\b__asm__\b|\.incbin")
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*(?:include|include_next|import|embed)\b[^<"\n]*["<]([^">\n]+)', re.MULTILINE)
@@ -25,7 +25,7 @@ _HEADERS_LIMIT = 20_000
 
 
 def headers(listed: str, sources: int) -> list[str]:
-    """The files in the compiler's lists (make's syntax, one list per source, each after its target)."""
+    """Return the files in the compiler's lists (make's syntax, one list per source, each after its target)."""
     found: dict[str, None] = {}
     lines = [line for line in listed.replace("\\\n", " ").splitlines() if line]
     if len(lines) != sources:
@@ -40,7 +40,7 @@ def headers(listed: str, sources: int) -> list[str]:
 
 
 def facts(command: Command, root: Root, listed: list[str], environment: dict[str, str]) -> tuple[Fact, ...]:
-    """All facts of a compile whose sources included the `listed` headers."""
+    """Return all facts of a compile whose sources included the `listed` headers."""
     names = _spelled(command.sources, listed, root)
     read = [path for path in dict.fromkeys(command.sources + listed) if not root.holds(path)]
     found: list[Fact] = [("file", path, ()) for path in read]
@@ -55,7 +55,7 @@ def facts(command: Command, root: Root, listed: list[str], environment: dict[str
 
 
 def _spelled(sources: list[str], listed: list[str], root: Root) -> set[str]:
-    """Every part of every name under which a header was, or might have been, looked for."""
+    """Return every part of every name that the compiler has searched for as a header, or might have."""
     spelled = {part for path in listed for part in path.split("/")}
     for path in sources + listed:
         text = read_regular(path)
@@ -72,7 +72,7 @@ def _asked_for(text: bytes) -> list[bytes]:
     found = []
     for operand in _HAS_INCLUDE.findall(text):
         literal = _LITERAL.match(operand)
-        # In `#define has(x) __has_include(x)` the name stands elsewhere.
+        # In `#define has(x) __has_include(x)` the name is elsewhere.
         if literal is None:
             raise UnclearError
         found.append(literal.group(1))

@@ -1,6 +1,6 @@
-"""Running the real compiler once, for the compiler cache: what it says, what it listed, how it ended.
+"""Runs the real compiler once for the compiler cache: its output, its list of headers, its end.
 
-The rule: the caller sees the compile as if the cache were not there: its words as they come, its signals, its end.
+The rule: the caller sees the compile as if there were no cache: its output as it comes, its signals, its end.
 Only misses come here. Python >= 3.9.
 """
 
@@ -19,29 +19,29 @@ _RESTORED = (_signal.SIGPIPE, _signal.SIGXFSZ)  # the interpreter ignores these
 
 
 class Lists:
-    """Where the compiler lists the headers that it read: in memory, so that no full file system fails a compile."""
+    """The file in which the compiler lists the headers that it has read. It is in memory, so that no full file system fails a compile."""
 
     def __init__(self) -> None:
         self._descriptor = os.memfd_create("headers")
         self._path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
-        # What the compiler cannot open would fail the compile.
+        # A file that the compiler cannot open would fail the compile.
         os.close(os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
 
     def environment(self, base: dict[str, str]) -> dict[str, str]:
-        """The environment that makes the compiler list, system headers included, without a change to its arguments."""
+        """Return the environment that makes the compiler list all headers, without a change to its arguments."""
         return {**base, "SUNPRO_DEPENDENCIES": self._path}
 
     def facts(self, command: Command, root: Root, environment: dict[str, str]) -> tuple[Fact, ...]:
-        """What the compile depended on. Raises `UnclearError` where that is in doubt."""
+        """Return what the compile depended on. Raises `UnclearError` if that is in doubt."""
         size = os.fstat(self._descriptor).st_size
         listed = headers(os.fsdecode(os.pread(self._descriptor, size, 0)), len(command.sources))
         return facts(command, root, listed, environment)
 
 
 def compile_once(real: str, argv: list[str], environment: dict[str, str]) -> tuple[int, bytes | None]:
-    """Run the compiler; stdout and stderr go where they would go. Gives the wait status and what it wrote to stderr.
+    """Run the compiler with the caller's stdout and stderr. Returns the wait status and what it wrote to stderr.
 
-    None in place of stderr: there was output that cannot be repeated. Raises OSError when nothing was started.
+    None in place of stderr: there was output that cannot be repeated. Raises OSError if nothing was started.
     """
     out = os.memfd_create("stdout")
     reader, writer = os.pipe()
@@ -59,7 +59,7 @@ def compile_once(real: str, argv: list[str], environment: dict[str, str]) -> tup
 
 
 def list_only(real: str, argv: list[str], environment: dict[str, str]) -> None:
-    """Run the preprocessor alone, for its list of headers."""
+    """Run only the preprocessor, for its list of headers."""
     nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     actions = [(os.POSIX_SPAWN_DUP2, nowhere, number) for number in range(3)]
     pid = os.posix_spawn(real, argv, environment, file_actions=actions, setsigdef=_RESTORED)
@@ -84,8 +84,8 @@ def _forward_signals(pid: int) -> None:
             os.kill(pid, number)
             status = os.waitpid(pid, 0)[1]
         except (ProcessLookupError, ChildProcessError):
-            return  # it has ended before, and its end is on its way to the caller
-        # At once: the compiler's own children, which hold the pipe, may live on.
+            return  # it has already ended, and the caller will get its end
+        # Immediately: the compiler's own children, which hold the pipe, may still run.
         end_as(status)
 
     for number in _FORWARDED:
@@ -94,7 +94,7 @@ def _forward_signals(pid: int) -> None:
 
 
 def _pass_on(reader: int) -> bytes | None:
-    """Copy everything to stderr as it comes, until no process holds the pipe."""
+    """Copy everything to stderr as it comes, until no process holds the pipe. Returns it; None if it cannot be repeated."""
     kept: bytes | None = b""
     while block := os.read(reader, 65_536):
         if not _write_all(2, block) or (kept is not None and len(kept) > _WARNINGS_LIMIT_BYTES):
@@ -105,7 +105,7 @@ def _pass_on(reader: int) -> bytes | None:
 
 
 def _write_all(descriptor: int, content: bytes) -> bool:
-    """Write everything; False when nobody reads it any more."""
+    """Write everything. Returns False if nobody reads it any more."""
     rest = memoryview(content)
     try:
         while rest:

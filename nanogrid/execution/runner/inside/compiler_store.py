@@ -1,9 +1,9 @@
-"""The folder of the compiler cache: small files, each whole or absent, the least recently used removed for new ones.
+"""The folder of the compiler cache: small files, each complete or absent. New files replace the least recently used ones.
 
-The rule: trouble here (full, damaged, removed meanwhile) is a miss and never an error. Python >= 3.9, no slow imports.
+The rule: any problem here (full, damaged, removed meanwhile) is a miss and never an error. Python >= 3.9, no slow imports.
 """
 
-# pathlib and contextlib take longer to import than the whole of a hit may take.
+# pathlib and contextlib take longer to import than a whole hit may take.
 # ruff: noqa: PTH104, PTH108, PTH118, PTH123, PTH208
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Store:
         self._folder = folder
 
     def usable(self) -> bool:
-        """Whether the folder is there, ours, and closed to others."""
+        """Return whether the folder exists, belongs to this user, and is closed to others."""
         try:
             status = os.lstat(self._folder)
         except OSError:
@@ -32,7 +32,7 @@ class Store:
         return status.st_uid == os.geteuid() and status.st_mode & 0o077 == 0 and os.access(self._folder, os.W_OK)
 
     def get(self, name: str) -> object:
-        """What was put under a name; None where there is nothing, or nothing whole."""
+        """Return the value under a name; None if there is none, or it is not complete."""
         path = os.path.join(self._folder, name)
         try:
             with open(path, "rb", buffering=0) as file:
@@ -43,15 +43,15 @@ class Store:
         body = data[_CHECK_BYTES:]
         if data[:_CHECK_BYTES] != blake2b(body, digest_size=_CHECK_BYTES).digest():
             return None
-        value: object = marshal.loads(body)  # noqa: S302  # written by this user, for itself; whole, as the check says
+        value: object = marshal.loads(body)  # noqa: S302  # this user wrote it, and the checksum proves that it is complete
         return value
 
     def put(self, name: str, value: object) -> None:
-        """Keep a value, or do nothing where there is no room for it."""
+        """Keep a value, or do nothing if there is no room for it."""
         body = marshal.dumps(value)  # type: ignore[arg-type]  # tuples, text, bytes
         data = blake2b(body, digest_size=_CHECK_BYTES).digest() + body
         path = os.path.join(self._folder, name)
-        # One process writes one file at a time, so that its id makes the name its own.
+        # One process writes one file at a time, so its id makes the name unique.
         unfinished = f"{path}.{os.getpid()}"
         try:
             if not self._make_room(len(data)):
@@ -80,11 +80,11 @@ class Store:
 
     def _limit_bytes(self) -> int:
         file_system = os.statvfs(self._folder)
-        # The rest is for the interpreter's own compiled modules, and for several that write at a time.
+        # The rest is for the interpreter's own compiled modules, and for concurrent writers.
         return min(_LIMIT_BYTES, file_system.f_blocks * file_system.f_frsize * 3 // 4)
 
     def _files(self) -> list[tuple[int, int, str]]:
-        """(last use, size in bytes, path) of every file, unfinished ones included."""
+        """Return (last use, size in bytes, path) of every file, including unfinished ones."""
         files = []
         for name in os.listdir(self._folder):
             path = os.path.join(self._folder, name)

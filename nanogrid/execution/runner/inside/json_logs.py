@@ -1,6 +1,6 @@
-"""Log lines as JSON objects, for handlers that ask for them as in AWS Lambda, by `AWS_LAMBDA_LOG_FORMAT=JSON`.
+"""Log lines as JSON objects, for handlers that choose them as in AWS Lambda, by `AWS_LAMBDA_LOG_FORMAT=JSON`.
 
-Not imported but run by `call_handler.py`, so it is no module that a function could see.
+`call_handler.py` executes this file instead of importing it, so that a function sees no such module.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import logging
 import traceback
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
     from typing import Any
 
 OWN = ("aws_request_id", "tenant_id", "message", "asctime", "taskName")
 RESERVED = {*vars(logging.LogRecord("", 0, "", 0, "", (), None)), *OWN} - {"message", "asctime", "taskName"}
-"""What every record has; everything else is the program's own (`extra=`), and shown."""
+"""The attributes of every record. All others are the program's own (`extra=`), and are shown."""
 
 
 class JsonFormatter(logging.Formatter):
-    """One object for each record, in one line."""
+    """Formats each record as one object in one line."""
 
     def __init__(self) -> None:
         super().__init__(datefmt="%Y-%m-%dT%H:%M:%SZ")
         self._encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
     def format(self, record: Any) -> str:
-        """The record's line, line end included. Levels between the usual ones count as the one below."""
+        """Return the record's line, including the line end. Levels between the usual ones count as the one below."""
         record.levelno = min(50, max(0, record.levelno)) // 10 * 10
         record.levelname = logging.getLevelName(record.levelno)
         kind, error, trace = record.exc_info or (None, None, None)

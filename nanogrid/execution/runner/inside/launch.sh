@@ -1,16 +1,16 @@
-# The first process of a container whose image has no Python: waits for a function, copies its code, runs it, ends all
-# that is left, reports, and stays. One run, then the container goes.
+# The first process of a container whose image has no Python: waits for a function, copies its code, runs it, kills everything that is
+# left, reports, and stays. The container is removed after one run.
 #
-# It waits in its first line: a pipe opens when somebody reads it, and the host does that when code and command are there.
-# It stays so that the container's cgroup stays: memory peak, CPU time and OOM kills are read by the host after the
-# function has ended and before the container is removed. It speaks to the host by one pipe, in one line per event, with
-# the kernel's uptime in seconds where time matters (the host may be too busy to read a line at once):
+# It waits in its first line: a pipe opens when somebody reads it, and the host does that when code and command are in place.
+# It stays so that the container's cgroup stays: the host reads memory peak, CPU time and OOM kills after the function has ended and
+# before it removes the container. It reports to the host through one pipe, in one line per event, with the kernel's uptime in seconds
+# if the time matters (the host may be too busy to read a line immediately):
 #   started UPTIME   the command is about to run        exited N UPTIME  it ended with this code
 #   unready WORDS    the code could not be copied
-# It is plain POSIX sh, so that it works in any image that has one. The function runs as the same user, and could write
-# the same lines: it would only end its own run early. What is measured is measured outside.
+# It is plain POSIX sh, so that it works in any image with a shell. The function runs as the same user and could write the same lines:
+# that would only end its own run early. All measurements are made outside.
 exec </dev/null >/dev/null 2>&1
-# Signals from inside must not end the first process. A trap, unlike ignoring them, is not passed on to the function.
+# Signals from inside must not end the first process. Unlike an ignored signal, a trap is not inherited by the function.
 trap : HUP INT QUIT TERM
 exec 3>/nanogrid/control
 
@@ -27,7 +27,7 @@ read -r uptime _ </proc/uptime
 echo "started $uptime" >&3
 (
     exec 3>&- </nanogrid/run/payload.json >/nanogrid/stdout 2>/nanogrid/stderr
-    # The kernel shall choose the function, never this shell, when memory runs out.
+    # When memory runs out, the kernel must kill the function, never this shell.
     echo 1000 >/proc/self/oom_score_adj
     . /nanogrid/start.sh
 )

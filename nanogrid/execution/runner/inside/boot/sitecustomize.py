@@ -1,15 +1,15 @@
 """Holds an interpreter at the last step before it opens its script; see `../__main__.py`.
 
-The rule: whatever brought this module here is undone before the first fork. Python finds it through PYTHONPATH, as the last
-thing that it imports by itself. The image's own `sitecustomize` and `usercustomize` are run in its place.
+The rule: everything that brought this module here is undone before the first fork. Python finds it through PYTHONPATH, as the last module
+that it imports by itself. It then runs the image's own `sitecustomize` and `usercustomize`.
 
-A further interpreter in a run's process (a sub-interpreter) starts with the paths of the first one, and so comes by here too: it is
-given what it would have found without us.
+A sub-interpreter in a run's process starts with the paths of the first interpreter, so it imports this module too. It then gets what it
+would have found without us.
 """
 
-# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# Every import here costs time and memory in every run: no pathlib, no contextlib.
 # ruff: noqa: BLE001, PTH100, PTH120
-# The programs find each other, and private parts of Python, where mypy does not look.
+# The programs import each other, and private parts of Python, in a way that mypy cannot see.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
 import _frozen_importlib
@@ -19,7 +19,7 @@ import site
 import sys
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
     from collections.abc import Callable, Sequence
     from types import CodeType, ModuleType
     from typing import Any, NoReturn
@@ -28,11 +28,11 @@ FAILED = 70
 STATE = "NANOGRID_RUNNER"
 HERE = os.path.dirname(os.path.abspath(__file__))
 PACKAGES = "/nanogrid/packages"
-"""Of the run: where its own packages are, the held interpreter was started without them."""
+"""The run's own packages. The held interpreter was started without them."""
 
 
-def _take_back_path() -> None:
-    """Remove our folder from where Python would look for modules."""
+def _remove_own_path() -> None:
+    """Remove our folder from the places where Python looks for modules."""
     sys.path.remove(HERE)
     sys.path_importer_cache.pop(HERE, None)
     _, _, before = os.environ["PYTHONPATH"].partition(os.pathsep)
@@ -43,7 +43,7 @@ def _take_back_path() -> None:
 
 
 class _Programs:
-    """Imports our modules from code that the process before has compiled."""
+    """Imports our modules from the code that the process before `exec` has compiled (`reexec._programs`)."""
 
     def __init__(self, programs: "dict[str, tuple[str, CodeType]]") -> None:
         self._programs = programs
@@ -68,34 +68,34 @@ class _Programs:
 
 
 def _load(memory: int, faithful: bool) -> "Callable[[], None]":
-    """The function that holds the interpreter. Leaves no module of ours behind."""
-    with open(memory, "rb") as file:
-        programs, state = _Programs(marshal.load(file)), marshal.load(file)  # noqa: S302
+    """Return the function that holds the interpreter. None of our modules stays in `sys.modules`."""
+    with open(memory, "rb") as file:  # as `reexec._write_memory_file` has written it
+        programs, fields = _Programs(marshal.load(file)), marshal.load(file)  # noqa: S302
     before = dict(sys.modules)
     sys.meta_path.insert(0, programs)
     try:
         from nanogrid_warm import serve
 
-        return serve.prepare(state, before, faithful)
+        return serve.prepare(fields, before, faithful)
     finally:
         sys.meta_path.remove(programs)
         for name in [name for name in sys.modules if name not in before]:
             del sys.modules[name]
 
 
-def _image_has_its_way() -> bool:
-    """Run the image's own `sitecustomize`, now that ours cannot be found. Whether it ran, or there is none."""
+def _run_image_customization() -> bool:
+    """Run the image's own `sitecustomize`, now that ours cannot be found. Returns whether it ran, or there is none."""
     try:
         import sitecustomize  # noqa: F401
     except ImportError as error:
         return error.name == "sitecustomize"
-    except Exception:  # Python would complain about it in each run
+    except Exception:  # Python would report it in each run
         return False
     return True
 
 
 def _serve(memory: int, *, faithful: bool) -> None:
-    """Hold this interpreter. Only a child of it returns: this process must never go on to open a script, as root."""
+    """Hold this interpreter. Only a child of it returns: this process must never open a script, as root."""
     try:
         _load(memory, faithful)()
     except BaseException as error:
@@ -103,14 +103,14 @@ def _serve(memory: int, *, faithful: bool) -> None:
 
 
 def _fail(error: BaseException) -> "NoReturn":
-    """End this process, and say why: what goes on without being held would run a function as root."""
+    """End this process with the reason on stderr. If it continued, it would run a function as root."""
     reason = (str(error) or type(error).__name__).encode("ascii", "backslashreplace")
     os.write(2, b"nanogrid: the interpreter could not be held for its run: " + reason + b"\n")
     os._exit(FAILED)
 
 
-def _step_aside() -> None:
-    """Let a further interpreter of a run be as it would be without us."""
+def _restore_sub_interpreter() -> None:
+    """Make a sub-interpreter of a run what it would be without us."""
     place = sys.path.index(HERE)
     sys.path[place : place + 1] = [PACKAGES] if os.environ.get("PYTHONPATH") == PACKAGES else []
     sys.path_importer_cache.pop(HERE, None)
@@ -119,11 +119,11 @@ def _step_aside() -> None:
 
 
 def _hold() -> None:
-    """Let `site` call us in place of its own last step."""
-    _take_back_path()
+    """Make `site` call us in place of its own last step."""
+    _remove_own_path()
     memory = int(os.environ.pop(STATE))
     del sys.modules["sitecustomize"]
-    faithful = _image_has_its_way()
+    faithful = _run_image_customization()
     own = site.execusercustomize
     if not site.ENABLE_USER_SITE:
         _serve(memory, faithful=faithful)
@@ -143,6 +143,6 @@ if STATE in os.environ:
     except BaseException as error:
         _fail(error)
 else:
-    _step_aside()
+    _restore_sub_interpreter()
 if "sitecustomize" not in sys.modules:
     raise ImportError("No module named 'sitecustomize'", name="sitecustomize")

@@ -1,1 +1,1 @@
-"""What the first process of a warm container is made of. Imports nothing but what is built in; Python 3.9 and newer."""
+"""The modules of a warm container's first process. They import only the standard library, and run on Python 3.9 and newer."""

@@ -1,13 +1,13 @@
 """The function's own modules, compiled once for all runs in this container.
 
-The rule: a module is what its source says. The bytecode comes from a child that has run nothing of the function, is taken
-only where the source that a run finds is the very one that was compiled, and is written beside it as Python would have done.
-The first process keeps it in a memory file and never looks inside.
+The rule: a module is always what its source says. The bytecode comes from a one-shot child that runs no code of the function. It is used only if
+the source that a run finds is the very one that was compiled, and is written beside it as Python would do. The first process keeps
+the bytecode in a memory file and never reads it.
 """
 
-# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# Every import here costs time and memory in every run: no pathlib, no contextlib.
 # ruff: noqa: PTH116, PTH123, S302
-# The programs find each other, and private parts of Python, where mypy does not look.
+# The programs import each other, and private parts of Python, in a way that mypy cannot see.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import marshal
 import os
 import sys
 
-from nanogrid_warm import lesson, places
+from nanogrid_warm import import_report, paths
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
     from collections.abc import Callable, Iterable
     from typing import Any
 
@@ -30,7 +30,7 @@ PATHS_LIMIT = 1000
 
 
 class Bytecode:
-    """Which modules were compiled, and for a spare what came out of it."""
+    """The modules to compile, and in a spare their bytecode."""
 
     def __init__(self, paths: Iterable[str] = ()) -> None:
         self.paths = list(paths)
@@ -39,13 +39,13 @@ class Bytecode:
         self.external = sys.modules["_frozen_importlib_external"]
 
     def learn(self, paths: Iterable[str]) -> bool:
-        """Remember modules to compile. Whether there are new ones."""
-        new = [path for path in dict.fromkeys(paths) if path not in self.paths and lesson.is_own(path)]
+        """Remember modules to compile. Returns whether there are new ones."""
+        new = [path for path in dict.fromkeys(paths) if path not in self.paths and import_report.is_own_source(path)]
         self.paths = [*self.paths, *new][:PATHS_LIMIT]
         return bool(new)
 
     def compile(self) -> None:
-        """Compile them into the memory file. Done in a child, as the function's user."""
+        """Compile them into the memory file. Called in a one-shot child, as the function's user."""
         compiled: dict[str, tuple[bytes, int, bytes, bytes]] = {}
         filters: Any = _warnings
         filters.filters.insert(0, ("error", None, Warning, None, 0))
@@ -60,7 +60,7 @@ class Bytecode:
             os.pwrite(self.file, data, 0)
 
     def _compiled(self, path: str) -> tuple[bytes, int, bytes, bytes]:
-        with open(places.CODE + path[len(places.WORKSPACE) :], "rb") as file:
+        with open(paths.CODE + path[len(paths.WORKSPACE) :], "rb") as file:
             source = file.read()
             modified = int(os.fstat(file.fileno()).st_mtime)
         code = compile(source, path, "exec", dont_inherit=True)
@@ -81,14 +81,14 @@ class Bytecode:
             for path, (source, modified, code, file) in marshal.loads(data).items():
                 self.entries[path] = source, modified, marshal.loads(code), file
 
-    def arm(self) -> None:
-        """Give what was compiled to Python's loader of sources, from now on."""
+    def activate(self) -> None:
+        """Give the bytecode to Python's loader of sources, from now on."""
         if self.entries:
             loader = self.external.SourceLoader
-            loader.get_code = _answering(self, loader.get_code)
+            loader.get_code = _replacement(self, loader.get_code)
 
     def code_of(self, loader: Any) -> Any:
-        """The code of the module that `loader` is about to compile; None where Python has to do that."""
+        """Return the code of the module that `loader` is about to compile; None if Python must compile it."""
         entry = self.entries.get(loader.path)
         if entry is None or type(loader) is not self.external.SourceFileLoader:
             return None
@@ -106,8 +106,8 @@ class Bytecode:
         return code
 
 
-def _answering(bytecode: Bytecode, own: Callable[..., Any]) -> Callable[..., Any]:
-    """The method that stands in for `SourceLoader.get_code`. In a traceback it is taken for it, and left out like it."""
+def _replacement(bytecode: Bytecode, own: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the method that replaces `SourceLoader.get_code`. It has the same name and file, so tracebacks leave it out too."""
 
     def get_code(self: Any, fullname: str) -> Any:
         code = bytecode.code_of(self) if hasattr(self, "path") else None

@@ -1,13 +1,13 @@
-"""Packets with descriptors, between host, first process and spare.
+"""Packets with descriptors, between the host, the first process and the spare.
 
-The rule: the connection between the first process and the host is theirs alone, and the first process reads nothing from it, only
-whether the host is still there. A request goes straight to the spare that is to run it, over a connection of its own that ends with
-it, and on which the host hears nothing. What a spare says to the first process is plain text.
+The rule: only the first process and the host use the connection between them, and the first process reads nothing from it; it only checks
+whether the host is still there. A request goes straight to the spare that runs it, over a connection that ends with the run and from which
+the host reads nothing. The spare sends plain text to the first process.
 """
 
-# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# Every import here costs time and memory in every run: no pathlib, no contextlib.
 # ruff: noqa: S302
-# The programs find each other, and private parts of Python, where mypy does not look.
+# The programs import each other, and private parts of Python, in a way that mypy cannot see.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import marshal
 import os
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
     from collections.abc import Sequence
     from typing import Any
 
 PACKET_BYTES = 1 << 16
-"""What the host sends in one packet at most. A buffer of twice that would be mapped and unmapped for each run."""
+"""The largest packet that the host sends. A buffer of twice the size would be mapped and unmapped in each run."""
 DESCRIPTORS = 4
 STREAMS = 3
 INT_BYTES = 4
@@ -30,17 +30,17 @@ CREDENTIALS_BYTES = 12
 
 
 def pair() -> tuple[_socket.socket, _socket.socket]:
-    """Two connected sockets."""
+    """Return two connected sockets."""
     return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
 
 
 def open_descriptor(descriptor: int) -> _socket.socket:
-    """A socket on a descriptor that another process image has opened."""
+    """Return a socket for a descriptor that was opened elsewhere."""
     return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)
 
 
 def receive(connection: _socket.socket) -> tuple[bytes, list[int]]:
-    """The next packet and its descriptors; b"" at the end of the connection."""
+    """Return the next packet and its descriptors; b"" at the end of the connection."""
     try:
         packet, ancillary, _, _ = connection.recvmsg(PACKET_BYTES, _socket.CMSG_SPACE(INT_BYTES * DESCRIPTORS))
     except ConnectionError:
@@ -53,16 +53,16 @@ def receive(connection: _socket.socket) -> tuple[bytes, list[int]]:
     return packet, descriptors
 
 
-def hear(connection: _socket.socket, most: int = PACKET_BYTES) -> bytes:
-    """The next packet's first bytes, b"" at the end. Descriptors beside it are dropped by the kernel: nobody's may stay here."""
+def receive_bytes(connection: _socket.socket, limit: int = PACKET_BYTES) -> bytes:
+    """Return the first bytes of the next packet, b"" at the end. The kernel closes descriptors that come with it: none may stay here."""
     try:
-        return connection.recv(most)
+        return connection.recv(limit)
     except ConnectionError:
         return b""
 
 
 def send(connection: _socket.socket, packet: bytes, descriptors: Sequence[int] = ()) -> bool:
-    """Send a packet. False where nobody is there any more."""
+    """Send a packet. Returns False if the other end is closed."""
     ancillary = []
     if descriptors:
         data = b"".join([number.to_bytes(INT_BYTES, "little") for number in descriptors])
@@ -74,8 +74,8 @@ def send(connection: _socket.socket, packet: bytes, descriptors: Sequence[int] =
     return True
 
 
-def message(packet: bytes, descriptors: list[int]) -> dict[str, Any]:
-    """The dict of a packet; one that is too large for a packet lies in the last descriptor, which is taken and closed."""
+def decode_request(packet: bytes, descriptors: list[int]) -> dict[str, Any]:
+    """Return the dict in a packet. One that is too large for a packet is in the last descriptor, which is removed and closed."""
     if packet != b"F":
         return marshal.loads(packet)
     file = descriptors.pop()
@@ -85,18 +85,18 @@ def message(packet: bytes, descriptors: list[int]) -> dict[str, Any]:
         os.close(file)
 
 
-class Meeting:
-    """One spare's two connections: to the first process (`here` and `there`), and from the host (`host` and `requests`).
+class SpareConnections:
+    """The two connections of one spare: to the first process (`runner_end` and `spare_end`), and from the host (`host_end` and `request_end`).
 
-    It inherits its ends; or, where code of the function runs in it before its request is there, it has none, and fetches them
-    afterwards: then they are sent to whoever connects, if the kernel says that it is the spare.
+    The spare inherits its ends. If code of the function runs in it before its request (`deferred`), it inherits none and fetches them
+    afterwards: it connects to `listener`, and the first process sends them if the kernel confirms that the peer is the spare.
     """
 
-    def __init__(self, *, apart: bool) -> None:
-        self.here, self.there = pair()
-        self.host, self.requests = pair()
+    def __init__(self, *, deferred: bool) -> None:
+        self.runner_end, self.spare_end = pair()
+        self.host_end, self.request_end = pair()
         self.listener: _socket.socket | None = None
-        if apart:
+        if deferred:
             self.listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
             self.listener.bind(b"")  # the kernel chooses an abstract name
             self.address = self.listener.getsockname()
@@ -104,57 +104,59 @@ class Meeting:
 
     # -- in the first process
 
-    def keep_own(self) -> None:
-        """Close what is the spare's, where it has inherited that."""
+    def close_spare_ends(self) -> None:
+        """Close the spare's ends, if it has inherited them."""
         if self.listener is None:
-            self._close_spares()
+            self._close_spare_ends()
 
     def admit(self, spare: int) -> None:
-        """Let in who is at the door, if it is the spare."""
+        """Accept a connection, and send the spare's ends to it if the peer is the process `spare`."""
         assert self.listener is not None
         descriptor, _ = self.listener._accept()
-        guest = open_descriptor(descriptor)
-        credentials = guest.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, CREDENTIALS_BYTES)
+        peer = open_descriptor(descriptor)
+        credentials = peer.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, CREDENTIALS_BYTES)
         if int.from_bytes(credentials[:INT_BYTES], "little") == spare:
-            send(guest, b"in", [self.there.fileno(), self.requests.fileno()])
-            self._close_spares()
-        guest.close()
+            send(peer, b"in", [self.spare_end.fileno(), self.request_end.fileno()])
+            self._close_spare_ends()
+        peer.close()
 
-    def introduce(self, word: bytes, connection: _socket.socket) -> None:
-        """Say this word to the host, and give it its end."""
-        send(connection, word, [self.host.fileno()])  # closed with the others: who looks at it now finds it as it stays
+    def announce(self, word: bytes, connection: _socket.socket) -> None:
+        """Send this word to the host, with the host's end."""
+        send(
+            connection, word, [self.host_end.fileno()]
+        )  # `close` closes it: a runner that is ready closes nothing more
 
-    def _close_spares(self) -> None:
-        for one in (self.there, self.requests):
+    def _close_spare_ends(self) -> None:
+        for one in (self.spare_end, self.request_end):
             one.close()
         if self.listener is not None:
             self.listener.close()
             self.listener = None
 
     def close(self) -> None:
-        """Close what is left of it."""
-        self._close_spares()
-        self.host.close()
-        self.here.close()
+        """Close everything that is still open."""
+        self._close_spare_ends()
+        self.host_end.close()
+        self.runner_end.close()
 
     # -- in the spare
 
-    def step_away(self) -> None:
-        """Close what is not the spare's, and where the function's code comes first, everything."""
-        self.here.close()
-        self.host.close()
+    def close_runner_ends(self) -> None:
+        """Close the ends of the others; if they are `deferred`, all ends."""
+        self.runner_end.close()
+        self.host_end.close()
         if self.listener is not None:
-            for one in (self.listener, self.there, self.requests):
+            for one in (self.listener, self.spare_end, self.request_end):
                 one.close()
 
-    def join(self) -> None:
-        """Have the connections. Raises OSError where they cannot be had."""
+    def fetch(self) -> None:
+        """Fetch the spare's ends, if they are `deferred`. Raises OSError if that fails."""
         if self.listener is None:
             return
-        door = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        door.connect(self.address)
-        _, descriptors = receive(door)
-        door.close()
-        if len(descriptors) != len((self.there, self.requests)):
-            raise ConnectionError("the first process did not let the spare in")
-        self.there, self.requests = map(open_descriptor, descriptors)
+        fetcher = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        fetcher.connect(self.address)
+        _, descriptors = receive(fetcher)
+        fetcher.close()
+        if len(descriptors) != len((self.spare_end, self.request_end)):
+            raise ConnectionError("the first process did not send the spare its connections")
+        self.spare_end, self.request_end = map(open_descriptor, descriptors)

@@ -1,11 +1,10 @@
-"""The exit code of a program that ends by SystemExit, known before Python has taken itself apart.
+"""The exit code of a program that ends by SystemExit, read before Python finalizes the interpreter.
 
-The rule: seen only when Python's own C code asks for it at the end of the script, and otherwise as if nobody looked. That
-code reads the exception's `code` and keeps it to itself; so the attribute, which nobody has read yet, is one that remembers
-being read with no Python code on the stack.
+The rule: reading it changes nothing for the program. Python's own C code reads the exception's `code` at the end of the script and keeps
+it to itself. So the attribute is replaced by a property that remembers the value when it is read with no Python code on the stack.
 """
 
-# The programs find each other, and private parts of Python, where mypy does not look.
+# The programs import each other, and private parts of Python, in a way that mypy cannot see.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ import gc
 import sys
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
     from typing import Any
 
 EXIT_CODES = range(256)
 
 
 class ExitCode:
-    """Remembers how the script ended. None: not by SystemExit, or by one whose code is not simply a number."""
+    """Remembers how the script ended. None: not by SystemExit, or by one whose code is not a plain number."""
 
     def __init__(self) -> None:
         self.value: int | None = None

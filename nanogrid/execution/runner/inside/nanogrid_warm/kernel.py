@@ -1,9 +1,9 @@
-"""What Python has no function for: capabilities, the right to look into one's own /proc, pages, a folder's flags.
+"""System calls that Python has no function for: capabilities, the right to read one's own /proc, pages, a folder's flags.
 
-The rule: needs no more than `_ctypes`, without the package around it; where that is missing, says so and does nothing.
+The rule: this module needs only `_ctypes`, not the package around it. Without `_ctypes`, `AVAILABLE` is false and the calls do nothing.
 """
 
-# The programs find each other, and private parts of Python, where mypy does not look.
+# The programs import each other, and private parts of Python, in a way that mypy cannot see.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
     from collections.abc import Iterable
     from typing import Any
 
@@ -43,7 +43,7 @@ AVAILABLE = bool(_PRCTL and _CALL)
 
 
 def _bounding_set() -> list[int]:
-    """The capabilities that this process, and what it forks, could still pass on."""
+    """Return the capabilities that this process and its children could still pass on."""
     if not AVAILABLE:
         return []
     return [number for number in range(LAST_CAPABILITY + 1) if _CALL(_PRCTL, (PR_CAPBSET_READ, number, 0, 0, 0)) == 1]
@@ -53,13 +53,13 @@ _BOUNDING_SET = _bounding_set()
 
 
 def drop_bounding_set() -> None:
-    """Give up every capability for whatever this process will execute."""
+    """Give up every capability for all programs that this process will execute."""
     for capability in _BOUNDING_SET:
         _CALL(_PRCTL, (PR_CAPBSET_DROP, capability, 0, 0, 0))
 
 
 def own_proc_files() -> None:
-    """Own `/proc/self` again, which a change of user takes away, as every process that was executed does."""
+    """Own `/proc/self` again. A change of user takes it away, and every process that was executed owns it."""
     if AVAILABLE:
         _CALL(_PRCTL, (PR_SET_DUMPABLE, 1, 0, 0, 0))
 
@@ -77,13 +77,13 @@ MADV_POPULATE_WRITE = 23
 _MADVISE = _function("madvise")
 
 
-def populating(address: int, size: int) -> Any:
-    """What `populate` wants for these pages: made once, where it is done for every run."""
+def populate_arguments(address: int, size: int) -> Any:
+    """Return the arguments of `populate` for these pages. They are built once, because `populate` is called for every run."""
     return (_Pointer(address), _Size(size), MADV_POPULATE_WRITE) if AVAILABLE else None
 
 
 def populate(calls: Iterable[Any]) -> None:
-    """Let the kernel map these pages now, for writing. What it cannot (before Linux 5.14) is left out."""
+    """Make the kernel map these pages now, for writing. If it cannot (before Linux 5.14), nothing happens."""
     if not (AVAILABLE and _MADVISE):
         return
     for call in calls:
@@ -91,25 +91,25 @@ def populate(calls: Iterable[Any]) -> None:
             return
 
 
-# -- what is done with names that are not to be known: all of it between the kernel and one buffer
+# -- calls with names that must stay out of Python's memory: they go between the kernel and one buffer
 
 BUFFER_BYTES = 1 << 16
-"""As long as the longest list of attributes that the kernel gives."""
+"""As long as the longest list of attributes that the kernel returns."""
 READ_BYTES = 1 << 12
-"""So few of a folder at once, because it is read again from its start after each folder in it."""
+"""So little of a folder is read at once, because it is read again from its start after each folder in it."""
 AT_REMOVEDIR = 0x200
 FOLDER_MODE = 0o700
 FS_IOC_SETFLAGS = 0x40086602
-"""On 64-bit machines. On others the kernel refuses it, and has no such flags in memory either."""
+"""On 64-bit machines. On others the kernel refuses it, and has no such flags for files in memory either."""
 
 _SYSCALL, _UNLINKAT, _OPENAT, _FCHMODAT, _IOCTL, _FLISTXATTR, _FREMOVEXATTR = map(
     _function, ("syscall", "unlinkat", "openat", "fchmodat", "ioctl", "flistxattr", "fremovexattr")
 )
 _GETDENTS64 = {"x86_64": 217, "aarch64": 61, "riscv64": 61, "ppc64le": 202, "s390x": 220}.get(os.uname().machine)
-KEEPS_NAMES_OUT = bool(AVAILABLE and _GETDENTS64 and _SYSCALL and _UNLINKAT and _FLISTXATTR)
-"""Whether a folder can be emptied so. Where not, no run may go on in the process that has done it otherwise."""
+NAMES_STAY_IN_BUFFER = bool(AVAILABLE and _GETDENTS64 and _SYSCALL and _UNLINKAT and _FLISTXATTR)
+"""Whether folders can be emptied by these calls. If not, no run may continue in the process that has emptied them in another way."""
 
-if KEEPS_NAMES_OUT:
+if NAMES_STAY_IN_BUFFER:
 
     class _Buffer(_ctypes.Array):  # type: ignore[type-arg]
         _type_ = type("_Byte", (_ctypes._SimpleCData,), {"_type_": "B"})
@@ -117,14 +117,14 @@ if KEEPS_NAMES_OUT:
 
     _BUFFER = _Buffer()
     _START = _ctypes.addressof(_BUFFER)
-    # Made once, because every run makes these calls.
+    # Built once, because every run makes these calls.
     _AT_START = _Pointer(_START)
     _READ_FOLDER = _Size(_GETDENTS64)
     _READ_BYTES = _Size(READ_BYTES)
     _LIST_BYTES = _Size(BUFFER_BYTES)
     _NO_FLAGS = _ctypes.byref(_Size(0))
     BYTES = memoryview(_BUFFER).cast("B")
-    """What the kernel has written. Numbers may be read from it; names stay there."""
+    """What the kernel has written. Numbers may be read from it; names must stay in it."""
 
 
 def wipe(size: int) -> None:
@@ -133,24 +133,24 @@ def wipe(size: int) -> None:
 
 
 def read_folder(file: int) -> int:
-    """Read entries of a folder; how many bytes of them there are. Raises OSError."""
+    """Read entries of a folder into the buffer. Returns their size in bytes. Raises OSError."""
     return _checked(_CALL(_SYSCALL, (_READ_FOLDER, file, _AT_START, _READ_BYTES)), "a folder could not be read")
 
 
 def unlink(folder_file: int, name_at: int, *, folder: bool) -> bool:
-    """Remove what has this name in a folder. Whether it could be."""
+    """Remove the entry of this name from a folder. Returns whether that worked."""
     return _CALL(_UNLINKAT, (folder_file, _Pointer(_START + name_at), AT_REMOVEDIR if folder else 0)) == 0
 
 
 def open_folder(folder_file: int, name_at: int, flags: int) -> int:
-    """Make a folder its owner's, whatever mode it has, and open it; -1 where that fails."""
+    """Give a folder's owner all rights to it, whatever its mode, and open it. Returns -1 if that fails."""
     name = _Pointer(_START + name_at)
     _CALL(_FCHMODAT, (folder_file, name, FOLDER_MODE, 0))
     return _CALL(_OPENAT, (folder_file, name, flags))
 
 
 def list_attributes(file: int) -> int:
-    """Read the names of a file's attributes; how many bytes they have. Raises OSError."""
+    """Read the names of a file's attributes into the buffer. Returns their size in bytes. Raises OSError."""
     return _checked(
         _CALL(_FLISTXATTR, (file, _AT_START, _LIST_BYTES)),
         "the attributes of a folder could not be read",
@@ -158,17 +158,17 @@ def list_attributes(file: int) -> int:
 
 
 def remove_attribute(file: int, name_at: int) -> bool:
-    """Take the attribute of this name away. Whether that could be done."""
+    """Remove the attribute of this name. Returns whether that worked."""
     return _CALL(_FREMOVEXATTR, (file, _Pointer(_START + name_at))) == 0
 
 
 def clear_flags(file: int) -> None:
-    """Take a folder's flags away (`chattr`): since Linux 6.1 files in memory have some that their owner may set."""
+    """Clear a folder's flags (`chattr`). Since Linux 6.1 files in memory have some that their owner may set."""
     _CALL(_IOCTL, (file, FS_IOC_SETFLAGS, _NO_FLAGS))
 
 
 def text_at(name_at: int) -> str:
-    """A name, for a message that is the last one."""
+    """Return a name for an error message. The container ends with it, so no run can find the name."""
     end = name_at
     while BYTES[end]:
         end += 1

@@ -1,13 +1,13 @@
-"""Pages that a run is going to write to, copied for the spare before the run instead of during it.
+"""Pages that a run will write to, copied in the spare before the run instead of during it.
 
-The rule: a page is taken, never changed, and only where the first process has one already. A forked child shares all
-memory until it writes; each first write costs a fault and a copy, a thousand of them a millisecond. Which pages a run writes
-to is learned from one: the kernel says which ones it no longer shares (`pagemap`, bit 56: exclusively mapped).
+The rule: pages are only mapped, never changed, and only pages that the first process already has. A forked child shares all memory until
+it writes. Each first write costs a fault and a copy, and a thousand of them take a millisecond. A rehearsal finds the pages that a run
+writes to: the kernel reports which ones are no longer shared (`pagemap`, bit 56: exclusively mapped).
 """
 
-# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# Every import here costs time and memory in every run: no pathlib, no contextlib.
 # ruff: noqa: PTH123
-# The programs find each other, and private parts of Python, where mypy does not look.
+# The programs import each other, and private parts of Python, in a way that mypy cannot see.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ EXCLUSIVE = 1 << 56
 REGIONS_LIMIT = 4096
 
 
-def regions() -> list[tuple[int, int]]:
-    """(start, end) of this process's own writable memory, in bytes."""
+def writable_regions() -> list[tuple[int, int]]:
+    """Return (start, end) of this process's own writable memory, in bytes."""
     found = []
     with open("/proc/self/maps", "rb") as maps:
         for line in maps:
@@ -33,10 +33,10 @@ def regions() -> list[tuple[int, int]]:
     return found[:REGIONS_LIMIT]
 
 
-def written(spans: list[tuple[int, int]]) -> list[list[int]]:
-    """The pages in `spans` that this process has and does not share with its parent, as (start, bytes) of neighbours.
+def unshared_pages(spans: list[tuple[int, int]]) -> list[list[int]]:
+    """Return the pages in `spans` that this process has and does not share with its parent, as (start, bytes) of adjacent pages.
 
-    A page between two that is shared is left out: copying it costs more than another call.
+    A shared page between two of them is left out: copying it costs more than another call.
     """
     runs: list[list[int]] = []
     file = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)

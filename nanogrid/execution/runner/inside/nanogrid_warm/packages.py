@@ -1,13 +1,13 @@
 """The function's own packages, imported in a spare before its request.
 
-The rule: this is the function's code, so it never runs in the first process; and it runs in a workspace of its own, with the
-code that every run has, with the container's own environment and no connection to anybody, or it is not imported beforehand
-again. A run gets what came of it only where its packages could not have read anything that is different in its own environment.
+The rule: packages are the function's code, so they never run in the first process. They run in a spare: in a workspace with only the code,
+with the container's own environment, and without a connection to anyone. If the import has side effects, packages are not imported in
+advance any more. A run gets the result only if its packages could not have read anything that differs in its own environment.
 """
 
-# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# Every import here costs time and memory in every run: no pathlib, no contextlib.
 # ruff: noqa: PTH109, PTH118, PTH123, PTH208
-# The programs find each other, and private parts of Python, where mypy does not look.
+# The programs import each other, and private parts of Python, in a way that mypy cannot see.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
 from __future__ import annotations
@@ -21,174 +21,174 @@ import os
 import sys
 import time
 
-from nanogrid_warm import begin, lesson, places
+from nanogrid_warm import import_report, paths, reexec
 from nanogrid_warm.imports import is_changed
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
     from collections.abc import Iterable, Iterator
     from typing import Any
 
     from nanogrid_warm.imports import Imports
 
 OWN_PREFIX = "NANOGRID_"
-OF_HANDLERS = frozenset(
+HANDLER_VARIABLES = frozenset(
     (
         *("_HANDLER", "AWS_DEFAULT_REGION", "AWS_EXECUTION_ENV", "AWS_REGION", "LAMBDA_TASK_ROOT"),
         *(f"AWS_LAMBDA_FUNCTION_{name}" for name in ("NAME", "VERSION", "MEMORY_SIZE")),
         *(f"AWS_LAMBDA_{name}" for name in ("INITIALIZATION_TYPE", "LOG_GROUP_NAME", "LOG_STREAM_NAME")),
     )
 )
-"""Variables that every handler has. Packages may read them; the image's own libraries do not, and are not searched for them."""
+"""Variables that every handler has. Packages may read them. The image's own libraries do not, and are not searched for them."""
 
 START_MODULES = ("sitecustomize", "usercustomize")
 LIMIT_BYTES = 16 << 20
-HANDLERS = "/nanogrid/runner/call_handler.py"
 HANDLER = 2
-"""The word of a command that names a handler."""
+"""The position of the handler's name in a command."""
 
 
 class Packages:
-    """Which packages to import beforehand, and what they could have read of the environment."""
+    """Which packages to import in advance, and what they could have read of the environment."""
 
     def __init__(self) -> None:
-        self.beginning: tuple[str, ...] = ()
-        """What the program imports in its beginning."""
+        self.prologue: tuple[str, ...] = ()
+        """The modules that the program imports in its prologue."""
         self.names: tuple[str, ...] = ()
-        """The same, where packages are among it: then it is imported beforehand."""
+        """The same if packages are among them, else empty: what a spare imports in advance."""
         self.handler = ""
-        """The module of the handler whose beginning it is; "" for a script."""
-        self.known = ()
+        """The module of the handler that this prologue belongs to; "" for a script."""
+        self.known_modules = ()
         self.loaded = False
         self.arguments: list[str] | None = None
-        """The command line, where they have looked at it."""
+        """The command line, if the packages have read it."""
         self.checked = False
-        """Whether a spare has imported them, and found that nothing else was changed by that: then the next ones need not look."""
-        self.reads = Reads()
+        """Whether a spare has imported them and found no side effects. Later spares do not compare other modules again."""
+        self.reads = EnvironmentReads()
         self.libraries: list[bytes] = []
-        """Which of the image's own libraries they have brought."""
+        """The image's own libraries that the packages have loaded."""
         self.file = -1
-        """A memory file with the words that compiled modules hold; -1 until a run wants to know."""
+        """A memory file with the words in compiled modules; -1 until a run needs them."""
         self.words: bytes | None = None
-        """The same in a spare, which has no such file open: it would be one of all spares, and a run could write to it."""
+        """The same in a spare. A spare has closed the file: all spares share it, and a run could write to it."""
 
-    def learn(self, learned: lesson.Lesson) -> bool:
-        """Remember the beginning for the next spares, which is the same in each run. Whether it was not known."""
-        if not learned.beginning or (self.beginning and self.handler == learned.handler):
+    def learn(self, report: import_report.ImportReport) -> bool:
+        """Remember the prologue for the next spares. It is the same in each run. Returns whether it is new."""
+        if not report.prologue or (self.prologue and self.handler == report.handler):
             return False
-        self.beginning = tuple(dict.fromkeys(learned.beginning))
-        self.handler = learned.handler
-        self.names = self.beginning if any(map(lesson.is_package, self.beginning)) else ()
+        self.prologue = tuple(dict.fromkeys(report.prologue))
+        self.handler = report.handler
+        self.names = self.prologue if any(map(import_report.is_package, self.prologue)) else ()
         self.checked = False
-        self.forget_words()
+        self.drop_words()
         return True
 
     def forget(self) -> None:
-        """Import none beforehand."""
-        self.beginning = self.names = ()
-        self.forget_words()
+        """Import no packages in advance."""
+        self.prologue = self.names = ()
+        self.drop_words()
 
-    def suits(self, argv: list[str]) -> bool:
-        """Whether a run with this command has the beginning that is known, and its packages could not tell its command line."""
-        return not self.loaded or (self.handler == handler_of(argv) and self.arguments in (None, argv[1:]))
+    def match_command(self, argv: list[str]) -> bool:
+        """Return whether a run with this command has the known prologue, and its packages could not notice another command line."""
+        return not self.loaded or (self.handler == handler_module(argv) and self.arguments in (None, argv[1:]))
 
-    def forget_words(self) -> None:
-        """What compiled modules hold is to be read again."""
+    def drop_words(self) -> None:
+        """Close the memory file, so that the words in compiled modules are collected again on demand."""
         if self.file >= 0:
             os.close(self.file)
             self.file = -1
 
     def read_words(self) -> None:
-        """Take them from the memory file in a spare, before any code of the function runs there."""
+        """Read the memory file in a spare, before any code of the function runs there."""
         if self.file >= 0:
             self.words = os.pread(self.file, LIMIT_BYTES, 0)
-            self.forget_words()
+            self.drop_words()
 
-    def allow(self, env: dict[str, str], own: dict[str, str]) -> bool:
-        """Whether a run with this environment may find the packages that are imported here, and the interpreter as it is.
+    def fit_environment(self, env: dict[str, str], own: dict[str, str]) -> bool:
+        """Return whether a run with this environment may use the packages that are imported here, and the interpreter as it is.
 
         `own` is the container's own environment, with which they were imported.
         """
-        if self.loaded and not self._could_not_tell(env, own):
+        if self.loaded and not self._could_not_notice(env, own):
             return False
-        if env.get("PYTHONPATH") != places.PACKAGES:
+        if env.get("PYTHONPATH") != paths.PACKAGES:
             return True
         try:
-            tops = {name.partition(".")[0] for name in os.listdir(places.PACKAGES)}
+            tops = {name.partition(".")[0] for name in os.listdir(paths.PACKAGES)}
         except OSError:
             return True
         return tops.isdisjoint(START_MODULES) and tops.isdisjoint(sys.modules)
 
-    def wants_words(self, env: dict[str, str], own: dict[str, str]) -> bool:
-        """Whether a run like this could have them, if it were known which words compiled modules hold."""
-        return self.loaded and self.words is None and self.reads.miss(_different(env, own))
+    def needs_words(self, env: dict[str, str], own: dict[str, str]) -> bool:
+        """Return whether a run like this one could use the packages if the words in compiled modules were known."""
+        return self.loaded and self.words is None and self.reads.include_none_of(_different(env, own))
 
-    def _could_not_tell(self, env: dict[str, str], own: dict[str, str]) -> bool:
+    def _could_not_notice(self, env: dict[str, str], own: dict[str, str]) -> bool:
         names = _different(env, own)
-        if not self.reads.miss(names):
+        if not self.reads.include_none_of(names):
             return False
         names = [name for name in names if not name.startswith(OWN_PREFIX)]
         if not names:
             return True
         words = self.words or b""
-        # The end of a word is enough: a linker lets one string lie in the end of another.
-        if not words or not all(_is_plain(name) and name.encode() + b"\n" not in words for name in names):
+        # The end of a word counts too: a linker may store one string as the end of another.
+        if not words or not all(_is_word(name) and name.encode() + b"\n" not in words for name in names):
             return False
-        ends = [name.encode() + b"\0" for name in names if name not in OF_HANDLERS]
-        return not ends or not any(_holds(library, ends) for library in self.libraries)
+        ends = [name.encode() + b"\0" for name in names if name not in HANDLER_VARIABLES]
+        return not ends or not any(_contains_any(library, ends) for library in self.libraries)
 
-    def put_path(self, env: dict[str, str]) -> None:
-        """Put the packages where Python puts what PYTHONPATH names: before its own library, after the script's folder."""
-        if env.get("PYTHONPATH") == places.PACKAGES and places.PACKAGES not in sys.path:
-            sys.path.insert(0, places.PACKAGES)
+    def insert_path(self, env: dict[str, str]) -> None:
+        """Add the packages to `sys.path` where Python adds the folders in PYTHONPATH: after the script's folder, before its own library."""
+        if env.get("PYTHONPATH") == paths.PACKAGES and paths.PACKAGES not in sys.path:
+            sys.path.insert(0, paths.PACKAGES)
 
     def load(self, imports: Imports, own: dict[str, str], script: str) -> bool:
-        """Import them in this process. Whether it is now as a new interpreter would be but for what is hidden in it.
+        """Import the packages in this process. Returns whether that had no side effects besides hidden modules.
 
-        `own` is the environment that is in place.
+        `own` is the environment that is set.
         """
-        if imports.shadowed(os.listdir(places.WORKSPACE)):
-            return True  # what Python would find is not what is hidden
-        sys.path.insert(0, places.PACKAGES)
-        _silence()
-        before, children, libraries = _state_of_process(), _children(), _libraries()
-        others = None if self.checked else _Others({**sys.modules, **imports.hidden})
-        arguments = Arguments(sys.argv)
-        self.reads.begin()
-        sys.path.insert(0, places.WORKSPACE)  # as the script's folder would be
+        if imports.shadowed(os.listdir(paths.WORKSPACE)):
+            return True  # Python would find other modules than the hidden ones
+        sys.path.insert(0, paths.PACKAGES)
+        _silence_streams()
+        before, children, libraries = _process_state(), _ended_children(), _loaded_libraries()
+        others = None if self.checked else _ModuleSnapshot({**sys.modules, **imports.hidden})
+        arguments = WatchedArguments(sys.argv)
+        self.reads.start()
+        sys.path.insert(0, paths.WORKSPACE)  # as the script's folder would be
         try:
-            apart = self._import(imports, script, arguments)
-            sys.path.remove(places.WORKSPACE)
-            sys.path_importer_cache.pop(places.WORKSPACE, None)
+            independent = self._import(imports, script, arguments)
+            sys.path.remove(paths.WORKSPACE)
+            sys.path_importer_cache.pop(paths.WORKSPACE, None)
             sys.stdout.flush()
             sys.stderr.flush()
-        except BaseException:  # noqa: BLE001  # whatever it is that the function's packages do
+        except BaseException:  # noqa: BLE001  # the function's packages can raise anything
             return False
         finally:
-            self.reads.end()
+            self.reads.stop()
         self.loaded = True
         if arguments.read:
             self.arguments = list(sys.argv)
-        if _children() != children:  # whom the environment was given to
+        if _ended_children() != children:  # child processes have received the environment
             self.reads.all = True
         self.libraries = [
-            path for path in _libraries() - libraries if not path.startswith(places.PACKAGES.encode() + b"/")
+            path for path in _loaded_libraries() - libraries if not path.startswith(paths.PACKAGES.encode() + b"/")
         ]
         gc.freeze()
         return (
-            apart
+            independent
             and not os.fstat(1).st_size
-            and sys.getrefcount(arguments) <= UNKEPT
-            and (others is None or others.are_as_before())
+            and sys.getrefcount(arguments) <= UNSHARED
+            and (others is None or others.is_unchanged())
             and _has_no_threads()
-            and _state_of_process() == before
-            and os.environ._data == {begin.as_bytes(name): begin.as_bytes(value) for name, value in own.items()}
+            and _process_state() == before
+            and os.environ._data == {reexec.as_bytes(name): reexec.as_bytes(value) for name, value in own.items()}
         )
 
-    def _import(self, imports: Imports, script: str, arguments: Arguments) -> bool:
-        """Import them as the program is going to, in its own beginning. Raises what they raise.
+    def _import(self, imports: Imports, script: str, arguments: WatchedArguments) -> bool:
+        """Import the packages as the program will, in its own prologue. Raises what they raise.
 
-        Whether none has bound a name anew in one that the program has imported before, and could have read it from.
+        Returns whether no package has rebound a name in a package that the program imports before it: the program could have read the
+        name in between.
         """
         main = vars(sys.modules["__main__"])
         main["__file__"] = script
@@ -197,25 +197,25 @@ class Packages:
         try:
             for _ in imports.replay(self.names, {"__name__": self.handler} if self.handler else main):
                 if not self.checked:
-                    seen.update(_packages(seen))
+                    seen.update(_new_packages(seen))
         finally:
             sys.argv = own
             del main["__file__"]
-        apart = not any(is_changed(*kept) for kept in seen.values())
-        imports.hide_beginning(self.known, self.names)
-        return apart
+        independent = not any(is_changed(*kept) for kept in seen.values())
+        imports.hide_prologue(self.known_modules, self.names)
+        return independent
 
     def write_words(self) -> None:
-        """Write the words of all compiled modules into the memory file: what they could ask the environment for.
+        """Write the words in all compiled modules into the memory file: the variables that the modules could read.
 
-        Done in a child, as the function's user. Where it cannot be done, the file stays empty.
+        Called in a one-shot child, as the function's user. If it fails, the file stays empty.
         """
         import mmap
         import re
 
         pattern = re.compile(rb"[A-Z_][A-Z0-9_]{2,}")
         words: set[bytes] = set()
-        for folder, _, names in os.walk(places.PACKAGES):
+        for folder, _, names in os.walk(paths.PACKAGES):
             for name in names:
                 if ".so" not in name:
                     continue
@@ -228,16 +228,16 @@ class Packages:
             os.pwrite(self.file, text, 0)
 
 
-class Arguments(list):  # type: ignore[type-arg]
-    """A command line that knows whether anybody has looked at it."""
+class WatchedArguments(list):  # type: ignore[type-arg]
+    """A command line that remembers whether it was read."""
 
     read = False
 
 
-def _reading(name: str) -> Any:
+def _watched(name: str) -> Any:
     own = getattr(list, name)
 
-    def read(self: Arguments, *arguments: Any) -> Any:
+    def read(self: WatchedArguments, *arguments: Any) -> Any:
         self.read = True
         return own(self, *arguments)
 
@@ -260,27 +260,27 @@ for _name in (
     "index",
     "pop",
 ):
-    setattr(Arguments, _name, _reading(_name))
-UNKEPT = 2
-"""References to what only one variable refers to, while they are counted."""
+    setattr(WatchedArguments, _name, _watched(_name))
+UNSHARED = 2
+"""The reference count of an object that only one variable refers to, as `sys.getrefcount` returns it."""
 
 
-def handler_of(argv: list[str]) -> str:
-    """The module of the handler that a command calls; "" for a script."""
-    if argv[1:2] != [HANDLERS] or len(argv) == HANDLER:
+def handler_module(argv: list[str]) -> str:
+    """Return the module of the handler that a command calls; "" for a script."""
+    if argv[1:2] != [paths.CALL_HANDLER] or len(argv) == HANDLER:
         return ""
     return argv[HANDLER].replace("/", ".").rpartition(".")[0]
 
 
-class Reads:
-    """Which variables were asked for by `os.environ`, or that all of them were looked at."""
+class EnvironmentReads:
+    """The variables that were read through `os.environ`, or that all of them were."""
 
     def __init__(self) -> None:
         self.names: set[object] = set()
         self.all = False
         self._own: tuple[Any, Any] = (None, None)
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Watch from now on."""
         kind = type(os.environ)
         get, walk = self._own = kind.__getitem__, kind.__iter__
@@ -295,25 +295,25 @@ class Reads:
 
         kind.__getitem__, kind.__iter__ = watched_get, watched_walk  # type: ignore[method-assign]
 
-    def end(self) -> None:
-        """Watch no more."""
+    def stop(self) -> None:
+        """Stop watching."""
         kind = type(os.environ)
         kind.__getitem__, kind.__iter__ = self._own  # type: ignore[method-assign]
 
-    def miss(self, names: Iterable[str]) -> bool:
-        """Whether none of these was read. Where all were, names of ours do not count: each run has its own."""
+    def include_none_of(self, names: Iterable[str]) -> bool:
+        """Return whether none of these was read. If all were read, our own names do not count: they differ in each run anyway."""
         if self.all:
             return all(name.startswith(OWN_PREFIX) and name not in self.names for name in names)
         return self.names.isdisjoint(names)
 
 
 def _different(env: dict[str, str], own: dict[str, str]) -> list[str]:
-    """Names of the variables that are not the same in both."""
+    """Return the names of the variables that differ."""
     return [name for name in {**own, **env} if name != "PYTHONPATH" and env.get(name) != own.get(name)]
 
 
-def _is_plain(name: str) -> bool:
-    """Whether `write_words` would have found it."""
+def _is_word(name: str) -> bool:
+    """Return whether `write_words` would have found this name."""
     return (
         len(name) > 2
         and name.isascii()
@@ -323,42 +323,44 @@ def _is_plain(name: str) -> bool:
     )
 
 
-def _packages(known: Iterable[str]) -> Iterator[tuple[str, tuple[Any, dict[str, Any]]]]:
-    """The modules of packages that are new, and what their names mean now."""
+def _new_packages(known: Iterable[str]) -> Iterator[tuple[str, tuple[Any, dict[str, Any]]]]:
+    """Yield the modules of packages that are not in `known`, each with its current names and values."""
     for name, module in list(sys.modules.items()):
-        if name not in known and str(getattr(module, "__file__", "")).startswith(places.PACKAGES + "/"):
+        if name not in known and str(getattr(module, "__file__", "")).startswith(paths.PACKAGES + "/"):
             yield name, (module, dict(vars(module)))
 
 
-def _silence() -> None:
-    """Let the standard streams be a memory file of this process's own, in place of those that it shares with the first one."""
+def _silence_streams() -> None:
+    """Make a memory file of this process the standard streams, in place of those that it shares with the first process."""
     silent = os.memfd_create("silent", os.MFD_CLOEXEC)
     for stream in range(3):
         os.dup2(silent, stream)
     os.close(silent)
 
 
-class _Others:
-    """Modules that are not the packages': what importing the packages changes in them, every run would see, also one that does not
-    import these packages.
+class _ModuleSnapshot:
+    """The state of modules that are not the packages' own. If importing the packages changes them, every run would see that, even
+    one that does not import these packages.
     """
 
     def __init__(self, modules: dict[str, Any]) -> None:
         self._modules = modules
-        self._kept = {
+        self._before = {
             id(module): (module, dict(vars(module))) for module in modules.values() if hasattr(module, "__dict__")
         }
-        for _, names in list(self._kept.values()):
+        for _, names in list(self._before.values()):
             for value in names.values():
                 if isinstance(value, type) and value.__flags__ & HEAP_TYPE:
-                    self._kept[id(value)] = value, dict(vars(value))
-        self._registers = self._said_to_all()
+                    self._before[id(value)] = value, dict(vars(value))
+        self._settings_before = self._global_settings()
 
-    def are_as_before(self) -> bool:
-        """Whether all names that are not private mean what they meant, and nothing is said to all programs' parts at once."""
-        return self._registers == self._said_to_all() and not any(_is_changed(*kept) for kept in self._kept.values())
+    def is_unchanged(self) -> bool:
+        """Return whether all names that are not private have the same values, and the settings for the whole program too."""
+        return self._settings_before == self._global_settings() and not any(
+            _is_rebound(*kept) for kept in self._before.values()
+        )
 
-    def _said_to_all(self) -> list[object]:
+    def _global_settings(self) -> list[object]:
         logging, socket = map(self._modules.get, ("logging", "_socket"))
         return [
             logging and [logging.root.handlers[:], logging.root.level, logging.root.manager.disable],
@@ -367,36 +369,48 @@ class _Others:
         ]
 
 
-def _is_changed(owner: Any, before: dict[str, Any]) -> bool:
+def _is_rebound(owner: Any, before: dict[str, Any]) -> bool:
+    """Return whether a name of a module or a class has another value than before."""
     names = vars(owner)
     for name in {**before, **names}:
-        was, value = before.get(name, MISSING), names.get(name, MISSING)
-        if was is value or (name.startswith("_") and not (isinstance(owner, type) and name[:2] == "__")):
+        old, new = before.get(name, MISSING), names.get(name, MISSING)
+        if old is new or (name.startswith("_") and not (isinstance(owner, type) and name[:2] == "__")):
             continue
-        if type(was) is type(value) and isinstance(was, PLAIN) and was == value:  # made anew
+        if type(old) is type(new) and isinstance(old, COMPARABLE) and old == new:  # an equal object
             continue
-        fills_in = was is None and not callable(value)  # a cache that was empty
-        on_demand = was is MISSING and "__getattr__" in before
-        if not (fills_in or on_demand or (name[:2] == "__" and not callable(value))):
+        fills_in = old is None and not callable(new)  # a cache that was empty
+        on_demand = old is MISSING and "__getattr__" in before
+        if not (fills_in or on_demand or (name[:2] == "__" and not callable(new))):
             return True
     return False
 
 
 HEAP_TYPE = 1 << 9
-"""Of a class that can be changed."""
+"""The flag of classes that can be changed."""
 MISSING = object()
-PLAIN = (int, float, str, bytes, tuple)
-FIELDS = (b"Name:", b"Umask:", b"SigBlk:", b"SigIgn:", b"SigCgt:", b"ShdPnd:", b"Cap", b"NoNewPrivs:", b"Seccomp:")
-LIBRARYS_SIGNALS = 0b11 << 31
-"""Of glibc and musl alike: 32 and 33, as bits from 1. Many compiled packages start threads when they are imported."""
+COMPARABLE = (int, float, str, bytes, tuple)
+STATUS_FIELDS = (
+    b"Name:",
+    b"Umask:",
+    b"SigBlk:",
+    b"SigIgn:",
+    b"SigCgt:",
+    b"ShdPnd:",
+    b"Cap",
+    b"NoNewPrivs:",
+    b"Seccomp:",
+)
+LIBRARY_SIGNALS = 0b11 << 31
+"""Signals 32 and 33, which glibc and musl use, as bits from 1. Many compiled packages start threads when they are imported."""
 TIMERS = range(3)
 THREAD_ENDS_MS = 20
 
 
-def _state_of_process() -> list[object]:
-    """What code can change of its process, of the interpreter as a whole, and which processes there are, to be compared."""
+def _process_state() -> list[object]:
+    """Return what code can change in its process and in the interpreter as a whole, and which processes exist, for comparison."""
     with open("/proc/self/status", "rb") as status, open("/proc/self/limits", "rb") as limits:
-        kernel = [_without_library(line) for line in status if line.startswith(FIELDS)] + limits.readlines()
+        kernel = [_without_library_signals(line) for line in status if line.startswith(STATUS_FIELDS)]
+        kernel += limits.readlines()
     return [
         kernel,
         [name for name in os.listdir("/proc") if name.isdigit()],
@@ -416,14 +430,14 @@ def _state_of_process() -> list[object]:
     ]
 
 
-def _without_library(line: bytes) -> bytes:
-    """A line of the process's status; which signals are caught without those that the C library takes with its first thread."""
+def _without_library_signals(line: bytes) -> bytes:
+    """Return a line of the process's status. Caught signals exclude those that the C library catches from its first thread on."""
     name, _, mask = line.partition(b":")
-    return line if name != b"SigCgt" else b"%x" % (int(mask, 16) & ~LIBRARYS_SIGNALS)
+    return line if name != b"SigCgt" else b"%x" % (int(mask, 16) & ~LIBRARY_SIGNALS)
 
 
 def _has_no_threads() -> bool:
-    """Whether all have ended. One that was waited for may still be about to."""
+    """Return whether all threads have ended. A joined thread may need another moment."""
     for _ in range(THREAD_ENDS_MS):
         if not _thread._count():
             return True
@@ -431,22 +445,22 @@ def _has_no_threads() -> bool:
     return False
 
 
-def _children() -> list[bytes]:
-    """What the kernel counts of children that have ended: one that has done anything has touched pages."""
+def _ended_children() -> list[bytes]:
+    """Return the page faults of ended child processes. A child that has done anything has touched pages."""
     with open("/proc/self/stat", "rb") as stat:
         fields = stat.read().rpartition(b")")[2].split()
     return [fields[8], fields[10]]
 
 
-def _libraries() -> set[bytes]:
-    """The files that code of this process lies in."""
+def _loaded_libraries() -> set[bytes]:
+    """Return the files with code of this process."""
     with open("/proc/self/maps", "rb") as maps:
         lines = [line.rstrip(b"\n").split(None, 5) for line in maps]
     return {line[5] for line in lines if len(line) > 5 and b"x" in line[1] and line[5].startswith(b"/")}
 
 
-def _holds(path: bytes, texts: list[bytes]) -> bool:
-    """Whether any of these is in a file, or it cannot be read."""
+def _contains_any(path: bytes, texts: list[bytes]) -> bool:
+    """Return whether a file contains any of these texts, or cannot be read."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -457,12 +471,12 @@ def _holds(path: bytes, texts: list[bytes]) -> bool:
 
 
 def _descriptors() -> list[tuple[int, int, int]]:
-    """Which descriptors are open, and on what."""
+    """Return the open descriptors, each with the device and the inode of its file."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         try:
             status = os.fstat(int(name))
-        except OSError:  # that of the list itself
+        except OSError:  # the descriptor of this listing
             continue
         found.append((int(name), status.st_dev, status.st_ino))
     return found

@@ -1,15 +1,47 @@
-"""The first process: keeps one spare child ready, ends what a run leaves, and tells the host.
+"""The first process (PID 1, the runner): keeps one spare ready, ends everything a run leaves, and reports to the host.
 
-The rule: the host hears `ended` only when nothing of the run lives any more, and `ready` only from a spare that has nothing
-left to do but run. The function's user can neither signal, trace nor imitate this process, and no other process ever holds its
-connection. And since every run is forked from this process, it never reads what a run was given or has written:
-requests go from the host to the spare, results by a descriptor to the host, and what children tell it are words out of sets
-that it knows.
+The rules:
+
+- The host receives `ended` only after every process of the run is dead, and `ready` only from a spare that has nothing left to do but run.
+- The function's user can neither signal, trace nor imitate this process. No other process ever holds its connection to the host.
+- Every run is a fork of this process, so this process never reads what a run received or wrote. Requests go from the host to the spare,
+  results go to the host as a descriptor, and from its children this process accepts only words from sets that it knows.
+
+The life of runner, spare and run. Time goes down; `══` is `exec`, `──` is `fork`. "user" is the function's user.
+
+    host                          container
+    ────                          ─────────
+    starts the container          python3 /nanogrid/runner            root   `__main__.py` connects to control.sock
+                                   ║ exec, with a State in a memory file (`reexec.py`)
+    ◄── hello ─────────────────── runner: python main.py, held        root   `boot/sitecustomize.py` calls `prepare`, then `serve`
+                                   │
+                                   ├── rehearsal                      user   once per interpreter: runs an empty program, sends
+                                   │                                         the pages that it wrote over `spare_end`, exits
+                                   │
+                                   ├── spare                          user   empties the writable folders, copies the code, imports
+                                   │    │                                    packages, sends `ready` over `spare_end` (`spare.py`)
+    ◄── ready, `host_end` ─────────┤    │
+    ─── request, descriptors ──────────►│ `request_end`                      sends `T` and `P` or a hint over `spare_end`, and closes it
+                                   │   run                            user   the same process. Either `serve` returns in it and Python
+                                   │    ║                                    opens main.py, or it executes the command
+                                   │    ✕                                    ends by itself, or the host hangs up
+                                   ├─◄ pidfd                                 `kill(-1)`, and every process is reaped
+    ◄── ended, result's descriptor ┤
+                                   ├── one-shot children              user   one at a time, each with a socket pair: read the import
+                                   │                                         report, compile, collect words, check a hint, clean up;
+                                   │                                         each sends one packet and exits
+                                   │
+                                   ├── the next spare                 user   or, for another interpreter:
+                                   ║ exec, with a new State           root   after a one-shot child has cleaned up
+    closes its connection ────────►✕                                         kills everything and exits; the container ends
+
+A spare shares two socket pairs (`channel.SpareConnections`): `spare_end` to `runner_end` for its few words to the runner, and `request_end` to
+`host_end`, which the host receives with `ready`, for the one request. Both end with the run.
 """
 
-# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# Every import here costs time and memory in every run: no pathlib, no contextlib.
 # ruff: noqa: PTH116, SIM105
-# The programs find each other, and private parts of Python, where mypy does not look.
+# The programs import each other, and private parts of Python, in a way that mypy cannot see.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
 from __future__ import annotations
@@ -23,104 +55,108 @@ import stat
 import sys
 import time
 
-from nanogrid_warm import begin, channel, kernel, lesson, places, source, spare
+from nanogrid_warm import channel, import_report, kernel, paths, reexec, source_scan, spare
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
     from collections.abc import Callable, Iterable
     from typing import Any, NoReturn
 
 FORK_ATTEMPTS = 100
 FAILED = 70
-LOOK_EVERY_MS = 1
+POLL_MS = 1
 FORK_WAIT_S = 0.01
-CHANGES_LIMIT = 8
-"""How often the held interpreter may become another one: a function whose requests alternate is not to pay for it each time."""
+REEXECS_LIMIT = 8
+"""How often another interpreter may be started. A function whose requests alternate must not pay for one each time."""
 WORDS_BYTES = 500
 HANG_UP = select.POLLRDHUP
-"""The host will send nothing more: it is gone, or wants the run to end."""
+"""The host will send nothing more: it is gone, or it wants the run to end."""
 
 
-def prepare(state: dict[str, Any], modules: Iterable[str], faithful: bool) -> Callable[[], None]:
-    """A function that holds this interpreter and serves the host. `state` is what the process before has left.
+def prepare(fields: dict[str, Any], modules: Iterable[str], faithful: bool) -> Callable[[], None]:
+    """Return the function that holds this interpreter and serves the host.
 
-    `modules` are those of a new interpreter. Not `faithful`: this one is not like a new one, and only what is executed runs.
+    `fields` are those of the `State` that the process before `exec` has written. `modules` are the modules of a fresh interpreter. If not `faithful`, this interpreter differs from a fresh one, and each run executes
+    its command.
 
-    That function returns in a child only, in the process that is to go on as Python does.
+    The returned function returns only in a child, in the process that continues Python's own start.
     """
-    os.chdir("/")  # the workspace is where Python has started, and no place for this process to stay
+    state = reexec.State(**fields)
+    os.chdir("/")  # Python has started in the workspace, and this process must not stay there
     server = Server(state)
     if not faithful:
         server.held.program = None
-    server.held.leave.install()
-    server.held.known = server.held.packages.known = frozenset(modules)
+    server.held.fast_exit.install()
+    server.held.known_modules = server.held.packages.known_modules = frozenset(modules)
     return server.serve
 
 
 class Server:
-    """The first process's own state: its connection, and how the interpreter that it holds was started."""
+    """The runner's own state: its connection, and what it knows of the interpreter that it holds."""
 
-    def __init__(self, state: dict[str, Any]) -> None:
+    def __init__(self, state: reexec.State) -> None:
         self.state = state
-        self.connection = channel.open_descriptor(state["control"])
-        os.set_inheritable(state["control"], False)
-        self.held = spare.Held(state)
-        self.lessons = 0
-        self.rehearsed: bool = state["rehearsed"]
+        self.connection = channel.open_descriptor(state.host_descriptor)
+        os.set_inheritable(state.host_descriptor, False)
+        self.held = spare.HeldInterpreter(state)
+        self.reports = 0
+        """How many import reports were read."""
+        self.rehearsed: bool = state.rehearsed
         self.hung_up = False
         self.code: tuple[int, int] | None = None
+        """Device and inode of the code's folder."""
 
     def serve(self) -> None:
-        """Serve the host until it is gone. Returns in the child that runs a request in this interpreter."""
+        """Serve the host until it hangs up. Returns only in the child that runs a request in this interpreter."""
         try:
             self._serve()
-        except Exception as error:  # noqa: BLE001  # the host is to hear why, whatever it was
-            self._give_up(spare.words(b"broken the runner failed:", error))
+        except Exception as error:  # noqa: BLE001  # the host must receive the reason, whatever it is
+            self._give_up(spare.error_line(b"broken the runner failed:", error))
 
     def _serve(self) -> None:
-        _signal.signal(_signal.SIGTERM, _leave)
-        if not self.state["changes"]:
+        _signal.signal(_signal.SIGTERM, _on_sigterm)
+        if not self.state.reexecs:
             channel.send(self.connection, b"hello " + ".".join(map(str, sys.version_info[:3])).encode())
-        if self.state["standard"]:
-            self._import_beforehand(self.state["standard"])
-        if self.state["own"]:
+        if self.state.standard_modules:
+            self._import_hidden(self.state.standard_modules)
+        if self.state.own_sources:
             self._compile()
         spare.warm_up()
         while True:
-            self._heed_code()
-            meeting = channel.Meeting(apart=self.rehearsed and bool(self.held.packages.names))
+            self._restart_if_code_changed()
+            connections = channel.SpareConnections(deferred=self.rehearsed and bool(self.held.packages.names))
             child = self._fork()
             if child == 0:
                 self.connection.close()
-                meeting.step_away()
-                self._be_child(meeting)
+                connections.close_runner_ends()
+                self._be_child(connections)
                 return
-            meeting.keep_own()
+            connections.close_spare_ends()
             if self.rehearsed:
-                self._tend(child, meeting)
+                self._serve_one_run(child, connections)
             else:
-                self._learn_memory(meeting.here)
-            meeting.close()
+                self._learn_pages(connections.runner_end)
+            connections.close()
 
-    def _be_child(self, meeting: channel.Meeting) -> None:
-        """Live the child's life. Whatever goes wrong in it before the function's code is the platform's trouble."""
+    def _be_child(self, connections: channel.SpareConnections) -> None:
+        """Do the child's whole work. An error before the function's code is an error of the platform."""
         try:
             if self.rehearsed:
-                spare.live(meeting, self.held)
+                spare.run_spare(connections, self.held)
             else:
-                spare.rehearse(meeting.there, self.held)
+                spare.rehearse(connections.spare_end, self.held)
         except BaseException as error:  # noqa: BLE001
-            if meeting.there.fileno() >= 0:
-                channel.send(meeting.there, spare.words(b"broken", error))
+            if connections.spare_end.fileno() >= 0:
+                channel.send(connections.spare_end, spare.error_line(b"broken", error))
             _fail(error)
 
-    def _learn_memory(self, pair: _socket.socket) -> None:
-        """Read what the rehearsal tells: lines of address and size."""
-        text = channel.hear(pair)
+    def _learn_pages(self, runner_end: _socket.socket) -> None:
+        """Read the rehearsal's report: lines of address and size."""
+        text = channel.receive_bytes(runner_end)
         _end_all()
         self.rehearsed = True
-        self.held.hot = [
-            kernel.populating(*(int(number, 16) for number in line.split())) for line in text.split(b"\n")[:-1]
+        self.held.hot_pages = [
+            kernel.populate_arguments(*(int(number, 16) for number in line.split())) for line in text.split(b"\n")[:-1]
         ]
 
     def _fork(self) -> int:
@@ -131,43 +167,43 @@ class Server:
                 if error.errno not in (errno.EAGAIN, errno.ENOMEM):
                     raise
                 time.sleep(FORK_WAIT_S)
-        self._give_up(b"broken the next process could not be started")
+        self._give_up(b"broken a child process could not be started")
         return None
 
-    def _ask(self, live: Callable[[_socket.socket, spare.Held], object]) -> bytes:
-        """What a child says whose whole life is `live`; b"" where it ended without a word."""
+    def _run_in_child(self, work: Callable[[_socket.socket, spare.HeldInterpreter], object]) -> bytes:
+        """Run `work` in a child of its own and return the packet that it sends; b"" if it ends without one."""
         here, there = channel.pair()
         child = self._fork()
         if child == 0:
             here.close()
             self.connection.close()
             try:
-                live(there, self.held)
+                work(there, self.held)
             except BaseException as error:  # noqa: BLE001
                 _fail(error)
             finally:
                 os._exit(FAILED)
         there.close()
-        words = channel.hear(here)
+        answer = channel.receive_bytes(here)
         here.close()
         _end_all()
-        return words
+        return answer
 
     # -- one spare
 
-    def _tend(self, child: int, meeting: channel.Meeting) -> None:
-        """One spare's life: announce it, see its run to the end and report it."""
-        end = self._watched(child)  # before it is announced: who looks at a runner that is ready finds it as it stays
+    def _serve_one_run(self, child: int, connections: channel.SpareConnections) -> None:
+        """Announce one spare, wait for the end of its run and report it."""
+        pidfd = self._open_pidfd(child)  # before the announcement: a runner that is ready opens nothing more
         try:
-            if not self._announce(child, end, meeting):
+            if not self._announce(child, pidfd, connections):
                 _end_all()
                 return
-            status, killed = self._see_through(child, end)
+            status, killed = self._await_end(child, pidfd)
         finally:
-            if end >= 0:
-                os.close(end)
+            if pidfd >= 0:
+                os.close(pidfd)
         ended_ns = time.monotonic_ns()
-        how, started_ns, wish = self._account_of(meeting.here, ended_ns)
+        how, started_ns, hint = self._read_words(connections.runner_end, ended_ns)
         if how:
             result = self._open_result()
             channel.send(
@@ -178,119 +214,120 @@ class Server:
             if result >= 0:
                 os.close(result)
         if self.hung_up:
-            self._leave()
-        if not how:  # it was gone before a request came
+            self._exit()
+        if not how:  # it ended before a request came
             return
-        os.sched_yield()  # the host may have been woken on this very processor, and what follows takes a while
-        self.held.touches = how == b"python"
+        os.sched_yield()  # the host may have been woken on this very processor, and the rest takes a while
+        self.held.copies_pages = how == b"python"
         if how == b"python":
-            if self.held.learn:
+            if self.held.learn_imports:
                 self._learn_imports()
-        elif wish:
-            self._grant(wish, meeting.here)
+        elif hint:
+            self._follow_hint(hint, connections.runner_end)
 
-    def _announce(self, child: int, end: int, meeting: channel.Meeting) -> bool:
-        """Tell the host that the spare is ready. False where it is to begin again, without what it could not import."""
-        word = self._await_spare(child, end, meeting)
+    def _announce(self, child: int, pidfd: int, connections: channel.SpareConnections) -> bool:
+        """Tell the host that the spare is ready. False: fork another spare, without the packages that this one could not import."""
+        word = self._await_spare(child, pidfd, connections)
         if word.startswith(b"ready"):
-            self._note_scan(word)
+            self._store_scan(word)
             self.held.packages.checked = True
-            meeting.introduce(b"ready", self.connection)
+            connections.announce(b"ready", self.connection)
             return True
         _end_all()
         if not word and self.held.packages.names:
             self.held.packages.forget()
             return False
-        self._give_up(word or b"broken the next process ended before it was ready")
+        self._give_up(word or b"broken the spare ended before it was ready")
         return False
 
-    def _await_spare(self, child: int, end: int, meeting: channel.Meeting) -> bytes:
-        """What the spare says, b"" where it has ended without a word; leaves when the host goes meanwhile."""
+    def _await_spare(self, child: int, pidfd: int, connections: channel.SpareConnections) -> bytes:
+        """Return the spare's first word, b"" if it ends without one. Exits if the host hangs up meanwhile."""
         poll = select.poll()
-        poll.register(meeting.here, select.POLLIN)
+        poll.register(connections.runner_end, select.POLLIN)
         poll.register(self.connection, HANG_UP)
-        if meeting.listener is not None:
-            poll.register(meeting.listener, select.POLLIN)
-        if end >= 0:
-            poll.register(end, select.POLLIN)
-        here, door = meeting.here.fileno(), -1 if meeting.listener is None else meeting.listener.fileno()
+        if connections.listener is not None:
+            poll.register(connections.listener, select.POLLIN)
+        if pidfd >= 0:
+            poll.register(pidfd, select.POLLIN)
+        runner_end = connections.runner_end.fileno()
+        listener = -1 if connections.listener is None else connections.listener.fileno()
         while True:
-            ready = [descriptor for descriptor, _ in poll.poll(None if end >= 0 else LOOK_EVERY_MS)]
+            ready = [descriptor for descriptor, _ in poll.poll(None if pidfd >= 0 else POLL_MS)]
             if self.connection.fileno() in ready:
-                self._leave()
-            if here in ready:
-                return channel.hear(meeting.here, WORDS_BYTES)
-            if door in ready:
-                poll.unregister(door)
-                meeting.admit(child)
-                if meeting.listener is not None:  # it was somebody else
-                    poll.register(door, select.POLLIN)
-            elif end in ready or (end < 0 and _has_ended(child)):
+                self._exit()
+            if runner_end in ready:
+                return channel.receive_bytes(connections.runner_end, WORDS_BYTES)
+            if listener in ready:
+                poll.unregister(listener)
+                connections.admit(child)
+                if connections.listener is not None:  # another process has connected
+                    poll.register(listener, select.POLLIN)
+            elif pidfd in ready or (pidfd < 0 and _has_ended(child)):
                 return b""
 
-    def _note_scan(self, word: bytes) -> None:
-        """Remember what the sources say: they are read once."""
+    def _store_scan(self, word: bytes) -> None:
+        """Keep what the spare found in the sources: they are read once."""
         _, *flags = word.split()
         if flags and self.held.scan is None:
-            self.held.scan = source.Scan(*(flag != b"0" for flag in flags))
+            self.held.scan = source_scan.SourceScan(*(flag != b"0" for flag in flags))
 
-    def _watched(self, child: int) -> int:
-        """A descriptor that tells of the child's end; -1 on an old kernel, or where a profile forbids it."""
+    def _open_pidfd(self, child: int) -> int:
+        """Return a descriptor that becomes readable at the child's end; -1 on an old kernel, or if a seccomp profile forbids it."""
         try:
             return os.pidfd_open(child)
         except (AttributeError, OSError):
             return -1
 
-    def _see_through(self, child: int, end: int) -> tuple[int, int]:
-        """Wait for the child's end, or bring it about where the host hangs up; then end all that it started.
+    def _await_end(self, child: int, pidfd: int) -> tuple[int, int]:
+        """Wait for the child's end, or kill it if the host hangs up; then end everything that it started.
 
-        Its wait status, and how many had to be killed.
+        Returns its wait status, and how many processes were killed.
         """
         poll = select.poll()
         poll.register(self.connection, HANG_UP)
-        if end >= 0:
-            poll.register(end, select.POLLIN)
+        if pidfd >= 0:
+            poll.register(pidfd, select.POLLIN)
         while True:
-            ready = [descriptor for descriptor, _ in poll.poll(None if end >= 0 else LOOK_EVERY_MS)]
+            ready = [descriptor for descriptor, _ in poll.poll(None if pidfd >= 0 else POLL_MS)]
             if self.connection.fileno() in ready:
                 self.hung_up = True
                 break
-            if end in ready or (end < 0 and _has_ended(child)):
+            if pidfd in ready or (pidfd < 0 and _has_ended(child)):
                 break
-        _kill_all()  # before its end is asked for: whoever traces it is told first, and need not ever hear of it
+        _kill_all()  # before `waitpid`: a tracer of the child learns of its end first, and need not pass it on
         _, status = os.waitpid(child, 0)
         return status, _end_all()
 
-    def _account_of(self, pair: _socket.socket, ended_ns: int) -> tuple[bytes, int, bytes]:
-        """How the run was started, when, and what the spare wishes for the next one; b"" where it had no request.
+    def _read_words(self, runner_end: _socket.socket, ended_ns: int) -> tuple[bytes, int, bytes]:
+        """Return how the run was started, when, and the first byte of the spare's hint; b"" first if it never had a request.
 
-        It may have been ended before it could say all that. By now it knows a request, and the function's packages may have
-        changed what it does: so no more of its words are read here than these few bytes, and a wish stays where it is.
+        The spare may have ended before it could send all of that. Once it knows a request, the function's packages may have changed what
+        it sends: so only these few bytes are read here, and the rest of a hint stays in the socket.
         """
         how, started_ns = b"", ended_ns
         while True:
             try:
-                word = pair.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
-                if word == spare.TOOK:
+                word = runner_end.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+                if word == spare.RECEIVED:
                     how = b"exec"
-                    started_ns = min(int.from_bytes(pair.recv(1 + spare.TIME_BYTES)[1:], "little"), ended_ns)
-                elif word == spare.PYTHON:
+                    started_ns = min(int.from_bytes(runner_end.recv(1 + spare.TIME_BYTES)[1:], "little"), ended_ns)
+                elif word == spare.IN_PROCESS:
                     return b"python", started_ns, b""
                 elif word == b"b":
-                    self._give_up(channel.hear(pair, WORDS_BYTES))
+                    self._give_up(channel.receive_bytes(runner_end, WORDS_BYTES))
                 else:
                     return how, started_ns, word
             except (BlockingIOError, ConnectionError):
                 return how, started_ns, b""
 
     def _open_result(self) -> int:
-        """A descriptor of what the run has written for the host; -1 where that is nothing.
+        """Return a descriptor of the result file for the host; -1 if there is no result.
 
-        It is not read here. This process may not enter the folder: it looks there as the function's user.
+        The file is not read here. Root may not enter the folder, so it is opened with the function's user as effective user.
         """
         os.seteuid(self.held.uid)
         try:
-            file = os.open(places.RESULT, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            file = os.open(paths.RESULT, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return -1
         finally:
@@ -304,99 +341,99 @@ class Server:
     # -- what a run teaches
 
     def _learn_imports(self) -> None:
-        """Import beforehand what the run has imported, as far as it is the standard library's."""
-        learned = lesson.Lesson(self._ask(spare.read_lesson))
-        new = self.held.packages.learn(learned)
-        self.held.imports.beginning = frozenset(self.held.packages.beginning)
-        if self.held.bytecode.learn(learned.own):
+        """Import in advance what the run has imported of the standard library, and compile its own modules."""
+        report = import_report.ImportReport(self._run_in_child(spare.read_import_report))
+        new = self.held.packages.learn(report)
+        self.held.imports.prologue = frozenset(self.held.packages.prologue)
+        if self.held.bytecode.learn(report.own_sources):
             self._compile()
-        self.lessons += 1
-        if not (learned.standard or new or learned.own) or self.lessons >= lesson.LESSONS_LIMIT:
-            self.held.learn = False
-        if learned.standard:
-            self._import_beforehand(learned.standard)
+        self.reports += 1
+        if not (report.standard or new or report.own_sources) or self.reports >= import_report.REPORTS_LIMIT:
+            self.held.learn_imports = False
+        if report.standard:
+            self._import_hidden(report.standard)
             spare.warm_up()
             self.rehearsed = False
 
     def _compile(self) -> None:
-        """Let a child compile the function's own modules, into a memory file that every spare inherits."""
-        compiled = self.held.bytecode
-        if compiled.file >= 0:
-            os.close(compiled.file)
-        compiled.file = os.memfd_create("bytecode", os.MFD_CLOEXEC)
-        self._ask(spare.compile_own)
+        """Have a one-shot child compile the function's own modules into a memory file that every spare inherits."""
+        bytecode = self.held.bytecode
+        if bytecode.file >= 0:
+            os.close(bytecode.file)
+        bytecode.file = os.memfd_create("bytecode", os.MFD_CLOEXEC)
+        self._run_in_child(spare.compile_sources)
 
-    def _import_beforehand(self, standard: Iterable[str]) -> None:
-        """Import modules and hide them. One that cannot be imported here ends all that."""
+    def _import_hidden(self, names: Iterable[str]) -> None:
+        """Import modules of the standard library and hide them. If one fails here, none is imported in advance any more."""
         hidden = self.held.imports
-        hidden.show_all()
+        hidden.reveal_all()
         try:
             done = []
-            for name in standard:
-                if lesson.is_standard(name) and name not in sys.modules:
+            for name in names:
+                if import_report.is_standard(name) and name not in sys.modules:
                     hidden.load(name, {})
                     done.append(name)
-            spare.put_beginnings(self.held)
-            hidden.hide(self.held.known, done)
-        except BaseException:  # noqa: BLE001  # whatever a module does when it is imported
-            hidden.hide(self.held.known)
+            spare.renew_import_state(self.held)
+            hidden.hide(self.held.known_modules, done)
+        except BaseException:  # noqa: BLE001  # an import can raise anything
+            hidden.hide(self.held.known_modules)
             hidden.forget()
-            self.held.learn = False
+            self.held.learn_imports = False
 
     # -- another interpreter
 
-    def _heed_code(self) -> None:
-        """Start anew when the code is not what it was: nothing that was learned from one piece of code is for another."""
+    def _restart_if_code_changed(self) -> None:
+        """Start a new interpreter if the code has changed: what one piece of code has taught must not serve another."""
         try:
-            status = os.stat(places.CODE)
+            status = os.stat(paths.CODE)
         except OSError:
             return
         code = (status.st_dev, status.st_ino)
         if self.code not in (None, code):
-            self._become({**self.state, **self.state["fresh"], "changes": 1, "rehearsed": True})
+            self._reexec(self.state.for_new_code())
         self.code = code
 
-    def _grant(self, wish: bytes, pair: _socket.socket) -> None:
-        """Do what the spare wishes for the next run, so far as it is one of the things that can be wished for."""
-        if wish == spare.WORDS:
+    def _follow_hint(self, hint: bytes, runner_end: _socket.socket) -> None:
+        """Do what the spare suggests for the next run, if it is one of the three known hints."""
+        if hint == spare.HINT_WORDS:
             packages = self.held.packages
-            packages.forget_words()
+            packages.drop_words()
             packages.file = os.memfd_create("words", os.MFD_CLOEXEC)
-            self._ask(spare.collect_words)
-        elif wish == spare.ANEW:
+            self._run_in_child(spare.collect_words)
+        elif hint == spare.HINT_RELEARN:
             self.held.packages.forget()
-            self.held.imports.beginning = frozenset()
-            self.held.learn = self.state["learn"] and self.lessons < lesson.LESSONS_LIMIT
-        elif wish == spare.HELD and self.state["changes"] < CHANGES_LIMIT:
-            held = self.held
-            wanted = held.wanted(self._ask(lambda answer, held: spare.read_wish(answer, held, pair)))
-            if wanted is not None:
-                self._become(
-                    {
-                        **self.state,
-                        **wanted,
-                        "changes": self.state["changes"] + 1,
-                        "rehearsed": False,
-                        "standard": list(held.imports.roots),
-                        "own": held.bytecode.paths,
-                        "scan": held.scan and (held.scan.curious, held.scan.ctypes),
-                    }
+            self.held.imports.prologue = frozenset()
+            self.held.learn_imports = self.state.learn_imports and self.reports < import_report.REPORTS_LIMIT
+        elif hint == spare.HINT_INTERPRETER and self.state.reexecs < REEXECS_LIMIT:
+            answer = self._run_in_child(lambda answer, held: spare.check_hint(answer, held, runner_end))
+            changes = self.held.parse_hint(answer)
+            if changes is not None:
+                scan = self.held.scan
+                self._reexec(
+                    self.state.replace(
+                        **changes,
+                        reexecs=self.state.reexecs + 1,
+                        rehearsed=False,
+                        standard_modules=list(self.held.imports.roots),
+                        own_sources=self.held.bytecode.paths,
+                        scan=scan and (scan.introspects, scan.uses_ctypes),
+                    )
                 )
 
-    def _become(self, state: dict[str, Any]) -> None:
-        """Become another interpreter, when nothing that a run has left is there any more."""
-        words = self._ask(spare.tidy)
-        if words != b"clean":
-            self._give_up(words[:WORDS_BYTES] or b"unclean what a run has left could not be removed")
-        begin.become(state)
+    def _reexec(self, state: reexec.State) -> None:
+        """Become another interpreter, after a one-shot child has removed everything that a run left."""
+        answer = self._run_in_child(spare.clean_up)
+        if answer != b"clean":
+            self._give_up(answer[:WORDS_BYTES] or b"unclean the run's files could not be removed")
+        reexec.exec_interpreter(state)
 
     # -- the end
 
     def _give_up(self, words: bytes) -> NoReturn:
         channel.send(self.connection, words)
-        self._leave()
+        self._exit()
 
-    def _leave(self) -> NoReturn:
+    def _exit(self) -> NoReturn:
         _end_all()
         os._exit(0)
 
@@ -414,7 +451,7 @@ def _kill_all() -> None:
 
 
 def _end_all() -> int:
-    """Kill and reap until nobody is left. How many there were that had not ended by themselves."""
+    """Kill and reap until no process is left. Returns how many had not ended by themselves."""
     _kill_all()
     killed = 0
     while True:
@@ -426,10 +463,10 @@ def _end_all() -> int:
 
 
 def _fail(error: BaseException) -> NoReturn:
-    """End a child that cannot do what it is for, and say why where it is heard: in the run's stderr, if there is a run."""
-    os.write(2, spare.words(b"nanogrid: the run's process failed before the function's code:", error) + b"\n")
+    """End a child that cannot do its work, with the reason on stderr: the run's stderr, if there is a run."""
+    os.write(2, spare.error_line(b"nanogrid: the run's process failed before the function's code:", error) + b"\n")
     os._exit(FAILED)
 
 
-def _leave(_number: int, _frame: object) -> NoReturn:
+def _on_sigterm(_number: int, _frame: object) -> NoReturn:
     os._exit(0)

@@ -1,13 +1,15 @@
-"""The spare: a child that has done everything a run needs before the request is there, as the function's user.
+"""The spare: a child that does everything a run needs before its request comes, as the function's user.
 
-The rule: from `drop` on it is the function's user, for good, and what it holds of the first process's are two connections of its own:
-one on which it says a few words to it, one on which the host asks for one run. Where packages of the function were imported, its
-code may have them: so nobody believes more of what comes from there than what it may do.
+The rule: from `drop_privileges` on it is the function's user, for good. It holds two connections of its own: over one it sends a few words to
+the first process, over the other the host sends the request of one run. If packages of the function were imported in the spare, its
+code may hold these connections too, so nobody may rely on more than a run of that code could do anyway.
+
+This module also has the work of the one-shot children: each does one thing with what a run has left, sends one packet and exits.
 """
 
-# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# Every import here costs time and memory in every run: no pathlib, no contextlib.
 # ruff: noqa: PTH110, PTH112, PTH120, S606
-# The programs find each other, and private parts of Python, where mypy does not look.
+# The programs import each other, and private parts of Python, in a way that mypy cannot see.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
 from __future__ import annotations
@@ -21,221 +23,243 @@ import sys
 import time
 
 from nanogrid_warm import (
-    begin,
     bytecode,
     channel,
+    fast_exit,
+    import_report,
     imports,
     kernel,
-    leave,
-    lesson,
     memory,
     packages,
-    places,
-    source,
+    paths,
+    reexec,
+    source_scan,
     workspace,
 )
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
     import _socket
     from collections.abc import Sequence
     from typing import Any, NoReturn
 
 OOM_FIRST = b"1000"
 SHELL = "/bin/sh"
-COMPILERS = "/nanogrid/runner/bin"
 REHEARSALS = 3
 SCRIPT = 2
-"""So many words of a command say which program is run; what follows are its arguments."""
+"""The number of words in a command that select the program. Its arguments follow."""
 
-TOOK, PYTHON, WORDS, HELD, ANEW = b"T", b"P", b"W", b"H", b"A"
-"""What a spare says once it has its request: that it has (with the time), that it goes on in the held interpreter, and for
-the next run wishes that the packages' words were known, another interpreter were held, or the beginning were learned anew."""
+RECEIVED, IN_PROCESS = b"T", b"P"
+"""The spare's words once it has its request: that it has one (with the time), and that it continues in the held interpreter."""
 TIME_BYTES = 8
+
+HINT_WORDS, HINT_INTERPRETER, HINT_RELEARN = b"W", b"H", b"A"
+"""The spare's hints, how the next run like this one could use the held interpreter: collect the words in the packages' compiled modules,
+start another interpreter (which one follows), or learn the program's prologue again."""
 
 KEY_BYTES = 32
 VARIABLES_LIMIT = 1000
-"""With more than this, setting one after the other takes longer than a new interpreter does, which is given them all at once."""
+"""With more variables than this, setting them one by one takes longer than starting a new interpreter, which gets all at once."""
 
-AGAIN = 75
-"""The exit code of a spare that could not import the function's packages without a trace."""
+IMPORT_FAILED = 75
+"""The exit code of a spare that could not import the function's packages without side effects."""
 
 
-class Held:
-    """The held interpreter: how it was started, what it has imported beforehand, and what is known of the function."""
+class HeldInterpreter:
+    """The held interpreter: how it was started, what it has imported in advance, and what is known of the function."""
 
-    def __init__(self, state: dict[str, Any]) -> None:
-        self.scan: Any = None if state["scan"] is None else source.Scan(*state["scan"])
-        self.uid = state["uid"]
-        self.gid = state["gid"]
-        self.network = workspace.Network() if state["own_network"] else None
-        self.env = state["env"]
-        self.command = state["command"]
-        self.program = begin.interpreter(self.command[0], self.env) if state["faithful"] else None
-        self.special = state["special"]
-        self.kinds = kinds()
-        self.added = {
-            name: os.environ[name] for name in os.environ if name not in state["env"] and name not in self.special
+    def __init__(self, state: reexec.State) -> None:
+        self.scan: Any = None if state.scan is None else source_scan.SourceScan(*state.scan)
+        self.uid = state.uid
+        self.gid = state.gid
+        self.network = workspace.Network() if state.own_network else None
+        self.environment = state.environment
+        self.command = state.command
+        self.program = reexec.interpreter_path(self.command[0], self.environment) if state.faithful else None
+        """The interpreter's path; None if every run must execute its command."""
+        self.startup_variables = state.startup_variables
+        self.stream_types = stream_types()
+        self.added_variables = {
+            name: os.environ[name]
+            for name in os.environ
+            if name not in state.environment and name not in self.startup_variables
         }
-        """What Python itself has added to its environment when it started: `LC_CTYPE`, where the locale is C."""
-        self.known = ()
+        """Variables that Python itself has added at its start: `LC_CTYPE`, if the locale is C."""
+        self.known_modules = ()
         self.imports = imports.Imports()
-        self.leave = leave.Leave()
-        self.learn = state["learn"]
-        self.bytecode = bytecode.Bytecode(state["own"])
+        self.fast_exit = fast_exit.FastExit()
+        self.learn_imports = state.learn_imports
+        self.bytecode = bytecode.Bytecode(state.own_sources)
         self.packages = packages.Packages()
-        self.hot = ()
-        self.touches = True
-        """Whether the next run is likely to use this interpreter, and so the pages that it has."""
+        self.hot_pages = ()
+        """The pages that a run writes, as arguments for `kernel.populate`."""
+        self.copies_pages = True
+        """Whether the next run will probably use this interpreter, so that its pages are worth copying in advance."""
 
     def fits(self, request: dict[str, Any], env: dict[str, str]) -> bool:
-        """Whether a request can run in the held interpreter and nobody could tell."""
+        """Return whether a request can run in the held interpreter without the program being able to notice."""
         return (
             request["in_process"]
-            and kernel.KEEPS_NAMES_OUT
+            and kernel.NAMES_STAY_IN_BUFFER
             and request["argv"][:SCRIPT] == self.command
             and len(env) <= VARIABLES_LIMIT
-            and self._is_found(env)
-            and begin.held_as(env, self.env) == self.special
-            and kinds() == self.kinds
-            and not self.scan.curious
+            and self._finds_program(env)
+            and reexec.startup_variables_for(env, self.environment) == self.startup_variables
+            and stream_types() == self.stream_types
+            and not self.scan.introspects
             and not has_user_site(env)
-            and self.packages.suits(request["argv"])
-            and self.packages.allow(env, self.env)
+            and self.packages.match_command(request["argv"])
+            and self.packages.fit_environment(env, self.environment)
         )
 
-    def _is_found(self, env: dict[str, str]) -> bool:
-        """Whether the command's name means the held interpreter, with the request's PATH too."""
+    def _finds_program(self, env: dict[str, str]) -> bool:
+        """Return whether the command's name means the held interpreter with the request's PATH too."""
         if self.program is None:
             return False
-        return env.get("PATH") == self.env.get("PATH") or begin.find(self.command[0], env) == self.program
+        return (
+            env.get("PATH") == self.environment.get("PATH") or reexec.find_program(self.command[0], env) == self.program
+        )
 
-    def wish(self, request: dict[str, Any], env: dict[str, str]) -> bytes:
-        """What the first process could do for the next run like this; b"" for nothing."""
+    def hint_for(self, request: dict[str, Any], env: dict[str, str]) -> bytes:
+        """Return what the first process could do for the next run like this one; b"" for nothing."""
         if not request["in_process"] or self.program is None:
             return b""
-        if request["argv"][:SCRIPT] == self.command and not self.packages.suits(request["argv"]):
-            return ANEW
-        if self.packages.wants_words(env, self.env):
-            return WORDS
-        special = begin.held_as(env, self.env)
+        if request["argv"][:SCRIPT] == self.command and not self.packages.match_command(request["argv"]):
+            return HINT_RELEARN
+        if self.packages.needs_words(env, self.environment):
+            return HINT_WORDS
+        variables = reexec.startup_variables_for(env, self.environment)
         command = request["argv"][:SCRIPT]
-        if special is None or (command, special, kinds()) == (self.command, self.special, self.kinds):
+        if variables is None or (command, variables, stream_types()) == (
+            self.command,
+            self.startup_variables,
+            self.stream_types,
+        ):
             return b""
-        text = HELD + " ".join(str(kind) for kind, _ in kinds()).encode()
-        names = {**begin.special(self.env), **special}
-        changed = [f"{name}={special.get(name, '')}" for name in names if self.env.get(name) != special.get(name)]
-        text = b"\n".join([text, *map(begin.as_bytes, (*command, *changed))])
-        return text if self.wanted(text) is not None else b""
+        text = HINT_INTERPRETER + " ".join(str(stream_type) for stream_type, _ in stream_types()).encode()
+        names = {**reexec.startup_variables(self.environment), **variables}
+        changed = [
+            f"{name}={variables.get(name, '')}" for name in names if self.environment.get(name) != variables.get(name)
+        ]
+        text = b"\n".join([text, *map(reexec.as_bytes, (*command, *changed))])
+        return text if self.parse_hint(text) is not None else b""
 
-    def wanted(self, wish: bytes) -> dict[str, Any] | None:
-        """The interpreter that a wish names. None where any word of it is not out of the sets that are known here."""
-        first, name, script, *changed = (*wish[1:].decode("ascii", "replace").split("\n"), "", "")
-        formats = tuple(int(number) if number.isdigit() else -1 for number in first.split())
-        special = begin.held_as({**self.env, **dict(line.split("=", 1) for line in changed if "=" in line)}, self.env)
+    def parse_hint(self, hint: bytes) -> dict[str, Any] | None:
+        """Return the fields of the `State` that a hint for another interpreter asks for. None if any word of it is not an allowed one."""
+        first, name, script, *changed = (*hint[1:].decode("ascii", "replace").split("\n"), "", "")
+        types = tuple(int(number) if number.isdigit() else -1 for number in first.split())
+        variables = reexec.startup_variables_for(
+            {**self.environment, **dict(line.split("=", 1) for line in changed if "=" in line)}, self.environment
+        )
         if (
-            wish[:1] != HELD
-            or len(formats) != channel.STREAMS
-            or not set(formats) <= set(begin.STREAM_KINDS)
-            or special is None
-            or begin.interpreter(name, self.env) is None
-            or not (_is_script(script) and self._is_program(name))
+            hint[:1] != HINT_INTERPRETER
+            or len(types) != channel.STREAMS
+            or not set(types) <= set(reexec.STREAM_TYPES)
+            or variables is None
+            or reexec.interpreter_path(name, self.environment) is None
+            or not (_is_script(script) and self._is_program_name(name))
         ):
             return None
-        safe = begin.safe_special(self.env)
-        if any(self.env.get(variable) == value and variable not in safe for variable, value in special.items()):
+        safe = reexec.safe_startup_variables(self.environment)
+        if any(
+            self.environment.get(variable) == value and variable not in safe for variable, value in variables.items()
+        ):
             return None
-        return {"command": [name, script], "special": special, "kinds": formats}
+        return {"command": [name, script], "startup_variables": variables, "stream_types": types}
 
-    def _is_program(self, name: str) -> bool:
-        """Whether a program is named in the one way to write it: by its name alone, or by a path without a detour."""
+    def _is_program_name(self, name: str) -> bool:
+        """Return whether a program is named in its one allowed form: by its name alone, or by a normalized path without links."""
         folder = os.path.dirname(name)
-        known = self.env.get("PATH", os.defpath).split(os.pathsep)
-        return not folder or (places.is_plain(name) and (folder in known or os.path.realpath(folder) == folder))
+        known = self.environment.get("PATH", os.defpath).split(os.pathsep)
+        return not folder or (paths.is_normalized(name) and (folder in known or os.path.realpath(folder) == folder))
 
 
 def _is_script(name: str) -> bool:
-    """Whether it is our own program for handlers, or a file of the code, in the one way to write it."""
-    path = places.CODE + "/" + name
-    return name == packages.HANDLERS or (
+    """Return whether this is our own program for handlers, or a file of the code, in the one allowed form."""
+    path = paths.CODE + "/" + name
+    return name == paths.CALL_HANDLER or (
         not name.startswith("-")
-        and places.is_plain(path)
+        and paths.is_normalized(path)
         and os.path.exists(path)
-        and lesson.is_straight(places.CODE, os.path.dirname(path))
+        and import_report.has_no_links(paths.CODE, os.path.dirname(path))
     )
 
 
 def has_user_site(env: dict[str, str]) -> bool:
-    """Whether Python would look for packages below this home: where there is something, a new interpreter does it all."""
+    """Return whether Python would look for packages below this home. If so, a new interpreter handles it all."""
     return os.path.isdir(env.get("HOME", "") + "/.local/lib")
 
 
-def kinds() -> list[tuple[int, int]]:
-    """What the standard streams are, as far as Python's own streams depend on it."""
+def stream_types() -> list[tuple[int, int]]:
+    """Return the file types and block sizes of the standard streams: Python's own streams depend on them."""
     return [(stat.S_IFMT(status.st_mode), status.st_blksize) for status in map(os.fstat, range(channel.STREAMS))]
 
 
-def live(meeting: channel.Meeting, held: Held) -> None:
-    """The child's whole life before the function's code: returns where Python itself is to go on."""
-    trouble, started = _settle_in(held)
-    meeting.join()
-    pair, requests = meeting.there, meeting.requests
-    if trouble:
-        _give_up(pair, trouble)
-    channel.send(pair, b"ready" if held.scan is None else b"ready %d %d" % (held.scan.curious, held.scan.ctypes))
-    packet, descriptors = channel.receive(requests)
-    requests.close()
+def run_spare(connections: channel.SpareConnections, held: HeldInterpreter) -> None:
+    """Do the spare's whole work before the function's code. Returns if Python itself must continue its start."""
+    error, laid_out = _prepare(held)
+    connections.fetch()
+    spare_end, request_end = connections.spare_end, connections.request_end
+    if error:
+        _answer(spare_end, error)
+    channel.send(
+        spare_end,
+        b"ready" if held.scan is None else b"ready %d %d" % (held.scan.introspects, held.scan.uses_ctypes),
+    )
+    packet, descriptors = channel.receive(request_end)
+    request_end.close()
     if not packet:
         os._exit(0)
-    channel.send(pair, TOOK + time.monotonic_ns().to_bytes(TIME_BYTES, "little"))
-    request = channel.message(packet, descriptors)
+    channel.send(spare_end, RECEIVED + time.monotonic_ns().to_bytes(TIME_BYTES, "little"))
+    request = channel.decode_request(packet, descriptors)
     try:
-        if not started:
+        if not laid_out:
             _lay_out(held)
-            held.scan = held.scan or source.Scan()
+            held.scan = held.scan or source_scan.SourceScan()
         payload = descriptors[0]
         descriptors[0] = workspace.lay_out_payload(payload)
         os.close(payload)
-    except OSError as error:
-        _give_up(pair, words(b"broken the code could not be laid out:", error))
+    except OSError as failure:
+        _answer(spare_end, error_line(b"broken the code could not be laid out:", failure))
     connect_streams(descriptors)
-    env = {**held.env, **request["env"]}
-    if request["argv"][1:SCRIPT] == [packages.HANDLERS]:
+    env = {**held.environment, **request["env"]}
+    if request["argv"][1:SCRIPT] == [paths.CALL_HANDLER]:
         env.setdefault("AWS_EXECUTION_ENV", "AWS_Lambda_python{}.{}".format(*sys.version_info))
     if request["compiler_cache"]:
-        env["PATH"] = COMPILERS + os.pathsep + env.get("PATH", os.defpath)
+        env["PATH"] = paths.COMPILERS + os.pathsep + env.get("PATH", os.defpath)
     if held.fits(request, env):
-        channel.send(pair, PYTHON)
-        pair.close()
-        go_on(held, request["argv"], env)
+        channel.send(spare_end, IN_PROCESS)
+        spare_end.close()
+        enter_program(held, request["argv"], env)
         return
-    if wish := held.wish(request, env):
-        channel.send(pair, wish)
-    pair.close()
+    if hint := held.hint_for(request, env):
+        channel.send(spare_end, hint)
+    spare_end.close()
     execute(request["argv"], env)
 
 
-def _give_up(pair: _socket.socket, trouble: bytes) -> NoReturn:
-    channel.send(pair, trouble)
+def _answer(connection: _socket.socket, words: bytes) -> NoReturn:
+    """Send words to the first process and exit."""
+    channel.send(connection, words)
     os._exit(0)
 
 
-def _settle_in(held: Held) -> tuple[bytes, bool]:
-    """Become ready: what went wrong, and whether the code was there."""
-    if held.touches:
-        kernel.populate(held.hot)  # first, because becoming ready writes to them too
+def _prepare(held: HeldInterpreter) -> tuple[bytes, bool]:
+    """Get ready for a request. Returns an error line, b"" for success, and whether the code is laid out."""
+    if held.copies_pages:
+        kernel.populate(held.hot_pages)  # first, because the preparation writes to these pages too
     try:
-        drop(held)
+        drop_privileges(held)
         held.bytecode.load()
         held.packages.read_words()
         workspace.clean()
         if held.network is not None:
-            held.network.await_quiet()
-            held.network.require_forgetful()
+            held.network.await_no_connections()
+            held.network.require_no_flow_labels()
             held.network.close()
     except OSError as error:
-        return words(b"unclean", error), False
-    started = workspace.has_code()
+        return error_line(b"unclean", error), False
+    has_code = workspace.has_code()
     try:
         _lay_out(held)
         if held.packages.names:
@@ -244,73 +268,73 @@ def _settle_in(held: Held) -> tuple[bytes, bool]:
             _lay_out(held)
         workspace.lay_out_result()
     except OSError as error:
-        return words(b"broken the code could not be laid out:", error), started
-    return b"", started
+        return error_line(b"broken the code could not be laid out:", error), has_code
+    return b"", has_code
 
 
-def _import_packages(held: Held) -> None:
-    """Import the function's packages as a run with the container's own environment would; or end, for a spare that does not."""
-    put_environment(held.env)
-    put_user_site()
-    put_time_zone(held)
+def _import_packages(held: HeldInterpreter) -> None:
+    """Import the function's packages as a run with the container's own environment would. Exits if that has side effects."""
+    set_environment(held.environment)
+    reset_user_site()
+    apply_time_zone(held)
     script = held.command[1]
     if not held.packages.load(
-        held.imports, held.env, script if script.startswith("/") else f"{places.WORKSPACE}/{script}"
+        held.imports, held.environment, script if script.startswith("/") else f"{paths.WORKSPACE}/{script}"
     ):
-        os._exit(AGAIN)
+        os._exit(IMPORT_FAILED)
 
 
-def _lay_out(held: Held) -> None:
+def _lay_out(held: HeldInterpreter) -> None:
     if not workspace.has_code():
         return
     workspace.lay_out()
     if held.scan is None:
-        held.scan = source.Scan()
+        held.scan = source_scan.SourceScan()
         held.scan.folder(workspace.WORKSPACE)
 
 
-def go_on(held: Held, argv: list[str], env: dict[str, str]) -> None:
-    """Let Python go on with its own start, with arguments and an environment that are all the run's."""
-    put_environment({**env, **held.added})
-    put_arguments(argv)
-    put_user_site()
-    put_time_zone(held)
-    put_beginnings(held)
-    held.packages.put_path(env)
-    held.bytecode.arm()
-    handler = packages.handler_of(argv)
+def enter_program(held: HeldInterpreter, argv: list[str], env: dict[str, str]) -> None:
+    """Prepare this interpreter for the run's arguments and environment. Python continues its own start after it."""
+    set_environment({**env, **held.added_variables})
+    set_arguments(argv)
+    reset_user_site()
+    apply_time_zone(held)
+    renew_import_state(held)
+    held.packages.insert_path(env)
+    held.bytecode.activate()
+    handler = packages.handler_module(argv)
     if handler != held.packages.handler:
-        held.imports.beginning = frozenset()
-    held.imports.arm(learn=held.learn)
+        held.imports.prologue = frozenset()
+    held.imports.activate(learn=held.learn_imports)
     log = held.imports.log
-    held.leave.arm(held.scan.ctypes, None if log is None else lambda: lesson.write(log, handler))
+    held.fast_exit.activate(held.scan.uses_ctypes, None if log is None else lambda: import_report.write(log, handler))
 
 
-def put_arguments(argv: list[str]) -> None:
+def set_arguments(argv: list[str]) -> None:
     """Make `argv` the command line, as far as Python shows it."""
     sys.argv[:] = argv[1:]
     if hasattr(sys, "orig_argv"):
         sys.orig_argv[:] = argv
 
 
-def put_user_site() -> None:
-    """Let `site` name the folders below the run's home, as it would have at its start."""
+def reset_user_site() -> None:
+    """Make `site` name the folders below the run's home, as it does at its start."""
     site = sys.modules["site"]
     if site.USER_SITE is not None:
         site.USER_BASE = site.USER_SITE = None
         site.getusersitepackages()
 
 
-def put_time_zone(held: Held) -> None:
-    """Let the C library, and every `time` that was imported, read the run's `TZ`: it was not set before."""
+def apply_time_zone(held: HeldInterpreter) -> None:
+    """Make the C library, and every imported `time`, read the run's `TZ`, which was not set before."""
     if "TZ" in os.environ:
         for module in (time, sys.modules.get("time"), held.imports.hidden.get("time")):
             if module is not None:
                 module.tzset()
 
 
-def put_beginnings(held: Held) -> None:
-    """Let modules that keep something of the moment and the place of their import, or a secret that they made then, have the run's."""
+def renew_import_state(held: HeldInterpreter) -> None:
+    """Give the run's values to modules that keep the time or folder of their import, or a secret that they created then."""
     for name, renew in (("logging", _renew_logging), ("multiprocessing.process", _renew_processes)):
         module = held.imports.hidden.get(name) or sys.modules.get(name)
         if module is not None:
@@ -322,17 +346,17 @@ def _renew_logging(module: Any) -> None:
 
 
 def _renew_processes(module: Any) -> None:
-    module.ORIGINAL_DIR = places.WORKSPACE
+    module.ORIGINAL_DIR = paths.WORKSPACE
     module._current_process._config["authkey"] = module.AuthenticationString(os.urandom(KEY_BYTES))
 
 
-def drop(held: Held) -> None:
-    """Become the function's user, with no way back, and the first to go when memory runs out."""
+def drop_privileges(held: HeldInterpreter) -> None:
+    """Become the function's user, with no way back, and the first process that is killed when memory runs out."""
     _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
     os.setsid()
-    account = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-    os.write(account, OOM_FIRST)
-    os.close(account)
+    file = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(file, OOM_FIRST)
+    os.close(file)
     kernel.drop_bounding_set()
     os.setgroups([held.gid])
     os.setresgid(held.gid, held.gid, held.gid)
@@ -341,113 +365,122 @@ def drop(held: Held) -> None:
     os.umask(0o022)
 
 
-def compile_own(_: _socket.socket, held: Held) -> NoReturn:
-    """A child's whole life that does nothing but compile the function's modules."""
-    drop(held)
+# -- the work of one-shot children
+
+
+def compile_sources(_: _socket.socket, held: HeldInterpreter) -> NoReturn:
+    """Compile the function's own modules into the memory file."""
+    drop_privileges(held)
     held.bytecode.compile()
     os._exit(0)
 
 
-def tidy(pair: _socket.socket, held: Held) -> NoReturn:
-    """A child's whole life that does nothing but remove what the last run has left."""
+def clean_up(answer: _socket.socket, held: HeldInterpreter) -> NoReturn:
+    """Remove everything that the last run has left in the writable folders."""
     try:
-        drop(held)
+        drop_privileges(held)
         workspace.clean()
     except OSError as error:
-        _give_up(pair, words(b"unclean", error))
-    _give_up(pair, b"clean")
+        _answer(answer, error_line(b"unclean", error))
+    _answer(answer, b"clean")
 
 
-def read_lesson(pair: _socket.socket, held: Held) -> NoReturn:
-    """A child's whole life that reads what the last run has taught."""
-    drop(held)
-    _give_up(pair, lesson.learned())
+def read_import_report(answer: _socket.socket, held: HeldInterpreter) -> NoReturn:
+    """Read the last run's import report and send its valid lines."""
+    drop_privileges(held)
+    _answer(answer, import_report.valid_lines())
 
 
-def read_wish(answer: _socket.socket, held: Held, pair: _socket.socket) -> NoReturn:
-    """A child's whole life that reads what a spare has wished for, and says it again where it is known."""
-    drop(held)
-    wish = channel.hear(pair)
-    _give_up(answer, wish if held.wanted(wish) is not None else b"no")
+def check_hint(answer: _socket.socket, held: HeldInterpreter, runner_end: _socket.socket) -> NoReturn:
+    """Read a spare's hint for another interpreter, and send it on if all its words are allowed."""
+    drop_privileges(held)
+    hint = channel.receive_bytes(runner_end)
+    _answer(answer, hint if held.parse_hint(hint) is not None else b"no")
 
 
-def collect_words(_: _socket.socket, held: Held) -> NoReturn:
-    """A child's whole life that reads what the packages' compiled modules could ask for."""
-    drop(held)
+def collect_words(_: _socket.socket, held: HeldInterpreter) -> NoReturn:
+    """Write the words in the packages' compiled modules into the memory file."""
+    drop_privileges(held)
     held.packages.write_words()
     os._exit(0)
 
 
+# -- the start of a run
+
+
 def connect_streams(descriptors: Sequence[int]) -> None:
-    """Put the request's descriptors where the standard streams are."""
+    """Make the request's descriptors the standard streams."""
     for stream, descriptor in enumerate(descriptors[: channel.STREAMS]):
         os.dup2(descriptor, stream)
     for descriptor in descriptors:
         os.close(descriptor)
 
 
-def put_environment(env: dict[str, str]) -> None:
-    """Make `env` the environment, in this order, for Python and for what is started from it."""
+def set_environment(env: dict[str, str]) -> None:
+    """Make `env` the environment, in this order, for Python and for its child processes."""
     data = os.environ._data
     for name in list(data):
         os.unsetenv(name)
     data.clear()
     for name, value in env.items():
-        raw_name, raw_value = begin.as_bytes(name), begin.as_bytes(value)
+        raw_name, raw_value = reexec.as_bytes(name), reexec.as_bytes(value)
         os.putenv(raw_name, raw_value)
         data[raw_name] = raw_value
 
 
 def execute(argv: list[str], env: dict[str, str]) -> NoReturn:
-    """Replace this process by a command, of which the environment is the whole one."""
+    """Replace this process by a command. `env` is its whole environment."""
     for number in (_signal.SIGPIPE, getattr(_signal, "SIGXFSZ", None)):
         if number is not None:
             _signal.signal(number, _signal.SIG_DFL)
     try:
-        found = begin.find(argv[0], env)
+        found = reexec.find_program(argv[0], env)
         if found is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        program, *arguments = map(begin.as_bytes, (found, *argv[1:]))
-        variables = {begin.as_bytes(name): begin.as_bytes(value) for name, value in env.items()}
+        program, *arguments = map(reexec.as_bytes, (found, *argv[1:]))
+        variables = {reexec.as_bytes(name): reexec.as_bytes(value) for name, value in env.items()}
         try:
-            os.execve(program, [begin.as_bytes(argv[0]), *arguments], variables)
+            os.execve(program, [reexec.as_bytes(argv[0]), *arguments], variables)
         except OSError as error:
             if error.errno != errno.ENOEXEC:
                 raise
-            os.execve(SHELL, [SHELL, program, *arguments], variables)  # a script that does not say by what it is run
+            os.execve(SHELL, [SHELL, program, *arguments], variables)  # a script without a `#!` line
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         os.write(2, f"nanogrid: {argv[0]}: {reason}\n".encode("utf-8", "replace"))
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
-def rehearse(pair: _socket.socket, held: Held) -> None:
-    """Run an empty function as if it were a real one, and tell which memory that has written to. Returns like `live`."""
-    spans = memory.regions()
-    drop(held)
+# -- the rehearsal
+
+
+def rehearse(spare_end: _socket.socket, held: HeldInterpreter) -> None:
+    """Run an empty function like a real one, and send the pages that it has written to. Returns like `run_spare`."""
+    spans = memory.writable_regions()
+    drop_privileges(held)
     if held.network is not None:
         held.network.close()
     workspace.clean()
     file = os.open(b"/workspace/main.py", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     os.write(file, PROGRAM + b"".join(b"import %s\n" % root.encode() for root in held.imports.roots))
     os.close(file)
-    held.scan = source.Scan()
+    held.scan = source_scan.SourceScan()
     held.scan.folder(workspace.WORKSPACE)
-    nowhere = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    connect_streams([os.dup(nowhere), os.dup(nowhere), nowhere])
-    go_on(held, [*held.command, "main.rehearsed"], dict(held.env))
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    connect_streams([os.dup(null), os.dup(null), null])
+    enter_program(held, [*held.command, "main.rehearsed"], dict(held.environment))
 
-    answer = pair.detach()  # a socket that is still there would be a reason for Python's own end
+    answer = spare_end.detach()  # with an open socket `fast_exit` would leave the end to Python
 
-    def tell() -> None:
-        runs = memory.written(spans)
+    def send_pages() -> None:
+        runs = memory.unshared_pages(spans)
         os.write(answer, b"".join(b"%x %x\n" % tuple(run) for run in runs)[: channel.PACKET_BYTES])
 
-    held.leave.after = tell
+    held.fast_exit.after = send_pages
 
 
 PROGRAM = b"""
-class Thing:
+class Item:
     def __init__(self, name):
         self.name = name
 
@@ -455,12 +488,12 @@ class Thing:
         return f"<{self.name}>"
 
 
-def count(things):
-    return {thing.name: [len(thing.name) * number for number in range(3)] for thing in things}
+def count(items):
+    return {item.name: [len(item.name) * number for number in range(3)] for item in items}
 
 
 try:
-    print((count([Thing("a"), Thing("bc")]), "%s %d" % ("text", 5), sorted({3, 1, 2})))
+    print((count([Item("a"), Item("bc")]), "%s %d" % ("text", 5), sorted({3, 1, 2})))
     raise ValueError
 except ValueError:
     pass
@@ -468,15 +501,15 @@ except ValueError:
 
 
 def warm_up() -> None:
-    """Done in the first process: what a run does, so far as it leaves no trace, for the traces it leaves in memory."""
+    """Do in the first process what a run does, as far as it changes nothing but memory: the spares then find that memory allocated."""
     for _ in range(REHEARSALS):
         names = {"__name__": "rehearsal"}
         exec(compile(PROGRAM.replace(b"print", b"repr"), "rehearsal", "exec", dont_inherit=True), names)  # noqa: S102
-        put_environment(begin.environment())
+        set_environment(reexec.environment())
     gc.collect()
     gc.freeze()
 
 
-def words(word: bytes, error: BaseException) -> bytes:
-    """What went wrong, in one line of ASCII."""
-    return word + b" " + (str(error) or type(error).__name__).encode("ascii", "backslashreplace").replace(b"\n", b" ")
+def error_line(words: bytes, error: BaseException) -> bytes:
+    """Return words and an error's text in one line of ASCII."""
+    return words + b" " + (str(error) or type(error).__name__).encode("ascii", "backslashreplace").replace(b"\n", b" ")

@@ -1,13 +1,13 @@
 """The folders that a run may write to: emptied after a run, filled with the code and the payload before the next.
 
-The rule: done as the function's user, when no process of the run lives any more, and so without a race; whatever a run left
-there, of whatever mode, depth, number and name, goes, or the container is unclean. Of the folders themselves, what their
-owner can change is as it was: mode, times, attributes, flags; of what else there is in memory, times.
+The rule: this is done as the function's user, when no process of the run lives any more, and so without a race. Whatever a run left there,
+of any mode, depth, number and name, is removed, or the container is unclean. Of the folders themselves, everything that their owner can
+change is reset: mode, times, attributes, flags. Of other things in memory, the times are reset.
 """
 
-# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# Every import here costs time and memory in every run: no pathlib, no contextlib.
 # ruff: noqa: PTH101, PTH102, PTH106, PTH108, PTH112, PTH115, PTH116, PTH211
-# The programs find each other, and private parts of Python, where mypy does not look.
+# The programs import each other, and private parts of Python, in a way that mypy cannot see.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
 from __future__ import annotations
@@ -16,52 +16,52 @@ import os
 import stat
 import time
 
-from nanogrid_warm import emptying, kernel, places
+from nanogrid_warm import folder_reset, kernel, paths
 
-WORKSPACE = places.WORKSPACE.encode()
-OWN = (places.WORKSPACE, places.RUN)
-"""Those that belong to the function's user."""
-CODE = places.CODE.encode()
+WORKSPACE = paths.WORKSPACE.encode()
+OWNED = (paths.WORKSPACE, paths.RUN)
+"""The folders that belong to the function's user."""
+CODE = paths.CODE.encode()
 FLOW_LABELS = "/proc/net/ip6_flowlabel"
 SOCKETS = ("/proc/net/sockstat", "/proc/net/sockstat6")
 CLOSING_S = 1.0
-CLOSING_LOOK_S = 0.005
+CLOSING_POLL_S = 0.005
 TABLE_BYTES = 1 << 12
-"""Enough of a table of the kernel's. A buffer for more would be mapped and unmapped for each run."""
+"""Enough for one of the kernel's tables. A larger buffer would be mapped and unmapped for each run."""
 
 
-def _touchable() -> list[str]:
-    """What everybody may give the time of now, among the devices: things in memory that are not the function's."""
+def _world_writable() -> list[str]:
+    """Return the devices whose times every user may set: they are in memory and do not belong to the function's user."""
     return [
         entry.path
         for folder in ("/dev", "/dev/pts")
         for entry in os.scandir(folder)
-        if entry.path not in places.WRITABLE and entry.stat(follow_symlinks=False).st_mode & stat.S_IWOTH
+        if entry.path not in paths.WRITABLE and entry.stat(follow_symlinks=False).st_mode & stat.S_IWOTH
     ]
 
 
-TOUCHABLE = _touchable()
-"""Looked for once: no run can add to these folders."""
+WORLD_WRITABLE = _world_writable()
+"""Listed once: no run can add to these folders."""
 
 
 def clean() -> None:
-    """Empty all writable folders. Raises OSError for what cannot be removed."""
-    renew = emptying.renew if kernel.KEEPS_NAMES_OUT else _renew
-    for folder in places.WRITABLE:
-        renew(folder, own=folder in OWN)
-    for path in TOUCHABLE:
+    """Empty all writable folders. Raises OSError if something cannot be removed."""
+    reset = folder_reset.reset if kernel.NAMES_STAY_IN_BUFFER else _reset
+    for folder in paths.WRITABLE:
+        reset(folder, own=folder in OWNED)
+    for path in WORLD_WRITABLE:
         try:
             os.utime(path, follow_symlinks=False)
-        except OSError:  # a mount that cannot be written to: then a run could not either
+        except OSError:  # a read-only mount, which a run could not write to either
             continue
     os.chdir(WORKSPACE)
 
 
 class Network:
-    """The kernel's tables of a network namespace that is the container's own. Opened once: each look would make them anew."""
+    """The kernel's tables of a network namespace that is the container's own. They are opened once: each `open` would create them anew."""
 
     def __init__(self) -> None:
-        self._tables = [_opened(path) for path in (*SOCKETS, FLOW_LABELS)]
+        self._tables = [_open_table(path) for path in (*SOCKETS, FLOW_LABELS)]
 
     def close(self) -> None:
         """Close them, in a child."""
@@ -69,61 +69,61 @@ class Network:
             if table >= 0:
                 os.close(table)
 
-    def await_quiet(self) -> None:
-        """Wait until the kernel has closed the last connection of the run. Raises OSError where that takes long: who has to
-        confirm the end does not, and the kernel would keep its ports and addresses for minutes.
+    def await_no_connections(self) -> None:
+        """Wait until the kernel has closed the run's last connection. Raises OSError if that takes too long: the peer does not confirm
+        the end, and the kernel would keep the connection's ports and addresses for minutes.
         """
         deadline = time.monotonic() + CLOSING_S
-        while any(map(_connections, self._tables[:-1])):
+        while any(map(_count_connections, self._tables[:-1])):
             if time.monotonic() > deadline:
-                raise OSError("the run has left a connection that does not end")
-            time.sleep(CLOSING_LOOK_S)
+                raise OSError("the run left a connection that does not close")
+            time.sleep(CLOSING_POLL_S)
 
-    def require_forgetful(self) -> None:
-        """Raise OSError where a run has left flow labels of IPv6: the kernel keeps them for a time that the run has chosen."""
-        if _content(self._tables[-1]).count(b"\n") > 1:  # the first line names the columns
-            raise OSError("the run has left flow labels in the kernel")
+    def require_no_flow_labels(self) -> None:
+        """Raise OSError if a run has left flow labels of IPv6. The kernel keeps them for a time that the run has chosen."""
+        if _read_table(self._tables[-1]).count(b"\n") > 1:  # the first line names the columns
+            raise OSError("the run left flow labels in the kernel")
 
 
-def _opened(table: str) -> int:
+def _open_table(table: str) -> int:
     try:
         return os.open(table, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:  # there is no such protocol
+    except FileNotFoundError:  # the kernel lacks the protocol
         return -1
 
 
-def _content(table: int) -> bytes:
+def _read_table(table: int) -> bytes:
     return os.pread(table, TABLE_BYTES, 0) if table >= 0 else b""
 
 
-def _connections(table: int) -> int:
-    """How many TCP connections there are, by the kernel's own count."""
-    for line in _content(table).split(b"\n"):
+def _count_connections(table: int) -> int:
+    """Return the number of TCP connections, by the kernel's own count."""
+    for line in _read_table(table).split(b"\n"):
         if line.startswith((b"TCP: inuse ", b"TCP6: inuse ")):
             return int(line.split()[2])
     return 0
 
 
 def lay_out_result() -> None:
-    """Put an empty file where the function may write its result."""
-    os.close(os.open(places.RESULT, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    """Create an empty file for the function's result."""
+    os.close(os.open(paths.RESULT, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 def lay_out_payload(payload: int) -> int:
-    """Put the payload where the function finds it; a descriptor that reads it there.
+    """Create the payload's file and return a descriptor that reads it.
 
-    `payload` is a descriptor of the host's, whose content is copied: what the function opens is its own file.
+    `payload` is the host's descriptor. Its content is copied, so that the function opens a file of its own.
     """
-    writer = os.open(places.PAYLOAD, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+    writer = os.open(paths.PAYLOAD, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
     try:
         _copy_content(payload, writer, os.fstat(payload).st_size)
     finally:
         os.close(writer)
-    return os.open(places.PAYLOAD, os.O_RDONLY | os.O_CLOEXEC)
+    return os.open(paths.PAYLOAD, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def has_code() -> bool:
-    """Whether the container has got its function."""
+    """Return whether the container has its function's code."""
     return os.path.isdir(CODE)
 
 
@@ -132,8 +132,8 @@ def lay_out() -> None:
     _copy_folder(CODE, WORKSPACE)
 
 
-def _renew(folder: str, *, own: bool) -> None:
-    """`emptying.renew` where Python cannot call the C library. It sees names, and every run there is a new program's."""
+def _reset(folder: str, *, own: bool) -> None:
+    """Do what `folder_reset.reset` does if Python cannot call the C library. Names get into memory, so every run executes its command."""
     if own:
         os.chmod(folder, 0o700)
         for name in os.listxattr(folder):
@@ -164,7 +164,7 @@ def _empty(folder: str) -> None:
 
 
 def _remove_files() -> list[bytes]:
-    """Remove what is no folder from the working directory; the names of its folders."""
+    """Remove everything but folders from the working directory. Returns the names of its folders."""
     folders = []
     with os.scandir(b".") as entries:
         for entry in entries:

@@ -1,13 +1,13 @@
 """Empties a folder without learning the names of what was in it.
 
-The rule: the process that empties a folder is the next run's, and its memory is that run's to look at. So names of files and of
-attributes stay in one buffer, where the kernel puts them and takes them from, and which is wiped. Walks by changing into folders: no
-depth is too deep, no path too long, no link is followed.
+The rule: the process that empties a folder becomes the next run, which can read all of its memory. So names of files and of attributes
+stay in one buffer, which the kernel writes and reads and which is wiped. The walk changes the working directory into folders, so no folder
+is too deep and no path too long, and it follows no link.
 """
 
-# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# Every import here costs time and memory in every run: no pathlib, no contextlib.
 # ruff: noqa: PTH101, PTH109
-# The programs find each other, and private parts of Python, where mypy does not look.
+# The programs import each other, and private parts of Python, in a way that mypy cannot see.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import os
 from nanogrid_warm import kernel
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# struct linux_dirent64: two numbers of 8 bytes, its own length, a type, a name that ends with 0.
+# struct linux_dirent64: two numbers of 8 bytes, the entry's length, a type, a name that ends with 0.
 LENGTH_AT, TYPE_AT, NAME_AT = 16, 18, 19
 IS_FOLDER = 4
 DOT = ord(".")
 
 
-def renew(folder: str, *, own: bool) -> None:
-    """Remove what is in a folder, and give the folder the time of now. Raises OSError for what cannot be removed.
+def reset(folder: str, *, own: bool) -> None:
+    """Remove everything in a folder, and set the folder's times to now. Raises OSError if something cannot be removed.
 
-    `own`: it is the function's user's, who can have changed more of it.
+    `own`: the folder belongs to the function's user, who may have changed its mode, attributes and flags.
     """
     if own:
         os.chmod(folder, 0o700)
@@ -44,11 +44,11 @@ def renew(folder: str, *, own: bool) -> None:
 
 
 def _empty(top: int) -> None:
-    """Remove what is in the folder `top`. The working directory goes along, and comes back to it."""
+    """Remove everything in the folder `top`. The working directory follows the walk and returns to `top`."""
     depth, entered = 0, False
     while True:
         into, found = _remove_in(top) if not depth else _remove_here()
-        if entered and not found:  # there is nothing in it by which it could not be removed from outside
+        if entered and not found:  # the folder is empty and still could not be removed
             raise OSError(f"{os.getcwd()} could not be removed")
         entered = into >= 0
         if entered:
@@ -71,9 +71,9 @@ def _remove_here() -> tuple[int, bool]:
 
 
 def _remove_in(here: int) -> tuple[int, bool]:
-    """Remove what is in a folder, up to the first folder with something in it.
+    """Remove everything in a folder, up to the first folder that is not empty.
 
-    A descriptor of that folder, -1 where all is gone; and whether there was anything.
+    Returns a descriptor of that folder, -1 if everything is removed; and whether there was anything.
     """
     found = False
     removed = True
@@ -97,7 +97,7 @@ def _remove_in(here: int) -> tuple[int, bool]:
 
 
 def _entries(size: int) -> list[int]:
-    """Where the entries begin that were read, but for the folder itself and the one above it."""
+    """Return the positions of the entries in the buffer, except the folder itself and its parent."""
     data = kernel.BYTES
     found, at = [], 0
     while at < size:
@@ -109,7 +109,7 @@ def _entries(size: int) -> list[int]:
 
 
 def _clear_attributes(file: int, folder: str) -> None:
-    """Take all extended attributes of a folder away, access lists among them. Raises OSError for what cannot be."""
+    """Remove all extended attributes of a folder, including access lists. Raises OSError if one cannot be removed."""
     while size := kernel.list_attributes(file):
         at = 0
         while at < size:

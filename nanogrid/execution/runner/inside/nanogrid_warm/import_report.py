@@ -1,13 +1,20 @@
-"""What one run teaches about the next ones of the same code: which modules it imports, and which of them in its beginning.
+"""The import report: what one run tells the next ones of the same code. Which modules it imported, and which of them in its prologue.
 
-The rule: a lesson comes from the function's side. It is a short text of module names, which a child reads that is the
-function's user; what it hands on are names of modules that the image, the layer or the code really has, each in the one way to
-write it, so the first process never holds a word of the function's own. Of those it imports the standard library's only.
+A report is a short text with one line per module:
+
+    s NAME   a module of the standard library that the run imported
+    b NAME   a module of the standard library or of a package that the program imported in its prologue (`prologue.py`), in order
+    o PATH   a module of the function's own, by the path of its source
+    h NAME   the own module that the run's handler is in
+
+The rule: a report comes from the function, so nobody trusts it. A one-shot child reads it as the function's user and passes on only lines whose
+modules exist in the image, the layer or the code, each in its one allowed form. So the first process never holds a word of the
+function's own. It imports only modules of the standard library.
 """
 
-# What is imported here takes time and memory of every run: so neither pathlib nor contextlib.
+# Every import here costs time and memory in every run: no pathlib, no contextlib.
 # ruff: noqa: PTH113, PTH120, PTH208
-# The programs find each other, and private parts of Python, where mypy does not look.
+# The programs import each other, and private parts of Python, in a way that mypy cannot see.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
 from __future__ import annotations
@@ -16,17 +23,17 @@ import os
 import stat
 import sys
 
-from nanogrid_warm import channel, places
+from nanogrid_warm import channel, paths
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing is not to be loaded where the function runs
+if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
     from typing import Any
 
 LIMIT_BYTES = 1 << 16
-NAMES_LIMIT = 500
-LESSONS_LIMIT = 5
-OWN = places.WORKSPACE + "/"
-PACKAGES = places.PACKAGES + "/"
+LINES_LIMIT = 500
+REPORTS_LIMIT = 5
+OWN = paths.WORKSPACE + "/"
+PACKAGES = paths.PACKAGES + "/"
 STANDARD = os.path.dirname(os.__file__) + os.sep
 NEVER = [
     "__main__",
@@ -80,38 +87,39 @@ NEVER = [
     "xdrlib",
     "aifc",
 ]
-"""Of the standard library: what speaks, warns, or changes the process when it is imported."""
+"""Modules of the standard library that print, warn, or change the process when they are imported."""
 
 
 def write(log: list[tuple[int, str, bool, bool, bool]], handler: str) -> None:
-    """Leave the lesson of a run, from the log of its imports (see `imports.py`), and the module that its handler is in.
+    """Write a run's report from the log of its imports (`Imports.log`) and the module of its handler.
 
     Called at the very end of a run, in the function's process.
     """
     lines: list[str] = ["h " + handler] if handler else []
-    above: dict[int, str] = {}
-    for depth, name, as_before, new, begins in log:
-        kind = _kind(name, sys.modules.get(name)) if as_before else ""
-        above[depth] = kind
-        source = _source(sys.modules.get(name))
-        if source:
-            lines.append("o " + source)
-        if kind and begins:
+    importing: dict[int, str] = {}
+    """By depth: the origin of the module that is being imported there."""
+    for depth, name, unchanged, new, in_prologue in log:
+        origin = _origin(name, sys.modules.get(name)) if unchanged else ""
+        importing[depth] = origin
+        path = _own_source(sys.modules.get(name))
+        if path:
+            lines.append("o " + path)
+        if origin and in_prologue:
             lines.append("b " + name)
-        if new and kind == "s" and kind not in [above.get(outer) for outer in range(depth)]:
+        if new and origin == "s" and origin not in [importing.get(outer) for outer in range(depth)]:
             lines.append("s " + name)
     if not lines:
         return
     try:
-        file = os.open(places.LESSON, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        file = os.open(paths.IMPORT_REPORT, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError:
         return
     os.write(file, "\n".join(lines).encode("ascii", "replace")[:LIMIT_BYTES])
     os.close(file)
 
 
-def _kind(name: str, module: Any) -> str:
-    """s: of the standard library; p: of the function's packages; "": of neither, or never to be imported beforehand."""
+def _origin(name: str, module: Any) -> str:
+    """Return s for the standard library, p for the function's packages, "" for neither and for what is never imported in advance."""
     spec = getattr(module, "__spec__", None)
     origin = getattr(spec, "origin", None) or ""
     if origin.startswith(PACKAGES):
@@ -123,8 +131,8 @@ def _kind(name: str, module: Any) -> str:
     return ""
 
 
-def _source(module: Any) -> str:
-    """The path of a module of the function's own that was made from its source; "" for any other."""
+def _own_source(module: Any) -> str:
+    """Return the path of a module of the function's own that was loaded from its source; "" for any other."""
     origin = getattr(getattr(module, "__spec__", None), "origin", None) or ""
     return (
         origin
@@ -133,20 +141,20 @@ def _source(module: Any) -> str:
     )
 
 
-def learned() -> bytes:
-    """What can be learned of the lesson that a run has left: for `take`. Done in a child, as the function's user."""
+def valid_lines() -> bytes:
+    """Return the lines of the last run's report that may be passed on. Called in a one-shot child, as the function's user."""
     lines: list[str] = []
     room = channel.PACKET_BYTES // 2
-    for line in dict.fromkeys(_text().split("\n")[:NAMES_LIMIT]):
+    for line in dict.fromkeys(_read().split("\n")[:LINES_LIMIT]):
         room -= len(line) + 1
-        if _is_known(*line.partition(" ")[::2]) and room > 0:
+        if _is_valid(*line.partition(" ")[::2]) and room > 0:
             lines.append(line)
     return "\n".join(lines).encode() or b"\n"
 
 
-def _text() -> str:
+def _read() -> str:
     try:
-        file = os.open(places.LESSON, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = os.open(paths.IMPORT_REPORT, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return ""
     if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -154,8 +162,8 @@ def _text() -> str:
     return os.read(file, LIMIT_BYTES).decode("ascii", "replace")
 
 
-class Lesson:
-    """What a child has handed on."""
+class ImportReport:
+    """The valid lines of a report, as the first process uses them."""
 
     def __init__(self, packet: bytes) -> None:
         found: dict[str, list[str]] = {"s": [], "b": [], "o": [], "h": [""]}
@@ -165,35 +173,35 @@ class Lesson:
                 found[kind].append(name)
         self.standard = found["s"]
         """Modules of the standard library."""
-        self.beginning = found["b"]
-        """What was imported in the program's beginning, in this order: of the standard library and of packages."""
-        self.own = found["o"]
+        self.prologue = found["b"]
+        """The modules that the program imported in its prologue, in order: of the standard library and of packages."""
+        self.own_sources = found["o"]
         """Paths of own modules."""
         self.handler = found["h"][-1]
         """The own module that the run's handler is in; "" for a script."""
 
 
-def _is_known(kind: str, name: str) -> bool:
-    """Whether there is such a module where its kind lies: of this kind, and outside of what a run could have written."""
+def _is_valid(kind: str, name: str) -> bool:
+    """Return whether the line's module exists in a place for its kind, which no run can have written."""
     if kind == "o":
-        path = places.CODE + "/" + name[len(OWN) :]
-        return is_own(name) and os.path.isfile(path) and is_straight(places.CODE, os.path.dirname(path))
+        path = paths.CODE + "/" + name[len(OWN) :]
+        return is_own_source(name) and os.path.isfile(path) and has_no_links(paths.CODE, os.path.dirname(path))
     if not _is_name(name):
         return False
     if kind == "h":
-        return _has_module(places.CODE + "/", name)
+        return _has_module(paths.CODE + "/", name)
     if kind == "b" and is_package(name):
         return True
     return kind in ("s", "b") and name.partition(".")[0] not in NEVER and is_standard(name)
 
 
-def is_own(path: str) -> bool:
-    """Whether a path is that of a source in the run's copy of the code, in the one way to write it."""
-    return path.startswith(OWN) and path.endswith(".py") and places.is_plain(path)
+def is_own_source(path: str) -> bool:
+    """Return whether a path is a source file in the run's copy of the code, in its one allowed form."""
+    return path.startswith(OWN) and path.endswith(".py") and paths.is_normalized(path)
 
 
-def is_straight(folder: str, path: str) -> bool:
-    """Whether no link lies between a folder and what is in it: over one that leads back, everything has many names."""
+def has_no_links(folder: str, path: str) -> bool:
+    """Return whether no link lies between a folder and a path in it. A link that leads back would give everything many names."""
     return os.path.realpath(path) == os.path.realpath(folder) + path[len(folder.rstrip("/")) :]
 
 
@@ -203,7 +211,7 @@ def _is_name(text: str) -> bool:
 
 
 def is_standard(name: str) -> bool:
-    """Whether the first process may import this name: the standard library has it, and nothing else does."""
+    """Return whether the first process may import this name: the standard library has it, and nothing else does."""
     names = getattr(sys, "stdlib_module_names", None)
     top, _, rest = name.partition(".")
     if rest:
@@ -218,12 +226,12 @@ def is_standard(name: str) -> bool:
 
 
 def is_package(name: str) -> bool:
-    """Whether the layer of the function's packages has a module of this name."""
+    """Return whether the layer of the function's packages has a module of this name."""
     return _has_module(PACKAGES, name)
 
 
 def _has_module(folder: str, name: str) -> bool:
-    """Whether there is a module of this name below `folder`: its source, its package, or a compiled one."""
+    """Return whether there is a module of this name below `folder`: its source, its package, or a compiled one."""
     place, _, leaf = (folder + name.replace(".", "/")).rpartition("/")
     try:
         entries = os.listdir(place)
@@ -233,4 +241,4 @@ def _has_module(folder: str, name: str) -> bool:
         entry.partition(".")[0] == leaf and entry.endswith((".py", ".so")) for entry in entries
     ):
         return False
-    return is_straight(folder, place)
+    return has_no_links(folder, place)

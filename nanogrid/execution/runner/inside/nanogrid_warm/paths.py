@@ -1,9 +1,9 @@
-"""Where things lie in a warm container.
+"""The paths of a warm container.
 
 The rule: WRITABLE names every place that a run can write to, and nothing privileged reads from any of them.
 """
 
-# The programs find each other, and private parts of Python, where mypy does not look.
+# The programs import each other, and private parts of Python, in a way that mypy cannot see.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
 from __future__ import annotations
@@ -12,28 +12,30 @@ WORKSPACE = "/workspace"
 CODE = "/nanogrid/code"
 PACKAGES = "/nanogrid/packages"
 COMPILER_CACHE = "/nanogrid/compiler-cache"
+CALL_HANDLER = "/nanogrid/runner/call_handler.py"
+COMPILERS = "/nanogrid/runner/bin"
 
 RUN = "/nanogrid/run"
-"""What one run is given, and what it gives back, in memory."""
+"""The input and output of one run, in memory."""
 
 PAYLOAD = RUN + "/payload.json"
 RESULT = RUN + "/result.json"
-LESSON = RUN + "/.lesson"
+IMPORT_REPORT = RUN + "/.imports"
 
 WRITABLE = (WORKSPACE, "/tmp", "/dev/shm", RUN)  # noqa: S108
-"""Emptied after each run. The compiler cache, where there is one, stays: it belongs to one function's code."""
+"""Emptied after each run. The compiler cache, if there is one, stays: it belongs to one function's code."""
 
-NOWHERE = "/nonexistent"
-"""The home of a process that is to read nothing from its home."""
+NO_HOME = "/nonexistent"
+"""The home of a process that must not read anything from its home."""
 
 
-def is_plain(path: str) -> bool:
-    """Whether a path is written without any step that leads nowhere, or back."""
+def is_normalized(path: str) -> bool:
+    """Return whether a path has no empty part, no `.` and no `..`."""
     return not {"", ".", ".."}.intersection(path[path.startswith("/") :].split("/"))
 
 
-def is_beyond_runs(path: str) -> bool:
-    """Whether a path is absolute and leads to no place that a run can write to, as far as its text tells."""
+def is_outside_writable(path: str) -> bool:
+    """Return whether a path is absolute and, judged by its text, leads to no place that a run can write to."""
     parts = path.split("/")
     if not path.startswith("/") or ".." in parts:
         return False
