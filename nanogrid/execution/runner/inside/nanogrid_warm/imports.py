@@ -130,6 +130,8 @@ class Imports:
             self.bootstrap._find_and_load = self.own
 
     def _recorded(self, name: str, import_: Callable[..., Any]) -> Any:
+        if name in sys.modules:  # asked for again, by `importlib`: what it has brought is known
+            return self.own(name, import_)
         before = set(sys.modules)
         if name in self.kept:
             module = sys.modules[name] = self.kept[name]
