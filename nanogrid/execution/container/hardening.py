@@ -10,7 +10,7 @@ A function is code that nobody here has read. It gets, and this is all it gets:
 - its code from a read-only mount, copied into `/workspace`: what is in the cache cannot be written by any function;
 - in a warm container, nothing of the run before: every process ended, every file in memory removed, by the runner, which
   it can neither signal, trace nor reach; a container runs one piece of code, and is destroyed when a run was cut short;
-- memory without swap, CPU, processes and threads, open files, file size: each with a limit;
+- memory without swap, CPU, processes and threads, open files, and where files are the host's their size: each with a limit;
 - IPC of its own, with none that could outlive it (System V and message queues are off), a private /dev/shm;
 - an environment of a few names of ours and the request's own, nothing of the worker's;
 - no log on the host's disk: output flows through pipes that are cut at a limit.
@@ -149,6 +149,8 @@ def launcher_options(
     It is the function's own user, without any capability.
     """
     config = _host_config(limits, settings)
+    # Bounds the one file on the host's disk that a function can write.
+    config["Ulimits"].append(_ulimit("fsize", settings.workspace_mb * MIB))
     result = "run/result.json"
     config["Mounts"] = [
         *_mounts(slot_dir, programs_dir, users_dir, limits),
@@ -204,8 +206,6 @@ def _host_config(limits: Confinement, settings: Settings) -> dict[str, Any]:
         "Ulimits": [
             _ulimit("nofile", settings.nofile_limit),
             _ulimit("core", 0),
-            # Bounds the one file on the host's disk that a launched function can write, its result.
-            _ulimit("fsize", settings.workspace_mb * MIB),
         ],
         "IpcMode": "private",
         "ShmSize": SHM_MB * MIB,
