@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -72,6 +74,8 @@ class Judge:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code."""
     chosen = _parse(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):  # no container is left behind
+        signal.signal(number, signal.default_int_handler)
     image = f"nanogrid/cpython:{chosen.python}"
     subprocess.run([str(ROOT / "deploy/images/build"), image], check=True, stdout=subprocess.DEVNULL)
     records = ROOT / "build" / f"cpython-{chosen.python}"
@@ -85,8 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         unknown = [module for module in modules if not source_of(tests, module).exists()]
         if unknown:
             sys.exit(f"CPython {chosen.python} has no tests of the name {unknown[0]}")
-        with warm(folder, image, chosen.jobs) as here:
-            plain = Plain(client, image, here.rig.settings, folder)
+        with (
+            warm(folder, image, chosen.jobs) as here,
+            closing(Plain(client, image, here.rig.settings, folder)) as plain,
+        ):
             verdicts = _judge_all(Judge(here, plain, tests, records), modules, chosen.jobs)
     client.close()
     print(f"\n{records.relative_to(ROOT)}/ has what each test said.")
@@ -103,15 +109,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _judge_all(judge: Judge, modules: Sequence[str], jobs: int) -> list[Verdict]:
     verdicts = []
-    with ThreadPoolExecutor(jobs) as threads:
-        futures = [threads.submit(judge.judge, module) for module in modules]
-        try:
-            for number, future in enumerate(as_completed(futures), 1):
-                verdicts.append(future.result())
-                print(f"[{number:3}/{len(modules)}] {_line(verdicts[-1])}", flush=True)
-        except BaseException:
-            threads.shutdown(cancel_futures=True)
-            raise
+    threads = ThreadPoolExecutor(jobs)
+    futures = [threads.submit(judge.judge, module) for module in modules]
+    try:
+        for number, future in enumerate(as_completed(futures), 1):
+            verdicts.append(future.result())
+            print(f"[{number:3}/{len(modules)}] {_line(verdicts[-1])}", flush=True)
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)  # whoever ends this does not wait for what runs
     return verdicts
 
 

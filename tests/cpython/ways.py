@@ -100,6 +100,12 @@ class Plain:
         self._image = image
         self._settings = settings
         self._folder = folder
+        self._running: set[Any] = set()
+
+    def close(self) -> None:
+        """End what still runs: nobody waits for it any more."""
+        for container in list(self._running):
+            container.remove(force=True)
 
     def run(self, subject: Subject) -> Outcomes:
         """Run it once."""
@@ -116,6 +122,7 @@ class Plain:
     def _end_of(self, subject: Subject, files: Path) -> tuple[str, str]:
         """How it ended, and what it wrote."""
         container = self._create(subject, files)
+        self._running.add(container)
         late = threading.Event()
 
         def end() -> None:
@@ -133,6 +140,7 @@ class Plain:
             return ("timed_out" if late.is_set() else f"exit code {status}{killed}"), output.decode(errors="replace")
         finally:
             timer.cancel()
+            self._running.discard(container)
             container.remove(force=True)
 
     def _create(self, subject: Subject, files: Path) -> Any:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
+from nanogrid.execution.runner.inside.nanogrid_warm.source import Scan
 from tests.cpython.__main__ import PYTHONS
 from tests.cpython.outcomes import MISSING, Difference, Expectation, Ledger, Outcomes, compared, load_expectations, read
+from tests.cpython.ways import PROGRAM
 
 OS = "test.test_os.Files.test_open"
 
@@ -85,6 +89,14 @@ def test_a_reason_without_its_difference_is_stale_if_its_module_was_run() -> Non
     assert ledger.stale(["test_os"]) == ["setUpClass (test.test_os.Links)"]
     assert ledger.stale(["test_signal"]) == []
     assert Ledger(expectations(sometimes=True)).stale(["test_os"]) == []
+
+
+def test_the_program_itself_runs_in_the_held_interpreter(tmp_path: Path) -> None:
+    """Else nothing would be judged: no word of it has NanoGrid take a new one."""
+    shutil.copy(PROGRAM, tmp_path / "main.py")
+    scan = Scan()
+    scan.folder(str(tmp_path).encode())
+    assert (scan.curious, scan.ctypes) == (False, False)
 
 
 def test_every_expected_difference_names_a_known_python_and_a_module() -> None:
