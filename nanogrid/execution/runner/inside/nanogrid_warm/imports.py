@@ -132,12 +132,13 @@ class Imports:
     def _recorded(self, name: str, import_: Callable[..., Any]) -> Any:
         if name in sys.modules:  # asked for again, by `importlib`: what it has brought is known
             return self.own(name, import_)
-        before = set(sys.modules)
+        before, is_hidden = set(sys.modules), name in self.hidden
         if name in self.kept:
             module = sys.modules[name] = self.kept[name]
         else:
             module = self.own(name, import_)
-        self.groups[name] = [name for name in sys.modules if name not in before]
+        if is_hidden or name not in self.groups:  # else somebody has put it aside, to have another one
+            self.groups[name] = [name for name in sys.modules if name not in before]
         return module
 
     def shadowed(self, names: Iterable[str]) -> bool:
