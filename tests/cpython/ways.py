@@ -154,6 +154,7 @@ class Plain:
             environment=subject.wanted.env,
             working_dir="/workspace",
             hostname="function",
+            extra_hosts={"function": "127.0.0.1"},
             network_mode="none",
             sysctls={"net.ipv6.conf.all.disable_ipv6": "0"},  # docker takes ::1 away where there is no network
             read_only=True,
