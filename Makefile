@@ -68,6 +68,10 @@ test: ## Set up, make all images, run the whole suite
 	@$(bin)/pytest tests --ignore tests/unit -m "not alone" $(parallel) $(if $(CI),--color=no --durations=15) $(ARGS)
 	@$(if $(ARGS),:,$(bin)/pytest tests -q -m alone $(if $(CI),--color=no))
 
+.PHONY: test-cpython
+test-cpython: setup ## CPython's own tests, warm and in plain docker (ARGS="test_os test_signal" for a part)
+	@$(bin)/python -m tests.cpython $(ARGS)
+
 .PHONY: bench
 bench: setup ## Measure beside bare processes and Docker's API (ARGS="--quick hello imports" for a part)
 	@deploy/images/build nanogrid/gcc:11 >/dev/null

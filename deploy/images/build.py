@@ -188,7 +188,11 @@ def parse_arguments(recipes: dict[str, Recipe]) -> argparse.Namespace:
         prog="deploy/images/build",
         description="Make the runtime images available. Prints NAME=image lines for the environment.",
     )
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"default: all of {', '.join(recipes)}")
+    usual = [name for name, recipe in recipes.items() if "on_request" not in recipe]
+    others = [name for name in recipes if name not in usual]
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help=f"default: all of {', '.join(usual)}; also {', '.join(others)}"
+    )
     parser.add_argument(
         "--if-unreachable",
         action="store_true",
@@ -199,6 +203,7 @@ def parse_arguments(recipes: dict[str, Recipe]) -> argparse.Namespace:
     unknown = set(arguments.images) - set(recipes)
     if unknown:
         parser.error(f"no recipe for {', '.join(sorted(unknown))}; there are {', '.join(recipes)}")
+    arguments.images = arguments.images or usual
     return arguments
 
 
@@ -208,7 +213,7 @@ def main() -> int:
     arguments = parse_arguments(recipes)
     try:
         client = connect(ENGINE_TIMEOUT_S)
-        for name in arguments.images or recipes:
+        for name in arguments.images:
             image = choose_image(
                 client, name, recipes[name], if_unreachable=arguments.if_unreachable, rebuild=arguments.rebuild
             )

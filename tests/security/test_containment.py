@@ -78,9 +78,23 @@ def test_filling_the_disk_through_the_workspace(rig: Rig) -> None:
 
 
 def test_filling_the_disk_through_the_result_file(rig: Rig) -> None:
-    """The one file on the host that a function can write ends at a size."""
+    """The file of its value ends at a size too."""
     code = "f = open(os.environ['NANOGRID_RESULT'], 'wb')\nfor _ in range(1 << 20): f.write(bytes(1 << 20))"
     assert attempt(rig, code, timeoutMs=60_000) == "OSError"
+
+
+def test_a_launched_functions_result_ends_at_its_size(rig: Rig) -> None:
+    """Its result is a file of the host's disk, and so bounded, whatever it does not hold."""
+    program = "dd if=/dev/zero of=/nanogrid/run/result.json bs=1M count=1 seek=300 2>&1 || true"
+    run = rig.run({"run.sh": program}, runtime="sh")
+    assert "File size limit exceeded" in run.out
+    assert run.report.result.size < 300 << 20
+
+
+def test_large_files_that_hold_little_are_as_large_as_anywhere(rig: Rig) -> None:
+    """In memory it is what a file holds that counts, not where it ends."""
+    code = "with open('sparse', 'wb') as file: file.seek(3 << 30); file.write(b'end')\nprint(os.path.getsize('sparse'))"
+    assert attempt(rig, code) == str((3 << 30) + 3)
 
 
 def test_exhausting_inodes(rig: Rig) -> None:

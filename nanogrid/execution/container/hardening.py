@@ -11,7 +11,7 @@ A function is untrusted code. It gets this and nothing else:
 - in a warm container, nothing from the previous run: the runner kills every process and removes every file in memory, and
   a function can neither signal, trace nor reach the runner; a container runs one piece of code, and is destroyed after a run
   that was cut short;
-- memory without swap, CPU, processes and threads, open files, file size: each with a limit;
+- memory without swap, CPU, processes and threads, open files, the size of a file on the host's disk: each with a limit;
 - an IPC namespace without IPC that could outlive a run (System V IPC and message queues are disabled), a private /dev/shm;
 - an environment with a few variables of NanoGrid and those of the request, nothing from the worker;
 - no log on the host's disk: output goes through pipes and is cut at a limit.
@@ -150,6 +150,8 @@ def launcher_options(
     It runs as the function's user, without any capability.
     """
     config = _host_config(limits, settings)
+    # Bounds the one file on the host's disk that a function can write.
+    config["Ulimits"].append(_ulimit("fsize", settings.workspace_mb * MIB))
     result = "run/result.json"
     config["Mounts"] = [
         *_mounts(slot_dir, programs_dir, users_dir, limits),
@@ -205,8 +207,6 @@ def _host_config(limits: Confinement, settings: Settings) -> dict[str, Any]:
         "Ulimits": [
             _ulimit("nofile", settings.nofile_limit),
             _ulimit("core", 0),
-            # Bounds the one file on the host's disk that a launched function can write, its result.
-            _ulimit("fsize", settings.workspace_mb * MIB),
         ],
         "IpcMode": "private",
         "ShmSize": SHM_MB * MIB,

@@ -134,12 +134,15 @@ class Imports:
             self.bootstrap._find_and_load = self.find_and_load
 
     def _recorded(self, name: str, import_: Callable[..., Any]) -> Any:
-        before = set(sys.modules)
+        if name in sys.modules:  # `importlib` asks for it again: what its import loaded is recorded
+            return self.find_and_load(name, import_)
+        before, is_hidden = set(sys.modules), name in self.hidden
         if name in self.singletons:
             module = sys.modules[name] = self.singletons[name]
         else:
             module = self.find_and_load(name, import_)
-        self.groups[name] = [name for name in sys.modules if name not in before]
+        if is_hidden or name not in self.groups:  # else the program removed it from `sys.modules` to get a second one
+            self.groups[name] = [name for name in sys.modules if name not in before]
         return module
 
     def shadowed(self, names: Iterable[str]) -> bool:

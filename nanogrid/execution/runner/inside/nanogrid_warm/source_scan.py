@@ -14,14 +14,14 @@ from __future__ import annotations
 import os
 
 INTROSPECTION_WORDS = frozenset(
-    b"gc addaudithook tracemalloc faulthandler getallocatedblocks getunicodeinternedsize _debugmallocstats getrusage getrefcount _bootstrap "
+    b"gc countcallers addaudithook tracemalloc faulthandler getallocatedblocks getunicodeinternedsize _debugmallocstats getrusage getrefcount _bootstrap "
     b"_find_and_load path_importer_cache _ncallbacks __del__ _getframe_unwinder _frozen_importlib _testcapi "
     b"_testinternalcapi process_time process_time_ns __subclasses__ dispatch_table "
     b"_interpreters _xxsubinterpreters interpreters InterpreterPoolExecutor".split()
 )
 """Modules and functions that show the heap, the import machinery, exit callbacks, or what a process has used so far.
 
-`__del__`: when Python collects garbage depends on what was created since its start. `__subclasses__`, `dispatch_table`: they list classes of
+`countcallers`: `trace` finds a function's class by what refers to it. `__del__`: when Python collects garbage depends on what was created since its start. `__subclasses__`, `dispatch_table`: they list classes of
 hidden modules. Sub-interpreters start with the command line of the held interpreter.
 """
 
