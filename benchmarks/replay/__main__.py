@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.replay.outcome import REQUESTED, Outcome
 from benchmarks.replay.report import by_day, by_kind, left_over, table, verdict
-from benchmarks.replay.several import Wanted, replay
+from benchmarks.replay.several import ReplayDay, replay
 from benchmarks.replay.trace import TraceError, days_of
 from nanogrid.tuner.rules import Rules
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parse(arguments)
     begin = time.monotonic()
     try:
-        wanted = _wanted(chosen)
+        wanted = _days(chosen)
         found = replay(wanted)
     except TraceError as error:
         print(error, file=sys.stderr)
@@ -55,11 +55,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _wanted(chosen: argparse.Namespace) -> list[Wanted]:
+def _days(chosen: argparse.Namespace) -> list[ReplayDay]:
     if chosen.trace is None:
-        return [Wanted(number, seed, chosen.functions, None) for number, seed in enumerate(chosen.seeds)]
+        return [ReplayDay(number, seed, chosen.functions, None) for number, seed in enumerate(chosen.seeds)]
     days = chosen.days or days_of(chosen.trace)[:1]
-    return [Wanted(number, chosen.seeds[0], chosen.functions, chosen.trace) for number in days]
+    return [ReplayDay(number, chosen.seeds[0], chosen.functions, chosen.trace) for number in days]
 
 
 def _head(days: Sequence[tuple[str, Outcome]], together: Outcome, folder: Path | None) -> str:

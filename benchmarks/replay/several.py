@@ -14,7 +14,7 @@ from benchmarks.replay.trace import read_day
 from nanogrid.tuner.rules import Rules
 
 
-class Wanted(NamedTuple):
+class ReplayDay(NamedTuple):
     """One day to replay: a synthetic one, or one of the trace in a folder."""
 
     number: int
@@ -28,17 +28,17 @@ class Wanted(NamedTuple):
         return f"seed {self.seed}" if self.folder is None else f"day {self.number}"
 
 
-def replay(wanted: Sequence[Wanted]) -> list[Outcome]:
+def replay(days: Sequence[ReplayDay]) -> list[Outcome]:
     """These days under every policy, one per core at a time."""
-    if len(wanted) == 1:
-        return [_replayed(wanted[0])]
-    with get_context("spawn").Pool(min(len(wanted), os.cpu_count() or 1)) as processes:
-        return processes.map(_replayed, wanted, chunksize=1)
+    if len(days) == 1:
+        return [_replayed(days[0])]
+    with get_context("spawn").Pool(min(len(days), os.cpu_count() or 1)) as processes:
+        return processes.map(_replayed, days, chunksize=1)
 
 
-def _replayed(wanted: Wanted) -> Outcome:
-    if wanted.folder is None:
-        functions = day(wanted.seed, wanted.functions)
+def _replayed(one: ReplayDay) -> Outcome:
+    if one.folder is None:
+        functions = day(one.seed, one.functions)
     else:
-        functions = read_day(wanted.folder, wanted.number, wanted.seed, wanted.functions)
+        functions = read_day(one.folder, one.number, one.seed, one.functions)
     return outcome(functions, Rules())

@@ -51,9 +51,9 @@ def to_wire(name: str, measured: Sequence[Measurement], choices: Choices, chart:
     }
 
 
-def print_measured(measuring: SizeRuns, choices: Choices, *, table: bool) -> None:
+def print_measured(size_runs: SizeRuns, choices: Choices, *, table: bool) -> None:
     """Print the table and the choices to stdout, and remarks about them, or why there is no choice, to stderr."""
-    measured = measuring.measured
+    measured = size_runs.measured
     if table:
         out = console.stdout()
         out.print(_table(measured))
@@ -64,7 +64,7 @@ def print_measured(measuring: SizeRuns, choices: Choices, *, table: bool) -> Non
     for remark in remarks(measured, choices):
         console.note(remark)
     if not choices:
-        _explain(list(measuring.failures.values()))
+        _explain(list(size_runs.failures.values()))
 
 
 def remarks(measured: Sequence[Measurement], choices: Choices) -> list[str]:

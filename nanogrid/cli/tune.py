@@ -83,21 +83,21 @@ def tune(
         )  # all of them, before any is measured
 
     with Progress(runs, len(sizes)) as progress:
-        measuring = SizeRuns(sizes, lambda size: run_at(client, request, size, progress.show))
+        size_runs = SizeRuns(sizes, lambda size: run_at(client, request, size, progress.show))
         try:
-            measuring.measure(runs, progress.begin)
+            size_runs.measure(runs, progress.begin)
         except KeyboardInterrupt:
             console.note("\ninterrupted; the current run was cancelled")
             raise typer.Exit(console.INTERRUPTED) from None
 
-    measured = measuring.measured
+    measured = size_runs.measured
     choices = {strategy: best for strategy in Strategy if (best := choose(measured, strategy)) is not None}
     drawn = chart if choices else None
     if drawn is not None:
         draw(measured, choices, drawn, title=f"{name}: {runs} runs at each size")
     if as_json:
         console.print_json(to_wire(name, measured, choices, drawn))
-    print_measured(measuring, choices, table=not as_json)
+    print_measured(size_runs, choices, table=not as_json)
     if drawn is not None:
         console.note(f"chart: {drawn}")
     if not choices:

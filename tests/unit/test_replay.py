@@ -15,7 +15,7 @@ from benchmarks.replay.hindsight import BUDGET, best_of_all, best_of_each, curve
 from benchmarks.replay.outcome import NAMES, outcome
 from benchmarks.replay.policies import LastPeak, Policy, Requested, Tuner, Vpa
 from benchmarks.replay.score import Score, held_fixed, replayed
-from benchmarks.replay.several import Wanted, replay
+from benchmarks.replay.several import ReplayDay, replay
 from benchmarks.replay.synthetic import KINDS, day, rate
 from benchmarks.replay.trace import DURATION_POINTS, MEMORY_POINTS, TraceError, days_of, read_day
 from nanogrid.result import Outcome
@@ -296,8 +296,8 @@ def test_make_replay_reads_a_trace(trace: Path, tmp_path: Path, capsys: pytest.C
 
 def test_days_are_replayed_at_the_same_time_and_put_together() -> None:
     """In processes of their own; sums, so that a day with more runs counts for more."""
-    days = replay([Wanted(number, number, 6, None) for number in (1, 2)])
-    assert days[0] == replay([Wanted(1, 1, 6, None)])[0]
+    days = replay([ReplayDay(number, number, 6, None) for number in (1, 2)])
+    assert days[0] == replay([ReplayDay(1, 1, 6, None)])[0]
     total = Score()
     for one in days:
         total.add(one.once["VPA's rule"])
