@@ -36,10 +36,14 @@ IN_A_PIPELINE = " of pipeline caused error: "
 """redis-py puts this, after the command, before the error's text from Redis."""
 
 
+def text_of(error: BaseException) -> str:
+    """The error's text from Redis, without the command. A pipeline's error quotes its command, which may hold a function's output."""
+    return str(error).rpartition(IN_A_PIPELINE)[2]
+
+
 def passes(error: BaseException) -> bool:
     """Whether an error is temporary, so that the same command may succeed later."""
-    said = str(error).rpartition(IN_A_PIPELINE)[2]
-    return isinstance(error, PASSING) or (isinstance(error, redis.ResponseError) and bool(NAMED.search(said)))
+    return isinstance(error, PASSING) or (isinstance(error, redis.ResponseError) and bool(NAMED.search(text_of(error))))
 
 
 class PatientRetry(Retry):
@@ -62,7 +66,7 @@ class PatientRetry(Retry):
             nonlocal logged
             if not logged:
                 logged = True
-                log.warning("Redis refused a command (%s); retrying until it succeeds", error)
+                log.warning("Redis refused a command (%s); retrying until it succeeds", text_of(error))
             return True
 
         return super().call_with_retry(do, fail, may_help, *args, **kwargs)

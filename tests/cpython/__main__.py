@@ -1,6 +1,6 @@
 """`make test-cpython ARGS="[MODULE ...] [--python 3.13]"`: CPython's own tests, warm in NanoGrid and in plain docker.
 
-The rule: exit code 0 says that each difference has its reason in `expected.json`, and that each reason still has its difference.
+The rule: the exit code is 0 only if every difference is expected in `expected.json`, and every expected difference occurs.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pathlib import Path
 
 import docker
 
-from tests.cpython.outcomes import Ledger, Outcomes, Verdict, compared, load_expectations
+from tests.cpython.outcomes import DifferenceReport, Outcomes, Verdict, compared, load_expectations
 from tests.cpython.ways import Plain, Subject, Warm, modules_in, source_of, take_tests, warm
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = ("3.11", "3.13")
 AGAIN = 2
-"""So many times a module with differences is run again, both ways, to tell which of them are steady."""
+"""How often a module with differences runs again, both ways, to find which differences are steady."""
 
 
 class Judge:
@@ -52,29 +52,29 @@ class Judge:
         verdict.differences, verdict.flaky = compared(there, here)
         subject.remove()
         if verdict.differences:
-            self._tell_apart(verdict, there)
+            self._retry_with_source(verdict, there)
         self._record(verdict, there, here)
         return verdict
 
-    def _tell_apart(self, verdict: Verdict, there: list[Outcomes]) -> None:
-        """Find the differences that are none where the source of the tests is the function's own, and says so."""
+    def _retry_with_source(self, verdict: Verdict, there: list[Outcomes]) -> None:
+        """Find the differences that disappear if the tests' source is part of the function: NanoGrid then takes a fresh interpreter."""
         subject = Subject(self._warm.rig, verdict.module, source_of(self._tests, verdict.module))
-        if subject.curious():
+        if subject.introspects():
             own, _ = self._warm.run(subject)
-            verdict.told_apart = [one for one in verdict.differences if own.of(one.test) == there[0].of(one.test)]
-            verdict.differences = [one for one in verdict.differences if one not in verdict.told_apart]
+            verdict.same_if_fresh = [one for one in verdict.differences if own.of(one.test) == there[0].of(one.test)]
+            verdict.differences = [one for one in verdict.differences if one not in verdict.same_if_fresh]
         subject.remove()
 
     def _record(self, verdict: Verdict, there: list[Outcomes], here: list[Outcomes]) -> None:
-        """Leave all that was seen, for whoever looks for a cause."""
+        """Write all outcomes to a file, to find the cause of a difference."""
         record = {"verdict": asdict(verdict), "plain": [*map(asdict, there)], "nanogrid": [*map(asdict, here)]}
         (self._records / f"{verdict.module}.json").write_text(json.dumps(record, indent=1))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code."""
+    """Run the comparison and return the exit code."""
     chosen = _parse(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):  # no container is left behind
+    for number in (signal.SIGINT, signal.SIGTERM):  # both must remove the containers
         signal.signal(number, signal.default_int_handler)
     image = f"nanogrid/cpython:{chosen.python}"
     subprocess.run([str(ROOT / "deploy/images/build"), image], check=True, stdout=subprocess.DEVNULL)
@@ -95,14 +95,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ):
             verdicts = _judge_all(Judge(here, plain, tests, records), modules, chosen.jobs)
     client.close()
-    print(f"\n{records.relative_to(ROOT)}/ has what each test said.")
+    print(f"\n{records.relative_to(ROOT)}/ has the details of each test.")
     return _sum_up(chosen.python, verdicts, modules, time.monotonic() - began)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.cpython", description=__doc__.splitlines()[0])
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help="some of CPython's, as test_os (default: all)")
-    parser.add_argument("--python", choices=PYTHONS, default=PYTHONS[0], help="whose tests, and whose interpreter")
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help="test modules such as test_os (default: all)")
+    parser.add_argument(
+        "--python", choices=PYTHONS, default=PYTHONS[0], help="version of the tests and the interpreter"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="modules at a time (default: 2)")
     return parser.parse_args(arguments)
 
@@ -116,7 +118,7 @@ def _judge_all(judge: Judge, modules: Sequence[str], jobs: int) -> list[Verdict]
             verdicts.append(future.result())
             print(f"[{number:3}/{len(modules)}] {_line(verdicts[-1])}", flush=True)
     finally:
-        threads.shutdown(wait=False, cancel_futures=True)  # whoever ends this does not wait for what runs
+        threads.shutdown(wait=False, cancel_futures=True)  # an interrupt does not wait for running modules
     return verdicts
 
 
@@ -127,7 +129,7 @@ def _line(verdict: Verdict) -> str:
         parts.append("NOT WARM")
     for number, what in (
         (len(verdict.differences), "different"),
-        (len(verdict.told_apart), "told apart"),
+        (len(verdict.same_if_fresh), "same with a fresh interpreter"),
         (len(verdict.flaky), "flaky in plain docker"),
     ):
         if number:
@@ -136,43 +138,43 @@ def _line(verdict: Verdict) -> str:
 
 
 def _sum_up(python: str, verdicts: Sequence[Verdict], modules: Sequence[str], took_s: float) -> int:
-    """Print the whole, and give the exit code."""
-    ledger = Ledger(load_expectations(python))
+    """Print the summary and return the exit code."""
+    report = DifferenceReport(load_expectations(python))
     for verdict in verdicts:
-        ledger.enter(verdict.differences)
-    stale = ledger.stale(modules)
-    told_apart = [one for verdict in verdicts for one in verdict.told_apart]
+        report.add(verdict.differences)
+    stale = report.stale(modules)
+    same_if_fresh = [one for verdict in verdicts for one in verdict.same_if_fresh]
     flaky = [test for verdict in verdicts for test in verdict.flaky]
     outcomes = sum(verdict.tests for verdict in verdicts)
-    same_modules = sum(not (verdict.differences or verdict.told_apart) for verdict in verdicts)
-    expected = sum(ledger.by_reason.values())
-    same = outcomes - expected - len(ledger.unexpected) - len(told_apart) - len(flaky)
+    same_modules = sum(not (verdict.differences or verdict.same_if_fresh) for verdict in verdicts)
+    expected = sum(report.by_reason.values())
+    same = outcomes - expected - len(report.unexpected) - len(same_if_fresh) - len(flaky)
     rows = [
         (
             len(verdicts),
-            f"modules of CPython {python}; {sum(verdict.warm for verdict in verdicts)} in a warm container, {same_modules} all the same",
+            f"modules of CPython {python}; {sum(verdict.warm for verdict in verdicts)} in a warm container, {same_modules} without a difference",
         ),
-        (outcomes, "outcomes: of each test, and of each module's end"),
+        (outcomes, "outcomes: one for each test, and one for the end of each module"),
         (same, "the same as in plain docker"),
-        (len(flaky), "flaky in plain docker, so no judge of anything"),
+        (len(flaky), "flaky in plain docker, not compared"),
         (
-            len(told_apart),
-            "the same once the tests' source is the function's: it says words for which a new interpreter is taken",
+            len(same_if_fresh),
+            "the same if the tests' source is part of the function: it has words that lead to a fresh interpreter",
         ),
-        *((number, f"expected: {reason}") for reason, number in ledger.by_reason.items()),
-        (len(ledger.unexpected), "unexpected"),
-        (len(stale), "expected, and not there any more"),
+        *((number, f"expected: {reason}") for reason, number in report.by_reason.items()),
+        (len(report.unexpected), "unexpected"),
+        (len(stale), "expected, but no longer occurring"),
     ]
     print(*(f"{number:7}  {what}" for number, what in rows), f"in {took_s / 60:.0f} minutes", sep="\n")
     for title, lines in (
         ("flaky in plain docker", flaky),
-        ("the same once the source is the function's", [one.test for one in told_apart]),
-        ("unexpected", list(map(str, ledger.unexpected))),
-        ("not there any more", stale),
+        ("the same if the source is part of the function", [one.test for one in same_if_fresh]),
+        ("unexpected", list(map(str, report.unexpected))),
+        ("no longer occurring", stale),
     ):
         if lines:
             print(f"\n{title}:", *lines, sep="\n  ")
-    return 1 if ledger.unexpected or stale else 0
+    return 1 if report.unexpected or stale else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What became of each test, both ways, and which differences were expected."""
+"""The outcome of each test, both ways, and which differences are expected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXPECTED = Path(__file__).with_name("expected.json")
 
 @dataclass(frozen=True)
 class Outcomes:
-    """One run of one module: test → outcome, and test → what it said. The module's own end is one of the tests."""
+    """One run of one module: the outcome and the messages of each test. The end of the module counts as a test."""
 
     by_test: dict[str, str]
     details: dict[str, str]
@@ -25,12 +25,12 @@ class Outcomes:
     output: str
 
     def of(self, test: str) -> str:
-        """The outcome of a test, `missing` where it was not run."""
+        """The outcome of a test, or `missing` if it did not run."""
         return self.by_test.get(test, MISSING)
 
 
 def read(module: str, value: bytes | None, end: str, took_s: float, output: str) -> Outcomes:
-    """The outcomes that a run of the function has left. `end` says how its process ended."""
+    """Read the outcomes from a run's value. `end` says how its process ended."""
     by_test: dict[str, str] = {}
     details: dict[str, list[str]] = {}
     complete = False
@@ -48,7 +48,7 @@ def read(module: str, value: bytes | None, end: str, took_s: float, output: str)
 
 @dataclass(frozen=True)
 class Difference:
-    """A test with other outcomes here than there. `steady`: it had none in common in all the runs."""
+    """A test with different outcomes in NanoGrid and in plain docker. `steady`: no outcome occurred on both sides in any run."""
 
     test: str
     plain: str
@@ -61,7 +61,7 @@ class Difference:
 
 @dataclass
 class Verdict:
-    """What comparing one module's runs has shown."""
+    """The result of comparing one module's runs."""
 
     module: str
     tests: int = 0
@@ -69,13 +69,13 @@ class Verdict:
     took_s: tuple[float, float] = (0, 0)
     flaky: list[str] = field(default_factory=list)
     """Tests that differ between two runs in plain docker."""
-    told_apart: list[Difference] = field(default_factory=list)
-    """Differences that are none when the module's source is the function's own: NanoGrid then takes a new interpreter."""
+    same_if_fresh: list[Difference] = field(default_factory=list)
+    """Differences that disappear if the module's source is part of the function: NanoGrid then takes a fresh interpreter."""
     differences: list[Difference] = field(default_factory=list)
 
 
 def compared(plain: Sequence[Outcomes], nanogrid: Sequence[Outcomes]) -> tuple[list[Difference], list[str]]:
-    """The differences between runs there and runs here, and the tests that are no judge because they differ there too."""
+    """Return the differences between both sides, and the tests that are flaky: they differ in plain docker, too."""
     differences, flaky = [], []
     tests = dict.fromkeys(test for run in (*plain, *nanogrid) for test in run.by_test)
     for test in tests:
@@ -98,7 +98,7 @@ class Expectation:
     pythons: list[str]
     tests: dict[str, list[str]]
     sometimes: bool = False
-    """It depends on the machine, or on the moment, whether they show."""
+    """Whether they occur depends on the machine or on timing."""
 
     def covers(self, difference: Difference) -> str | None:
         """The pattern that expects this difference."""
@@ -118,7 +118,7 @@ def load_expectations(python: str, path: Path = EXPECTED) -> list[Expectation]:
     return [entry for entry in found if python in entry.pythons]
 
 
-class Ledger:
+class DifferenceReport:
     """Sorts differences into expected and unexpected ones."""
 
     def __init__(self, expectations: Iterable[Expectation]) -> None:
@@ -127,8 +127,8 @@ class Ledger:
         self.by_reason: dict[str, int] = {}
         self.unexpected: list[Difference] = []
 
-    def enter(self, differences: Iterable[Difference]) -> None:
-        """Sort these."""
+    def add(self, differences: Iterable[Difference]) -> None:
+        """Sort some differences."""
         for difference in differences:
             for expectation in self._expectations:
                 if (pattern := expectation.covers(difference)) is not None:
@@ -139,7 +139,7 @@ class Ledger:
                 self.unexpected.append(difference)
 
     def stale(self, modules: Iterable[str]) -> list[str]:
-        """Patterns that expect a difference in one of these modules, all of which were run, where none is any more."""
+        """Return the patterns of differences that no longer occur in these modules. All of the modules must have run."""
         ran = {f"test.{module}" for module in modules}
         return [
             pattern
@@ -151,6 +151,6 @@ class Ledger:
 
 
 def module_of(test: str) -> str:
-    """The module that a test's name, or a pattern, is about: `setUpClass (test.test_os.Some)` too."""
+    """Return the module in a test's name or in a pattern, also of `setUpClass (test.test_os.Some)`."""
     found = re.search(r"test\.test_\w+", test)
     return found[0] if found else ""

@@ -1,7 +1,7 @@
-"""The function: runs one module of CPython's own tests, or only loads it, and leaves what became of each test as its value.
+"""The function: runs one module of CPython's own tests, or only loads it, and writes the outcome of each test to its value.
 
-Its payload is {"module": NAME, "load": BOOL}. The value is a list of [test, outcome, details], readable as JSON at any moment: also
-where a module ends the process. It says no word that would have NanoGrid start a new interpreter for it.
+Its payload is {"module": NAME, "load": BOOL}. The value is a list of [test, outcome, details]. It is complete JSON at every moment, even
+if a module ends the process. This file must not contain a word that makes NanoGrid start a fresh interpreter.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ OWN_PID = os.getpid()
 DETAILS_LIMIT = 3000
 
 
-def tell(test: str, outcome: str, details: str = "") -> None:
-    """Add one entry to the value. No descriptor stays open, and a child that runs tests too says nothing."""
+def report(test: str, outcome: str, details: str = "") -> None:
+    """Append an entry to the value. No descriptor stays open. A forked child that also runs tests writes nothing."""
     if os.getpid() != OWN_PID:
         return
     entry = json.dumps([test, outcome, details[-DETAILS_LIMIT:]]).encode()
@@ -31,58 +31,60 @@ def tell(test: str, outcome: str, details: str = "") -> None:
 
 
 class Outcomes(unittest.TextTestResult):
-    """Tells each outcome at once."""
+    """Writes each outcome at once."""
 
     def addSuccess(self, test: Any) -> None:  # noqa: N802
         super().addSuccess(test)
-        tell(test.id(), "ok")
+        report(test.id(), "ok")
 
     def addError(self, test: Any, err: Any) -> None:  # noqa: N802
         super().addError(test, err)
-        tell(test.id(), "error", self.errors[-1][1])
+        report(test.id(), "error", self.errors[-1][1])
 
     def addFailure(self, test: Any, err: Any) -> None:  # noqa: N802
         super().addFailure(test, err)
-        tell(test.id(), "failure", self.failures[-1][1])
+        report(test.id(), "failure", self.failures[-1][1])
 
     def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:  # noqa: N802
         super().addSubTest(test, subtest, err)
         if err is not None:
             is_failure = issubclass(err[0], test.failureException)
-            tell(test.id(), "failure" if is_failure else "error", (self.failures if is_failure else self.errors)[-1][1])
+            report(
+                test.id(), "failure" if is_failure else "error", (self.failures if is_failure else self.errors)[-1][1]
+            )
 
     def addSkip(self, test: Any, reason: str) -> None:  # noqa: N802
         super().addSkip(test, reason)
-        tell(test.id(), "skipped", reason)
+        report(test.id(), "skipped", reason)
 
     def addExpectedFailure(self, test: Any, err: Any) -> None:  # noqa: N802
         super().addExpectedFailure(test, err)
-        tell(test.id(), "expected failure")
+        report(test.id(), "expected failure")
 
     def addUnexpectedSuccess(self, test: Any) -> None:  # noqa: N802
         super().addUnexpectedSuccess(test)
-        tell(test.id(), "unexpected success")
+        report(test.id(), "unexpected success")
 
 
 def run_suite(suite: Any) -> None:
-    """What CPython's own program for running tests does with a suite."""
+    """Run a suite as CPython's own test runner does."""
     result: Any = Outcomes
     unittest.TextTestRunner(resultclass=result, verbosity=0).run(suite)
 
 
 def run_doctest(module: Any, verbosity: Any = None, optionflags: int = 0) -> tuple[int, int]:
-    """The same for a module's examples, as one test."""
+    """Run a module's examples as one test."""
     import doctest
 
     failed, tried = doctest.testmod(module, verbose=False, optionflags=optionflags)
-    tell(f"{module.__name__} (examples)", "failure" if failed else "ok", f"{failed} of {tried} examples failed")
+    report(f"{module.__name__} (examples)", "failure" if failed else "ok", f"{failed} of {tried} examples failed")
     return failed, tried
 
 
 def run_module(name: str, *, load: bool) -> None:
     """Run, or only load, one module of the package `test`."""
     support: Any = importlib.import_module("test.support")
-    support.use_resources = []  # nothing that takes minutes, gigabytes, a display or a network
+    support.use_resources = []  # no tests that need minutes, gigabytes, a display or a network
     support.verbose = False
     support._run_suite = run_suite
     support.run_doctest = run_doctest
@@ -91,10 +93,10 @@ def run_module(name: str, *, load: bool) -> None:
         module = importlib.import_module(f"test.{name}")
         suite = loader.loadTestsFromModule(module)
     except unittest.SkipTest as skip:
-        tell(f"test.{name} (import)", "skipped", str(skip))
+        report(f"test.{name} (import)", "skipped", str(skip))
         return
     for error in loader.errors:
-        tell(f"test.{name} (load)", "error", str(error))
+        report(f"test.{name} (load)", "error", str(error))
     if load:
         return
     test_main = getattr(module, "test_main", None)
@@ -105,14 +107,14 @@ def run_module(name: str, *, load: bool) -> None:
 
 
 def main() -> None:
-    """Whatever a module raises is an outcome of its own; the exit code is left to how the interpreter ends."""
+    """Run the module. An exception becomes an outcome; the exit code is the interpreter's own."""
     payload = json.load(sys.stdin)
     try:
         run_module(payload["module"], load=payload["load"])
     except BaseException as error:  # noqa: BLE001
         outcome = "skipped" if isinstance(error, unittest.SkipTest) else "error"
-        tell(f"test.{payload['module']} (module)", outcome, traceback.format_exc())
-    tell("", "end")
+        report(f"test.{payload['module']} (module)", outcome, traceback.format_exc())
+    report("", "end")
 
 
 if __name__ == "__main__":

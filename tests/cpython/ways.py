@@ -1,7 +1,7 @@
 """Two ways to run one module of the tests: warm, by NanoGrid's own pool and runner; and in plain docker.
 
-The rule: plain docker gets what a function is promised (its user, its folders, its limits, no network), by options of `docker run`
-that are written out here, and nothing of NanoGrid's runner or its hardening. So what differs is NanoGrid's doing.
+The rule: plain docker gets what a function is promised (its user, its folders, its limits, no network), through options of `docker run`
+that are written out here, and nothing of NanoGrid's runner or hardening. So NanoGrid is the cause of every difference.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RUN = "/nanogrid/run"
 
 
 class Subject:
-    """One module as a function: its code on disk, and what is asked of the pool. With `source`, the module's is part of the code."""
+    """One module as a function: its code on disk and its lease request. With `source`, the module's source is part of the code."""
 
     def __init__(self, rig: Rig, module: str, source: Path | None = None) -> None:
         self.module = module
@@ -52,8 +52,8 @@ class Subject:
             copy(source, self.code / "subject" if source.is_dir() else self.code / "subject.py")
             self.code.chmod(0o555)
 
-    def curious(self) -> bool:
-        """Whether the code says words that have NanoGrid take a new interpreter."""
+    def introspects(self) -> bool:
+        """Whether the code contains words that make NanoGrid take a fresh interpreter."""
         scan = SourceScan()
         scan.folder(str(self.code).encode())
         return scan.introspects
@@ -65,13 +65,13 @@ class Subject:
 
 
 class Warm:
-    """NanoGrid's own way: the first run in a container loads the module, the second one is what counts."""
+    """NanoGrid: the first run in a container loads the module, and only the second one counts."""
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
 
     def run(self, subject: Subject) -> tuple[Outcomes, bool]:
-        """Run it, and say whether that was in a container that had learned from a run before."""
+        """Run the module. Return its outcomes, and whether the container was warm."""
         self._once(subject, load=True)
         report, start = self._once(subject, load=False)
         return _of_report(subject.module, report), start is StartKind.WARM
@@ -93,7 +93,7 @@ def _of_report(module: str, report: RunReport) -> Outcomes:
 
 
 class Plain:
-    """`docker run`, with what a function is promised."""
+    """Plain `docker run`, with what a function is promised."""
 
     def __init__(self, client: docker.DockerClient, image: str, settings: Settings, folder: Path) -> None:
         self._client = client
@@ -103,7 +103,7 @@ class Plain:
         self._running: set[Any] = set()
 
     def close(self) -> None:
-        """End what still runs: nobody waits for it any more."""
+        """Remove the containers that still run."""
         for container in list(self._running):
             container.remove(force=True)
 
@@ -120,7 +120,7 @@ class Plain:
             return read(subject.module, result.read_bytes() if result.exists() else None, end, took_s, output)
 
     def _end_of(self, subject: Subject, files: Path) -> tuple[str, str]:
-        """How it ended, and what it wrote."""
+        """Return how the process ended, and its output."""
         container = self._create(subject, files)
         self._running.add(container)
         late = threading.Event()
@@ -156,7 +156,7 @@ class Plain:
             hostname="function",
             extra_hosts={"function": "127.0.0.1"},
             network_mode="none",
-            sysctls={"net.ipv6.conf.all.disable_ipv6": "0"},  # docker takes ::1 away where there is no network
+            sysctls={"net.ipv6.conf.all.disable_ipv6": "0"},  # docker removes ::1 from a container without a network
             read_only=True,
             tmpfs={
                 "/workspace": f"exec,mode=0700,uid={USER},gid={USER},size={limits.workspace_mb}m",
@@ -176,7 +176,7 @@ class Plain:
 
 @contextmanager
 def warm(folder: Path, image: str, jobs: int) -> Iterator[Warm]:
-    """A pool of NanoGrid's own on this image."""
+    """A pool of NanoGrid with this image."""
     settings = Settings(
         data_dir=folder / "data",
         python_image=image,
@@ -196,7 +196,7 @@ def warm(folder: Path, image: str, jobs: int) -> Iterator[Warm]:
 
 
 def take_tests(client: docker.DockerClient, image: str, folder: Path) -> Path:
-    """Copy CPython's package `test` out of an image; where it is."""
+    """Copy CPython's package `test` out of an image. Return its path."""
     container = client.containers.create(image)
     try:
         place = f"/usr/lib/python{image.rpartition(':')[2]}/test"

@@ -10,7 +10,16 @@ import pytest
 
 from nanogrid.execution.runner.inside.nanogrid_warm.source_scan import SourceScan
 from tests.cpython.__main__ import PYTHONS
-from tests.cpython.outcomes import MISSING, Difference, Expectation, Ledger, Outcomes, compared, load_expectations, read
+from tests.cpython.outcomes import (
+    MISSING,
+    Difference,
+    DifferenceReport,
+    Expectation,
+    Outcomes,
+    compared,
+    load_expectations,
+    read,
+)
 from tests.cpython.ways import PROGRAM
 
 OS = "test.test_os.Files.test_open"
@@ -75,20 +84,20 @@ def expectations(**changes: bool) -> list[Expectation]:
 
 def test_a_difference_is_expected_by_its_name_and_by_both_outcomes() -> None:
     """Another outcome than the expected one is unexpected."""
-    ledger = Ledger(expectations())
+    report = DifferenceReport(expectations())
     expected, other = Difference(OS, "ok", "error", True), Difference(OS, "ok", "failure", True)
-    ledger.enter([expected, other])
-    assert ledger.by_reason == {"no network": 1}
-    assert ledger.unexpected == [other]
+    report.add([expected, other])
+    assert report.by_reason == {"no network": 1}
+    assert report.unexpected == [other]
 
 
 def test_a_reason_without_its_difference_is_stale_if_its_module_was_run() -> None:
     """Unless it may be missing."""
-    ledger = Ledger(expectations())
-    ledger.enter([Difference(OS, "ok", "error", True)])
-    assert ledger.stale(["test_os"]) == ["setUpClass (test.test_os.Links)"]
-    assert ledger.stale(["test_signal"]) == []
-    assert Ledger(expectations(sometimes=True)).stale(["test_os"]) == []
+    report = DifferenceReport(expectations())
+    report.add([Difference(OS, "ok", "error", True)])
+    assert report.stale(["test_os"]) == ["setUpClass (test.test_os.Links)"]
+    assert report.stale(["test_signal"]) == []
+    assert DifferenceReport(expectations(sometimes=True)).stale(["test_os"]) == []
 
 
 def test_the_program_itself_runs_in_the_held_interpreter(tmp_path: Path) -> None:
@@ -105,8 +114,8 @@ def test_every_expected_difference_names_a_known_python_and_a_module() -> None:
         for expectation in load_expectations(python):
             assert set(expectation.pythons) <= set(PYTHONS)
             assert expectation.reason
-            ledger = Ledger([Expectation(expectation.reason, [python], expectation.tests)])
+            report = DifferenceReport([Expectation(expectation.reason, [python], expectation.tests)])
             modules = {
                 f"test_{pattern.split('test.test_')[1].split('.')[0].split(' ')[0]}" for pattern in expectation.tests
             }
-            assert ledger.stale(modules) == list(expectation.tests)
+            assert report.stale(modules) == list(expectation.tests)

@@ -56,3 +56,18 @@ def test_what_does_not_pass_is_an_error(error: Exception) -> None:
     with pytest.raises(type(error)):
         PatientRetry(NoBackoff(), 3).call_with_retry(do, lambda _: None)
     assert len(tries) == 1
+
+
+def test_an_endless_retry_logs_what_redis_said_and_no_value(caplog: pytest.LogCaptureFixture) -> None:
+    """In a pipeline redis-py quotes the command, with what was to be written."""
+    left = [
+        redis.ResponseError("Command # 1 (SETEX key 60 secret output) of pipeline caused error: NOREPLICAS Not enough")
+    ]
+
+    def do() -> str:
+        if left:
+            raise left.pop()
+        return "done"
+
+    assert PatientRetry(NoBackoff(), -1).call_with_retry(do, lambda _: None) == "done"
+    assert caplog.messages == ["Redis refused a command (NOREPLICAS Not enough); retrying until it succeeds"]
