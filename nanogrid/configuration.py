@@ -1,6 +1,6 @@
 """Celery's configuration, computed from NanoGrid's settings.
 
-Every choice is listed with its reason. `celeryconfig.py` beside the package shows the same names where Celery users expect
+Choices that are not obvious have their reason beside them. `celeryconfig.py` beside the package shows the same names where Celery users expect
 them, and is the place to change one for a deployment.
 """
 

@@ -1,6 +1,6 @@
 """The host's own apt sources, rewritten for another Debian release.
 
-The one rule: only what the host already trusts is used. Mirrors, keyrings, proxies and credentials are the host's; only
+The rule: only what the host already trusts is used. Mirrors, keyrings, proxies and credentials are the host's; only
 the suite's name changes, so that a machine behind a mirror needs no further configuration.
 """
 

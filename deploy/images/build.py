@@ -1,6 +1,6 @@
 """Runtime images for hosts without a registry: Debian packages → mmdebstrap → the engine.
 
-The one rule: an equivalent never takes an official image's name. `--if-unreachable` is the product's path: use or pull
+The rule: an equivalent never takes an official image's name. `--if-unreachable` is the product's path: use or pull
 the official image where that works, build the equivalent where it does not. Standard output carries only `NAME=image`
 lines that a shell can read; progress goes to standard error.
 """

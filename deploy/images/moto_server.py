@@ -1,6 +1,6 @@
 """Builds the image of the tests' SQS and S3, `nanogrid/moto:<version>`, without network.
 
-The one rule: it holds what moto's server needs and nothing else of the development lock, in the locked versions.
+The rule: it holds what moto's server needs and nothing else of the development lock, in the locked versions.
 """
 
 from __future__ import annotations

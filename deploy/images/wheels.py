@@ -1,6 +1,6 @@
 """Gathers the content of the worker image: locked wheels, for a different Python than the one that runs this.
 
-The one rule: the lock decides. Markers are evaluated for the base image's interpreter, and each wheel's hash is checked
+The rule: the lock decides. Markers are evaluated for the base image's interpreter, and each wheel's hash is checked
 here and again when the image is built.
 """
 

@@ -1,6 +1,6 @@
 """Builds the worker image, `nanogrid/worker:<version>`, without network.
 
-The one rule: the build itself gets no network, so that what is in the image is exactly what was gathered and checked.
+The rule: the build itself gets no network, so that what is in the image is exactly what was gathered and checked.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The `nanogrid` command.
 
-The one rule: at its top, a module here imports only what its help text needs. Docker, boto3, Celery and the local stack are
+The rule: at its top, a module here imports only what its help text needs. Docker, boto3, Celery and the local stack are
 imported by the command that uses them, so that `nanogrid --help` answers at once.
 """
 

@@ -1,6 +1,6 @@
 """The checks of `nanogrid doctor`, one function each.
 
-The one rule: a check changes nothing, and always returns a line with what it found, and with a remedy if something is wrong.
+The rule: a check changes nothing, and always returns a line with what it found, and with a remedy if something is wrong.
 A check that fails unexpectedly is itself a finding.
 """
 

@@ -1,6 +1,6 @@
 """What the command prints, and where.
 
-The one rule: only the requested output goes to stdout; progress, notes and errors go to stderr. Colors and spinners appear
+The rule: only the requested output goes to stdout; progress, notes and errors go to stderr. Colors and spinners appear
 only on a terminal, and never if NO_COLOR is set (rich handles both).
 """
 

@@ -1,6 +1,6 @@
 """Turns expected errors into one sentence and an exit code.
 
-The one rule: only expected errors are shortened. Any other error is a bug, and shows its traceback.
+The rule: only expected errors are shortened. Any other error is a bug, and shows its traceback.
 """
 
 from __future__ import annotations

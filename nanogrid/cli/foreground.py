@@ -1,6 +1,6 @@
 """`nanogrid up` without --detach: shows the logs of all parts, and stops the stack on Ctrl-C.
 
-The one rule: the parts are detached processes, as with --detach. If this command is killed, the stack keeps running, and
+The rule: the parts are detached processes, as with --detach. If this command is killed, the stack keeps running, and
 `nanogrid down` stops it.
 """
 

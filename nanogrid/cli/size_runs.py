@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nanogrid.result import ExecutionResult, Outcome, StartKind
-from nanogrid.tuner.sizes import MEASURED, Measurement, Sample, Size, summarize
+from nanogrid.tuner.sizes import MEASURED, Measurement, Size, SizeSample, summarize
 
 if TYPE_CHECKING:
     from nanogrid.client import Client
@@ -37,7 +37,7 @@ class SizeRuns:
     """The runs of one function at several sizes. A size is dropped after its first run that does not succeed."""
 
     def __init__(self, sizes: Sequence[Size], run: Callable[[Size], ExecutionResult]) -> None:
-        self.samples: dict[Size, list[Sample]] = {size: [] for size in sorted(sizes)}
+        self.samples: dict[Size, list[SizeSample]] = {size: [] for size in sorted(sizes)}
         self.failures: dict[Size, ExecutionResult] = {}
         self._run = run
         self._has_container = False
@@ -70,9 +70,9 @@ class SizeRuns:
             self.failures[size] = result
 
 
-def sample_of(result: ExecutionResult, *, counted: bool) -> Sample:
+def sample_of(result: ExecutionResult, *, counted: bool) -> SizeSample:
     """One run as a sample. The time is the phase `run`, which is finer than the whole milliseconds of `durationMillis`."""
-    return Sample(
+    return SizeSample(
         result.outcome,
         result.duration_millis if result.phases.run is None else result.phases.run,
         result.peak_memory_bytes,

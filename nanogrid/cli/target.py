@@ -1,6 +1,6 @@
 """Which deployment a command talks to.
 
-The one rule: a deployment that the environment names wins. Only if it names none, the command uses the running local stack,
+The rule: a deployment that the environment names wins. Only if it names none, the command uses the running local stack,
 and prints a note.
 """
 

@@ -1,6 +1,6 @@
 """`nanogrid tuner`: what the tuner knows of each function's memory, and its mode.
 
-The one rule: numbers come from the records that workers write; the command computes nothing that a run would not get.
+The rule: numbers come from the records that workers write; the command computes nothing that a run would not get.
 """
 
 from __future__ import annotations

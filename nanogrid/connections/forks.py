@@ -1,6 +1,6 @@
 """What a forked child must not share with its parent, in one registry.
 
-The rule: whoever holds a descriptor or a connection that belongs to one process registers it here. One hook runs in each
+The rule: every descriptor or connection that only one process may use is registered here. One hook runs in each
 forked child before any other code does.
 """
 

@@ -1,7 +1,7 @@
 """Private parts of other packages: names that NanoGrid uses although their authors do not promise to keep them.
 
-The rule: a module that uses such names lists them here, and a process that needs them checks the list before it starts. A
-version without one of them is refused in one sentence that names the versions known to work.
+The rule: a module that uses such names lists them as `PrivateParts`. A worker and Flower check the lists when they start, and refuse a
+version without one of the names in one sentence that names the versions known to work.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class PrivateParts:
     """The names of one package that NanoGrid relies on.
 
     `package` is the distribution's name, `known_version` the versions in which all names exist, and `needed_by` the part of
-    NanoGrid that uses them. Each entry of `names` is a class, module or
-    function of the package and the names in it.
+    NanoGrid that uses them. Each entry of `names` is a class, module or function of the package and the
+    names in it.
     """
 
     package: str

@@ -1,6 +1,6 @@
 """The local stack's images, and the containers that a killed worker left behind.
 
-The one rule: an engine that does not answer is a warning here, and never keeps the stack from starting or stopping.
+The rule: an engine that does not answer is a warning here, and never keeps the stack from starting or stopping.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The environment of the local stack: for its own processes, and for producers that use it.
 
-The one rule: nothing of the user's real AWS account or deployment reaches the local stack. Variables that say *where*
+The rule: nothing of the user's real AWS account or deployment reaches the local stack. Variables that say *where*
 things are get replaced; everything else (limits, runtimes, images) is kept.
 """
 

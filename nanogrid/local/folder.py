@@ -1,6 +1,6 @@
 """Where a local stack keeps its state: one folder, one JSON file, one lock.
 
-The one rule: a process that changes the stack holds the lock, and the state file is only replaced as a whole. Reading needs
+The rule: a process that changes the stack holds the lock, and the state file is only replaced as a whole. Reading needs
 no lock.
 """
 

@@ -1,6 +1,6 @@
 """The parts of the local stack as data: command, address, readiness, and how each one is stopped.
 
-The one rule: the parts start in the order of the waves and stop in the reverse order, so that the worker never loses what it
+The rule: the parts start in the order of the waves and stop in the reverse order, so that the worker never loses what it
 needs to finish its runs.
 """
 

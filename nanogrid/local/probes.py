@@ -1,6 +1,6 @@
 """Checks whether each part of the stack answers, in the part's own protocol.
 
-The one rule: an open port proves nothing. A probe is true only if the part did a small piece of its real work.
+The rule: an open port proves nothing. A probe is true only if the part did a small piece of its real work.
 No probe raises for a part that is not up yet, and none waits for more than about a second.
 """
 

@@ -1,6 +1,6 @@
 """Starts, recognizes and stops processes that outlive the command that started them.
 
-The one rule: a process is *that* process only if its id and its birth agree. The kernel soon reuses an id.
+The rule: a process is *that* process only if its id and its birth agree. The kernel soon reuses an id.
 
 Facts about processes are read from /proc: every command checks for a local stack, even if the extra `local` is not
 installed.

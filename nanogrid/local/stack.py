@@ -1,6 +1,6 @@
 """Starts, shows and stops the local stack.
 
-The one rule: `up` and `down` check what actually runs, not what was recorded, and do what is missing. Either may be
+The rule: `up` and `down` check what actually runs, not what was recorded, and do what is missing. Either may be
 repeated, interrupted or killed at any point; the next one continues from there.
 """
 

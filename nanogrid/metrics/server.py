@@ -47,7 +47,7 @@ Pages = Mapping[str, Callable[[], Page]]
 class _Handler(BaseHTTPRequestHandler):
     """One request per connection. Of the request, only the path and the Host header are used."""
 
-    server: Server
+    server: MetricsServer
     timeout = SILENCE_S
     server_version = "nanogrid"
     sys_version = ""
@@ -75,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server_version
 
 
-class Server(ThreadingHTTPServer):
+class MetricsServer(ThreadingHTTPServer):
     """Bound when created; serves from `start` to `stop`. Raises OSError if the address is in use.
 
     All mutable state: `_clients` (when each connection ends), guarded by `_lock`.

@@ -323,7 +323,7 @@ class Pidbox(pidbox.Pidbox):
             self.on_message(*self._inbox.popleft())
 
 
-class Control(CeleryControl):
+class ControlStep(CeleryControl):
     """Celery's remote control step with NanoGrid's pidbox."""
 
     name = "celery.worker.consumer.control.Control"  # replaces Celery's own step
@@ -343,7 +343,7 @@ class Consumer(CeleryConsumer):
 
     class Blueprint(CeleryConsumer.Blueprint):
         default_steps: ClassVar[list[str]] = [
-            "nanogrid.monitoring.side_channel:Control" if step.endswith(":Control") else step
+            "nanogrid.monitoring.side_channel:ControlStep" if step.endswith(":Control") else step
             for step in CeleryConsumer.Blueprint.default_steps
         ]
 

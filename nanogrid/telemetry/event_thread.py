@@ -1,6 +1,6 @@
 """The thread of the main process that reads the events of a worker's processes and passes them to its consumers.
 
-The rule: whoever counts never delays whoever works. The thread reads events in batches, so that a run does not wake it.
+The rule: consumers of events never delay the processes that emit them. The thread reads events in batches, so that a run does not wake it.
 """
 
 from __future__ import annotations

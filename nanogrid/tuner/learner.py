@@ -1,6 +1,6 @@
 """Adds the runs of a worker's children to the tuner's records, in a thread of the worker's main process.
 
-The rule: while Redis is down, nothing waits but the runs kept here. Their number is limited; runs over the limit are dropped,
+The rule: while Redis is down, only the samples kept here wait. Their number is limited; runs over the limit are dropped,
 counted, and logged once Redis answers again.
 """
 

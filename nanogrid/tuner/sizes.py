@@ -48,7 +48,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Sample:
+class SizeSample:
     """One run at one size. `warm`: in a container that had run this code before. A warm-up is not `counted` in times."""
 
     outcome: Outcome
@@ -124,7 +124,7 @@ def standard_error(times: Sequence[float]) -> float:
     return stdev(moved) / (len(kept) / len(times) * sqrt(len(times)))
 
 
-def summarize(size: Size, samples: Sequence[Sample]) -> Measurement:
+def summarize(size: Size, samples: Sequence[SizeSample]) -> Measurement:
     """Summarize the samples of one size. If any run was warm, only warm runs count in times. Raises ValueError without samples."""
     if not samples:
         raise ValueError(f"no samples of {size}")

@@ -1,4 +1,4 @@
-"""What a worker has beside Celery's own parts. Imported by `celery -A nanogrid worker` alone.
+"""What NanoGrid adds to Celery's worker. Imported by `celery -A nanogrid worker` alone.
 
 The rule: the main process owns containers and counts events; the children, forked from it, only request and emit.
 

@@ -23,7 +23,7 @@ from nanogrid.metrics.address import Address, publish
 from nanogrid.metrics.background import BackgroundChecks
 from nanogrid.metrics.health import DEADLINE_S, Disk, Health, check_engine, check_redis
 from nanogrid.metrics.queue_depths import QueueDepths
-from nanogrid.metrics.server import Page, Server
+from nanogrid.metrics.server import MetricsServer, Page
 from nanogrid.settings import OFF, Settings
 from nanogrid.sqs.transport.poll_status import poll_statuses
 from nanogrid.worker.owner_step import OwnerStep
@@ -48,7 +48,7 @@ class MetricsStep(bootsteps.StartStopStep):
         self._app: NanoGrid = worker.app
         self._settings: Settings = worker.app.settings
         self._state: WorkerState = worker.nanogrid
-        self._server: Server | None = None
+        self._server: MetricsServer | None = None
         self._began_at = time.time()
         self._phase = "starting"
 
@@ -100,7 +100,7 @@ class MetricsStep(bootsteps.StartStopStep):
 
     terminate = stop
 
-    def _bound(self) -> Server | None:
+    def _bound(self) -> MetricsServer | None:
         address = Address.of(self._settings.metrics_address)
         pages: dict[str, Callable[[], Page]] = {
             "/metrics": self._metrics,
@@ -109,7 +109,7 @@ class MetricsStep(bootsteps.StartStopStep):
             "/status": self._status,
         }
         try:
-            server = Server(address, pages)
+            server = MetricsServer(address, pages)
         except OSError as error:
             log.warning(
                 "metrics: this worker has no /metrics and no /healthz, because it cannot listen at %s (%s): set "

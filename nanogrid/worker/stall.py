@@ -1,6 +1,6 @@
 """Detects a stalled worker: it holds requests and has free children, but no child starts a request.
 
-The rule: the check is for a condition that must never last, whatever causes it, known or not. Callers pass the time; nothing
+The rule: the check detects a condition that must never persist, whatever its cause. Callers pass the time; nothing
 here reads a clock.
 """
 

@@ -1,4 +1,4 @@
-"""What the main process of one worker holds beside Celery's own parts.
+"""What the main process of one worker holds in addition to Celery's own parts.
 
 The rule: each bootstep puts its part here when it starts and removes it when it stops; others read it. A step finds the
 state as `worker.nanogrid`.

@@ -18,13 +18,13 @@ import pytest
 from nanogrid.connections.sqs import sqs_client
 from nanogrid.errors import ConfigurationError
 from nanogrid.execution.container.engine import Engine
-from nanogrid.execution.pool.identity import Owner
+from nanogrid.execution.pool.identity import OwnerIdentity
 from nanogrid.metrics import server as serving
 from nanogrid.metrics.address import Address, publish, published
 from nanogrid.metrics.background import BackgroundChecks
 from nanogrid.metrics.health import Disk, Health, check_engine, check_redis
 from nanogrid.metrics.queue_depths import QueueDepths
-from nanogrid.metrics.server import MOST_CLIENTS, Page, Server
+from nanogrid.metrics.server import MOST_CLIENTS, MetricsServer, Page
 from nanogrid.settings import Settings
 from nanogrid.sqs import queues
 from nanogrid.sqs.transport.poll_status import poll_status
@@ -39,15 +39,15 @@ def broken() -> Page:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server() -> Iterator[MetricsServer]:
     """A server on any free loopback port."""
-    made = Server(Address("127.0.0.1", 0), {"/": lambda: Page(b"here\n"), "/broken": broken})
+    made = MetricsServer(Address("127.0.0.1", 0), {"/": lambda: Page(b"here\n"), "/broken": broken})
     made.start()
     yield made
     made.stop()
 
 
-def get(server: Server, path: str, method: str = "GET") -> tuple[int, str]:
+def get(server: MetricsServer, path: str, method: str = "GET") -> tuple[int, str]:
     """Status and body."""
     request = urllib.request.Request(f"{server.address.url}{path}", method=method)
     try:
@@ -58,7 +58,7 @@ def get(server: Server, path: str, method: str = "GET") -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def connect(server: Server) -> socket.socket:
+def connect(server: MetricsServer) -> socket.socket:
     """A client that has sent nothing yet."""
     return socket.create_connection((server.address.host, server.address.port), timeout=PATIENCE_S)
 
@@ -75,7 +75,7 @@ def until_hung_up(client: socket.socket) -> bytes:
 # -- the server
 
 
-def test_pages_are_served(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_pages_are_served(server: MetricsServer, caplog: pytest.LogCaptureFixture) -> None:
     """Pages that exist, that do not, and that fail; a query string is not part of the path."""
     assert get(server, "/") == (200, "here\n")
     assert get(server, "/?debug=1") == (200, "here\n")
@@ -97,14 +97,14 @@ def test_pages_are_served(server: Server, caplog: pytest.LogCaptureFixture) -> N
         ("", 200),
     ],
 )
-def test_on_loopback_no_web_page_reads_what_is_there(server: Server, host: str, status: int) -> None:
+def test_on_loopback_no_web_page_reads_what_is_there(server: MetricsServer, host: str, status: int) -> None:
     """A page whose name was made to resolve to loopback sends that name."""
     with connect(server) as client:
         client.sendall(f"GET / HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
         assert until_hung_up(client).startswith(f"HTTP/1.0 {status} ".encode())
 
 
-def test_what_is_no_http_costs_nobody_anything(server: Server) -> None:
+def test_what_is_no_http_costs_nobody_anything(server: MetricsServer) -> None:
     """Garbage and endless headers get an answer or a closed connection; the next client is served."""
     for said in (
         b"\0\xff\0\r\n\r\n",
@@ -119,7 +119,7 @@ def test_what_is_no_http_costs_nobody_anything(server: Server) -> None:
     assert get(server, "/") == (200, "here\n")
 
 
-def test_clients_that_are_too_many_are_turned_away(server: Server) -> None:
+def test_clients_that_are_too_many_are_turned_away(server: MetricsServer) -> None:
     """At once, so that silent clients do not make others wait; when they are gone, there is room again."""
     silent = [connect(server) for _ in range(MOST_CLIENTS)]
     wait_until(lambda: len(server._clients) == MOST_CLIENTS, "all are served")
@@ -129,7 +129,7 @@ def test_clients_that_are_too_many_are_turned_away(server: Server) -> None:
     wait_until(lambda: get(server, "/")[0] == 200, "there is room again")
 
 
-def test_a_client_that_dawdles_is_hung_up_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_dawdles_is_hung_up_on(server: MetricsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that sends a byte now and then holds a thread no longer than CLIENT_S in total."""
     monkeypatch.setattr(serving, "CLIENT_S", 0.5)
     stop = threading.Event()
@@ -150,16 +150,16 @@ def test_a_client_that_dawdles_is_hung_up_on(server: Server, monkeypatch: pytest
     wait_until(lambda: not server._clients, "nothing is left of it")
 
 
-def test_a_port_that_is_taken_is_an_error_and_one_that_ended_is_free(server: Server) -> None:
+def test_a_port_that_is_taken_is_an_error_and_one_that_ended_is_free(server: MetricsServer) -> None:
     """A second server cannot bind the port; after the first has stopped it can, at once."""
     with pytest.raises(OSError, match="in use"):
-        Server(server.address, {})
+        MetricsServer(server.address, {})
     assert get(server, "/")[0] == 200
 
 
 def test_loopback_may_be_ipv6() -> None:
     """An address in brackets."""
-    made = Server(Address("::1", 0), {"/": lambda: Page(b"six")})
+    made = MetricsServer(Address("::1", 0), {"/": lambda: Page(b"six")})
     made.start()
     try:
         assert get(made, "/") == (200, "six")
@@ -169,7 +169,7 @@ def test_loopback_may_be_ipv6() -> None:
 
 def test_a_port_is_found_by_others_while_its_worker_lives(tmp_path: Path) -> None:
     """Its address is in the worker's own folder; the address of a dead worker is ignored."""
-    owner = Owner(tmp_path)
+    owner = OwnerIdentity(tmp_path)
     publish(Address("127.0.0.1", 1234), owner.runs)
     assert list(published(tmp_path)) == [(owner.id, Address("127.0.0.1", 1234))]
     owner.close()

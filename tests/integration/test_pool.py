@@ -150,7 +150,9 @@ def test_a_worker_that_starts_is_never_taken_for_dead(tmp_path: Path) -> None:
     """Another worker's reaper may run before any line of the start: folder and lock exist afterwards."""
     data_dir = tmp_path / "data"
     with closing(Engine(Settings())) as engine:
-        for owner in before_every_line(lambda: identity.Owner(data_dir), lambda: reap(data_dir, engine), identity):
+        for owner in before_every_line(
+            lambda: identity.OwnerIdentity(data_dir), lambda: reap(data_dir, engine), identity
+        ):
             with closing(owner):
                 assert owner.runs.is_dir()
                 assert not identity.is_dead(data_dir, owner.id)
@@ -160,7 +162,7 @@ def test_a_worker_that_starts_is_never_taken_for_dead(tmp_path: Path) -> None:
 
 def test_concurrent_checks_all_find_a_dead_worker_dead(tmp_path: Path) -> None:
     """A check is not mistaken for the worker by the next check."""
-    dead = identity.Owner(tmp_path)
+    dead = identity.OwnerIdentity(tmp_path)
     dead.detach()
     others: list[bool] = []
 
@@ -192,7 +194,7 @@ def test_other_users_cannot_see_slots(tmp_path: Path) -> None:
     runs.chmod(0o711)
     before = os.umask(0)
     try:
-        owner = identity.Owner(tmp_path)
+        owner = identity.OwnerIdentity(tmp_path)
     finally:
         os.umask(before)
     with closing(owner):

@@ -5,7 +5,7 @@
         ...
         assert proxy.count("ReceiveMessage") > 3
 
-The one rule: a request without a fault passes unchanged, and every request is recorded.
+The rule: a request without a fault passes unchanged, and every request is recorded.
 """
 
 from __future__ import annotations

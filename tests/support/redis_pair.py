@@ -5,7 +5,7 @@
         ...                 # what is written now is lost
         pair.fail_over()    # the primary is killed, the replica replaces it, the address leads there
 
-The one rule: real servers, real replication; the replica reaches its primary through a proxy that can be cut.
+The rule: real servers, real replication; the replica reaches its primary through a proxy that can be cut.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
         proxy.at(5, re.compile(b"claim|meta"), act)         # the fifth command from now on that has one of these words
         proxy.lead_to(replica.port)                         # like a changed DNS name: new connections go there
 
-The one rule: bytes pass unchanged; the test only decides whether, when and where to.
+The rule: bytes pass unchanged; the test only decides whether, when and where to.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A real Celery worker on the SQS transport, with a task that only records that it ran.
 
 The module is both the app that the worker process loads (`celery -A tests.support.transport_worker`) and what tests use to
-start it. The one rule: what the task did is read from Redis, never from the worker's log.
+start it. The rule: what the task did is read from Redis, never from the worker's log.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from nanogrid.cli.pool import (
     without_containers,
 )
 from nanogrid.errors import ConfigurationError
-from nanogrid.execution.pool.identity import Owner
+from nanogrid.execution.pool.identity import OwnerIdentity
 from nanogrid.execution.pool.protocol import Line, short_path
 from nanogrid.execution.pool.snapshot import ContainerSnapshot
 from nanogrid.execution.pool.states import State
@@ -64,7 +64,7 @@ def pool(data_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def answering(owner: Owner, rows: list[dict[str, Any]]) -> Iterator[None]:
+def answering(owner: OwnerIdentity, rows: list[dict[str, Any]]) -> Iterator[None]:
     """A fake worker that reports these containers over its socket."""
     listener = socket.socket(socket.AF_UNIX)
     with short_path(owner.runs / "owner.sock") as address:
@@ -200,7 +200,7 @@ def test_no_worker_exits_with_3(tmp_path: Path, words: tuple[str, ...], stdout: 
 
 def test_a_worker_that_has_died_is_no_worker(data_dir: Path) -> None:
     """What it left in the data folder does not count as a worker."""
-    owner = Owner(data_dir)
+    owner = OwnerIdentity(data_dir)
     with answering(owner, []):
         assert take_snapshot(data_dir).workers == [owner.id]
     runs = owner.runs
@@ -212,7 +212,7 @@ def test_a_worker_that_has_died_is_no_worker(data_dir: Path) -> None:
 
 def test_an_empty_pool_is_no_failure(data_dir: Path) -> None:
     """A worker without containers is healthy."""
-    owner = Owner(data_dir)
+    owner = OwnerIdentity(data_dir)
     try:
         with answering(owner, []):
             done = pool(data_dir)
@@ -225,7 +225,7 @@ def test_an_empty_pool_is_no_failure(data_dir: Path) -> None:
 
 def test_containers_of_all_workers_are_shown(data_dir: Path) -> None:
     """By worker and number. In a pipe, long lines are not cut."""
-    first, second = sorted((Owner(data_dir), Owner(data_dir)), key=lambda owner: owner.id)
+    first, second = sorted((OwnerIdentity(data_dir), OwnerIdentity(data_dir)), key=lambda owner: owner.id)
     name = "f" * 200
     try:
         with (
@@ -255,7 +255,7 @@ def test_containers_of_all_workers_are_shown(data_dir: Path) -> None:
 
 def test_another_users_workers_are_an_error(data_dir: Path) -> None:
     """A user who may not ask them gets an error, not an empty list."""
-    owner = Owner(data_dir)
+    owner = OwnerIdentity(data_dir)
     (data_dir / "owners" / f"{owner.id}.lock").chmod(0)
     child = os.fork()
     if child == 0:

@@ -17,7 +17,7 @@ from nanogrid.cli.size_table import human_ms, print_measured, remarks, to_wire
 from nanogrid.cli.tune import sizes_of
 from nanogrid.errors import ConfigurationError
 from nanogrid.result import ExecutionResult, Outcome, Phases, StartKind
-from nanogrid.tuner.sizes import Sample, Size, Strategy, is_measured, summarize
+from nanogrid.tuner.sizes import Size, SizeSample, Strategy, is_measured, summarize
 
 MIB = 1024 * 1024
 SMALL, MIDDLE, LARGE = Size(64, 1.0), Size(128, 1.0), Size(256, 1.0)
@@ -141,9 +141,9 @@ def test_a_chart_without_matplotlib_names_the_extra(tmp_path: Path, monkeypatch:
 def test_a_chart_shows_sizes_choices_and_failures(tmp_path: Path) -> None:
     """In letters, and in words in its metadata; a name is never taken for a formula."""
     sizes = [
-        summarize(SMALL, [Sample(OOM, 3, counted=False)]),
-        summarize(MIDDLE, [Sample(OK, 20), Sample(OK, 30)]),
-        summarize(LARGE, [Sample(OK, 24)]),
+        summarize(SMALL, [SizeSample(OOM, 3, counted=False)]),
+        summarize(MIDDLE, [SizeSample(OK, 20), SizeSample(OK, 30)]),
+        summarize(LARGE, [SizeSample(OK, 24)]),
     ]
     path = tmp_path / "curve.svg"
     draw(sizes, {Strategy.COST: MIDDLE, Strategy.SPEED: MIDDLE}, path, title="$f$ & g")
@@ -157,9 +157,9 @@ def test_a_chart_shows_sizes_choices_and_failures(tmp_path: Path) -> None:
 
 def test_runs_that_were_not_warm_and_scarce_memory_are_remarked() -> None:
     """One sentence each; nothing where there is nothing to say."""
-    plain = summarize(MIDDLE, [Sample(OK, 20, 60 * MIB), Sample(OK, 20, 61 * MIB)])
+    plain = summarize(MIDDLE, [SizeSample(OK, 20, 60 * MIB), SizeSample(OK, 20, 61 * MIB)])
     assert remarks([plain], {Strategy.COST: MIDDLE}) == []
-    scarce = summarize(SMALL, [Sample(OK, 20, 60 * MIB), Sample(OK, 20, 61 * MIB, warm=False)])
+    scarce = summarize(SMALL, [SizeSample(OK, 20, 60 * MIB), SizeSample(OK, 20, 61 * MIB, warm=False)])
     assert remarks([scarce, plain], {Strategy.COST: SMALL}) == [
         "1 of 4 runs did not start in a warm container; their times do not count where others were warm",
         "64 MiB, 1 CPU leaves 3 MiB over the largest peak: a larger input may not fit",
@@ -170,8 +170,8 @@ def test_runs_that_were_not_warm_and_scarce_memory_are_remarked() -> None:
 def test_json_tells_one_run() -> None:
     """GB-seconds of one run, times in milliseconds, null where there is nothing."""
     sizes = [
-        summarize(SMALL, [Sample(OOM, 3, 64 * MIB, counted=False)]),
-        summarize(LARGE, [Sample(OK, 20, 61 * MIB, 18)]),
+        summarize(SMALL, [SizeSample(OOM, 3, 64 * MIB, counted=False)]),
+        summarize(LARGE, [SizeSample(OK, 20, 61 * MIB, 18)]),
     ]
     wire = to_wire("f", sizes, {Strategy.COST: LARGE}, None)
     assert wire["sizes"][0]["outcome"] == "OUT_OF_MEMORY"

@@ -16,8 +16,8 @@ from nanogrid.tuner.sizes import (
     NOISE,
     NOISE_MS,
     Measurement,
-    Sample,
     Size,
+    SizeSample,
     Strategy,
     choose,
     gb_seconds,
@@ -33,9 +33,9 @@ MIB = 1024 * 1024
 OK = Outcome.SUCCEEDED
 
 
-def samples(*times_ms: float, outcome: Outcome = OK, warm: bool = True) -> list[Sample]:
+def samples(*times_ms: float, outcome: Outcome = OK, warm: bool = True) -> list[SizeSample]:
     """Runs that took these times."""
-    return [Sample(outcome, time_ms, warm=warm) for time_ms in times_ms]
+    return [SizeSample(outcome, time_ms, warm=warm) for time_ms in times_ms]
 
 
 def measured(
@@ -130,8 +130,8 @@ def test_the_error_of_a_mean_is_that_of_a_trimmed_one() -> None:
 
 def test_a_warm_up_counts_for_memory_only() -> None:
     """Its time is that of a start, but the limit must suffice for it."""
-    warm_up = Sample(OK, 900, peak_memory_bytes=50 * MIB, cpu_ms=700, warm=False, counted=False)
-    run = Sample(OK, 10, peak_memory_bytes=20 * MIB, cpu_ms=8)
+    warm_up = SizeSample(OK, 900, peak_memory_bytes=50 * MIB, cpu_ms=700, warm=False, counted=False)
+    run = SizeSample(OK, 10, peak_memory_bytes=20 * MIB, cpu_ms=8)
     found = summarize(Size(64, 1), [warm_up, run, replace(run, peak_memory_bytes=None, cpu_ms=None)])
     assert (found.time_ms, found.cpu_ms, found.runs, found.not_warm) == (10, 8, 2, 0)
     assert found.peak_memory_bytes == 50 * MIB
@@ -139,14 +139,14 @@ def test_a_warm_up_counts_for_memory_only() -> None:
 
 def test_a_warm_up_that_fails_takes_the_size_out() -> None:
     """It has no times then, and no GB-seconds."""
-    found = summarize(Size(64, 1), [Sample(Outcome.OUT_OF_MEMORY, 30, counted=False)])
+    found = summarize(Size(64, 1), [SizeSample(Outcome.OUT_OF_MEMORY, 30, counted=False)])
     assert (found.outcome, found.runs, found.time_ms, found.gb_seconds) == (Outcome.OUT_OF_MEMORY, 0, None, None)
     assert not found.succeeded
 
 
 def test_a_warm_up_alone_is_no_measurement() -> None:
     """A size that was never timed is not chosen."""
-    found = summarize(Size(64, 1), [Sample(OK, 30, counted=False)])
+    found = summarize(Size(64, 1), [SizeSample(OK, 30, counted=False)])
     assert choose([found], Strategy.COST) is None
 
 

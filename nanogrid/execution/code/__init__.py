@@ -4,7 +4,7 @@
     archive    a file → a sealed tree (zipped, tarred: formats; entries: names; limits; tree: what is written)
     cache      sealed trees by digest, shared by all processes of a host, with the help of locks
 
-The one rule: code is found by the SHA-256 of its object, and before each run one HEAD request checks whether S3 still has the
+The rule: code is found by the SHA-256 of its object, and before each run one HEAD request checks whether S3 still has the
 same object. A request that names the digest needs no HEAD request if the code is cached.
 """
 

@@ -1,6 +1,6 @@
 """Unpacks a function's archive (zip; tar, plain or with gzip, bzip2 or xz) into a read-only folder.
 
-The one rule: an archive is either unpacked completely and exactly, inside its folder and its limits, or refused with one
+The rule: an archive is either unpacked completely and exactly, inside its folder and its limits, or refused with one
 sentence; there is no third outcome. The format is detected from the content, never from a name. An ambiguous name, a second
 entry of the same name, bytes after the end: all are refused, never guessed.
 """

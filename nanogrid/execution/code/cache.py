@@ -1,6 +1,6 @@
 """Unpacked code on disk by the SHA-256 of its object, and the version that each S3 object had when it was last fetched.
 
-The one rule: everything under `entries/` is complete and never changes. It appears by one rename and disappears by one
+The rule: everything under `entries/` is complete and never changes. It appears by one rename and disappears by one
 rename, so a process may be killed at any point and no other process sees half of anything.
 
     entries/<sha256>/        published code: `tree/` (read-only) and `entry.json`; its mtime is the last use

@@ -1,6 +1,6 @@
 """Turns what Python's archive readers raise for bad bytes into one error of NanoGrid.
 
-The one rule: errors of reading an archive pass through here, errors of writing the result never do, so a full disk is never
+The rule: errors of reading an archive pass through here, errors of writing the result never do, so a full disk is never
 mistaken for a broken archive.
 """
 

@@ -1,6 +1,6 @@
 """The nouns of every archive format: one entry, its kind, its checked name.
 
-The one rule: a name is either usable on Linux unchanged, inside the folder, or the archive is refused. Names are never
+The rule: a name is either usable on Linux unchanged, inside the folder, or the archive is refused. Names are never
 repaired, so no two readers of an archive can disagree about where a file is written.
 """
 

@@ -1,6 +1,6 @@
 """Limits on an archive: unpacked bytes, entries, and the compression ratio.
 
-The one rule: limits apply to what actually comes out of the archive, never to what its headers claim.
+The rule: limits apply to what actually comes out of the archive, never to what its headers claim.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Locks on files and folders that end with the process that holds them (flock).
 
-The one rule: a lock counts only while the path still names the locked file. To rename or remove a file, a process locks it
+The rule: a lock counts only while the path still names the locked file. To rename or remove a file, a process locks it
 exclusively. A process that then gets the lock on the old file notices that the path names something else, and tries again.
 
 A lock has one holder: threads exclude each other as processes do. A forked child drops its copies at once, so a lock never

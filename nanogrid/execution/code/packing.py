@@ -1,6 +1,6 @@
 """Packs a folder or a file into the zip that is uploaded as a function's code.
 
-The one rule: the same tree gives the same bytes, wherever and whenever it is packed, so that its SHA-256 names it.
+The rule: the same tree gives the same bytes, wherever and whenever it is packed, so that its SHA-256 names it.
 Names are sorted, times are fixed, owners are left out, and only the executable bit of the permissions is kept.
 """
 

@@ -1,6 +1,6 @@
 """Fetches objects from S3: an object's current version, and its bytes with their digest.
 
-The one rule: in this package, only this module knows botocore's errors. Errors that may go away become
+The rule: in this package, only this module knows botocore's errors. Errors that may go away become
 CodeUnavailableError, all others CodeNotFoundError with what to check.
 
 boto3 is imported and the client created on first use in each process, so that importing this module is cheap and no

@@ -1,6 +1,6 @@
 """Reads tar archives, plain or compressed with gzip, bzip2 or xz.
 
-The one rule: the decompressed bytes pass through a counter once, forwards; headers have a separate budget. So neither a
+The rule: the decompressed bytes pass through a counter once, forwards; headers have a separate budget. So neither a
 crafted header nor a bomb gets more memory or time than the limits allow, whatever the standard library would do with it.
 """
 

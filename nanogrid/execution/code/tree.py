@@ -1,6 +1,6 @@
 """A folder that is filled from an archive and then sealed.
 
-The one rule: while the tree is filled it contains only plain files and folders, so that nothing can be written through a
+The rule: while the tree is filled it contains only plain files and folders, so that nothing can be written through a
 link. Symbolic links are created last, after each was resolved without the disk and found to end inside the tree.
 
 A sealed tree is read-only (files 0444, or 0555 if the archive marks them executable; folders 0555), belongs to the worker's

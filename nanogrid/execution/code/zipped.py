@@ -1,6 +1,6 @@
 """Reads zip archives.
 
-The one rule: only entries that can be verified are accepted: stored or deflated, unencrypted, each with its own bytes in the
+The rule: only entries that can be verified are accepted: stored or deflated, unencrypted, each with its own bytes in the
 file and the right length and CRC. (Python unpacks bzip2 and LZMA inside a zip without a memory limit, so these are refused,
 as most zip tools refuse them.)
 """

@@ -8,7 +8,7 @@
     failed_builds  builds that failed recently
     explain        why a build failed, in a sentence
 
-The one rule: a layer is found by the hash of everything that decides its content, is built at most once, and never changes.
+The rule: a layer is found by the hash of everything that decides its content, is built at most once, and never changes.
 
     <data_dir>/layers/entries/   built layers (see nanogrid.execution.code.cache, which also evicts them)
     <data_dir>/layers/logs/      the log of each build     failures/  failed builds      builds/  locks of builders

@@ -1,6 +1,6 @@
 """Parses one line of a `requirements.txt` and writes it again for pip.
 
-The one rule: a line is parsed completely, and pip gets a line that is assembled from the parts: plain ASCII, one option per
+The rule: a line is parsed completely, and pip gets a line that is assembled from the parts: plain ASCII, one option per
 line, written out, without quotes, variables or relative paths. A line that cannot be parsed is refused. So every version of
 pip reads the same from the copy, however it would have read the original line.
 

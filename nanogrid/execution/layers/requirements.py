@@ -1,6 +1,6 @@
 """Reads a `requirements.txt`: what it asks for, and whether the text alone says what will be installed.
 
-The one rule: pip never reads a file of the function. It gets a text that is written here, line by line, from what `lines.py`
+The rule: pip never reads a file of the function. It gets a text that is written here, line by line, from what `lines.py`
 understood; everything else is refused. If the text names no file of the code, all functions with the same text share a layer.
 """
 

@@ -18,7 +18,7 @@ from nanogrid.execution.container.labels import DATA_LABEL, OWNER_LABEL, data_id
 NUMBER_LABEL = "nanogrid.number"
 
 
-class Owner:
+class OwnerIdentity:
     """A living owner. It holds its lock from construction until `close`, or until the process ends."""
 
     def __init__(self, data_dir: Path) -> None:
@@ -101,7 +101,7 @@ def forget(data_dir: Path, owner_id: str) -> None:
 def _lock_new(path: Path) -> int:
     """Lock a file under a temporary name, then rename it, so that no other process ever sees it unlocked.
 
-    A forked child shares the descriptor and the lock until it calls `Owner.detach`.
+    A forked child shares the descriptor and the lock until it calls `OwnerIdentity.detach`.
     """
     fresh = path.with_suffix(".new")
     fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

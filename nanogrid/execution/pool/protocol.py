@@ -1,12 +1,12 @@
 """The messages between owner and children: one JSON object per line over a unix stream socket.
 
-child  {"lease": {...LeaseRequest, without env and command...}, "with": ["page"]}
+child  {"lease": {...LeaseRequest.to_json()...}, "with": ["page"]}
 owner  {"container": {...LeasedContainer...}, "with": ["runner", "spare", "token"]}
        or {"error": {"kind": CLASS, "message": TEXT}}
 child  {"end": "keep"}                             clean the container for the next run; no answer
-child  {"end": "destroy"}                          destroy it; `End` says how its first process had ended
-owner  {"ended": {...End...}} or {"error": {...}}
-child  {"end": "done"}                             remove what is left of it; no answer
+child  {"end": "destroy"}                          destroy it; the answer says how its first process ended
+owner  {"ended": {...ExitStatus...}} or {"error": {...}}
+child  {"end": "done"}                             remove the container; no answer
 
 `with` names the descriptors that are sent with a message. `runner` is the connection to the container's first process, which
 launched containers do not have. `spare` is the connection to the process that waits for the next run. With a `token` the child may

@@ -1,7 +1,7 @@
 """What an owner and a child share of a container that the child retains between two runs: a token and a page of memory.
 
 The rule: the side that has taken the token has the container. The token is free only while the container is at rest. The child
-takes the token to start a run without asking; the owner takes it to have the container back. A token belongs to one lease:
+takes the token to start a run without asking; the owner takes it to get the container back. A token belongs to one lease:
 a child that is too late finds no free token, no matter which child has the container by then.
 """
 
@@ -51,7 +51,7 @@ class Token:
 
 
 class SharedPage:
-    """A page of memory that both sides of a connection map. The owner writes the first field, the child all others.
+    """A page of memory that both sides of a connection map. The owner writes `wanted_back` and clears the other fields at the start of a lease; the child writes those after that.
 
     It carries what must not cost a message: neither side waits for the other or wakes it.
     """

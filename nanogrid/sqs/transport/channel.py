@@ -3,7 +3,7 @@
 The rule: no message and no answer of a server ends the worker, and only an acknowledgement deletes a message. A message that
 cannot be delivered becomes visible again at once; SQS counts deliveries and moves it to the dead-letter queue.
 
-Differences to kombu 5.7, each with a test in `tests/integration/test_transport_*.py`:
+Differences from kombu 5.7, each with a test in `tests/integration/test_transport_*.py`:
 - A failed poll is repeated after 1 to 30 s, a poll that hangs is ended, and no error leaves the event loop.
 - While no more messages may be held, polls pause. They resume at the first acknowledgement instead of a second later.
 - Held messages stay invisible (`visibility`), also those of runs that outlive a restart of the consumer.

@@ -2,7 +2,7 @@
 
 The rule: SQS counts deliveries, and a dead letter means that so many *attempts* failed. A delivery that was no attempt is
 undone: the message is sent again, with a new count, before the old one is deleted. If any step fails, the request exists once
-or twice, never not at all. If it exists twice, the claim of the request id lets one run, and the other returns its result.
+or twice, and is never lost. If it exists twice, the claim of the request id lets one run, and the other returns its result.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     index_client.py PORT COMMAND...
 
-The one rule: bytes pass from the port to the socket of `index_server.py` and back, unread. The command could do the same itself.
+The rule: bytes pass from the port to the socket of `index_server.py` and back, unread. The command could do the same itself.
 Exits with the command's exit code.
 """
 

@@ -1,6 +1,6 @@
 """Serves the deployment's package index on a socket, for a build in another container that has no network and no password.
 
-It queries the index with pip's own code, so that every setting of pip applies: credentials, certificates, proxies. The one rule:
+It queries the index with pip's own code, so that every setting of pip applies: credentials, certificates, proxies. The rule:
 a client learns names, hashes and contents of files, and chooses only a package's name and the number of a file.
 
 It uses only parts of pip that are the same since 20.3. It runs in the image's Python (3.9 or newer) and imports nothing of NanoGrid.

@@ -2,7 +2,7 @@
 
 Runs in: threads of the worker's main process.
 
-The rule: a warm start asks no engine. A name is looked up once, and periodically by the upkeep of the pool.
+The rule: a warm start does not call the engine. A name is looked up once, and periodically by the upkeep of the pool.
 """
 
 from __future__ import annotations

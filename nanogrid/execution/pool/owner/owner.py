@@ -3,8 +3,8 @@
 Runs in: threads of the worker's main process.
 
 A child requests containers over a unix socket, and *the connection is the lease*: when the child ends, for whatever reason
-(hard time limit, revoke, OOM killer), its connection closes and the container is destroyed. There is no heartbeat and no timer.
-If the whole worker crashes, the next owner finds what is left by label, at its start and periodically.
+(hard time limit, revoke, OOM killer), its connection closes. The owner destroys a container that runs something, and takes back one that the child retained.
+If the whole worker crashes, the next owner finds leftover containers by their labels, at its start and periodically.
 
     stock                 every container and every request that waits; decides by `policy`, moves by `states`
     starter               starts one container
@@ -57,7 +57,7 @@ class Owner:
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self._settings = settings
         self._engine = engine or Engine(settings)
-        self._me = identity.Owner(settings.data_dir)
+        self._me = identity.OwnerIdentity(settings.data_dir)
         self.stock = Stock(bounds(settings), self._remove_later, lambda pooled: self._cleaner.watch(pooled))
         self._images = Images(self._engine)
         self._starter = Starter(settings, self._engine, self._me, self._images)

@@ -1,4 +1,4 @@
-"""Every container of this worker by number, and the only place where a container changes its state.
+"""Every container of this worker by number. Applies each change of a container's state, on the stock's behalf.
 
 Runs in: threads of the worker's main process, under the stock's lock.
 """

@@ -46,7 +46,7 @@ class Starter:
     All mutable state: `_users` (a folder per image id), guarded by `_users_lock`.
     """
 
-    def __init__(self, settings: Settings, engine: Engine, owner: identity.Owner, images: Images) -> None:
+    def __init__(self, settings: Settings, engine: Engine, owner: identity.OwnerIdentity, images: Images) -> None:
         self.settings = settings
         self._engine = engine
         self._owner = owner

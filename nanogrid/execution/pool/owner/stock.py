@@ -4,7 +4,7 @@ Runs in: threads of the worker's main process. Thread-safe.
 
 The rule: under the lock only plain data is read and changed; the callers start, clean and remove containers after it is released.
 
-    records               which containers there are, and who moves
+    records               which containers exist; changes their states
     waiters               which requests wait
     policy                what a request gets, decided on `Pooled.facts`
     retained_containers   what children retain, and when it is taken back

@@ -2,7 +2,7 @@
 
 Runs in: two threads of the worker's main process.
 
-The rule: one container at a time, so that the engine and the cores are free for requests.
+The rule: it works on one container at a time, so that the engine and the cores are free for requests.
 """
 
 from __future__ import annotations

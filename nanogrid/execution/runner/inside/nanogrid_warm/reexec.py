@@ -72,7 +72,8 @@ STREAM_TYPES = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK)
 
 
 class State:
-    """Everything that the first process keeps across `exec`. `exec_interpreter` writes its fields, `serve.prepare` reads them.
+    """Everything that the first process keeps across `exec`. `exec_interpreter` writes its fields to a memory file, `boot/sitecustomize.py`
+    reads that file, and `serve.prepare` makes a new state of the fields.
 
     To add a field: add it as a parameter here, describe it, and set it in `__main__.py`, or in `initial_fields` if runs change it. A state
     with a missing or an unknown field raises TypeError on both sides of the `exec`. Values must be types that `marshal` can write.

@@ -5,7 +5,7 @@ The rules:
 - The host receives `ended` only after every process of the run is dead, and `ready` only from a spare that has nothing left to do but run.
 - The function's user can neither signal, trace nor imitate this process. No other process ever holds its connection to the host.
 - Every run is a fork of this process, so this process never reads what a run received or wrote. Requests go from the host to the spare,
-  results go to the host as a descriptor, and from its children this process accepts only words from sets that it knows.
+  results go to the host as a descriptor, and from its children this process accepts only words from fixed sets.
 
 The life of runner, spare and run. Time goes down; `══` is `exec`, `──` is `fork`. "user" is the function's user.
 

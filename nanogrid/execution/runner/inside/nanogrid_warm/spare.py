@@ -2,7 +2,7 @@
 
 The rule: from `drop_privileges` on it is the function's user, for good. It holds two connections of its own: over one it sends a few words to
 the first process, over the other the host sends the request of one run. If packages of the function were imported in the spare, its
-code may hold these connections too, so nobody may rely on more than a run of that code could do anyway.
+code may hold these connections too, so the host and the runner trust the spare no more than a run of that code.
 
 This module also has the work of the one-shot children: each does one thing with what a run has left, sends one packet and exits.
 """
