@@ -7,6 +7,7 @@ The import never makes it the process's current app, because a producer may have
 from __future__ import annotations
 
 import importlib.util
+import threading
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,18 +38,52 @@ class NanoGrid(Celery):
     owner_address: Path | None = None
     """The socket of the owner of this worker's containers. A worker sets it before it forks its children."""
 
+    _is_configured = _is_being_configured = False
+
     control_cls = "nanogrid.monitoring.connections:Control"
     log_cls = "nanogrid.telemetry.logs:Logging"
 
     def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
+        self._configuring = threading.RLock()
         super().__init__(*args, **kwargs)
         self._settings = settings
-        self.add_defaults(lambda: celery_configuration(self.settings))
+        self.add_defaults(self._defaults)
         forks.renew_in_child(self)
 
     def renew_after_fork(self) -> None:
         """Leave the connections to SQS to the parent, in a forked child."""
+        self._configuring = threading.RLock()  # a thread of the parent may hold the old one
         forget_broker_connections(self)
+
+    def _defaults(self) -> dict[str, Any]:
+        return celery_configuration(self.settings)
+
+    @property
+    def conf(self) -> Any:
+        """Celery's configuration. The first use computes it, and other threads wait for that.
+
+        Celery shows a configuration to other threads before its defaults are in it: they would find no result backend.
+        """
+        if not self._is_configured:
+            with self._configuring:
+                if not self._is_configured and not self._is_being_configured:  # what computes it reads it, too
+                    self._is_being_configured = True
+                    try:
+                        _ = Celery.conf.fget(self).result_backend
+                        self._is_configured = True
+                    except BaseException:
+                        # Celery has used up the defaults, and would go on without any.
+                        self.configured = False
+                        self.conf = None
+                        self.add_defaults(self._defaults)
+                        raise
+                    finally:
+                        self._is_being_configured = False
+        return Celery.conf.fget(self)
+
+    @conf.setter
+    def conf(self, value: Any) -> None:
+        Celery.conf.fset(self, value)
 
     @property
     def settings(self) -> Settings:

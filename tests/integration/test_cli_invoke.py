@@ -271,7 +271,7 @@ def test_results_are_followed_until_interrupted(command: CommandLine, function: 
     ("words", "message"),
     [
         (["--from", "yesterday"], "'yesterday' is not a position in the results stream"),
-        (["--consumer", "me"], "give --group too"),
+        (["--consumer", "me"], "also give --group"),
     ],
 )
 def test_results_that_cannot_be_found_are_explained(command: CommandLine, words: list[str], message: str) -> None:

@@ -374,7 +374,7 @@ def test_a_full_disk(small_disk: Path, fill: Callable[[Path], list[Path]], files
         fillers = fill(small_disk)
         for _ in range(2):
             with pytest.raises(
-                ContainerStartError, match=r"could not be (made|written|laid out).*No space left"
+                ContainerStartError, match=r"could not be (created|written|laid out).*No space left"
             ) as full:
                 other.run("x" * 20_000)
             assert full.value.retryable

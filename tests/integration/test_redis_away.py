@@ -143,7 +143,9 @@ def test_who_waits_rides_out_an_outage(settings: Settings, service: Service, cap
         patient = threads.submit(client.wait, "a", 30)
         hasty = threads.submit(client.wait, "b", 2)
         listening = redis.Redis(port=service.port)
-        wait_until(lambda: len(listening.pubsub_channels()) == 2, "both listen")
+        # After it has subscribed, each looks once for a result that is already there.
+        wait_until(lambda: listening.info("commandstats").get("cmdstat_get", {}).get("calls") == 2, "both wait")
+        assert len(listening.pubsub_channels()) == 2
         began = time.monotonic()
         service.kill()
         with pytest.raises(ResultUnavailableError, match="no result after 2 s"):
