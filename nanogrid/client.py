@@ -75,7 +75,7 @@ class Client:
         try:
             return _read(request_id, handle.get(timeout=timeout_s, propagate=False))
         except CeleryTimeoutError:
-            handle.backend.remove_pending_result(handle)  # else it is kept, one for each wait in vain
+            handle.backend.remove_pending_result(handle)  # else each wait that times out leaves one
             raise ResultUnavailableError(
                 f"request {request_id!r} has no result after {timeout_s:g} s; {_state(handle)}"
             ) from None

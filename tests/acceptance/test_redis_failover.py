@@ -49,7 +49,7 @@ def grid(pair: RedisPair, tmp_path: Path, aws_url: str, redis_url: str, unique: 
 
 
 def held(grid: Grid) -> int:
-    """How many messages a worker has in hand."""
+    """How many messages a worker holds."""
     return depths(["python"], grid.settings)[0].in_flight
 
 

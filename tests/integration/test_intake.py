@@ -184,7 +184,7 @@ def test_an_error_on_the_way_to_a_child_returns_its_slot_and_the_request(here: G
     assert works(here)
     assert number(here, "nanogrid_worker_mends_total") == 0
     assert page(here, "/readyz") == (200, {"ready": True, "reason": None})
-    wait_until(lambda: page(here, "/status")[1]["worker"]["active"] == 0, "nothing is left in hand")
+    wait_until(lambda: page(here, "/status")[1]["worker"]["active"] == 0, "no request is running")
 
 
 def test_slots_that_were_lost_are_found_and_returned(here: Grid, worker: Worker) -> None:

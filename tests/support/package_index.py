@@ -27,7 +27,7 @@ PYPROJECT = '[build-system]\nrequires = {}\nbuild-backend = "backend"\nbackend-p
 class PackageIndex:
     """Serves a folder, with a password if one is set, and records the requests.
 
-    What is asked for below /leads-to/ is said to be a file of whoever asks: /leads-to/etc/passwd/NAME.
+    What is asked for below /leads-to/ is reported as a file of the client: /leads-to/etc/passwd/NAME.
     """
 
     def __init__(self, folder: Path, password: str = "", address: str = "127.0.0.1") -> None:

@@ -107,7 +107,7 @@ def test_what_celery_itself_sends_is_taken(headers: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG, ids=[f"{name} {number}" for number, (name, _) in enumerate(WRONG)])
-def test_a_header_that_steers_celery_is_checked(name: str, value: Any) -> None:
+def test_a_header_that_controls_celery_is_checked(name: str, value: Any) -> None:
     """The error names a header with a wrong type or value, and the message is not run."""
     found = read(**{name: value})
     assert isinstance(found, CeleryEnvelope)
@@ -118,7 +118,7 @@ def test_a_header_that_steers_celery_is_checked(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("priority", "high"), ("priority", True), ("reply_to", 5), ("correlation_id", [])]
 )
-def test_a_property_that_steers_celery_is_checked(name: str, value: Any) -> None:
+def test_a_property_that_controls_celery_is_checked(name: str, value: Any) -> None:
     """Properties that kombu adds to the headers."""
     found = read({name: value})
     assert isinstance(found, CeleryEnvelope)
