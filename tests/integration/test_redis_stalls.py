@@ -187,7 +187,9 @@ def test_a_state_whose_answer_was_lost_is_told_once(
     assert len(told.messages()) == 1
 
 
-def test_a_lesson_whose_answer_was_lost_counts_once(redis_proxy: RedisProxy, settings: Settings, unique: str) -> None:
+def test_a_sample_batch_whose_answer_was_lost_counts_once(
+    redis_proxy: RedisProxy, settings: Settings, unique: str
+) -> None:
     """The tuner's record."""
     with closing(connect(settings)) as client:
         tuning = TunerStore(settings, client)

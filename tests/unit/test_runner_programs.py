@@ -209,7 +209,9 @@ def test_pages_are_told_that_a_process_has_for_itself(inside: None) -> None:
     kernel.populate([kernel.populate_arguments(*run) for run in runs[:10]])
 
 
-def test_a_lesson_names_what_is_really_there(inside: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_report_names_what_is_really_there(
+    inside: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run can write any words into its report. Only names of modules in the image, the layer and the code are passed on."""
     report, paths = module("import_report"), module("paths")
     for file in ("code/own.py", "packages/layer/part.py", "packages/fast.cpython-39.so", "packages/space/deep/x.py"):
