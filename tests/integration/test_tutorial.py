@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,17 +25,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "words").mkdir()
     (folder / "words" / "main.py").write_text(MAIN)
     return folder
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    """A stack of this module that is up."""
-    line = CommandLine(tmp_path_factory.mktemp("stack"))
-    try:
-        line.up()
-        yield line
-    finally:
-        line.ok("down", "--timeout-s", "0")
 
 
 def invocations(step: int) -> list[tuple[list[str], list[str]]]:
