@@ -29,7 +29,7 @@ DEFAULT_COMMAND = ["python", "main.py"]
 def main(arguments: list[str]) -> None:
     """Connect to the host and become the held interpreter."""
     sys.path.insert(0, HERE)
-    from nanogrid_warm import reexec
+    from nanogrid_warm import reexec, syscalls
 
     command = arguments[arguments.index("--") + 1 :] if "--" in arguments else DEFAULT_COMMAND
     options = dict(zip(arguments[::2], arguments[1::2]))
@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> None:
             host_descriptor=reexec.connect_to_host(CONTROL),
             environment=environment,
             reexecs=0,
+            filtered=syscalls.refuse(),
             rehearsed=False,
         )
     )

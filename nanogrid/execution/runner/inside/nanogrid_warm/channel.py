@@ -85,40 +85,72 @@ def decode_request(packet: bytes, descriptors: list[int]) -> dict[str, Any]:
         os.close(file)
 
 
+class Handover:
+    """Gives sockets to one process only after code of the function has run in it, so that this code cannot hold them.
+
+    The process connects to an abstract address, whose name it knows from before its fork. The first process sends the sockets if the
+    kernel confirms that the peer is this process.
+    """
+
+    def __init__(self, sockets: Sequence[_socket.socket]) -> None:
+        self._sockets = sockets
+        self.listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        self.listener.bind(b"")  # the kernel chooses an abstract name
+        self._address = self.listener.getsockname()
+        self.listener.listen(1)
+
+    def admit(self, process: int) -> bool:
+        """Accept a connection. Send the sockets and return True if the peer is this process."""
+        descriptor, _ = self.listener._accept()
+        peer = open_descriptor(descriptor)
+        credentials = peer.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, CREDENTIALS_BYTES)
+        is_expected = int.from_bytes(credentials[:INT_BYTES], "little") == process
+        if is_expected:
+            send(peer, b"in", [one.fileno() for one in self._sockets])
+        peer.close()
+        return is_expected
+
+    def fetch(self) -> list[_socket.socket]:
+        """Fetch the sockets in the process that they are for. Raises OSError if that fails."""
+        fetcher = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        fetcher.connect(self._address)
+        _, descriptors = receive(fetcher)
+        fetcher.close()
+        if len(descriptors) != len(self._sockets):
+            raise ConnectionError("the first process did not send the process its connections")
+        return list(map(open_descriptor, descriptors))
+
+    def close_in_child(self) -> None:
+        """Close everything in the process that will fetch."""
+        self.listener.close()
+        for one in self._sockets:
+            one.close()
+
+
 class SpareConnections:
     """The two connections of one spare: to the first process (`runner_end` and `spare_end`), and from the host (`host_end` and `request_end`).
 
     The spare inherits its ends. If code of the function runs in it before its request (`deferred`), it inherits none and fetches them
-    afterwards: it connects to `listener`, and the first process sends them if the kernel confirms that the peer is the spare.
+    afterwards (`Handover`). The template, which has run code of the function too, receives them with the order to fork.
     """
 
     def __init__(self, *, deferred: bool) -> None:
         self.runner_end, self.spare_end = pair()
         self.host_end, self.request_end = pair()
-        self.listener: _socket.socket | None = None
-        if deferred:
-            self.listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-            self.listener.bind(b"")  # the kernel chooses an abstract name
-            self.address = self.listener.getsockname()
-            self.listener.listen(1)
+        self.handover = Handover((self.spare_end, self.request_end)) if deferred else None
 
     # -- in the first process
 
     def close_spare_ends(self) -> None:
         """Close the spare's ends, if it has inherited them."""
-        if self.listener is None:
+        if self.handover is None:
             self._close_spare_ends()
 
     def admit(self, spare: int) -> None:
         """Accept a connection, and send the spare's ends to it if the peer is the process `spare`."""
-        assert self.listener is not None
-        descriptor, _ = self.listener._accept()
-        peer = open_descriptor(descriptor)
-        credentials = peer.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, CREDENTIALS_BYTES)
-        if int.from_bytes(credentials[:INT_BYTES], "little") == spare:
-            send(peer, b"in", [self.spare_end.fileno(), self.request_end.fileno()])
+        assert self.handover is not None
+        if self.handover.admit(spare):
             self._close_spare_ends()
-        peer.close()
 
     def announce(self, word: bytes, connection: _socket.socket) -> None:
         """Send this word to the host, with the host's end."""
@@ -129,9 +161,9 @@ class SpareConnections:
     def _close_spare_ends(self) -> None:
         for one in (self.spare_end, self.request_end):
             one.close()
-        if self.listener is not None:
-            self.listener.close()
-            self.listener = None
+        if self.handover is not None:
+            self.handover.listener.close()
+            self.handover = None
 
     def close(self) -> None:
         """Close everything that is still open."""
@@ -145,18 +177,20 @@ class SpareConnections:
         """Close the ends of the others; if they are `deferred`, all ends."""
         self.runner_end.close()
         self.host_end.close()
-        if self.listener is not None:
-            for one in (self.listener, self.spare_end, self.request_end):
-                one.close()
+        if self.handover is not None:
+            self.handover.close_in_child()
 
     def fetch(self) -> None:
         """Fetch the spare's ends, if they are `deferred`. Raises OSError if that fails."""
-        if self.listener is None:
-            return
-        fetcher = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        fetcher.connect(self.address)
-        _, descriptors = receive(fetcher)
-        fetcher.close()
-        if len(descriptors) != len((self.spare_end, self.request_end)):
-            raise ConnectionError("the first process did not send the spare its connections")
+        if self.handover is not None:
+            self.spare_end, self.request_end = self.handover.fetch()
+
+
+class ReceivedConnections:
+    """The spare's ends of its connections, as a template received them with the order to fork."""
+
+    def __init__(self, descriptors: Sequence[int]) -> None:
         self.spare_end, self.request_end = map(open_descriptor, descriptors)
+
+    def fetch(self) -> None:
+        """Do nothing: the ends are there."""

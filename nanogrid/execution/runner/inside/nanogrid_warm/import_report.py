@@ -23,7 +23,7 @@ import os
 import stat
 import sys
 
-from nanogrid_warm import channel, paths
+from nanogrid_warm import channel, paths, vendored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
@@ -122,7 +122,7 @@ def _origin(name: str, module: Any) -> str:
     """Return s for the standard library, p for the function's packages, "" for neither and for what is never imported in advance."""
     spec = getattr(module, "__spec__", None)
     origin = getattr(spec, "origin", None) or ""
-    if origin.startswith(PACKAGES):
+    if vendored.is_package_file(origin):
         return "p"
     if name.partition(".")[0] in NEVER:
         return ""
@@ -136,7 +136,7 @@ def _own_source(module: Any) -> str:
     origin = getattr(getattr(module, "__spec__", None), "origin", None) or ""
     return (
         origin
-        if origin.startswith(OWN) and origin.endswith(".py") and origin.isascii() and origin.isprintable()
+        if vendored.is_own_file(origin) and origin.endswith(".py") and origin.isascii() and origin.isprintable()
         else ""
     )
 
@@ -226,8 +226,8 @@ def is_standard(name: str) -> bool:
 
 
 def is_package(name: str) -> bool:
-    """Return whether the layer of the function's packages has a module of this name."""
-    return _has_module(PACKAGES, name)
+    """Return whether a package of the function, in its layer or among its code, has a module of this name."""
+    return _has_module(PACKAGES, name) or any(_has_module(folder, name) for folder in vendored.folders_of(name))
 
 
 def _has_module(folder: str, name: str) -> bool:

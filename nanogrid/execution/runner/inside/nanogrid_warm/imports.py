@@ -22,8 +22,8 @@ import builtins
 import os
 import sys
 
-from nanogrid_warm import prologue, reexec
-from nanogrid_warm.paths import PACKAGES, WORKSPACE
+from nanogrid_warm import prologue, reexec, vendored
+from nanogrid_warm.paths import WORKSPACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
@@ -70,7 +70,10 @@ class Imports:
         self._surroundings_before: list[Any] = []
         self._replays = False
         self.path: list[str] = []
-        self.finders: tuple[object, ...] = ()
+        self.finders: list[Any] = []
+        self.path_hooks: list[Any] = []
+        self.added_finders: dict[str, list[Any]] = {}
+        """By name: the finders that importing this module of the prologue has added at the end of `sys.meta_path`."""
         self.import_function: object = None
         self.workspace_names: frozenset[str] = frozenset()
         self.changed_ns = 0
@@ -97,6 +100,9 @@ class Imports:
 
     def hide_prologue(self, known: Collection[str], names: Sequence[str]) -> None:
         """Hide again what `replay` has loaded."""
+        for finders in self.added_finders.values():
+            for finder in finders:
+                sys.meta_path.remove(finder)
         self.hide(known)
         self.prologue_roots = list(names)
 
@@ -113,7 +119,9 @@ class Imports:
         try:
             for name in names:
                 if name not in sys.modules:
+                    known = len(sys.meta_path)
                     self.load(name, importer)
+                    self.added_finders[name] = sys.meta_path[known:]
                     yield name
         finally:
             self.bootstrap._find_spec = self.find_spec
@@ -147,7 +155,8 @@ class Imports:
 
     def shadowed(self, names: Iterable[str]) -> bool:
         """Return whether files or folders of these names would be found in place of a hidden module."""
-        tops = {name.partition(".")[0] for name, module in self.hidden.items() if not prologue.is_own(module)}
+        tops = {name.partition(".")[0] for name in self.hidden}
+        tops -= {name for name in tops if prologue.is_in_workspace(self.hidden.get(name))}
         return any(name.partition(".")[0] in tops for name in names)
 
     def forget(self) -> None:
@@ -167,7 +176,8 @@ class Imports:
     def _remember(self, path: Sequence[str]) -> None:
         """Remember how Python finds modules now, and what modules find around them."""
         self.path = list(path)
-        self.finders = (*sys.meta_path, *sys.path_hooks)
+        self.finders = list(sys.meta_path)
+        self.path_hooks = list(sys.path_hooks)
         self.import_function = builtins.__import__
         self.workspace_names = self._list_workspace()
         self._surroundings_before = self._surroundings()
@@ -201,6 +211,7 @@ class Imports:
         for position, root in enumerate(roots, 1):
             for member in self.groups.get(root, ()):
                 self._reveal(member)
+            sys.meta_path.extend(self.added_finders.pop(root, ()))
             if name in self.groups.get(root, ()):
                 del roots[:position]
                 return
@@ -215,10 +226,14 @@ class Imports:
             setattr(parent, name.rpartition(".")[2], module)
 
     def _finders_are_unchanged(self) -> bool:
-        """Return whether Python would still find the same modules in the same places as in advance."""
+        """Return whether Python would still find the same modules in the same places as in advance.
+
+        Finders at the end are only asked for modules that the others do not find, and so for none of the hidden ones.
+        """
         if (
             sys.path[: len(self.path)] != self.path
-            or (*sys.meta_path, *sys.path_hooks) != self.finders
+            or sys.meta_path[: len(self.finders)] != self.finders
+            or sys.path_hooks != self.path_hooks
             or builtins.__import__ is not self.import_function
         ):
             return False
@@ -308,7 +323,7 @@ Imports._recorded.__code__ = Imports._recorded.__code__.replace(co_filename=FROZ
 
 def _is_standard(module: Any) -> bool:
     """Return whether this is no module of the function's packages."""
-    return hasattr(module, "__dict__") and not str(getattr(module, "__file__", "")).startswith(PACKAGES + "/")
+    return hasattr(module, "__dict__") and not vendored.is_package_file(str(getattr(module, "__file__", "")))
 
 
 def _comparable(surroundings: list[Any]) -> list[object]:

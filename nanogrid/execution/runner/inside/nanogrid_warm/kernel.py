@@ -9,6 +9,7 @@ The rule: this module needs only `_ctypes`, not the package around it. Without `
 from __future__ import annotations
 
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
@@ -62,6 +63,12 @@ def own_proc_files() -> None:
     """Own `/proc/self` again. A change of user takes it away, and every process that was executed owns it."""
     if AVAILABLE:
         _CALL(_PRCTL, (PR_SET_DUMPABLE, 1, 0, 0, 0))
+
+
+def disown_proc_files() -> None:
+    """Give up `/proc/self`, so that no process of the same user can read or trace this one."""
+    if AVAILABLE:
+        _CALL(_PRCTL, (PR_SET_DUMPABLE, 0, 0, 0, 0))
 
 
 if AVAILABLE:
@@ -125,6 +132,66 @@ if NAMES_STAY_IN_BUFFER:
     _NO_FLAGS = _ctypes.byref(_Size(0))
     BYTES = memoryview(_BUFFER).cast("B")
     """What the kernel has written. Numbers may be read from it; names must stay in it."""
+
+
+MACHINE = os.uname().machine
+_SCHED_GETATTR = {"x86_64": 315, "aarch64": 275, "riscv64": 275, "ppc64le": 356, "s390x": 346}.get(MACHINE)
+_IOPRIO_GET = {"x86_64": 252, "aarch64": 31, "riscv64": 31, "ppc64le": 274, "s390x": 283}.get(MACHINE)
+SCHEDULING_BYTES = 128
+KNOWS_SCHEDULING = bool(NAMES_STAY_IN_BUFFER and _SCHED_GETATTR and _IOPRIO_GET)
+"""Whether `scheduling` and `io_priority` work."""
+
+
+def scheduling() -> bytes:
+    """Return this process's scheduling attributes (`struct sched_attr`): policy, niceness, priority, time slice and utilization clamps."""
+    wipe(SCHEDULING_BYTES)
+    call = (_Size(_SCHED_GETATTR), _Size(0), _AT_START, _Size(SCHEDULING_BYTES), _Size(0))
+    _checked(_CALL(_SYSCALL, call), "the scheduling attributes could not be read")
+    found = bytes(BYTES[:SCHEDULING_BYTES])
+    wipe(SCHEDULING_BYTES)
+    return found
+
+
+def io_priority() -> int:
+    """Return this process's priority for input and output."""
+    return _checked(_CALL(_SYSCALL, (_Size(_IOPRIO_GET), _Size(1), _Size(0))), "the I/O priority could not be read")
+
+
+_INOTIFY_INIT, _INOTIFY_ADD_WATCH = map(_function, ("inotify_init1", "inotify_add_watch"))
+PR_SET_SECCOMP, FILTER_MODE = 22, 2
+INSTRUCTIONS_AT = 16
+"""Where the filter's instructions are in the buffer, after `struct sock_fprog`."""
+
+
+def inotify() -> int:
+    """Return a descriptor for watches of folders. Raises OSError."""
+    if not (NAMES_STAY_IN_BUFFER and _INOTIFY_INIT and _INOTIFY_ADD_WATCH):
+        raise OSError("folders cannot be watched")
+    return _checked(_CALL(_INOTIFY_INIT, (os.O_NONBLOCK | os.O_CLOEXEC,)), "folders cannot be watched")
+
+
+def watch(reports: int, folder: str, mask: int) -> int:
+    """Watch a folder. Returns the number of the watch; -1 if there can be no more."""
+    name = os.fsencode(folder) + b"\0"
+    BYTES[: len(name)] = name
+    return _CALL(_INOTIFY_ADD_WATCH, (reports, _AT_START, mask))
+
+
+def install_filter(program: list[tuple[int, int, int, int]]) -> bool:
+    """Install a seccomp filter of these instructions. Returns whether that worked."""
+    if not NAMES_STAY_IN_BUFFER:
+        return False
+    at = INSTRUCTIONS_AT
+    for operation, if_true, if_false, operand in program:
+        BYTES[at : at + 8] = (
+            operation.to_bytes(2, sys.byteorder) + bytes((if_true, if_false)) + operand.to_bytes(4, sys.byteorder)
+        )
+        at += 8
+    BYTES[:8] = len(program).to_bytes(2, sys.byteorder) + bytes(6)
+    BYTES[8:INSTRUCTIONS_AT] = (_START + INSTRUCTIONS_AT).to_bytes(8, sys.byteorder)
+    installed = _CALL(_PRCTL, (PR_SET_SECCOMP, FILTER_MODE, _AT_START, 0, 0)) == 0
+    wipe(at)
+    return installed
 
 
 def wipe(size: int) -> None:

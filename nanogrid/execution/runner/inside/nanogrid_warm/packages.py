@@ -6,7 +6,7 @@ advance any more. A run gets the result only if its packages could not have read
 """
 
 # Every import here costs time and memory in every run: no pathlib, no contextlib.
-# ruff: noqa: PTH109, PTH118, PTH123, PTH208
+# ruff: noqa: PTH109, PTH112, PTH118, PTH119, PTH123, PTH208
 # The programs import each other, and private parts of Python, in a way that mypy cannot see.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
@@ -21,7 +21,7 @@ import os
 import sys
 import time
 
-from nanogrid_warm import import_report, paths, reexec
+from nanogrid_warm import import_report, import_watch, paths, reexec, vendored
 from nanogrid_warm.imports import is_changed
 
 TYPE_CHECKING = False
@@ -59,6 +59,8 @@ class Packages:
         """The module of the handler that this prologue belongs to; "" for a script."""
         self.known_modules = ()
         self.loaded = False
+        self.may_be_forked = False
+        """Whether forks of the process that has imported them may share the import: nothing in it would be the same in all of them."""
         self.arguments: list[str] | None = None
         """The command line, if the packages have read it."""
         self.checked = False
@@ -144,19 +146,21 @@ class Packages:
     def load(self, imports: Imports, own: dict[str, str], script: str) -> bool:
         """Import the packages in this process. Returns whether that had no side effects besides hidden modules.
 
-        `own` is the environment that is set.
+        `own` is the environment that is set. Afterwards `may_be_forked` tells whether forks of this process may share the import.
         """
         if imports.shadowed(os.listdir(paths.WORKSPACE)):
             return True  # Python would find other modules than the hidden ones
-        sys.path.insert(0, paths.PACKAGES)
+        if os.path.isdir(paths.PACKAGES):
+            sys.path.insert(0, paths.PACKAGES)
         _silence_streams()
         before, children, libraries = _process_state(), _ended_children(), _loaded_libraries()
         others = None if self.checked else _ModuleSnapshot({**sys.modules, **imports.hidden})
         arguments = WatchedArguments(sys.argv)
+        watch = import_watch.ImportWatch()
         self.reads.start()
         sys.path.insert(0, paths.WORKSPACE)  # as the script's folder would be
         try:
-            independent = self._import(imports, script, arguments)
+            independent = self._import(imports, script, arguments, watch)
             sys.path.remove(paths.WORKSPACE)
             sys.path_importer_cache.pop(paths.WORKSPACE, None)
             sys.stdout.flush()
@@ -171,8 +175,11 @@ class Packages:
         if _ended_children() != children:  # child processes have received the environment
             self.reads.all = True
         self.libraries = [
-            path for path in _loaded_libraries() - libraries if not path.startswith(paths.PACKAGES.encode() + b"/")
+            path for path in _loaded_libraries() - libraries if not vendored.is_package_file(os.fsdecode(path))
         ]
+        self.may_be_forked = (
+            watch.is_unseen() and not watch.calls and not import_watch.unknown_generators(imports.hidden)
+        )
         gc.freeze()
         return (
             independent
@@ -184,7 +191,9 @@ class Packages:
             and os.environ._data == {reexec.as_bytes(name): reexec.as_bytes(value) for name, value in own.items()}
         )
 
-    def _import(self, imports: Imports, script: str, arguments: WatchedArguments) -> bool:
+    def _import(
+        self, imports: Imports, script: str, arguments: WatchedArguments, watch: import_watch.ImportWatch
+    ) -> bool:
         """Import the packages as the program will, in its own prologue. Raises what they raise.
 
         Returns whether no package has rebound a name in a package that the program imports before it: the program could have read the
@@ -194,6 +203,7 @@ class Packages:
         main["__file__"] = script
         own, sys.argv = sys.argv, arguments
         seen: dict[str, tuple[Any, dict[str, Any]]] = {}
+        watch.start()
         try:
             for _ in imports.replay(self.names, {"__name__": self.handler} if self.handler else main):
                 if not self.checked:
@@ -201,6 +211,8 @@ class Packages:
         finally:
             sys.argv = own
             del main["__file__"]
+            modules = [vars(module) for module in sys.modules.values() if hasattr(module, "__dict__")]
+            watch.stop([*modules, *(names for _, names in seen.values())])
         independent = not any(is_changed(*kept) for kept in seen.values())
         imports.hide_prologue(self.known_modules, self.names)
         return independent
@@ -215,17 +227,23 @@ class Packages:
 
         pattern = re.compile(rb"[A-Z_][A-Z0-9_]{2,}")
         words: set[bytes] = set()
-        for folder, _, names in os.walk(paths.PACKAGES):
-            for name in names:
-                if ".so" not in name:
-                    continue
-                with open(os.path.join(folder, name), "rb") as file:
-                    if os.fstat(file.fileno()).st_size:
-                        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
-                            words.update(pattern.findall(data))
+        for path in _compiled_modules():
+            with open(path, "rb") as file:
+                if os.fstat(file.fileno()).st_size:
+                    with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+                        words.update(pattern.findall(data))
         text = b"\n" + b"\n".join(words) + b"\n"
         if len(text) <= LIMIT_BYTES:
             os.pwrite(self.file, text, 0)
+
+
+def _compiled_modules() -> Iterator[str]:
+    """Yield the paths of all compiled files of the function's packages."""
+    for root in (paths.PACKAGES, *vendored.roots()):
+        for folder, _, names in os.walk(root):
+            yield from (os.path.join(folder, name) for name in names if ".so" in name)
+        if ".so" in os.path.basename(root):
+            yield root
 
 
 class WatchedArguments(list):  # type: ignore[type-arg]
@@ -326,7 +344,7 @@ def _is_word(name: str) -> bool:
 def _new_packages(known: Iterable[str]) -> Iterator[tuple[str, tuple[Any, dict[str, Any]]]]:
     """Yield the modules of packages that are not in `known`, each with its current names and values."""
     for name, module in list(sys.modules.items()):
-        if name not in known and str(getattr(module, "__file__", "")).startswith(paths.PACKAGES + "/"):
+        if name not in known and vendored.is_package_file(str(getattr(module, "__file__", ""))):
             yield name, (module, dict(vars(module)))
 
 

@@ -19,6 +19,7 @@ import opcode
 import os
 import sys
 
+from nanogrid_warm import vendored
 from nanogrid_warm.paths import CALL_HANDLER, WORKSPACE
 
 TYPE_CHECKING = False
@@ -107,7 +108,7 @@ class PrologueWatch:
                 inside = code
                 break
             if code.co_filename not in BOOTSTRAP:
-                if not code.co_filename.startswith(OWN) or not _is_prologue_until(code, frame.f_lasti, inside):
+                if not vendored.is_own_file(code.co_filename) or not _is_prologue_until(code, frame.f_lasti, inside):
                     return False
                 inside = code
                 on_stack.append(code.co_filename)
@@ -132,14 +133,15 @@ class PrologueWatch:
         return known
 
 
-def is_own(module: object) -> bool:
-    """Return whether a module is one of the program's own files."""
-    return _is_of_program(getattr(module, "__spec__", None))
+def is_in_workspace(module: object) -> bool:
+    """Return whether a module is among the program's own files, packages there included."""
+    origin = getattr(getattr(module, "__spec__", None), "origin", None)
+    return isinstance(origin, str) and origin.startswith(OWN)
 
 
 def _is_of_program(spec: Any) -> bool:
     origin = getattr(spec, "origin", None)
-    return isinstance(origin, str) and origin.startswith(OWN)
+    return isinstance(origin, str) and vendored.is_own_file(origin)
 
 
 def is_declarative(code: CodeType) -> bool:

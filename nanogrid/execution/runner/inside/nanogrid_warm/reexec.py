@@ -85,6 +85,7 @@ class State:
         command: Sequence[str],
         environment: dict[str, str],
         faithful: bool,
+        filtered: bool,
         first_command: Sequence[str],
         gid: int,
         host_descriptor: int,
@@ -105,6 +106,8 @@ class State:
         """The container's own environment, which its image decides. It never changes."""
         self.faithful = faithful
         """Whether all of the image's startup variables are safe. If not, the held interpreter lacks some, and runs execute their command."""
+        self.filtered = filtered
+        """Whether `syscalls.refuse` is in force, so that a workspace may be kept between runs. It never changes."""
         self.first_command = first_command
         """The command that the container was created with."""
         self.gid = gid

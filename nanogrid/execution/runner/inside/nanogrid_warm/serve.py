@@ -40,7 +40,7 @@ A spare shares two socket pairs (`channel.SpareConnections`): `spare_end` to `ru
 """
 
 # Every import here costs time and memory in every run: no pathlib, no contextlib.
-# ruff: noqa: PTH116, SIM105
+# ruff: noqa: PTH116, PTH208, SIM105
 # The programs import each other, and private parts of Python, in a way that mypy cannot see.
 # mypy: disable-error-code="import-not-found, no-any-return, attr-defined"
 
@@ -55,7 +55,7 @@ import stat
 import sys
 import time
 
-from nanogrid_warm import channel, import_report, kernel, paths, reexec, source_scan, spare
+from nanogrid_warm import channel, import_report, kept, kernel, paths, reexec, source_scan, spare, template, vendored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
@@ -65,6 +65,8 @@ if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
 FORK_ATTEMPTS = 100
 FAILED = 70
 POLL_MS = 1
+KEPT_DESCRIPTORS = 2
+TEMPLATE_SOCKETS = 2
 FORK_WAIT_S = 0.01
 REEXECS_LIMIT = 8
 """How often another interpreter may be started. A function whose requests alternate must not pay for one each time."""
@@ -105,6 +107,12 @@ class Server:
         self.hung_up = False
         self.code: tuple[int, int] | None = None
         """Device and inode of the code's folder."""
+        self.keeps = False
+        """Whether to keep the workspace between runs."""
+        self.template: template.Template | None = None
+        """The process that has imported the function's packages, if there is one."""
+        self.uses_template = True
+        """Whether there may be one: not if importing the packages leaves something that no fork may share."""
 
     def serve(self) -> None:
         """Serve the host until it hangs up. Returns only in the child that runs a request in this interpreter."""
@@ -124,21 +132,129 @@ class Server:
         spare.warm_up()
         while True:
             self._restart_if_code_changed()
-            connections = channel.SpareConnections(deferred=self.rehearsed and bool(self.held.packages.names))
-            child = self._fork()
-            if child == 0:
+            if self.keeps:
+                self._keep_workspace()
+            if self._needs_template():
+                handover = self._start_template()
+                if handover is not None:
+                    connections = self._be_template(handover)
+                    self._be_child(connections)
+                    return
+            connections = channel.SpareConnections(
+                deferred=self.rehearsed and bool(self.held.packages.names) and self.template is None
+            )
+            child = self._fork() if self.template is None else self.template.fork(connections)
+            if child == 0 and self.template is None:
                 self.connection.close()
                 connections.close_runner_ends()
                 self._be_child(connections)
                 return
             connections.close_spare_ends()
-            if self.rehearsed:
+            if child == 0:
+                self._end_template()
+            elif self.rehearsed:
                 self._serve_one_run(child, connections)
             else:
                 self._learn_pages(connections.runner_end)
             connections.close()
 
-    def _be_child(self, connections: channel.SpareConnections) -> None:
+    # -- the workspace
+
+    def _keep_workspace(self) -> None:
+        """Have a one-shot child put right what the last run has changed in the workspace, or lay it out."""
+        try:
+            if (
+                self.held.network is not None
+            ):  # an open file in a message that nobody has received is closed with its socket
+                self.held.network.await_no_sockets(TEMPLATE_SOCKETS if self.template is not None else 0)
+        except OSError as error:
+            self._give_up(spare.error_line(b"unclean", error))
+        if self.held.kept is not None and (not self._has_reports() or self._run_in_child(spare.repair_kept) == b"kept"):
+            return
+        self._end_template()  # it would keep the old files in memory
+        if self.held.kept is not None:
+            self.held.kept.close()
+            self.held.kept = None
+        descriptors: list[int] = []
+        self._run_in_child(spare.lay_out_kept, descriptors)
+        if len(descriptors) == KEPT_DESCRIPTORS:
+            self.held.kept = kept.KeptWorkspace(*descriptors)
+        else:
+            self.keeps = False
+
+    def _has_reports(self) -> bool:
+        """Return whether the last run has changed anything in the workspace."""
+        assert self.held.kept is not None
+        poll = select.poll()
+        poll.register(self.held.kept.reports, select.POLLIN)
+        return bool(poll.poll(0))
+
+    # -- the template
+
+    def _needs_template(self) -> bool:
+        return self.uses_template and self.rehearsed and bool(self.held.packages.names) and self.template is None
+
+    def _start_template(self) -> channel.Handover | None:
+        """Start the template. Returns None in this process, and in the template what it must fetch once it has imported the packages."""
+        runner_end, template_end = channel.pair()
+        handover = channel.Handover((template_end,))
+        child = self._fork()
+        if child == 0:
+            self.connection.close()
+            runner_end.close()
+            handover.close_in_child()
+            return handover
+        pidfd = self._open_pidfd(child)
+        word = b""
+        if pidfd >= 0:
+            word = self._await_word(runner_end, handover, child, pidfd)
+        for one in (handover.listener, template_end):
+            one.close()
+        if word == b"ready":
+            self.held.packages.checked = True
+            self.template = template.Template(child, pidfd, runner_end)
+            return None
+        self._give_up_template(child, pidfd, runner_end)
+        return None
+
+    def _give_up_template(self, child: int, pidfd: int, runner_end: _socket.socket) -> None:
+        """Use no template for these packages, and no import in advance if the import itself failed."""
+        _kill_all()
+        _, status = os.waitpid(child, 0)
+        _end_all()
+        runner_end.close()
+        if pidfd >= 0:
+            os.close(pidfd)
+            if not (os.WIFEXITED(status) and os.WEXITSTATUS(status) == template.UNFIT):
+                self.held.packages.forget()
+        self.uses_template = False
+
+    def _be_template(self, handover: channel.Handover) -> channel.ReceivedConnections:
+        """Do the template's whole work. Returns only in its forks."""
+        try:
+            return spare.become_template(handover, self.held)
+        except BaseException as error:  # noqa: BLE001
+            _fail(error)
+
+    def _end_template(self) -> None:
+        """End the template. The next spare gets another one."""
+        if self.template is not None:
+            self._drop_template()
+            _end_all()
+
+    def _drop_template(self) -> None:
+        """Forget the template, which is killed with everything else."""
+        if self.template is not None:
+            self.template.close()
+            self.template = None
+
+    def _reap_one_shot(self, child: int) -> None:
+        """Reap a one-shot child. It runs no code of the function, so it leaves nothing."""
+        os.waitpid(child, 0)
+        if self.template is None:
+            _end_all()
+
+    def _be_child(self, connections: channel.SpareConnections | channel.ReceivedConnections) -> None:
         """Do the child's whole work. An error before the function's code is an error of the platform."""
         try:
             if self.rehearsed:
@@ -170,8 +286,13 @@ class Server:
         self._give_up(b"broken a child process could not be started")
         return None
 
-    def _run_in_child(self, work: Callable[[_socket.socket, spare.HeldInterpreter], object]) -> bytes:
-        """Run `work` in a child of its own and return the packet that it sends; b"" if it ends without one."""
+    def _run_in_child(
+        self, work: Callable[[_socket.socket, spare.HeldInterpreter], object], descriptors: list[int] | None = None
+    ) -> bytes:
+        """Run `work` in a child of its own and return the packet that it sends; b"" if it ends without one.
+
+        Descriptors that come with it are added to `descriptors`. Without such a list the kernel closes them.
+        """
         here, there = channel.pair()
         child = self._fork()
         if child == 0:
@@ -184,9 +305,13 @@ class Server:
             finally:
                 os._exit(FAILED)
         there.close()
-        answer = channel.receive_bytes(here)
+        if descriptors is None:
+            answer = channel.receive_bytes(here)
+        else:
+            answer, received = channel.receive(here)
+            descriptors += received
         here.close()
-        _end_all()
+        self._reap_one_shot(child)
         return answer
 
     # -- one spare
@@ -196,7 +321,6 @@ class Server:
         pidfd = self._open_pidfd(child)  # before the announcement: a runner that is ready opens nothing more
         try:
             if not self._announce(child, pidfd, connections):
-                _end_all()
                 return
             status, killed = self._await_end(child, pidfd)
         finally:
@@ -233,7 +357,11 @@ class Server:
             self.held.packages.checked = True
             connections.announce(b"ready", self.connection)
             return True
+        is_fork = self.template is not None
+        self._drop_template()
         _end_all()
+        if not word and is_fork:  # the template was killed in the meantime: the next spare gets another one
+            return False
         if not word and self.held.packages.names:
             self.held.packages.forget()
             return False
@@ -242,26 +370,32 @@ class Server:
 
     def _await_spare(self, child: int, pidfd: int, connections: channel.SpareConnections) -> bytes:
         """Return the spare's first word, b"" if it ends without one. Exits if the host hangs up meanwhile."""
+        word = self._await_word(connections.runner_end, connections.handover, child, pidfd)
+        if connections.handover is not None:
+            connections.handover.listener.close()
+            connections.handover = None
+        return word
+
+    def _await_word(
+        self, runner_end: _socket.socket, handover: channel.Handover | None, child: int, pidfd: int
+    ) -> bytes:
+        """Return the first word of a child, b"" if it ends without one. Hand over what it fetches. Exits if the host hangs up meanwhile."""
         poll = select.poll()
-        poll.register(connections.runner_end, select.POLLIN)
+        poll.register(runner_end, select.POLLIN)
         poll.register(self.connection, HANG_UP)
-        if connections.listener is not None:
-            poll.register(connections.listener, select.POLLIN)
+        if handover is not None:
+            poll.register(handover.listener, select.POLLIN)
         if pidfd >= 0:
             poll.register(pidfd, select.POLLIN)
-        runner_end = connections.runner_end.fileno()
-        listener = -1 if connections.listener is None else connections.listener.fileno()
         while True:
             ready = [descriptor for descriptor, _ in poll.poll(None if pidfd >= 0 else POLL_MS)]
             if self.connection.fileno() in ready:
                 self._exit()
-            if runner_end in ready:
-                return channel.receive_bytes(connections.runner_end, WORDS_BYTES)
-            if listener in ready:
-                poll.unregister(listener)
-                connections.admit(child)
-                if connections.listener is not None:  # another process has connected
-                    poll.register(listener, select.POLLIN)
+            if runner_end.fileno() in ready:
+                return channel.receive_bytes(runner_end, WORDS_BYTES)
+            if handover is not None and handover.listener.fileno() in ready:
+                if handover.admit(child):
+                    poll.unregister(handover.listener)
             elif pidfd in ready or (pidfd < 0 and _has_ended(child)):
                 return b""
 
@@ -294,9 +428,35 @@ class Server:
                 break
             if pidfd in ready or (pidfd < 0 and _has_ended(child)):
                 break
+        if self.template is not None:
+            return self._end_fork(child)
         _kill_all()  # before `waitpid`: a tracer of the child learns of its end first, and need not pass it on
         _, status = os.waitpid(child, 0)
         return status, _end_all()
+
+    def _end_fork(self, child: int) -> tuple[int, int]:
+        """End the run of a spare that was forked from the template. Returns as `_await_end` does.
+
+        The template stays if the run has ended, has left nothing and has done nothing to the template. If not, everything is killed.
+        """
+        own = self.template
+        assert own is not None
+        expected = {1, own.pid}
+        status = -1
+        if not self.hung_up and own.is_untouched() and not _alive(own.pid) - expected - {child}:
+            status = own.end_status()
+            if status >= 0 and not _alive(own.pid) - expected:
+                return status, 0
+        _kill_all()
+        statuses = _reap_all()
+        self.template = None
+        if status < 0:  # if the template has not reaped it, it became a child of this process at the template's end
+            status = statuses.pop(child, -1)
+        if status < 0:
+            status = own.end_status()
+        own.close()
+        killed = _count_killed([end for process, end in statuses.items() if process != own.pid])
+        return status if status >= 0 else int(_signal.SIGKILL), killed
 
     def _read_words(self, runner_end: _socket.socket, ended_ns: int) -> tuple[bytes, int, bytes]:
         """Return how the run was started, when, and the first byte of the spare's hint; b"" first if it never had a request.
@@ -344,6 +504,9 @@ class Server:
         """Import in advance what the run has imported of the standard library, and compile its own modules."""
         report = import_report.ImportReport(self._run_in_child(spare.read_import_report))
         new = self.held.packages.learn(report)
+        if new:
+            self._end_template()
+            self.uses_template = True
         self.held.imports.prologue = frozenset(self.held.packages.prologue)
         if self.held.bytecode.learn(report.own_sources):
             self._compile()
@@ -351,12 +514,14 @@ class Server:
         if not (report.standard or new or report.own_sources) or self.reports >= import_report.REPORTS_LIMIT:
             self.held.learn_imports = False
         if report.standard:
+            self._end_template()
             self._import_hidden(report.standard)
             spare.warm_up()
             self.rehearsed = False
 
     def _compile(self) -> None:
         """Have a one-shot child compile the function's own modules into a memory file that every spare inherits."""
+        self._end_template()
         bytecode = self.held.bytecode
         if bytecode.file >= 0:
             os.close(bytecode.file)
@@ -391,10 +556,15 @@ class Server:
         code = (status.st_dev, status.st_ino)
         if self.code not in (None, code):
             self._reexec(self.state.for_new_code())
+        if self.code is None and vendored.are_there():
+            vendored.use(self._run_in_child(spare.find_vendored))
+            self.keeps = self.state.filtered and self.held.network is not None
         self.code = code
 
     def _follow_hint(self, hint: bytes, runner_end: _socket.socket) -> None:
         """Do what the spare suggests for the next run, if it is one of the three known hints."""
+        if hint in (spare.HINT_WORDS, spare.HINT_RELEARN):
+            self._end_template()
         if hint == spare.HINT_WORDS:
             packages = self.held.packages
             packages.drop_words()
@@ -422,6 +592,7 @@ class Server:
 
     def _reexec(self, state: reexec.State) -> None:
         """Become another interpreter, after a one-shot child has removed everything that a run left."""
+        self._end_template()
         answer = self._run_in_child(spare.clean_up)
         if answer != b"clean":
             self._give_up(answer[:WORDS_BYTES] or b"unclean the run's files could not be removed")
@@ -453,13 +624,32 @@ def _kill_all() -> None:
 def _end_all() -> int:
     """Kill and reap until no process is left. Returns how many had not ended by themselves."""
     _kill_all()
-    killed = 0
+    return _count_killed(_reap_all().values())
+
+
+def _reap_all() -> dict[int, int]:
+    """Wait for the end of every process. Returns their wait statuses by pid."""
+    statuses: dict[int, int] = {}
     while True:
         try:
-            _, status = os.waitpid(-1, 0)
+            process, status = os.waitpid(-1, 0)
         except ChildProcessError:
-            return killed
-        killed += os.WIFSIGNALED(status) and os.WTERMSIG(status) == _signal.SIGKILL
+            return statuses
+        statuses[process] = status
+
+
+def _count_killed(statuses: Iterable[int]) -> int:
+    return sum(os.WIFSIGNALED(status) and os.WTERMSIG(status) == _signal.SIGKILL for status in statuses)
+
+
+def _alive(template_pid: int) -> set[int]:
+    """Return the container's processes, after reaping orphans that have ended. The template is not reaped here."""
+    while True:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None or ended.si_pid == template_pid:
+            break
+        os.waitpid(ended.si_pid, 0)
+    return {int(name) for name in os.listdir("/proc") if name.isdigit()}
 
 
 def _fail(error: BaseException) -> NoReturn:

@@ -13,6 +13,10 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
+    from collections.abc import Callable
+
 INTROSPECTION_WORDS = frozenset(
     b"gc countcallers addaudithook tracemalloc faulthandler getallocatedblocks getunicodeinternedsize _debugmallocstats getrusage getrefcount _bootstrap "
     b"_find_and_load path_importer_cache _ncallbacks __del__ _getframe_unwinder _frozen_importlib _testcapi "
@@ -42,14 +46,16 @@ class SourceScan:
         self._files = 0
         self._bytes = 0
 
-    def folder(self, path: bytes) -> None:
-        """Read all sources in a folder. If there are too many, `introspects` is set."""
+    def folder(self, path: bytes, is_skipped: Callable[[str], bool] = lambda _: False) -> None:
+        """Read the program's own sources in a folder, not those that are skipped. If there are too many, `introspects` is set."""
         with os.scandir(path) as entries:
             for entry in entries:
                 if self.introspects:
                     return
+                if is_skipped(os.fsdecode(entry.path)):
+                    continue
                 if entry.is_dir(follow_symlinks=False):
-                    self.folder(entry.path)
+                    self.folder(entry.path, is_skipped)
                 elif entry.name.endswith(b".py") or entry.is_symlink():
                     self._read(entry.path)
 

@@ -27,13 +27,17 @@ from nanogrid_warm import (
     channel,
     fast_exit,
     import_report,
+    import_watch,
     imports,
+    kept,
     kernel,
     memory,
     packages,
     paths,
     reexec,
     source_scan,
+    template,
+    vendored,
     workspace,
 )
 
@@ -93,8 +97,22 @@ class HeldInterpreter:
         self.packages = packages.Packages()
         self.hot_pages = ()
         """The pages that a run writes, as arguments for `kernel.populate`."""
+        self.kept: kept.KeptWorkspace | None = None
+        """What is known of the workspace, if it is kept between runs."""
+        self.is_template = False
+        """Whether this process is the template, or a fork of it."""
         self.copies_pages = True
         """Whether the next run will probably use this interpreter, so that its pages are worth copying in advance."""
+
+    @property
+    def keeps_code(self) -> bool:
+        """Whether the workspace has the code, put right after the last run."""
+        return self.kept is not None
+
+    def close_kept(self) -> None:
+        """Close what no code of the function may hold."""
+        if self.kept is not None:
+            self.kept.close()
 
     def fits(self, request: dict[str, Any], env: dict[str, str]) -> bool:
         """Return whether a request can run in the held interpreter without the program being able to notice."""
@@ -195,7 +213,7 @@ def stream_types() -> list[tuple[int, int]]:
     return [(stat.S_IFMT(status.st_mode), status.st_blksize) for status in map(os.fstat, range(channel.STREAMS))]
 
 
-def run_spare(connections: channel.SpareConnections, held: HeldInterpreter) -> None:
+def run_spare(connections: channel.SpareConnections | channel.ReceivedConnections, held: HeldInterpreter) -> None:
     """Do the spare's whole work before the function's code. Returns if Python itself must continue its start."""
     error, laid_out = _prepare(held)
     connections.fetch()
@@ -214,6 +232,8 @@ def run_spare(connections: channel.SpareConnections, held: HeldInterpreter) -> N
     request = channel.decode_request(packet, descriptors)
     try:
         if not laid_out:
+            if vendored.are_there():
+                vendored.use(vendored.find())
             _lay_out(held)
             held.scan = held.scan or source_scan.SourceScan()
         payload = descriptors[0]
@@ -249,10 +269,14 @@ def _prepare(held: HeldInterpreter) -> tuple[bytes, bool]:
     if held.copies_pages:
         kernel.populate(held.hot_pages)  # first, because the preparation writes to these pages too
     try:
-        drop_privileges(held)
-        held.bytecode.load()
-        held.packages.read_words()
-        workspace.clean()
+        if held.is_template:
+            leave_template()
+        else:
+            drop_privileges(held)
+            held.bytecode.load()
+            held.packages.read_words()
+            held.close_kept()
+        workspace.clean(keep_code=held.keeps_code)
         if held.network is not None:
             held.network.await_no_connections()
             held.network.require_no_flow_labels()
@@ -262,9 +286,10 @@ def _prepare(held: HeldInterpreter) -> tuple[bytes, bool]:
     has_code = workspace.has_code()
     try:
         _lay_out(held)
-        if held.packages.names:
-            _import_packages(held)
-            workspace.clean()
+        if held.packages.names and not held.is_template:
+            if not _import_packages(held):
+                os._exit(IMPORT_FAILED)
+            workspace.clean(keep_code=held.keeps_code)
             _lay_out(held)
         workspace.lay_out_result()
     except OSError as error:
@@ -272,25 +297,50 @@ def _prepare(held: HeldInterpreter) -> tuple[bytes, bool]:
     return b"", has_code
 
 
-def _import_packages(held: HeldInterpreter) -> None:
-    """Import the function's packages as a run with the container's own environment would. Exits if that has side effects."""
+def become_template(handover: channel.Handover, held: HeldInterpreter) -> channel.ReceivedConnections:
+    """Import the packages, and wait for orders to fork. Returns only in a fork, with its connections. Exits if there is a side effect."""
+    drop_privileges(held, template.OOM_SCORE)
+    held.bytecode.load()
+    held.packages.read_words()
+    held.close_kept()
+    workspace.clean(keep_code=held.keeps_code)
+    _lay_out(held)
+    if not _import_packages(held):
+        os._exit(IMPORT_FAILED)
+    if not held.packages.may_be_forked or not template.may_be_forked():
+        os._exit(template.UNFIT)
+    held.is_template = True
+    (control,) = handover.fetch()
+    channel.send(control, b"ready")
+    return template.hold(control)
+
+
+def leave_template() -> None:
+    """Become an ordinary process of the function's user, in a fork of the template."""
+    os.setsid()
+    kernel.own_proc_files()
+    write_oom_score(OOM_FIRST)
+
+
+def _import_packages(held: HeldInterpreter) -> bool:
+    """Import the function's packages as a run with the container's own environment would. Returns whether that had no side effects."""
     set_environment(held.environment)
     reset_user_site()
     apply_time_zone(held)
     script = held.command[1]
-    if not held.packages.load(
+    return held.packages.load(
         held.imports, held.environment, script if script.startswith("/") else f"{paths.WORKSPACE}/{script}"
-    ):
-        os._exit(IMPORT_FAILED)
+    )
 
 
 def _lay_out(held: HeldInterpreter) -> None:
     if not workspace.has_code():
         return
-    workspace.lay_out()
+    if not held.keeps_code:
+        workspace.lay_out()
     if held.scan is None:
         held.scan = source_scan.SourceScan()
-        held.scan.folder(workspace.WORKSPACE)
+        held.scan.folder(workspace.WORKSPACE, vendored.is_package_file)
 
 
 def enter_program(held: HeldInterpreter, argv: list[str], env: dict[str, str]) -> None:
@@ -334,7 +384,9 @@ def apply_time_zone(held: HeldInterpreter) -> None:
 
 
 def renew_import_state(held: HeldInterpreter) -> None:
-    """Give the run's values to modules that keep the time or folder of their import, or a secret that they created then."""
+    """Give the run's values to modules that keep the time or folder of their import, or a secret or seed that they created then."""
+    if held.is_template:
+        import_watch.seed(lambda name: held.imports.hidden.get(name) or sys.modules.get(name))
     for name, renew in (("logging", _renew_logging), ("multiprocessing.process", _renew_processes)):
         module = held.imports.hidden.get(name) or sys.modules.get(name)
         if module is not None:
@@ -350,13 +402,11 @@ def _renew_processes(module: Any) -> None:
     module._current_process._config["authkey"] = module.AuthenticationString(os.urandom(KEY_BYTES))
 
 
-def drop_privileges(held: HeldInterpreter) -> None:
+def drop_privileges(held: HeldInterpreter, oom_score: bytes = OOM_FIRST) -> None:
     """Become the function's user, with no way back, and the first process that is killed when memory runs out."""
     _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
     os.setsid()
-    file = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-    os.write(file, OOM_FIRST)
-    os.close(file)
+    write_oom_score(oom_score)
     kernel.drop_bounding_set()
     os.setgroups([held.gid])
     os.setresgid(held.gid, held.gid, held.gid)
@@ -365,7 +415,48 @@ def drop_privileges(held: HeldInterpreter) -> None:
     os.umask(0o022)
 
 
+def write_oom_score(score: bytes) -> None:
+    """Set how early the kernel kills this process when memory runs out."""
+    file = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(file, score)
+    os.close(file)
+
+
 # -- the work of one-shot children
+
+
+def lay_out_kept(answer: _socket.socket, held: HeldInterpreter) -> NoReturn:
+    """Lay out a workspace that is kept, and send its two descriptors. Sends b"none" if it cannot be kept.
+
+    The modules of packages that runs have compiled are compiled again, from the code itself.
+    """
+    drop_privileges(held)
+    found = kept.compiled_by_runs()
+    workspace.clean()
+    try:
+        descriptors = kept.lay_out(found)
+    except OSError:
+        workspace.clean()
+        _answer(answer, b"none")
+    channel.send(answer, b"kept", descriptors)
+    os._exit(0)
+
+
+def repair_kept(answer: _socket.socket, held: HeldInterpreter) -> NoReturn:
+    """Put right what the last run has changed in the workspace. Sends b"lost" if it must be laid out anew."""
+    drop_privileges(held)
+    assert held.kept is not None
+    try:
+        kept.repair(held.kept.reports, held.kept.record)
+    except (kept.LostTrackError, OSError):
+        _answer(answer, b"lost")
+    _answer(answer, b"kept")
+
+
+def find_vendored(answer: _socket.socket, held: HeldInterpreter) -> NoReturn:
+    """Find the packages among the function's own code, and send their names."""
+    drop_privileges(held)
+    _answer(answer, vendored.find())
 
 
 def compile_sources(_: _socket.socket, held: HeldInterpreter) -> NoReturn:
@@ -465,7 +556,7 @@ def rehearse(spare_end: _socket.socket, held: HeldInterpreter) -> None:
     os.write(file, PROGRAM + b"".join(b"import %s\n" % root.encode() for root in held.imports.roots))
     os.close(file)
     held.scan = source_scan.SourceScan()
-    held.scan.folder(workspace.WORKSPACE)
+    held.scan.folder(workspace.WORKSPACE, vendored.is_package_file)
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     connect_streams([os.dup(null), os.dup(null), null])
     enter_program(held, [*held.command, "main.rehearsed"], dict(held.environment))

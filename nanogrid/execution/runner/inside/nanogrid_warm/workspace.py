@@ -44,10 +44,10 @@ WORLD_WRITABLE = _world_writable()
 """Listed once: no run can add to these folders."""
 
 
-def clean() -> None:
-    """Empty all writable folders. Raises OSError if something cannot be removed."""
+def clean(*, keep_code: bool = False) -> None:
+    """Empty all writable folders, or all but the workspace. Raises OSError if something cannot be removed."""
     reset = folder_reset.reset if kernel.NAMES_STAY_IN_BUFFER else _reset
-    for folder in paths.WRITABLE:
+    for folder in paths.WRITABLE[keep_code:]:
         reset(folder, own=folder in OWNED)
     for path in WORLD_WRITABLE:
         try:
@@ -62,6 +62,8 @@ class Network:
 
     def __init__(self) -> None:
         self._tables = [_open_table(path) for path in (*SOCKETS, FLOW_LABELS)]
+        self._sockets = self._count_sockets()
+        """How many sockets there are before a spare has any."""
 
     def close(self) -> None:
         """Close them, in a child."""
@@ -78,6 +80,23 @@ class Network:
             if time.monotonic() > deadline:
                 raise OSError("the run left a connection that does not close")
             time.sleep(CLOSING_POLL_S)
+
+    def await_no_sockets(self, own: int) -> None:
+        """Wait until the run's last socket is gone, except for `own` ones of ours. Raises OSError if that takes too long.
+
+        A socket that still carries an open file of the run, in a message that nobody has received, outlives its processes for a moment.
+        """
+        deadline = time.monotonic() + CLOSING_S
+        while self._count_sockets() > self._sockets + own:
+            if time.monotonic() > deadline:
+                raise OSError("the run left a socket that does not close")
+            time.sleep(CLOSING_POLL_S)
+
+    def _count_sockets(self) -> int:
+        for line in _read_table(self._tables[0]).split(b"\n"):
+            if line.startswith(b"sockets: used "):
+                return int(line.split()[2])
+        return 0
 
     def require_no_flow_labels(self) -> None:
         """Raise OSError if a run has left flow labels of IPv6. The kernel keeps them for a time that the run has chosen."""
