@@ -335,6 +335,7 @@ STATE: dict[str, Any] = {
     "command": ["python", "main.py"],
     "environment": {"PATH": "/bin", "LANG": "C"},
     "faithful": True,
+    "filtered": True,
     "first_command": ["python", "main.py"],
     "gid": 1,
     "host_descriptor": 3,
