@@ -74,7 +74,7 @@ test-cpython: setup ## CPython's own tests, warm and in plain docker (ARGS="test
 
 .PHONY: bench
 bench: setup ## Measure beside bare processes and Docker's API (ARGS="--quick hello imports" for a part)
-	@deploy/images/build nanogrid/gcc:11 >/dev/null
+	@deploy/images/build nanogrid/gcc:11 nanogrid/python:3.9 >/dev/null
 	@$(bin)/python -m benchmarks $(ARGS)
 
 .PHONY: replay

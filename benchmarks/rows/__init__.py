@@ -22,6 +22,7 @@ from benchmarks.rows import (
     recompiled,
     throughput,
     unseen,
+    vendored,
     whole_way,
     worker_endurance,
 )
@@ -42,6 +43,7 @@ ROWS = {
     "paused": Row(paused.TITLE, paused.measure),
     "binary": Row(binary.TITLE, binary.measure),
     "numpy": Row(numpy_layer.TITLE, numpy_layer.measure),
+    "vendored": Row(vendored.TITLE, vendored.measure),
     "docker": Row(docker.TITLE, docker.measure),
     "unseen": Row(unseen.TITLE, unseen.measure),
     "compile": Row(recompiled.TITLE, recompiled.measure),
