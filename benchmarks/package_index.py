@@ -6,6 +6,7 @@ The rule: nothing is downloaded while something is measured, and both sides get 
 from __future__ import annotations
 
 import html
+import platform
 import subprocess
 import sys
 import threading
@@ -62,8 +63,13 @@ def install_into(pins: Sequence[str], python_version: str, folder: Path, target:
 
 
 def _choice(python_version: str) -> tuple[str, ...]:
-    """Only wheels, for this Python, and only what is named: pip would choose dependencies for its own Python."""
-    return "--no-deps", "--only-binary=:all:", f"--python-version={python_version}"
+    """Only wheels, for this Python, and only what is named: pip would choose dependencies for its own Python.
+
+    The image's Debian has glibc 2.31, and pip would choose by the host's.
+    """
+    machine = platform.machine()
+    systems = [f"--platform={name}_{machine}" for name in ("manylinux_2_28", "manylinux_2_17", "manylinux2014")]
+    return "--no-deps", "--only-binary=:all:", f"--python-version={python_version}", *systems
 
 
 def _canonical(pin: str) -> str:

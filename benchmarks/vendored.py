@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks import package_index
 from benchmarks.docker_runs import CODE, connect, create, options
@@ -20,7 +19,7 @@ from nanogrid.execution.code.packing import pack_folder
 from nanogrid.settings import Settings
 
 IMAGE = "nanogrid/python:3.9"
-PYTHON = "3.9"
+PYTHON = "3.9.2"
 """Packages are chosen for the Python of this image, whichever image the other rows use."""
 
 WHEELS = Path(__file__).resolve().parents[1] / "bench" / "wheels"
@@ -72,7 +71,7 @@ def compile_in_image(folder: Path, settings: Settings) -> None:
 
 def in_image(command: list[str], folder: Path, settings: Settings, *, writable: bool = False) -> str:
     """Run a command in a container of its own, with `folder` as its working folder, and return what it printed."""
-    body: dict[str, Any] = options(settings.python_image, command, folder, settings)
+    body = options(settings.python_image, command, folder, settings)
     if writable:
         body["User"] = f"{os.getuid()}:{os.getgid()}"
         body["HostConfig"]["Binds"] = [f"{folder}:{CODE}:rw"]
