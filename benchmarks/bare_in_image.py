@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from benchmarks.docker_runs import CODE, connect, create, options
+from benchmarks.docker_runs import connect, create, options
 from benchmarks.programs import Program
 from nanogrid.settings import Settings
 

@@ -20,7 +20,7 @@ ALL = "warm runs, of bare"
 
 
 def measure(setting: Setting) -> Measured:
-    """A package's files exist only while it is measured."""
+    """Each package has a function of its own."""
     found: dict[str, tuple[Samples, Samples]] = {}
     with ground(setting.settings(python_image=vendored.IMAGE), setting.folder) as here:
         for package in PACKAGES:
