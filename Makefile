@@ -65,8 +65,13 @@ test: ## Set up, make all images, run the whole suite
 	@scripts/setup --tests
 	@$(MAKE) test-images
 	@$(MAKE) check
-	@$(bin)/pytest tests --ignore tests/unit -m "not alone" $(parallel) $(if $(CI),--color=no --durations=15) $(ARGS)
+	@$(bin)/pytest tests --ignore tests/unit -m "not alone and not packages" $(parallel) $(if $(CI),--color=no --durations=15) $(ARGS)
 	@$(if $(ARGS),:,$(bin)/pytest tests -q -m alone $(if $(CI),--color=no))
+
+.PHONY: test-packages
+test-packages: setup ## Warm runs with large packages in the code (boto3, pandas, scipy, scikit-learn, matplotlib), beside fresh interpreters
+	@deploy/images/build nanogrid/python:3.9 >/dev/null
+	@$(bin)/pytest -q tests/differential/test_packages.py tests/differential/test_randomness.py -m packages $(ARGS)
 
 .PHONY: test-cpython
 test-cpython: setup ## CPython's own tests, warm and in plain docker (ARGS="test_os test_signal" for a part)
@@ -74,7 +79,7 @@ test-cpython: setup ## CPython's own tests, warm and in plain docker (ARGS="test
 
 .PHONY: bench
 bench: setup ## Measure beside bare processes and Docker's API (ARGS="--quick hello imports" for a part)
-	@deploy/images/build nanogrid/gcc:11 >/dev/null
+	@deploy/images/build nanogrid/gcc:11 nanogrid/python:3.9 >/dev/null
 	@$(bin)/python -m benchmarks $(ARGS)
 
 .PHONY: replay

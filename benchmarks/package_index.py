@@ -6,15 +6,18 @@ The rule: nothing is downloaded while something is measured, and both sides get 
 from __future__ import annotations
 
 import html
+import platform
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from benchmarks.host import environment
 
@@ -32,6 +35,46 @@ def install(name: str, python: Path, python_version: str, folder: Path, site_pac
     source = ("--no-index", f"--find-links={folder}", "--only-binary=:all:", f"--python-version={python_version}")
     _pip("install", "--no-deps", *source, f"--target={site_packages}", name)
     subprocess.run([str(python), "-m", "compileall", "-q", str(site_packages)], check=True, env=environment())
+
+
+def fetch(pins: Sequence[str], python_version: str, folder: Path) -> None:
+    """Download the wheels of exactly these releases, `NAME==VERSION`, unless they are in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    have = {
+        f"{name}=={version}" for name, version, *_ in (parse_wheel_filename(it.name) for it in folder.glob("*.whl"))
+    }
+    missing = [pin for pin in pins if _canonical(pin) not in have]
+    if missing:
+        _pip("download", *_choice(python_version), f"--find-links={folder}", f"--dest={folder}", *missing)
+
+
+def install_into(pins: Sequence[str], python_version: str, folder: Path, target: Path) -> None:
+    """`pip install -t` of downloaded wheels, without bytecode."""
+    _pip(
+        "install",
+        "--no-compile",
+        "--no-index",
+        *_choice(python_version),
+        f"--find-links={folder}",
+        "-t",
+        str(target),
+        *pins,
+    )
+
+
+def _choice(python_version: str) -> tuple[str, ...]:
+    """Only wheels, for this Python, and only what is named: pip would choose dependencies for its own Python.
+
+    The image's Debian has glibc 2.31, and pip would choose by the host's.
+    """
+    machine = platform.machine()
+    systems = [f"--platform={name}_{machine}" for name in ("manylinux_2_28", "manylinux_2_17", "manylinux2014")]
+    return "--no-deps", "--only-binary=:all:", f"--python-version={python_version}", *systems
+
+
+def _canonical(pin: str) -> str:
+    name, _, version = pin.partition("==")
+    return f"{canonicalize_name(name)}=={version}"
 
 
 def _pip(*arguments: str) -> None:
@@ -53,7 +96,9 @@ class _Index(SimpleHTTPRequestHandler):
             super().do_GET()
             return
         name = self.path.removeprefix("/simple/").strip("/")
-        wheels = sorted(Path(self.directory).glob(f"{name}-*.whl"))
+        wheels = sorted(
+            it for it in Path(self.directory).glob("*.whl") if canonicalize_name(it.name.partition("-")[0]) == name
+        )
         links = "".join(f'<a href="/{html.escape(it.name)}">{html.escape(it.name)}</a>\n' for it in wheels)
         page = f"<!DOCTYPE html><html><body>\n{links}</body></html>".encode()
         self.send_response(200 if wheels else 404)

@@ -29,6 +29,7 @@ from nanogrid.settings import Settings
 
 T = TypeVar("T")
 
+MIB = 1024 * 1024
 PARTS_KEPT = 300
 PAUSED = "paused"
 RESTING = ("idle", "prewarmed", PAUSED)
@@ -149,6 +150,8 @@ class Function:
         self.container_id = ""
         self.parts: deque[tuple[float, float, float]] = deque(maxlen=PARTS_KEPT)
         """Of the last runs: milliseconds of the lease, of the run, and of the function alone by the runner's clock."""
+        self.peaks_mib: deque[float] = deque(maxlen=PARTS_KEPT)
+        """Of the last runs: the peak memory, as their results report it."""
 
     def __call__(self) -> float:
         """One run. Milliseconds from "lease asked" to "output complete"."""
@@ -159,6 +162,8 @@ class Function:
             ended = time.perf_counter()
         took_ms = (ended - begin) * 1000
         self.parts.append(((leased - begin) * 1000, (ended - leased) * 1000, report.duration_ms))
+        if report.usage.peak_memory_bytes is not None:
+            self.peaks_mib.append(report.usage.peak_memory_bytes / MIB)
         self.start_kind, self.container_id = container.start_kind.value, container.id
         if report.exit_code != 0 or report.stdout.data != self._prints:
             raise RuntimeError(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.docker_runs import CODE, DockerExec, connect, options, sleeping
+from benchmarks import at_a_time
+from benchmarks.docker_runs import CODE
 from benchmarks.figures import Goal, Measured, Samples, ratio
 from benchmarks.host import BareRun
-from benchmarks.pooled import Function, Ground, ground
+from benchmarks.pooled import Ground, ground
 from benchmarks.programs import HELLO
 from benchmarks.setting import Setting
 from benchmarks.turns import Progress
@@ -20,7 +18,6 @@ TITLE = "throughput of warm hello runs, 2 children on one host"
 WARM = "nanogrid, 2 children"
 BARE = "bare subprocess, 2 processes"
 EXEC = "docker exec, 2 threads"
-AT_A_TIME = 2
 COMMAND = ["python3", f"{CODE}/main.py"]
 
 
@@ -33,9 +30,9 @@ def measure(setting: Setting) -> Measured:
     with ground(setting.settings(), setting.folder) as here:
         function = here.function(HELLO)
         variants: dict[str, Callable[[], float]] = {
-            WARM: lambda: _warm(here, function, seconds),
+            WARM: lambda: at_a_time.warm(here, function, seconds),
             BARE: lambda: _bare(here, python, folder, seconds),
-            EXEC: lambda: _exec(here, folder, seconds),
+            EXEC: lambda: at_a_time.docker_exec(here, HELLO, COMMAND, folder, seconds),
         }
         for done in range(rounds):
             for name, variant in variants.items():
@@ -49,50 +46,10 @@ def measure(setting: Setting) -> Measured:
     return Measured(setting.row, TITLE, (warm, bare, docker), lines, tuple(setting.notes))
 
 
-def _warm(here: Ground, function: Function, seconds: float) -> float:
-    def work() -> float:
-        function.warm_up()
-        return per_second(function, seconds)
-
-    return sum(here.in_children([work] * AT_A_TIME))
-
-
 def _bare(here: Ground, python: Path, folder: Path, seconds: float) -> float:
     def work() -> float:
         run = BareRun([str(python), "main.py"], HELLO, folder)
         run()
-        return per_second(run, seconds)
+        return at_a_time.per_second(run, seconds)
 
-    return sum(here.in_children([work] * AT_A_TIME))
-
-
-def _exec(here: Ground, folder: Path, seconds: float) -> float:
-    """Each thread has its own container, as each child has."""
-
-    def work() -> float:
-        found: list[float] = []
-        api = connect(here.settings)
-        body = options(here.settings.python_image, COMMAND, folder, here.settings)
-        with ExitStack() as resources:
-            runs = [
-                DockerExec(api, resources.enter_context(sleeping(api, body)), COMMAND, HELLO) for _ in range(AT_A_TIME)
-            ]
-            threads = [threading.Thread(target=lambda run=run: found.append(per_second(run, seconds))) for run in runs]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        if len(found) != AT_A_TIME:
-            raise RuntimeError("a thread of docker execs failed; its error is above")
-        return sum(found)
-
-    return here.in_child(work)
-
-
-def per_second(run: Callable[[], object], seconds: float) -> float:
-    """Finished runs per second, measured over this many seconds."""
-    begin, number = time.perf_counter(), 0
-    while (passed := time.perf_counter() - begin) < seconds:
-        run()
-        number += 1
-    return number / passed
+    return sum(here.in_children([work] * at_a_time.AT_A_TIME))

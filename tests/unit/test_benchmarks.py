@@ -27,7 +27,7 @@ from benchmarks.figures import (
     steady,
 )
 from benchmarks.host import environment
-from benchmarks.package_index import serving
+from benchmarks.package_index import fetch, serving
 from benchmarks.picture import draw
 from benchmarks.programs import COMPILED, HELLO, IMPORTS, STDLIB
 from benchmarks.rows import ROWS
@@ -226,7 +226,10 @@ def test_variations_are_other_code_that_does_the_same() -> None:
 def test_the_index_serves_wheels_by_name(tmp_path: Path) -> None:
     """The simple index lists a package's wheels, serves their bytes, and knows no others."""
     (tmp_path / "tiny-1.0-py3-none-any.whl").write_bytes(b"wheel")
+    (tmp_path / "Not_So.Tiny-1.0-py3-none-any.whl").write_bytes(b"wheel")
     with serving(tmp_path) as url:
+        with urllib.request.urlopen(f"{url}/not-so-tiny/") as page:
+            assert b'href="/Not_So.Tiny-1.0-py3-none-any.whl"' in page.read()
         with urllib.request.urlopen(f"{url}/tiny/") as page:
             assert b'href="/tiny-1.0-py3-none-any.whl"' in page.read()
         with urllib.request.urlopen(f"{url.removesuffix('/simple')}/tiny-1.0-py3-none-any.whl") as file:
@@ -235,6 +238,13 @@ def test_the_index_serves_wheels_by_name(tmp_path: Path) -> None:
             urllib.request.urlopen(f"{url}/other/")
         missing.value.close()
     assert missing.value.code == 404
+
+
+def test_wheels_that_are_there_are_not_downloaded_again(tmp_path: Path) -> None:
+    """A release whose wheel is in the folder is found by its name in any spelling. Pip would fail for one that does not exist."""
+    (tmp_path / "Not_So.Tiny-1.0-py3-none-any.whl").write_bytes(b"wheel")
+    fetch(["not-so_tiny==1.0"], "3.9", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["Not_So.Tiny-1.0-py3-none-any.whl"]
 
 
 def test_a_picture_is_drawn(tmp_path: Path) -> None:
