@@ -80,16 +80,17 @@ class Template:
 def may_be_forked() -> bool:
     """Return whether this process, which has imported the packages, can be the template: it has no timer, and no thread that a fork would lose.
 
-    Threads of a library that ends them itself before a fork, and starts them again when they are needed (as OpenBLAS does), are not lost.
+    Threads of a library that ends them before a fork, and starts them again on both sides or when they are needed (as OpenBLAS does), are not lost.
     """
     if not kernel.KNOWS_SCHEDULING or _has_timers():
         return False
-    if len(os.listdir(TASKS)) > 1:
-        child = os.fork()
-        if child == 0:
-            os._exit(0)
-        os.waitpid(child, 0)
-    return len(os.listdir(TASKS)) == 1
+    if len(os.listdir(TASKS)) == 1:
+        return True
+    child = os.fork()
+    if child == 0:
+        os._exit(len(os.listdir(TASKS)) & 0x7F)
+    _, status = os.waitpid(child, 0)
+    return status == (len(os.listdir(TASKS)) & 0x7F) << 8
 
 
 def _has_timers() -> bool:
