@@ -56,8 +56,6 @@ PROMPT_S = 0.5
 """An empty answer within this time was no long poll: long polls are off, or the server does not support them. A pause follows."""
 
 PAUSE_S = 1.0
-FEW = 3
-"""Fewer tasks than this in a quarter of a second are no load: their messages are deleted at once."""
 
 _SQSTransport: Any = SQS.Transport  # kombu's type stubs cover only a part of this class
 
@@ -67,6 +65,7 @@ class QoS(MessageTable):
 
     def append(self, message: Any, delivery_tag: str) -> None:
         super().append(message, delivery_tag)
+        self.channel.ahead.started(delivery_tag)
         self.channel.held.add(message.delivery_info["sqs_queue"], delivery_tag)
 
     def can_consume_max_estimate(self) -> int | None:
@@ -95,7 +94,7 @@ class Channel(ChannelHooks):
         self._polling: PollingConnection | None = None
         self._client: Any = None
         self._polled_at: dict[str, float] = {}
-        self._ahead = Ahead()
+        self.ahead = Ahead()
         self._return_at: Any = None
         self._deletions = Deletions(self.held, self.sqs)
         super().__init__(*args, **kwargs)
@@ -217,14 +216,17 @@ class Channel(ChannelHooks):
                 self.poll(queue)
 
     def _may_poll(self) -> bool:
-        """Whether more messages may be received now."""
-        if len(self._ahead):
-            return self._ahead.is_low()
-        return bool(self.qos.can_consume() or self._ahead.most())
+        """Whether more messages may be received now. With those ahead that is before the last of them is delivered."""
+        if len(self.ahead):
+            return len(self.ahead) <= self._most_ahead() // 3
+        return bool(self.qos.can_consume() or self._most_ahead())
+
+    def _most_ahead(self) -> int:
+        return self.ahead.most(self.qos.prefetch_count)
 
     def room_ahead(self) -> int:
         """How many more messages may be received before children are free for them. Negative if too many wait."""
-        return self._ahead.most() - len(self._ahead)
+        return self._most_ahead() - len(self.ahead)
 
     def poll_answered(self, url: str, queue: str, answer: dict[str, Any] | PollFailure) -> int:
         """Deliver the messages of a poll and return how many there were."""
@@ -244,7 +246,7 @@ class Channel(ChannelHooks):
             return 0
         now = monotonic()
         for message in received:
-            self._ahead.add(Received(queue, url, message, now))
+            self.ahead.add(Received(queue, url, message, now))
             self.held.add(url, message["ReceiptHandle"])
         self._deliver_waiting()
         return len(received)
@@ -253,9 +255,9 @@ class Channel(ChannelHooks):
 
     def _deliver_waiting(self) -> None:
         """Deliver messages while children are free for them. The others wait, for a moment only."""
-        while len(self._ahead) and not self.closed and self.qos.can_consume():
-            self._deliver(self._ahead.first())
-        if len(self._ahead) and self._return_at is None:
+        while len(self.ahead) and not self.closed and self.qos.can_consume():
+            self._deliver(self.ahead.first())
+        if len(self.ahead) and self._return_at is None:
             self._return_at = self.hub.call_later(LONGEST_S, self._return_overdue)
 
     def _deliver(self, received: Received) -> None:
@@ -271,7 +273,7 @@ class Channel(ChannelHooks):
         except BaseException:  # an error that ends this connection
             if self.qos.held(received.handle) is None:
                 self.held.discard(received.handle)
-            self._return(self._ahead.remove(lambda _: True))
+            self._return(self.ahead.remove(lambda _: True))
             raise
 
     def _return_overdue(self) -> None:
@@ -282,7 +284,7 @@ class Channel(ChannelHooks):
         self._return_at = None
         if not self.closed:
             overdue_since = monotonic() - LONGEST_S
-            self._return(self._ahead.remove(lambda each: each.at <= overdue_since and _receives_of(each.message) == 1))
+            self._return(self.ahead.remove(lambda each: each.at <= overdue_since and _receives_of(each.message) == 1))
             self._deliver_waiting()
 
     def _return(self, waiting: list[Received]) -> None:
@@ -294,7 +296,7 @@ class Channel(ChannelHooks):
     def basic_cancel(self, consumer_tag: str) -> None:
         """Stop consuming a queue. Its waiting messages return to it."""
         super().basic_cancel(consumer_tag)
-        self._return(self._ahead.remove(lambda each: self.delivery_callback(each.queue) is None))
+        self._return(self.ahead.remove(lambda each: self.delivery_callback(each.queue) is None))
 
     def _poll_failed(self, queue: str, failure: PollFailure) -> None:
         poll_status(queue).poll_failed()
@@ -409,7 +411,7 @@ class Channel(ChannelHooks):
         """Delete the message soon. If that fails, the message is delivered again and the worker continues."""
         message = self.qos.held(delivery_tag)
         self.qos.ack(delivery_tag)
-        self._ahead.finished()
+        self.ahead.finished(delivery_tag, done=True)
         if message is not None:
             finished = Finished(message.delivery_info["sqs_queue"], delivery_tag, _name(message))
             self._deletions.add(finished, hurry=self.closed or self._is_idle())
@@ -417,17 +419,19 @@ class Channel(ChannelHooks):
 
     def _is_idle(self) -> bool:
         """Whether no task is under way, and few have ended lately, whose messages could be deleted together."""
-        return self._ahead.most() < FEW and not len(self._ahead) and not self.unacknowledged()
+        return not self.ahead.is_load() and not len(self.ahead) and not self.unacknowledged()
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Make the message visible again. It is never deleted."""
         self.qos.reject(delivery_tag, requeue=requeue)
+        self.ahead.finished(delivery_tag, done=False)
         self._finished_one()
 
     def _finished_one(self) -> None:
         if not self.closed:
-            if len(self._ahead):
-                self.hub.call_soon(self._deliver_waiting)
+            if len(self.ahead):
+                # Not within the acknowledgement, which would hide errors. kombu's call_soon would run it after the next event.
+                self.hub.call_later(0, self._deliver_waiting)
             self.resume_polls()
             return
         self._deletions.flush()  # the process may end next
@@ -473,7 +477,7 @@ class Channel(ChannelHooks):
         """Give back all held messages, except those that are running while the consumer restarts: they are deleted when done."""
         if self.closed:
             return
-        self._return(self._ahead.remove(lambda _: True))
+        self._return(self.ahead.remove(lambda _: True))
         unacknowledged, running_tags = self.unacknowledged(), _running_tags()
         running = {tag: message for tag, message in unacknowledged.items() if tag in running_tags}
         for tag in running:
