@@ -64,8 +64,8 @@ def measure(setting: Setting) -> Measured:
         )
     )
     lines = (
-        ratio("worker CPU per request, of Celery alone", *cpu, Goal(1.25)),
-        ratio("requests a second, of Celery alone", *rate, Goal(0.9, at_least=True)),
+        ratio("worker CPU per request, of Celery alone", cpu[0], cpu[1], Goal(1.25)),
+        ratio("requests a second, of Celery alone", rate[0], rate[1], Goal(0.9, at_least=True)),
         Line("SQS calls per request, of producer and worker together", calls[0].median, "", Goal(0.5)),
     )
     return Measured(setting.row, TITLE, (*cpu, *rate, *calls), lines, (f"{number} requests at once",))
@@ -88,7 +88,7 @@ def _stock(here: Stack) -> Iterator[tuple[int, Any]]:
 
 
 def _hello(here: Stack, request: dict[str, Any], number: int) -> None:
-    for request_id in [here.client.submit(request) for _ in range(number)]:
+    for request_id in here.client.submit_many([request] * number):
         checked(here.client.wait(request_id, WAIT_S), HELLO.prints)
 
 

@@ -239,7 +239,7 @@ def busy(hub: Hub, app: Celery) -> Iterator[tuple[Connection, list[Any]]]:
     def take(message: Any) -> None:
         taken.append(message)
         if len(taken) < 20:
-            hub.call_soon(message.ack)
+            hub.call_later(0.001, message.ack)
 
     with app.connection_for_read() as connection:
         channel = connection.default_channel

@@ -42,6 +42,7 @@ from nanogrid.sqs.transport.kombu_private import ChannelHooks, MessageTable, pay
 from nanogrid.sqs.transport.options import QUEUES_MAY_BE_MISSING, SETTINGS_OPTION
 from nanogrid.sqs.transport.poll_status import poll_status
 from nanogrid.sqs.transport.polling import MOST_POLLS, Backoff, PollFailure, PollingConnection
+from nanogrid.sqs.transport.sending import Collector, collected
 from nanogrid.sqs.transport.visibility import HeldMessages, VisibilityHeartbeat, return_delay_s
 from nanogrid.telemetry.tracing import CARRIED
 from nanogrid.wire.names import RECEIVES_HEADER, SENT_AT
@@ -93,6 +94,7 @@ class Channel(ChannelHooks):
         self._paused: dict[str, Any] = {}
         self._polling: PollingConnection | None = None
         self._client: Any = None
+        self._collector: Collector | None = None
         self._polled_at: dict[str, float] = {}
         self.ahead = Ahead()
         self._return_at: Any = None
@@ -117,6 +119,8 @@ class Channel(ChannelHooks):
 
     def sqs(self, queue: str | None = None) -> Any:  # kombu's signature: a client per queue
         """The blocking client, one for all queues."""
+        if self._collector is not None:
+            return self._collector
         if self._client is None:
             client = sqs_client(self.settings)
             size.refuse_large_messages(client, self.settings.message_limit_bytes)
@@ -166,14 +170,25 @@ class Channel(ChannelHooks):
         return super().encode_body(body, "base64" if isinstance(body, bytes) else encoding)
 
     def send(self, queue: str, message: dict[str, Any]) -> None:
-        """Send, with SQS's delay if the message is for later. Raises InvalidRequestError for a time too far ahead."""
+        """Send, with SQS's delay if the message is for later; in a block of `sending.sent_together` at its end. Raises InvalidRequestError for a time too far ahead."""
         if delay_s := delays.sqs_delay_s(message.get("headers") or {}):
             message = {**message, "properties": {"DelaySeconds": delay_s, **message["properties"]}}
+        refused = partial(self._send_refused, queue)
         try:
+            self.queue_url(queue)
+            if (block := collected()) is not None:
+                self._collector = Collector(
+                    block, message["headers"]["id"], refused, self.sqs(), self.settings.message_limit_bytes
+                )
             self.send_by_kombu(queue, message)
         except ClientError as error:
-            self._forget_if_gone(queue, PollFailure(str(error), error.response.get("Error", {}).get("Code", "")))
+            refused(error)
             raise
+        finally:
+            self._collector = None
+
+    def _send_refused(self, queue: str, error: ClientError) -> None:
+        self._forget_if_gone(queue, PollFailure(str(error), error.response.get("Error", {}).get("Code", "")))
 
     def queue_purge(self, queue: str, **_: Any) -> int:
         """Empty a queue and return about how many messages it held. kombu counts up to ten times and adds the counts up."""
