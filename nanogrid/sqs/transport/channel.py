@@ -323,10 +323,7 @@ class Channel(ChannelHooks):
         delay_s = self._retry_in_s.pop(queue, 0.0)
         if not delay_s and not messages and monotonic() - self._polled_at[queue] < PROMPT_S:
             delay_s = PAUSE_S
-        if delay_s:
-            self.hub.call_later(delay_s, self.poll, queue)
-        else:
-            self.hub.call_soon(self.poll, queue)
+        self.hub.call_later(delay_s, self.poll, queue)  # kombu's call_soon may wait for the next event
 
     # -- received messages -------------------------------------------------------------------------------------------
 
@@ -445,7 +442,7 @@ class Channel(ChannelHooks):
     def _finished_one(self) -> None:
         if not self.closed:
             if len(self.ahead):
-                # Not within the acknowledgement, which would hide errors. kombu's call_soon would run it after the next event.
+                # Not within the acknowledgement, which would hide errors; kombu's call_soon waits for the next event.
                 self.hub.call_later(0, self._deliver_waiting)
             self.resume_polls()
             return
