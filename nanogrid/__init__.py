@@ -27,6 +27,7 @@ Errors, all of them a NanoGridError:
     InvalidRequestError      the request can never work
     ResultUnavailableError   there is no result: unknown, expired, or not finished in time
     RedisUnavailableError    the result Redis does not answer
+    SubmissionError          some of many requests were not sent
 
 A name is imported when it is first used, so that reading a result does not load what only a worker needs.
 """
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         NanoGridError,
         RedisUnavailableError,
         ResultUnavailableError,
+        SubmissionError,
     )
     from nanogrid.request import FunctionRequest
     from nanogrid.result import ExecutionResult, Outcome
@@ -69,6 +71,7 @@ _HOMES = {
     "Runtime": "nanogrid.runtimes",
     "Settings": "nanogrid.settings",
     "StreamedResult": "nanogrid.results.stream.entry",
+    "SubmissionError": "nanogrid.errors",
     "configure": "nanogrid.settings",
     "execute_function": "nanogrid.tasks",
     "follow": "nanogrid.client",
@@ -88,6 +91,7 @@ __all__ = [
     "Runtime",
     "Settings",
     "StreamedResult",
+    "SubmissionError",
     "configure",
     "execute_function",
     "follow",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from celery import chord
@@ -62,6 +63,19 @@ class Client:
         submission = Submission.of(_wire(request), self.settings)
         self.app.send_task(EXECUTE, args=(submission.wire,), **submission.options())
         return submission.task_id
+
+    def submit_many(self, requests: Iterable[dict[str, Any] | FunctionRequest]) -> list[str]:
+        """Send requests, up to ten with one call of SQS, and return their ids in the order of `requests`.
+
+        All are checked first: InvalidRequestError and RedisUnavailableError are raised before anything is sent. If SQS refuses some of
+        them or does not answer, raises SubmissionError, which names the ones that were sent and the others.
+        """
+        tracing.begin(self.settings)
+        submissions = [Submission.of(_wire(request), self.settings) for request in requests]
+        with _sent_together():
+            for each in submissions:
+                self.app.send_task(EXECUTE, args=(each.wire,), **each.options())
+        return [each.task_id for each in submissions]
 
     def wait(self, request_id: str, timeout_s: float | None = None) -> ExecutionResult:
         """Wait for a result and return it, whatever its outcome.
@@ -155,9 +169,9 @@ class Client:
         """Send one request per payload and return their ids, in the order of `payloads`.
 
         `function` is a request's JSON object without payload and stdin. The ids are its `requestId`, or a new one, and `/0`,
-        `/1`, ... At most 10 000 payloads. Raises the errors of `submit`; requests before the one that failed have been sent.
+        `/1`, ... At most 10 000 payloads. Sends and raises as `submit_many` does.
         """
-        return [self.submit(part) for part in _parts(function, payloads, self.settings)]
+        return self.submit_many(_parts(function, payloads, self.settings))
 
     def map_reduce(
         self,
@@ -172,7 +186,7 @@ class Client:
         `function` and `reducer` are JSON objects of requests without payload and stdin. The reducer's payload is the list of the
         parts' ExecutionResults, as JSON objects in the order of `payloads`. `on_failure` says how a part that does not succeed
         affects the reducer. The parts' ids are the reducer's id and `/0`, `/1`, ... At most 10 000 payloads, at least one.
-        Raises InvalidRequestError before anything is sent.
+        Raises InvalidRequestError before anything is sent, and SubmissionError if some parts were not sent: the reducer then does not run.
         """
         tracing.begin(self.settings)
         for name in INPUTS:
@@ -192,7 +206,8 @@ class Client:
         body = self.app.signature(
             REDUCE, args=(final.wire, ids, on_failure.value), options=final.options(), app=self.app
         )
-        chord(header, app=self.app)(body)
+        with _sent_together():
+            chord(header, app=self.app)(body)
         return final.task_id
 
     def _handle(self, request_id: str) -> AsyncResult:
@@ -212,6 +227,12 @@ def follow(
     return follow_stream(
         settings or current(), function=function, group=group, consumer=consumer, start=start, idle_s=idle_s
     )
+
+
+def _sent_together() -> AbstractContextManager[object]:
+    from nanogrid.sqs.transport.sending import sent_together  # loads boto
+
+    return sent_together()
 
 
 def _state(handle: AsyncResult) -> str:

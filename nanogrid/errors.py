@@ -36,6 +36,23 @@ class InvalidRequestError(NanoGridError, ValueError):
         return f"{self.field}: {self.problem}" if self.field else self.problem
 
 
+class SubmissionError(NanoGridError):
+    """Some of many requests were not sent: SQS refused them, or did not answer.
+
+    `sent` are the ids of those that were sent, `failed` the reasons by id for the others. After a lost answer such a request may have arrived all the
+    same. To send it again under its id is safe: it runs effectively once.
+    """
+
+    def __init__(self, sent: list[str], failed: dict[str, str]) -> None:
+        super().__init__(sent, failed)
+        self.sent = sent
+        self.failed = failed
+
+    def __str__(self) -> str:
+        request_id, reason = next(iter(self.failed.items()), ("", ""))
+        return f"{len(self.failed)} of {len(self.sent) + len(self.failed)} requests were not sent, the first is {request_id!r}: {reason}"
+
+
 class CodeError(NanoGridError):
     """The function's code could not be prepared for a run."""
 

@@ -15,6 +15,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 from celery.events.dispatcher import EventDispatcher
@@ -39,6 +40,12 @@ logger = get_logger(__name__)
 OUTBOX_LIMIT = 10_000
 """Messages kept while Redis does not answer, about 5 MB. Beyond it, the oldest are dropped."""
 
+GATHER_S = 0.1
+"""How long events of tasks wait for others, to be sent with them."""
+
+MOST_TOGETHER = 100
+"""Most lists of events that are sent as one message."""
+
 FIRST_RETRY_S = 0.25
 LONGEST_RETRY_S = 2.0
 FAREWELL_S = 2.0
@@ -48,47 +55,79 @@ HEARTBEAT = "worker-heartbeat"
 
 
 class OutgoingMessage(NamedTuple):
-    """A message for Redis: an event, or the reply to a command."""
+    """A message for Redis: an event, a list of events, or the reply to a command."""
 
     body: Any
     exchange: Exchange
     routing_key: str
     headers: dict[str, Any]
 
+    @property
+    def is_list(self) -> bool:
+        """Whether the body is a list of events, which others may be added to."""
+        return isinstance(self.body, list)
+
+    def goes_with(self, other: OutgoingMessage) -> bool:
+        """Whether both are lists of events of the same kind."""
+        return self.is_list and other.is_list and self[1:] == other[1:]
+
 
 class Outbox:
-    """A bounded queue between the event loop and the sender. Thread safe; `put` never waits."""
+    """A bounded queue between the event loop and the sender. Thread safe; `put` never waits.
 
-    def __init__(self, limit: int = OUTBOX_LIMIT) -> None:
+    Lists of events wait `gather_s` for others, so that many tasks cost few messages. Everything else goes at once, and takes
+    along what waits before it.
+    """
+
+    def __init__(self, limit: int = OUTBOX_LIMIT, gather_s: float = GATHER_S) -> None:
         self._waiting: deque[OutgoingMessage] = deque()
         self._changed = threading.Condition()
-        self._limit = limit
+        self._limit, self._gather_s = limit, gather_s
         self._closed = False
+        self._urgent = 0
         self.dropped = 0
 
     def put(self, message: OutgoingMessage) -> None:
         """Add a message. Drops the oldest one if there are too many."""
         with self._changed:
             if len(self._waiting) >= self._limit:
-                self._waiting.popleft()
+                self._remove_first()
                 self.dropped += 1
             self._waiting.append(message)
-            self._changed.notify()
+            self._urgent += not message.is_list
+            if len(self._waiting) == 1 or not message.is_list:  # else the sender knows that there is something to send
+                self._changed.notify()
 
-    def first(self) -> OutgoingMessage | None:
-        """Wait for a message and return it without removing it. None: the outbox is closed and empty."""
+    def next_batch(self) -> list[OutgoingMessage]:
+        """Wait for a message and return it with those after it that go with it, without removing them.
+
+        Empty: the outbox is closed and empty.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            return self._waiting[0] if self._waiting else None
+            self._changed.wait_for(lambda: self._urgent or self._closed, self._gather_s)
+            return self._first_batch()
 
-    def sent(self, message: OutgoingMessage) -> None:
-        """Remove the message that `first` returned, unless it was dropped in the meantime."""
+    def _first_batch(self) -> list[OutgoingMessage]:
+        batch = list(islice(self._waiting, 1))
+        for message in islice(self._waiting, 1, MOST_TOGETHER):
+            if not batch[0].goes_with(message):
+                break
+            batch.append(message)
+        return batch
+
+    def sent(self, batch: list[OutgoingMessage]) -> None:
+        """Remove the messages that `next_batch` returned, except those that were dropped in the meantime."""
         with self._changed:
-            if self._waiting and self._waiting[0] is message:
-                self._waiting.popleft()
+            for message in batch:
+                if self._waiting and self._waiting[0] is message:
+                    self._remove_first()
+
+    def _remove_first(self) -> None:
+        self._urgent -= not self._waiting.popleft().is_list
 
     def close(self) -> None:
-        """Let `first` return None once all messages are sent."""
+        """Let `next_batch` return nothing once all messages are sent."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -175,9 +214,9 @@ class SideChannel:
     def _send(self, connection: Connection) -> None:
         producer = Producer(connection.default_channel, auto_declare=False)
         with self._marked_sending():
-            while message := self._outbox.first():
-                self._publish(producer, message)
-                self._outbox.sent(message)
+            while batch := self._outbox.next_batch():
+                self._publish(producer, _joined(batch))
+                self._outbox.sent(batch)
                 if self._outbox.dropped:
                     logger.warning(
                         "monitoring: %d events were dropped while Redis did not answer", self._outbox.dropped
@@ -216,6 +255,12 @@ class SideChannel:
         while not self._ending.is_set():
             with contextlib.suppress(socket.timeout):
                 connection.drain_events(timeout=1)
+
+
+def _joined(batch: list[OutgoingMessage]) -> OutgoingMessage:
+    """One message with the events of all."""
+    first = batch[0]
+    return first if len(batch) == 1 else first._replace(body=[event for each in batch for event in each.body])
 
 
 def _expected(connection: Connection) -> tuple[type[BaseException], ...]:

@@ -24,6 +24,7 @@ from nanogrid.sqs.queues import depths, resolve
 from tests.acceptance.conftest import assert_nothing_left, open_grid
 from tests.support import functions as programs
 from tests.support.engine_proxy import EngineProxy
+from tests.support.faulty_proxy import FaultyProxy
 from tests.support.functions import Functions
 from tests.support.pool import containers_of, exists
 from tests.support.services import Service, wait_until
@@ -123,6 +124,26 @@ def test_kill_9_of_the_worker(make_grid: OpenGrid, functions: Functions, engine:
             wait_until(lambda: not exists(engine, first, grid.settings), "the orphan is gone")
             result = client.wait(request_id, WAIT_S)
             assert (result.outcome, result.worker) == (Outcome.SUCCEEDED, "second@test")
+
+
+def test_kill_9_between_result_and_deletion(make_grid: OpenGrid, functions: Functions, moto: Service) -> None:
+    """Results are stored and their messages not yet deleted: these arrive again, run nothing, and are deleted."""
+    with FaultyProxy(moto.port) as proxy, make_grid(sqs_endpoint_url=proxy.url) as grid:
+        client = Client(grid.settings)
+        proxy.hang("DeleteMessageBatch")
+        with grid.worker("first@test", app="nanogrid") as first:
+            ids = client.submit_many(functions.request(programs.HELLO) for _ in range(3))
+            results = [client.wait(request_id, WAIT_S) for request_id in ids]
+            wait_until(lambda: proxy.count("DeleteMessageBatch"), "the messages are about to be deleted")
+            first.process.kill()
+            first.process.wait()
+        proxy.heal()
+        with grid.worker("second@test", app="nanogrid") as second:
+            said = "the request had a result before"
+            wait_until(lambda: second.log.read_text().count(said) == 3, "all three have arrived again")
+            wait_until(lambda: depths(["python"], grid.settings)[0].in_flight == 0, "their messages are deleted")
+        assert [client.result(request_id) for request_id in ids] == results
+        assert depths(["python"], grid.settings)[0].visible == 0
 
 
 def test_a_duplicate_that_waits_in_vain(make_grid: OpenGrid, functions: Functions) -> None:

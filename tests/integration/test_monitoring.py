@@ -297,8 +297,8 @@ def test_restart_of_redis_under_load(tmp_path: Path, aws_url: str, monitor_redis
 # -- the outbox ------------------------------------------------------------------------------------------------------
 
 
-def outgoing(number: int) -> OutgoingMessage:
-    return OutgoingMessage(number, None, "", {})  # nothing is published here
+def outgoing(body: object) -> OutgoingMessage:
+    return OutgoingMessage(body, None, "", {})  # nothing is published here
 
 
 def test_outbox_drops_the_oldest() -> None:
@@ -307,16 +307,41 @@ def test_outbox_drops_the_oldest() -> None:
     for number in range(3):
         outbox.put(outgoing(number))
     assert outbox.dropped == 1
-    assert outbox.first() == outgoing(1)
+    assert outbox.next_batch() == [outgoing(1)]
 
 
 def test_outbox_keeps_a_message_until_it_was_sent() -> None:
     """A message that could not be sent is the first one again, and a closed outbox ends only when it is empty."""
     outbox = Outbox()
-    message = outgoing(1)
-    outbox.put(message)
+    outbox.put(outgoing(1))
     outbox.close()
-    assert outbox.first() is message
-    assert outbox.first() is message
-    outbox.sent(message)
-    assert outbox.first() is None
+    batch = outbox.next_batch()
+    assert outbox.next_batch() == batch == [outgoing(1)]
+    outbox.sent(batch)
+    assert outbox.next_batch() == []
+
+
+def test_lists_of_events_leave_the_outbox_together() -> None:
+    """Lists of events that follow each other are one batch, in order; a reply ends it, and keeps nothing waiting."""
+    outbox = Outbox(gather_s=3600)
+    for body in ([1], [2, 3], "reply", [4]):
+        outbox.put(outgoing(body))
+    batch = outbox.next_batch()
+    assert [message.body for message in batch] == [[1], [2, 3]]
+    outbox.sent(batch)
+    batch = outbox.next_batch()
+    assert [message.body for message in batch] == ["reply"]
+    outbox.sent(batch)
+    outbox.close()
+    assert [message.body for message in outbox.next_batch()] == [[4]]
+
+
+def test_what_is_dropped_while_a_batch_is_sent_is_not_removed_twice() -> None:
+    """While two lists are being sent, a full outbox drops the first of them: the other one leaves it, and no later one."""
+    outbox = Outbox(limit=2, gather_s=0)
+    outbox.put(outgoing([1]))
+    outbox.put(outgoing([2]))
+    batch = outbox.next_batch()
+    outbox.put(outgoing([3]))
+    outbox.sent(batch)
+    assert [message.body for message in outbox.next_batch()] == [[3]]

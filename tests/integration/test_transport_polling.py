@@ -222,6 +222,81 @@ def test_an_error_of_the_connection_gives_the_rest_of_the_batch_back(
     assert queues.depths(["python"], settings)[0].visible == 3
 
 
+def send_many(settings: Settings, number: int) -> None:
+    """Send bare requests, ten with one call."""
+    client = sqs_client(settings)
+    url = queues.resolve("python", settings, client)
+    for begin in range(0, number, 10):
+        entries = [{"Id": str(each), "MessageBody": f'{{"requestId": "r{each}"}}'} for each in range(begin, begin + 10)]
+        client.send_message_batch(QueueUrl=url, Entries=entries)
+
+
+@pytest.fixture
+def busy(hub: Hub, app: Celery) -> Iterator[tuple[Connection, list[Any]]]:
+    """A connection that holds one message at a time and finishes each at once, while `taken` has fewer than 20."""
+    taken: list[Any] = []
+
+    def take(message: Any) -> None:
+        taken.append(message)
+        if len(taken) < 20:
+            hub.call_later(0.001, message.ack)
+
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        channel.basic_qos(0, 1, False)
+        Consumer(channel, [Queue("python")], on_message=take, accept=["json"]).consume()
+        yield connection, taken
+
+
+def test_a_busy_worker_receives_and_deletes_many_messages_with_one_call(
+    hub: Hub, settings: Settings, proxy: FaultyProxy, busy: tuple[Connection, list[Any]]
+) -> None:
+    """Twenty short tasks, one at a time: a call receives what will be run at once, and a call deletes what is done."""
+    connection, taken = busy
+    send_many(settings, 20)
+    run_until(hub, lambda: len(taken) == 20)
+    taken[-1].ack()
+    connection.close()
+    depth = queues.depths(["python"], settings)[0]
+    assert (depth.visible, depth.in_flight) == (0, 0)
+    assert proxy.count("ReceiveMessage") <= 8
+    assert proxy.count("DeleteMessageBatch") <= 6
+    assert proxy.count("DeleteMessage") == 0
+
+
+def test_messages_received_ahead_return_when_a_task_takes_long(
+    hub: Hub, settings: Settings, busy: tuple[Connection, list[Any]]
+) -> None:
+    """Behind a long task a message waits for about a second. Then it is in its queue again, as if it had not been delivered."""
+    _, taken = busy
+    send_many(settings, 40)
+    run_until(hub, lambda: len(taken) == 20)
+    began = time.monotonic()
+    run_until(hub, lambda: queues.depths(["python"], settings)[0].visible == 20)
+    assert time.monotonic() - began < 5
+    assert queues.depths(["python"], settings)[0].in_flight == 1
+    client = sqs_client(settings)
+    answer = client.receive_message(
+        QueueUrl=queues.resolve("python", settings, client),
+        MaxNumberOfMessages=10,
+        MessageSystemAttributeNames=["ApproximateReceiveCount"],
+    )
+    assert {message["Attributes"]["ApproximateReceiveCount"] for message in answer["Messages"]} == {"1"}
+
+
+def test_closing_deletes_what_is_done_and_returns_the_rest(hub: Hub, settings: Settings, app: Celery) -> None:
+    """Deletions that wait for others are sent before the connection is closed."""
+    taken: list[Any] = []
+    with app.connection_for_read() as connection:
+        consume(connection, taken)
+        send_many(settings, 10)
+        run_until(hub, lambda: len(taken) == 10)
+        for message in taken[:4]:
+            message.ack()
+    depth = queues.depths(["python"], settings)[0]
+    assert (depth.visible, depth.in_flight) == (6, 0)
+
+
 def test_the_blocking_path_leaves_garbage_in_the_queue(app: Celery, settings: Settings, send: Send) -> None:
     """Without an event loop, garbage is not delivered and not deleted either."""
     send("garbage")

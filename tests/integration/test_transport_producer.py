@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.SQS import Transport as KombusTransport
 
+from nanogrid.client import Client
 from nanogrid.connections.sqs import sqs_client
-from nanogrid.errors import ConfigurationError, InvalidRequestError
+from nanogrid.errors import ConfigurationError, InvalidRequestError, SubmissionError
 from nanogrid.settings import Settings
 from nanogrid.sqs import queues
 from nanogrid.sqs.transport import Transport, transport_options
@@ -178,3 +180,105 @@ def test_transport_options_show_no_secrets() -> None:
     shown = repr(transport_options(first))
     assert "hunter2" not in shown
     assert shown != repr(transport_options(first.model_copy(update={"queue_prefix": "x"})))
+
+
+@pytest.fixture
+def client(settings: Settings, redis_url: str) -> Iterator[Client]:
+    """A client for the queues of this test."""
+    made = Client(settings.model_copy(update={"result_url": redis_url}))
+    with closing(made.app):
+        yield made
+
+
+def request(number: int, **fields: Any) -> dict[str, Any]:
+    """A request with an id of its own."""
+    named = {"functionId": "f", "runtime": "python", "s3Bucket": "code", "s3Key": "f.zip"}
+    return {**named, "requestId": f"r{number}", **fields}
+
+
+def ids_in(call: Any) -> list[str]:
+    """The task ids in a call of SendMessageBatch."""
+    return [json.loads(entry["MessageBody"])["headers"]["id"] for entry in call.body["Entries"]]
+
+
+def test_many_requests_are_sent_ten_at_a_time(client: Client, proxy: FaultyProxy) -> None:
+    """Requests for two queues, in order: a call holds ten of one queue, and each message is what `submit` sends."""
+    asked = [*(request(number) for number in range(12)), request(12, runtime="cpp")]
+    assert client.submit_many(asked) == [f"r{number}" for number in range(13)]
+    assert [len(call.body["Entries"]) for call in proxy.requests("SendMessageBatch")] == [10, 2, 1]
+    assert [each for call in proxy.requests("SendMessageBatch") for each in ids_in(call)] == [
+        f"r{number}" for number in range(13)
+    ]
+    assert proxy.count("SendMessage") == 0
+    client.submit(request(0))
+    (single,) = proxy.requests("SendMessage")
+    alone = json.loads(single.body["MessageBody"])
+    together = json.loads(proxy.requests("SendMessageBatch")[0].body["Entries"][0]["MessageBody"])
+    assert alone["headers"].keys() == together["headers"].keys()
+    assert alone["body"] == together["body"]
+
+
+def test_a_call_is_never_larger_than_a_message_may_be(client: Client, proxy: FaultyProxy) -> None:
+    """SQS bounds the size of all entries together like that of one message."""
+    client.submit_many(request(number, payload="x" * 8_000) for number in range(4))
+    assert [len(call.body["Entries"]) for call in proxy.requests("SendMessageBatch")] == [2, 2]
+    assert all(call.status == 200 for call in proxy.requests("SendMessageBatch"))
+
+
+@pytest.mark.parametrize("wrong", [{"timeoutMs": 0}, {"payload": "x" * 30_000}])
+def test_one_bad_request_of_many_stops_all(client: Client, proxy: FaultyProxy, wrong: dict[str, Any]) -> None:
+    """Each request is checked before the first one is sent."""
+    with pytest.raises(InvalidRequestError):
+        client.submit_many([*(request(number) for number in range(12)), request(12, **wrong)])
+    assert proxy.count("SendMessageBatch") == 0
+
+
+def answer(ids: list[str], failed: dict[str, bool]) -> bytes:
+    """SQS's answer to a batch. `failed` are ids of entries, and whether the sender is to blame."""
+    accepted = [{"Id": each, "MessageId": each, "MD5OfMessageBody": ""} for each in ids if each not in failed]
+    refused = [
+        {"Id": each, "Code": "Busy", "Message": "not now", "SenderFault": fault} for each, fault in failed.items()
+    ]
+    return json.dumps({"Successful": accepted, "Failed": refused}).encode()
+
+
+def test_only_what_sqs_did_not_accept_is_sent_again(client: Client, proxy: FaultyProxy) -> None:
+    """Two entries fail because of SQS: they alone are in the next call, and the caller does not notice."""
+    proxy.garble("SendMessageBatch", body=answer(list("0123"), {"1": False, "3": False}), times=1)
+    assert client.submit_many(request(number) for number in range(4)) == ["r0", "r1", "r2", "r3"]
+    first, second = proxy.requests("SendMessageBatch")
+    assert (ids_in(first), ids_in(second)) == (["r0", "r1", "r2", "r3"], ["r1", "r3"])
+
+
+def test_an_entry_that_cannot_be_sent_is_named(client: Client, proxy: FaultyProxy) -> None:
+    """SQS blames the sender for one entry: it is not repeated, all others are sent, and the error names both."""
+    proxy.garble("SendMessageBatch", body=answer(list("0123456789"), {"2": True}), times=1)
+    with pytest.raises(SubmissionError, match="1 of 12 requests were not sent, the first is 'r2': not now") as partly:
+        client.submit_many(request(number) for number in range(12))
+    assert partly.value.failed == {"r2": "not now"}
+    assert partly.value.sent == [f"r{number}" for number in range(12) if number != 2]
+    assert proxy.count("SendMessageBatch") == 2
+
+
+def test_a_call_that_sqs_refuses_ends_the_sending(client: Client, proxy: FaultyProxy) -> None:
+    """The first call is sent, the second one is refused: the error names what was sent and what was not."""
+    client.submit_many([request(0)])
+    proxy.garble("SendMessageBatch", body=answer(list("0123456789"), {}), times=1)
+    proxy.fail("SendMessageBatch", status=403, code="AccessDenied")
+    with pytest.raises(SubmissionError, match="AccessDenied") as partly:
+        client.submit_many(request(number) for number in range(25))
+    assert partly.value.sent == [f"r{number}" for number in range(10)]
+    assert list(partly.value.failed) == [f"r{number}" for number in range(10, 25)]
+
+
+def test_the_parts_of_a_map_are_sent_together(client: Client, proxy: FaultyProxy) -> None:
+    """`map` and `map_reduce` need one call for ten parts."""
+    function = {name: value for name, value in request(0).items() if name != "requestId"}
+    ids = client.map({**function, "requestId": "m"}, list(range(12)))
+    assert ids == [f"m/{number}" for number in range(12)]
+    client.map_reduce(function, list(range(12)), {**function, "requestId": "final"})
+    sent = [ids_in(call) for call in proxy.requests("SendMessageBatch")]
+    assert [len(each) for each in sent[:2]] == [10, 2]
+    assert len(sent) == 4
+    assert sent[2] + sent[3] == [f"final/{number}" for number in range(12)]
+    assert proxy.count("SendMessage") == 0

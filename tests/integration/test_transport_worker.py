@@ -465,7 +465,7 @@ def test_an_acknowledgement_that_fails_costs_a_second_delivery_and_no_worker(
 ) -> None:
     """A message whose deletion SQS refuses is delivered again; the worker logs it and continues."""
     with running_worker(tmp_path, settings, records) as worker:
-        proxy.fail("DeleteMessage", status=503, times=sqs.ATTEMPTS)
+        proxy.fail("DeleteMessageBatch", status=503, times=sqs.ATTEMPTS)
         queue.send(request("twice"))
         worker.wait_for_log("was not deleted, so it arrives again")
         queue.send(request("other"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from typing import Any
 
 import pytest
@@ -205,3 +206,17 @@ def test_every_held_message_is_in_one_batch_of_its_queue(held: dict[str, str]) -
     batches = messages.batches()
     assert sorted(handle for _, handles in batches for handle in handles) == sorted(held)
     assert all(len(handles) <= 10 and {held[handle] for handle in handles} == {url} for url, handles in batches)
+
+
+def test_a_heartbeat_leaves_young_messages_out_unless_there_is_room() -> None:
+    """Short runs cost no call. A call that is due anyway takes younger messages along."""
+    messages = HeldMessages()
+    for number in range(3):
+        messages.add("url", str(number))
+    assert messages.batches(least_age_s=60) == []
+    assert messages.batches() == [("url", ["0", "1", "2"])]
+    time.sleep(0.01)
+    messages.renewed(["0", "1"])
+    assert messages.batches(least_age_s=0.01) == [("url", ["2", "0", "1"])]
+    messages.renewed(["2"])
+    assert messages.batches(least_age_s=60) == []

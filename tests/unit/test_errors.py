@@ -18,6 +18,8 @@ CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issu
 def example(cls: type[errors.NanoGridError]) -> errors.NanoGridError:
     if cls is errors.InvalidRequestError:
         return errors.InvalidRequestError("timeoutMs", "0 is too small")
+    if cls is errors.SubmissionError:
+        return errors.SubmissionError(["a"], {"b": "SQS is busy"})
     return cls("what is wrong, which value, what to do")
 
 

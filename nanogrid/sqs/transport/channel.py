@@ -19,6 +19,8 @@ from __future__ import annotations
 import logging
 import sys
 from functools import cached_property, partial
+from itertools import groupby
+from operator import attrgetter
 from queue import Empty
 from time import monotonic
 from typing import Any
@@ -33,11 +35,14 @@ from nanogrid.errors import ConfigurationError
 from nanogrid.settings import Settings
 from nanogrid.sqs import queues
 from nanogrid.sqs.transport import delays, envelopes, message_checks, size
+from nanogrid.sqs.transport.ahead import LONGEST_S, Ahead, Received
+from nanogrid.sqs.transport.deletions import Deletions, Finished
 from nanogrid.sqs.transport.http import client_of
 from nanogrid.sqs.transport.kombu_private import ChannelHooks, MessageTable, payload_of, raise_decode_error
 from nanogrid.sqs.transport.options import QUEUES_MAY_BE_MISSING, SETTINGS_OPTION
 from nanogrid.sqs.transport.poll_status import poll_status
 from nanogrid.sqs.transport.polling import MOST_POLLS, Backoff, PollFailure, PollingConnection
+from nanogrid.sqs.transport.sending import Collector, collected
 from nanogrid.sqs.transport.visibility import HeldMessages, VisibilityHeartbeat, return_delay_s
 from nanogrid.telemetry.tracing import CARRIED
 from nanogrid.wire.names import RECEIVES_HEADER, SENT_AT
@@ -61,11 +66,13 @@ class QoS(MessageTable):
 
     def append(self, message: Any, delivery_tag: str) -> None:
         super().append(message, delivery_tag)
+        self.channel.ahead.started(delivery_tag)
         self.channel.held.add(message.delivery_info["sqs_queue"], delivery_tag)
 
-    def ack(self, delivery_tag: str) -> None:
-        self.channel.held.discard(delivery_tag)
-        super().ack(delivery_tag)
+    def can_consume_max_estimate(self) -> int | None:
+        """How many messages the next poll may ask for: those that children are free for, and those ahead."""
+        free: int | None = super().can_consume_max_estimate()
+        return None if free is None else max(0, free + self.channel.room_ahead())
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Give the message back, whether or not it is to be requeued: SQS has no other way to refuse it."""
@@ -87,7 +94,11 @@ class Channel(ChannelHooks):
         self._paused: dict[str, Any] = {}
         self._polling: PollingConnection | None = None
         self._client: Any = None
+        self._collector: Collector | None = None
         self._polled_at: dict[str, float] = {}
+        self.ahead = Ahead()
+        self._return_at: Any = None
+        self._deletions = Deletions(self.held, self.sqs)
         super().__init__(*args, **kwargs)
         self._heartbeat = VisibilityHeartbeat(
             self.held, self.sqs, self.settings.visibility_heartbeat_s, self.settings.visibility_timeout_s
@@ -108,6 +119,8 @@ class Channel(ChannelHooks):
 
     def sqs(self, queue: str | None = None) -> Any:  # kombu's signature: a client per queue
         """The blocking client, one for all queues."""
+        if self._collector is not None:
+            return self._collector
         if self._client is None:
             client = sqs_client(self.settings)
             size.refuse_large_messages(client, self.settings.message_limit_bytes)
@@ -157,14 +170,25 @@ class Channel(ChannelHooks):
         return super().encode_body(body, "base64" if isinstance(body, bytes) else encoding)
 
     def send(self, queue: str, message: dict[str, Any]) -> None:
-        """Send, with SQS's delay if the message is for later. Raises InvalidRequestError for a time too far ahead."""
+        """Send, with SQS's delay if the message is for later; in a block of `sending.sent_together` at its end. Raises InvalidRequestError for a time too far ahead."""
         if delay_s := delays.sqs_delay_s(message.get("headers") or {}):
             message = {**message, "properties": {"DelaySeconds": delay_s, **message["properties"]}}
+        refused = partial(self._send_refused, queue)
         try:
+            self.queue_url(queue)
+            if (block := collected()) is not None:
+                self._collector = Collector(
+                    block, message["headers"]["id"], refused, self.sqs(), self.settings.message_limit_bytes
+                )
             self.send_by_kombu(queue, message)
         except ClientError as error:
-            self._forget_if_gone(queue, PollFailure(str(error), error.response.get("Error", {}).get("Code", "")))
+            refused(error)
             raise
+        finally:
+            self._collector = None
+
+    def _send_refused(self, queue: str, error: ClientError) -> None:
+        self._forget_if_gone(queue, PollFailure(str(error), error.response.get("Error", {}).get("Code", "")))
 
     def queue_purge(self, queue: str, **_: Any) -> int:
         """Empty a queue and return about how many messages it held. kombu counts up to ten times and adds the counts up."""
@@ -188,7 +212,7 @@ class Channel(ChannelHooks):
         self._paused.pop(queue, None)
         if self.closed or not self.consumes(queue):
             return
-        if not self.qos.can_consume():
+        if not self._may_poll():
             self._paused[queue] = self.hub.call_later(RECHECK_S, self.poll, queue)
             return
         self._polled_at[queue] = monotonic()
@@ -201,10 +225,23 @@ class Channel(ChannelHooks):
 
     def resume_polls(self) -> None:
         """Resume paused polls if messages may be held again."""
-        if self._paused and not self.closed and self.qos.can_consume():
+        if self._paused and not self.closed and self._may_poll():
             for queue, entry in list(self._paused.items()):
                 entry.cancel()
                 self.poll(queue)
+
+    def _may_poll(self) -> bool:
+        """Whether more messages may be received now. With those ahead that is before the last of them is delivered."""
+        if len(self.ahead):
+            return len(self.ahead) <= self._most_ahead() // 3
+        return bool(self.qos.can_consume() or self._most_ahead())
+
+    def _most_ahead(self) -> int:
+        return self.ahead.most(self.qos.prefetch_count)
+
+    def room_ahead(self) -> int:
+        """How many more messages may be received before children are free for them. Negative if too many wait."""
+        return self._most_ahead() - len(self.ahead)
 
     def poll_answered(self, url: str, queue: str, answer: dict[str, Any] | PollFailure) -> int:
         """Deliver the messages of a poll and return how many there were."""
@@ -222,19 +259,59 @@ class Channel(ChannelHooks):
         if callback is None:
             self._release(url, queue, received)
             return 0
-        self._deliver_all(callback, received, url, queue)
+        now = monotonic()
+        for message in received:
+            self.ahead.add(Received(queue, url, message, now))
+            self.held.add(url, message["ReceiptHandle"])
+        self._deliver_waiting()
         return len(received)
 
-    def _deliver_all(self, callback: Any, received: list[dict[str, Any]], url: str, queue: str) -> None:
-        waiting = list(received)
+    # -- messages that wait for a child ------------------------------------------------------------------------------
+
+    def _deliver_waiting(self) -> None:
+        """Deliver messages while children are free for them. The others wait, for a moment only."""
+        while len(self.ahead) and not self.closed and self.qos.can_consume():
+            self._deliver(self.ahead.first())
+        if len(self.ahead) and self._return_at is None:
+            self._return_at = self.hub.call_later(LONGEST_S, self._return_overdue)
+
+    def _deliver(self, received: Received) -> None:
+        callback = self.delivery_callback(received.queue)
+        if callback is None:
+            self._return([received])
+            return
+        payload = self._payload(received.message, received.url, received.queue)
+        if payload is None:
+            return
         try:
-            while waiting:
-                payload = self._payload(waiting.pop(0), url, queue)
-                if payload is not None:
-                    callback(payload)
-        finally:
-            if waiting:  # an error that ends this connection
-                self._release(url, queue, waiting)
+            callback(payload)
+        except BaseException:  # an error that ends this connection
+            if self.qos.held(received.handle) is None:
+                self.held.discard(received.handle)
+            self._return(self.ahead.remove(lambda _: True))
+            raise
+
+    def _return_overdue(self) -> None:
+        """Return messages that have waited too long: children are busy with longer runs than before.
+
+        One that was delivered before stays. It would be a new message, for which earlier attempts do not count.
+        """
+        self._return_at = None
+        if not self.closed:
+            overdue_since = monotonic() - LONGEST_S
+            self._return(self.ahead.remove(lambda each: each.at <= overdue_since and _receives_of(each.message) == 1))
+            self._deliver_waiting()
+
+    def _return(self, waiting: list[Received]) -> None:
+        for each in waiting:
+            self.held.discard(each.handle)
+        for (url, queue), group in groupby(waiting, key=attrgetter("url", "queue")):
+            self._release(url, queue, [each.message for each in group])
+
+    def basic_cancel(self, consumer_tag: str) -> None:
+        """Stop consuming a queue. Its waiting messages return to it."""
+        super().basic_cancel(consumer_tag)
+        self._return(self.ahead.remove(lambda each: self.delivery_callback(each.queue) is None))
 
     def _poll_failed(self, queue: str, failure: PollFailure) -> None:
         poll_status(queue).poll_failed()
@@ -246,10 +323,7 @@ class Channel(ChannelHooks):
         delay_s = self._retry_in_s.pop(queue, 0.0)
         if not delay_s and not messages and monotonic() - self._polled_at[queue] < PROMPT_S:
             delay_s = PAUSE_S
-        if delay_s:
-            self.hub.call_later(delay_s, self.poll, queue)
-        else:
-            self.hub.call_soon(self.poll, queue)
+        self.hub.call_later(delay_s, self.poll, queue)  # kombu's call_soon may wait for the next event
 
     # -- received messages -------------------------------------------------------------------------------------------
 
@@ -295,11 +369,11 @@ class Channel(ChannelHooks):
     def _refuse(self, payload: dict[str, Any]) -> None:
         """Give back a message whose handling raised, unless it was acknowledged or given back before."""
         tag, delivery_info = payload["properties"]["delivery_tag"], payload["properties"]["delivery_info"]
-        if tag in self.held:
-            self.basic_reject(tag)
-        elif self.qos.held(tag) is None:  # the error came before kombu made a message of it
+        if self.qos.held(tag) is None:  # the error came before kombu made a message of it
             delay_s = return_delay_s(payload["headers"][RECEIVES_HEADER])
             self._make_visible(delivery_info["sqs_queue"], tag, delay_s)
+        elif not self.qos.is_acknowledged(tag):
+            self.basic_reject(tag)
 
     def _payload(self, message: dict[str, Any], url: str, queue: str) -> dict[str, Any] | None:
         """kombu's payload for a received message, or None if it must not be delivered now.
@@ -313,7 +387,7 @@ class Channel(ChannelHooks):
         if isinstance(body, (envelopes.Garbage, envelopes.CeleryEnvelope)) and body.problem is not None:
             logger.error("message %s of %s is given back: %s", message["MessageId"], queue, body.problem)
             poll_status(queue).refused += 1
-            self._make_visible(url, message["ReceiptHandle"], return_delay_s(_receives(attributes)))
+            self._make_visible(url, message["ReceiptHandle"], return_delay_s(_receives_of(message)))
             return None
         if isinstance(body, envelopes.BareRequest):
             payload = envelopes.adopt(body.request, message["MessageId"], sent_at_ms, self.settings, queue=queue)
@@ -324,9 +398,10 @@ class Channel(ChannelHooks):
                 payload["headers"].setdefault(SENT_AT, sent_at_ms)
         delays.keep_original_headers(payload)
         if delays.due_in_s(payload["headers"]) >= 1:
+            self.held.discard(message["ReceiptHandle"])
             delays.postpone(self.sqs(), url, message["ReceiptHandle"], payload)
             return None
-        payload["headers"][RECEIVES_HEADER] = _receives(attributes)
+        payload["headers"][RECEIVES_HEADER] = _receives_of(message)
         return _addressed(payload, message, url, queue)
 
     def payloads_of(self, messages: list[dict[str, Any]], queue: str) -> list[dict[str, Any]]:
@@ -345,25 +420,34 @@ class Channel(ChannelHooks):
     # -- acknowledging and giving back -------------------------------------------------------------------------------
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
-        """Delete the message. If that fails, the message is delivered again and the worker continues."""
+        """Delete the message soon. If that fails, the message is delivered again and the worker continues."""
         message = self.qos.held(delivery_tag)
-        if message is not None:
-            try:
-                self.sqs().delete_message(QueueUrl=message.delivery_info["sqs_queue"], ReceiptHandle=delivery_tag)
-            except SQS_ERRORS as error:
-                logger.warning("message %s is done but was not deleted, so it arrives again: %s", _name(message), error)
         self.qos.ack(delivery_tag)
+        self.ahead.finished(delivery_tag, done=True)
+        if message is not None:
+            finished = Finished(message.delivery_info["sqs_queue"], delivery_tag, _name(message))
+            self._deletions.add(finished, hurry=self.closed or self._is_idle())
         self._finished_one()
+
+    def _is_idle(self) -> bool:
+        """Whether no task is under way, and few have ended lately, whose messages could be deleted together."""
+        return not self.ahead.is_load() and not len(self.ahead) and not self.unacknowledged()
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Make the message visible again. It is never deleted."""
         self.qos.reject(delivery_tag, requeue=requeue)
+        self.ahead.finished(delivery_tag, done=False)
         self._finished_one()
 
     def _finished_one(self) -> None:
         if not self.closed:
+            if len(self.ahead):
+                # Not within the acknowledgement, which would hide errors; kombu's call_soon waits for the next event.
+                self.hub.call_later(0, self._deliver_waiting)
             self.resume_polls()
-        elif not len(self.held):
+            return
+        self._deletions.flush()  # the process may end next
+        if not len(self.held):
             self._heartbeat.stop()
 
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
@@ -373,11 +457,11 @@ class Channel(ChannelHooks):
 
     def give_back(self, message: Any) -> None:
         """Make a held message visible again, at once unless it was delivered very often. Does not raise."""
-        self.held.discard(message.delivery_tag)
         delay_s = return_delay_s(int(message.headers.get(RECEIVES_HEADER, 1)))
         self._make_visible(message.delivery_info["sqs_queue"], message.delivery_tag, delay_s)
 
     def _make_visible(self, url: str, handle: str, delay_s: int = 0) -> bool:
+        self.held.discard(handle)
         try:
             self.sqs().change_message_visibility(QueueUrl=url, ReceiptHandle=handle, VisibilityTimeout=delay_s)
         except SQS_ERRORS as error:
@@ -405,6 +489,7 @@ class Channel(ChannelHooks):
         """Give back all held messages, except those that are running while the consumer restarts: they are deleted when done."""
         if self.closed:
             return
+        self._return(self.ahead.remove(lambda _: True))
         unacknowledged, running_tags = self.unacknowledged(), _running_tags()
         running = {tag: message for tag, message in unacknowledged.items() if tag in running_tags}
         for tag in running:
@@ -412,7 +497,8 @@ class Channel(ChannelHooks):
         if _is_draining():
             self._resend(unacknowledged)
         super().close()
-        for entry in self._paused.values():
+        self._deletions.flush()
+        for entry in (*self._paused.values(), *([self._return_at] if self._return_at else [])):
             entry.cancel()
         self._paused.clear()
         if running:
@@ -501,8 +587,8 @@ def _is_set(stop: Any) -> bool:
     return stop is not None and stop is not False
 
 
-def _receives(attributes: dict[str, Any]) -> int:
-    return _number(attributes.get("ApproximateReceiveCount")) or 1
+def _receives_of(message: dict[str, Any]) -> int:
+    return _number((message.get("Attributes") or {}).get("ApproximateReceiveCount")) or 1
 
 
 def _number(text: object) -> int | None:

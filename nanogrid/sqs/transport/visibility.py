@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-logger = logging.getLogger(__name__)
+from nanogrid.sqs.transport.batches import failures, in_tens
 
-BATCH = 10
-"""Most entries of one ChangeMessageVisibilityBatch."""
+logger = logging.getLogger(__name__)
 
 PATIENT_RECEIVES = 20
 LONGEST_RETURN_DELAY_S = 900
@@ -34,50 +34,69 @@ def return_delay_s(receives: int) -> int:
     return int(min(LONGEST_RETURN_DELAY_S, 2 ** min(receives - PATIENT_RECEIVES, 10)))
 
 
+@dataclass
+class Held:
+    """A held message: its queue's URL, and when its invisibility was last renewed or began, by the monotonic clock."""
+
+    queue_url: str
+    renewed_at: float
+
+
 class HeldMessages:
-    """Receipt handles of the messages this worker holds, by queue URL. Safe from any thread."""
+    """Receipt handles of the messages this worker holds. Safe from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._queue_of: dict[str, str] = {}
+        self._held: dict[str, Held] = {}
 
     def add(self, queue_url: str, handle: str) -> None:
         """Keep this message invisible from now on."""
         with self._lock:
-            self._queue_of[handle] = queue_url
+            self._held.setdefault(handle, Held(queue_url, monotonic()))
 
     def discard(self, handle: str) -> None:
         """Stop keeping a message invisible: it is done or given back."""
         with self._lock:
-            self._queue_of.pop(handle, None)
+            self._held.pop(handle, None)
+
+    def renewed(self, handles: list[str]) -> None:
+        """The invisibility of these messages begins again now."""
+        with self._lock:
+            for handle in handles:
+                if handle in self._held:
+                    self._held[handle].renewed_at = monotonic()
 
     def __contains__(self, handle: str) -> bool:
         with self._lock:
-            return handle in self._queue_of
+            return handle in self._held
 
     def __len__(self) -> int:
         with self._lock:
-            return len(self._queue_of)
+            return len(self._held)
 
-    def batches(self) -> list[tuple[str, list[str]]]:
-        """All held messages as pairs of a queue URL and at most ten handles."""
+    def batches(self, least_age_s: float = 0.0) -> list[tuple[str, list[str]]]:
+        """The messages that were renewed at least this long ago, as pairs of a queue URL and at most ten handles.
+
+        Room in a batch is filled with younger ones: they are then due together with the others.
+        """
         with self._lock:
-            held = list(self._queue_of.items())
-        by_queue: dict[str, list[str]] = {}
-        for handle, queue_url in held:
-            by_queue.setdefault(queue_url, []).append(handle)
-        return [(url, part) for url, handles in by_queue.items() for part in _parts(handles)]
-
-
-def _parts(handles: list[str]) -> Iterator[list[str]]:
-    rest = iter(handles)
-    while part := list(islice(rest, BATCH)):
-        yield part
+            held = sorted(self._held.items(), key=lambda item: item[1].renewed_at)
+        due_until = monotonic() - least_age_s
+        by_queue: dict[str, list[tuple[str, Held]]] = {}
+        for handle, each in held:
+            by_queue.setdefault(each.queue_url, []).append((handle, each))
+        return [
+            (url, [handle for handle, _ in part])
+            for url, of_queue in by_queue.items()
+            for part in in_tens(of_queue)
+            if part[0][1].renewed_at <= due_until
+        ]
 
 
 class VisibilityHeartbeat:
-    """Renews the invisibility of all held messages every `interval_s` seconds, in a daemon thread.
+    """Renews the invisibility of each held message within `interval_s` seconds, again and again, in a daemon thread.
 
+    It looks twice in that time and leaves out messages that are younger than half of it, so that short runs cost no call.
     After a failed beat the next one follows after a fifth of the interval, so that one lost beat costs no message. Starting
     twice and stopping twice are harmless.
     """
@@ -98,13 +117,14 @@ class VisibilityHeartbeat:
         self._stopped.set()
 
     def _run(self) -> None:
-        wait_s = self._interval_s
+        wait_s = self._interval_s / 2
         while not self._stopped.wait(wait_s):
-            wait_s = self._interval_s if self.beat() else self._interval_s / 5
+            wait_s = self._interval_s / (2 if self.beat() else 5)
 
     def beat(self) -> bool:
-        """Renew once. Returns False if a whole request failed; a message that SQS no longer has is only logged."""
-        extended = [self._extend(queue_url, handles) for queue_url, handles in self._held.batches()]
+        """Renew what is due. Returns False if a whole request failed; a message that SQS no longer has is only logged."""
+        due = self._held.batches(self._interval_s / 2)
+        extended = [self._extend(queue_url, handles) for queue_url, handles in due]
         return all(extended)
 
     def _extend(self, queue_url: str, handles: list[str]) -> bool:
@@ -117,11 +137,8 @@ class VisibilityHeartbeat:
         except (ClientError, BotoCoreError, OSError) as error:
             logger.warning("could not keep %d message(s) of %s invisible: %s", len(handles), queue_url, error)
             return False
-        for failed in answer.get("Failed", ()):
-            if handles[int(failed["Id"])] in self._held:  # else it was finished during the request
-                logger.warning(
-                    "a held message of %s is not kept invisible and may run twice: %s",
-                    queue_url,
-                    failed.get("Message") or failed.get("Code"),
-                )
+        self._held.renewed(handles)
+        for handle, reason in failures(answer, handles):
+            if handle in self._held:  # else it was finished during the request
+                logger.warning("a held message of %s is not kept invisible and may run twice: %s", queue_url, reason)
         return True
