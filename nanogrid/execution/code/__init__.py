@@ -16,12 +16,13 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from nanogrid.connections.s3 import s3_client
 from nanogrid.errors import CodeCorruptError, CodeUnavailableError
 from nanogrid.execution.code.archive import unpack
-from nanogrid.execution.code.cache import Cache, CacheEntry, CacheUsage, SourceRecord, source_name
+from nanogrid.execution.code.cache import MOST_KNOWN, Cache, CacheEntry, CacheUsage, SourceRecord, source_name
 from nanogrid.execution.code.limits import MIB, ArchiveLimits
 from nanogrid.execution.code.required import HandlerModule, check_required
 from nanogrid.execution.code.s3_source import Source, url
@@ -56,19 +57,28 @@ class Code:
 class _Checkout:
     """The object that one checkout asks for."""
 
+    endpoint: str
     bucket: str
     key: str
     sha256: str | None
-    source: str
+
+    @cached_property
+    def source(self) -> str:
+        """The object's name in the cache."""
+        return source_name(self.endpoint, self.bucket, self.key)
 
 
 class CodeStore:
-    """All code of this host. Thread-safe; any number of processes may use the same data folder, also after a fork."""
+    """All code of this host. Thread-safe; any number of processes may use the same data folder, also after a fork.
+
+    All mutable state: `_have`, which code is known to have what is started.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._limits = ArchiveLimits.of(settings)
         self._source = Source(settings)
+        self._have: set[tuple[str, str | HandlerModule]] = set()
         self._cache = Cache(settings.data_dir / "code", settings.code_cache_mb * MIB)
 
     def checkout(
@@ -87,23 +97,30 @@ class CodeStore:
 
     @contextmanager
     def _checkout(self, bucket: str, key: str, sha256: str | None, required: str | HandlerModule) -> Iterator[Code]:
-        source = source_name(self._settings.s3_endpoint_url, bucket, key)
-        wanted = _Checkout(bucket, key, sha256.lower() if sha256 else None, source)
+        wanted = _Checkout(self._settings.s3_endpoint_url, bucket, key, sha256.lower() if sha256 else None)
         with self._local_trouble(wanted):
             entry, code = self._ready(wanted)
         try:
-            with _about(wanted):
-                check_required(code.path, required)
+            if (code.sha256, required) not in self._have:
+                self._check(wanted, code, required)
             yield code
         finally:
             entry.release()
             self._trim()
 
+    def _check(self, wanted: _Checkout, code: Code, required: str | HandlerModule) -> None:
+        with _about(wanted):
+            check_required(code.path, required)
+        if len(self._have) >= MOST_KNOWN:
+            self._have.clear()
+        self._have.add((code.sha256, required))
+
     def _ready(self, wanted: _Checkout) -> tuple[CacheEntry, Code]:
         started = time.perf_counter()
         while True:
-            known = self._cache.record(wanted.source)
-            found = self._unchanged(wanted, known)
+            found = self._pinned(wanted)
+            known = None if found else self._cache.record(wanted.source)
+            found = found or self._unchanged(wanted, known)
             if found is not None:
                 count(counters.CODE_LOOKUP, counters.HIT)
                 entry, sha256 = found
@@ -114,17 +131,18 @@ class CodeStore:
                     return self._fetch(wanted, started)
             # Another process fetched it meanwhile: check the cache again.
 
+    def _pinned(self, wanted: _Checkout) -> tuple[CacheEntry, str] | None:
+        """The cached code of the digest that the request names. S3 is not asked."""
+        entry = self._cache.use(wanted.sha256) if wanted.sha256 else None
+        return (entry, wanted.sha256) if entry is not None and wanted.sha256 else None
+
     def _unchanged(self, wanted: _Checkout, known: SourceRecord | None) -> tuple[CacheEntry, str] | None:
-        """The cached code, if S3 still has the same object. S3 is not asked if the request names the digest."""
-        sha256 = wanted.sha256 or (known.sha256 if known else None)
-        entry = self._cache.use(sha256) if sha256 else None
-        if entry is None or sha256 is None:
+        """The cached code, if the request names no digest and S3 still has the same object."""
+        if wanted.sha256 or known is None or (entry := self._cache.use(known.sha256)) is None:
             return None
-        if wanted.sha256:
-            return entry, sha256
         try:
-            if known and self._source.version(wanted.bucket, wanted.key) == known.version:
-                return entry, sha256
+            if self._source.version(wanted.bucket, wanted.key) == known.version:
+                return entry, known.sha256
         except BaseException:
             entry.release()
             raise
