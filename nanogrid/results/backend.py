@@ -18,6 +18,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -408,6 +409,30 @@ class ResultBackend(RedisBackend):
     def _unpublished(self) -> str:
         # What marks an unpublished end: it has no time for the last phase, storing.
         return UNKNOWN_STORE_TIME + '}, "runtime"'
+
+    def _get_result_meta(
+        self, result: Any, state: str, traceback: Any, request: Any, format_date: bool = True, encode: bool = False
+    ) -> dict[str, Any]:
+        """What Celery stores. Celery searches its configuration for `result_extended` each time, which takes longer than the rest."""
+        if self._is_extended or not format_date:
+            extended: dict[str, Any] = super()._get_result_meta(result, state, traceback, request, format_date, encode)
+            return extended
+        ended = datetime.now(timezone.utc).astimezone(self.app.timezone) if state in self.READY_STATES else None
+        meta = {
+            "status": state,
+            "result": result,
+            "traceback": traceback,
+            "children": self.current_task_children(request),
+            "date_done": ended and ended.isoformat(),
+        }
+        for name, value in (("group_id", "group"), ("parent_id", "parent_id")):
+            if found := getattr(request, value, None):
+                meta[name] = found
+        return meta
+
+    @cached_property
+    def _is_extended(self) -> bool:
+        return bool(self.app.conf.find_value_for_key("extended", "result"))
 
     def _meta(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> str:
         """Return the text to store, as Celery formats it."""
