@@ -4,8 +4,9 @@
     archive    a file → a sealed tree (zipped, tarred: formats; entries: names; limits; tree: what is written)
     cache      sealed trees by digest, shared by all processes of a host, with the help of locks
 
-The rule: code is found by the SHA-256 of its object, and before each run one HEAD request checks whether S3 still has the
-same object. A request that names the digest needs no HEAD request if the code is cached.
+The rule: code is found by the SHA-256 of its object, and a HEAD request checks whether S3 still has the same object. A run gets
+what S3 had at some moment after its request was sent, and no earlier than a second before the run. So a request that waited while S3
+was asked for another one needs no HEAD request, and neither does one that names the digest, if the code is cached.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from nanogrid.execution.code.archive import unpack
 from nanogrid.execution.code.cache import MOST_KNOWN, Cache, CacheEntry, CacheUsage, SourceRecord, source_name
 from nanogrid.execution.code.limits import MIB, ArchiveLimits
 from nanogrid.execution.code.required import HandlerModule, check_required
-from nanogrid.execution.code.s3_source import Source, url
+from nanogrid.execution.code.s3_source import ObjectVersion, Source, url
 from nanogrid.settings import Settings
 from nanogrid.telemetry import counters
 from nanogrid.telemetry.events import count
@@ -33,6 +34,12 @@ from nanogrid.telemetry.events import count
 __all__ = ["Code", "CodeStore", "Usage", "s3_client"]
 
 log = logging.getLogger(__name__)
+
+ASKED_LATELY_S = 1.0
+"""For this long an answer of S3 may serve requests that had been sent before S3 was asked."""
+
+CLOCKS_DIFFER_S = 1.0
+"""How much the clocks of a producer and of this host may differ."""
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -61,6 +68,7 @@ class _Checkout:
     bucket: str
     key: str
     sha256: str | None
+    sent_at: float | None
 
     @cached_property
     def source(self) -> str:
@@ -71,33 +79,42 @@ class _Checkout:
 class CodeStore:
     """All code of this host. Thread-safe; any number of processes may use the same data folder, also after a fork.
 
-    All mutable state: `_have`, which code is known to have what is started.
+    All mutable state: `_have`, which code is known to have what is started, and `_answers`, when S3 was asked last for an object and
+    its version.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._limits = ArchiveLimits.of(settings)
         self._source = Source(settings)
+        self._answers: dict[str, tuple[float, ObjectVersion]] = {}
         self._have: set[tuple[str, str | HandlerModule]] = set()
         self._cache = Cache(settings.data_dir / "code", settings.code_cache_mb * MIB)
 
     def checkout(
-        self, bucket: str, key: str, *, sha256: str | None = None, required: str | HandlerModule
+        self,
+        bucket: str,
+        key: str,
+        *,
+        sha256: str | None = None,
+        sent_at: float | None = None,
+        required: str | HandlerModule,
     ) -> AbstractContextManager[Code]:
         """The code of an S3 object, kept on disk for the length of the `with` block.
 
-        `sha256` (hex digest of the object) pins the code; `required` is the file or module that is started. Raises
+        `sha256` (hex digest of the object) pins the code; `sent_at` is when the request was sent, in seconds since 1970, if known;
+        `required` is the file or module that is started. Raises
         CodeNotFoundError, CodeCorruptError (both final) or CodeUnavailableError (retryable).
         """
-        return self._checkout(bucket, key, sha256, required)
+        pinned = sha256.lower() if sha256 else None
+        return self._checkout(_Checkout(self._settings.s3_endpoint_url, bucket, key, pinned, sent_at), required)
 
     def usage(self) -> CacheUsage:
         """What the cache holds."""
         return self._cache.usage()
 
     @contextmanager
-    def _checkout(self, bucket: str, key: str, sha256: str | None, required: str | HandlerModule) -> Iterator[Code]:
-        wanted = _Checkout(self._settings.s3_endpoint_url, bucket, key, sha256.lower() if sha256 else None)
+    def _checkout(self, wanted: _Checkout, required: str | HandlerModule) -> Iterator[Code]:
         with self._local_trouble(wanted):
             entry, code = self._ready(wanted)
         try:
@@ -141,7 +158,7 @@ class CodeStore:
         if wanted.sha256 or known is None or (entry := self._cache.use(known.sha256)) is None:
             return None
         try:
-            if self._source.version(wanted.bucket, wanted.key) == known.version:
+            if self._is_current(wanted, known):
                 return entry, known.sha256
         except BaseException:
             entry.release()
@@ -149,6 +166,20 @@ class CodeStore:
         entry.release()
         log.info("%s has changed since it was fetched.", url(wanted.bucket, wanted.key))
         return None
+
+    def _is_current(self, wanted: _Checkout, known: SourceRecord) -> bool:
+        """Whether S3 has what was fetched last: now, or lately and after the request was sent."""
+        asked_at, answer = self._answers.get(wanted.source, (0.0, None))
+        now = time.time()
+        if wanted.sent_at is not None and answer == known.version:
+            is_new_enough = wanted.sent_at + CLOCKS_DIFFER_S <= asked_at
+            if is_new_enough and 0 <= now - asked_at <= ASKED_LATELY_S:
+                return True
+        version = self._source.version(wanted.bucket, wanted.key)
+        if len(self._answers) >= MOST_KNOWN:
+            self._answers.clear()
+        self._answers[wanted.source] = now, version
+        return version == known.version
 
     def _fetch(self, wanted: _Checkout, started: float) -> tuple[CacheEntry, Code]:
         """Download, check, unpack and publish. One process at a time does this for each source."""
