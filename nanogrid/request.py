@@ -20,7 +20,7 @@ from nanogrid.errors import InvalidRequestError
 from nanogrid.settings import Settings, current
 from nanogrid.wire.aws_events import aws_event_problem
 from nanogrid.wire.json_bounds import problem_of_value
-from nanogrid.wire.model import Wire
+from nanogrid.wire.model import NO_BOOLEAN, Wire
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+=~-]*$"
 RequestId = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=ID_PATTERN)]
@@ -57,12 +57,12 @@ class FunctionRequest(Wire):
     """Bucket of the function's code."""
     s3_key: str = Field(min_length=1, max_length=1024)
     """Key of the function's code: a zip, or a tar with gzip, bzip2, xz or no compression."""
-    timeout_ms: int = Field(default_factory=lambda: current().timeout_ms, gt=0)
+    timeout_ms: Annotated[int, Field(gt=0), NO_BOOLEAN] = Field(default_factory=lambda: current().timeout_ms)
     """Longest run in milliseconds, without download, build and container start. Then the function is killed, with the outcome
     `TIMED_OUT`. Default: the setting `timeout_ms`."""
-    memory_mb: int = Field(default_factory=lambda: current().memory_mb, ge=6)
+    memory_mb: Annotated[int, Field(ge=6), NO_BOOLEAN] = Field(default_factory=lambda: current().memory_mb)
     """Memory limit in MiB, without swap, including files in `/workspace` and `/tmp`. Default: the setting `memory_mb`."""
-    cpus: float = Field(default_factory=lambda: current().cpus, gt=0, allow_inf_nan=False)
+    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False), NO_BOOLEAN] = Field(default_factory=lambda: current().cpus)
     """CPU limit in CPUs, such as 0.5. Default: the setting `cpus`."""
     payload: JsonValue = None
     """The function's input: any JSON value. The function reads it from stdin, and from the file that `NANOGRID_PAYLOAD` names."""
@@ -72,7 +72,7 @@ class FunctionRequest(Wire):
     """SHA-256 of the S3 object, in hex. Another object is refused. With it, code in the cache needs no request to S3."""
     network: str = "none"
     """Docker network of the function, one of those that the deployment allows. `none`: no network."""
-    max_age_ms: int | None = Field(default=None, gt=0)
+    max_age_ms: Annotated[int, Field(gt=0), NO_BOOLEAN] | None = None
     """Longest time from sending to the start of the run, in milliseconds. An older request is answered with `NOT_RUN`."""
     handler: Annotated[str, StringConstraints(max_length=200)] | None = None
     """`module.function` to call with the payload, instead of running the runtime's command. Only for runtimes with handlers."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
-from nanogrid.wire.model import Wire
+from nanogrid.wire.model import Number, WholeNumber, Wire
 
 
 class Outcome(str, Enum):
@@ -53,19 +53,19 @@ class StartKind(str, Enum):
 class Phases(Wire):
     """Duration of each phase of a request in milliseconds, in order. None: the phase did not happen."""
 
-    queue: float | None = None
+    queue: Number | None = None
     """From sending the request to its receipt by a worker's child."""
-    fetch: float | None = None
+    fetch: Number | None = None
     """Checking and downloading the code."""
-    unpack: float | None = None
+    unpack: Number | None = None
     """Unpacking the code and building its layers."""
-    acquire: float | None = None
+    acquire: Number | None = None
     """Waiting for a container, including its start."""
-    run: float | None = None
+    run: Number | None = None
     """Running the function."""
-    collect: float | None = None
+    collect: Number | None = None
     """Reading output and measurements."""
-    store: float | None = None
+    store: Number | None = None
     """Storing the result in Redis."""
 
 
@@ -79,14 +79,14 @@ class ExecutionResult(Wire):
     """The id of the request."""
     function_id: str
     """The function's id. Empty if it could not be read from the request."""
-    exit_code: int
+    exit_code: WholeNumber
     """The exit code of the function. -1 if the function did not end by itself: timed out, cancelled, not run, ..."""
     stdout: str
     """What the function wrote to stdout, as UTF-8 with invalid bytes replaced; at most the first `output_limit_bytes` bytes."""
     stderr: str
     """What the function wrote to stderr, like `stdout`, then a line of NanoGrid's if a limit ended the run. For a function that
     did not run, the reason."""
-    duration_millis: int
+    duration_millis: WholeNumber
     """Duration of the run in whole milliseconds. 0 if the function did not run."""
     success: bool
     """Whether the outcome is `SUCCEEDED`."""
@@ -94,15 +94,15 @@ class ExecutionResult(Wire):
     """Why the run ended."""
     value: JsonValue = None
     """The JSON value that the function returned, or wrote to the file that `NANOGRID_RESULT` names. None if there is none."""
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: WholeNumber | None = None
     """Peak memory of this run in bytes, including the few MB of the waiting interpreter. None if it could not be read."""
-    memory_limit_mb: int | None = None
+    memory_limit_mb: WholeNumber | None = None
     """Memory limit of the run in MiB. The tuner may have lowered it from the requested one."""
-    recommended_memory_mb: int | None = None
+    recommended_memory_mb: WholeNumber | None = None
     """Memory limit in MiB that the tuner recommends. None if it has no recommendation."""
     optimization_tip: str | None = None
     """One sentence about the memory limit: the recommendation, or that the run was repeated with more memory. May be None."""
-    cpu_millis: int | None = None
+    cpu_millis: WholeNumber | None = None
     """CPU time of the run in milliseconds. None if it could not be read."""
     start_kind: StartKind | None = None
     """How the run got its container. None if it got none."""
@@ -118,7 +118,7 @@ class ExecutionResult(Wire):
     """Name of the worker that produced the result, such as `celery@host`. None if it is unknown."""
     container_id: str | None = None
     """Docker's id of the container. None if the function did not run."""
-    attempt: int = 1
+    attempt: WholeNumber = 1
     """Number of the attempt that produced the result, from 1."""
 
     def to_wire(self) -> dict[str, Any]:
@@ -146,8 +146,7 @@ class ExecutionResult(Wire):
 
         Raises pydantic's `ValidationError` if the object is not a result.
         """
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        return cls.model_validate({key: value for key, value in data.items() if key in known})
+        return cls.model_validate({key: value for key, value in data.items() if key in FIELDS})
 
     @property
     def shell_exit_code(self) -> int:
@@ -155,6 +154,9 @@ class ExecutionResult(Wire):
         if self.outcome in EXIT_CODES:
             return EXIT_CODES[self.outcome]
         return self.exit_code if 0 <= self.exit_code <= 255 else 1
+
+
+FIELDS = frozenset(field.alias or name for name, field in ExecutionResult.model_fields.items())
 
 
 def not_run(
@@ -165,7 +167,7 @@ def not_run(
     runtime: str | None = None,
     outcome: Outcome = Outcome.NOT_RUN,
     worker: str | None = None,
-    attempt: int = 1,
+    attempt: WholeNumber = 1,
     phases: Phases | None = None,
 ) -> ExecutionResult:
     """The result of a request whose function did not run, or did not end by itself: exit code -1 and the reason in stderr."""

@@ -47,6 +47,7 @@ from nanogrid.wire.names import EXECUTE, NOT_LOWERED, REDUCE, SENT_AT
 
 if TYPE_CHECKING:
     from nanogrid.execution.executor import Executor
+    from nanogrid.results.backend import Begun
 
 log = get_task_logger(__name__)
 
@@ -57,6 +58,7 @@ class FunctionTask(Task):
     """A task whose only argument is a request. Sending it checks the request, picks the queue and sets the time limits."""
 
     ignore_result = False
+    track_started = False  # stored in one step with the claim
     max_retries = None  # the setting `max_attempts` is the limit
     Strategy = "nanogrid.telemetry.logs:strategy"
 
@@ -179,21 +181,20 @@ class Delivery:
     def _run_once(self, request: FunctionRequest, prepare: Prepare) -> ExecutionResult:
         """Run under the claim of the request id. A duplicate returns the stored result, or waits for the run under way."""
         while True:
-            stored, claimed, tuner_fields = self._read_and_claim(request)
-            if (final := final_result(stored)) is not None:
-                return self._answer_duplicate(final, claimed=claimed)
-            if claimed:
-                return self._run_claimed(
-                    request, prepare, decision_for(request.function_id, tuner_fields, self._settings)
-                )
+            begun = self._begin(request)
+            if (final := final_result(begun.ended)) is not None:
+                return self._answer_duplicate(final, claimed=begun.claimed)
+            if begun.claimed:
+                decision = decision_for(request.function_id, begun.fields, self._settings)
+                return self._run_claimed(request, prepare, decision)
             self._wait_for_other_run()
 
-    def _read_and_claim(self, request: FunctionRequest) -> tuple[str | None, bool, list[str | None]]:
-        """Read the stored result and the tuner's advice, and take the claim if it is free, in one round trip to Redis."""
-        stored_key = self._task.backend.get_key_for_task(self._id)
-        return self._claims.read_and_take(
-            self._id, self._token, stored_key, beside=(key_of(request.function_id), READ_BY_RUNS)
-        )
+    def _begin(self, request: FunctionRequest) -> Begun:
+        """Read the stored result and the tuner's advice, take the claim if it is free, and store that the request has started."""
+        claim = self._claims.claim(self._id, self._token)
+        beside = key_of(request.function_id), READ_BY_RUNS
+        begun: Begun = self._task.backend.begin(self._id, self._message, claim, beside)
+        return begun
 
     def _answer_duplicate(self, final: ExecutionResult, *, claimed: bool) -> ExecutionResult:
         if claimed:

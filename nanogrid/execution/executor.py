@@ -79,7 +79,7 @@ class Executor:
         """
         began = time.monotonic()
         with (
-            self._ready_code(request) as ready,
+            self._ready_code(request, queue_ms) as ready,
             stages.RunStages(request.request_id, request.function_id, attempt) as stage,
         ):
             wanted = self._lease_request(request, ready, decision, queue_ms)
@@ -98,7 +98,7 @@ class Executor:
     # -- the code
 
     @contextmanager
-    def _ready_code(self, request: FunctionRequest) -> Iterator[ReadyCode]:
+    def _ready_code(self, request: FunctionRequest, queue_ms: float | None) -> Iterator[ReadyCode]:
         """Keep the request's code and layers on disk until the block ends."""
         runtime = self._settings.runtime_table[request.runtime]
         command: tuple[str, ...] = runtime.command
@@ -107,7 +107,11 @@ class Executor:
             command, required = handler_command(request.handler)
         with (
             self._code.checkout(
-                request.s3_bucket, request.s3_key, sha256=request.code_sha256, required=required
+                request.s3_bucket,
+                request.s3_key,
+                sha256=request.code_sha256,
+                sent_at=None if queue_ms is None else time.time() - queue_ms / 1000,
+                required=required,
             ) as code,
             self._layers.prepare(code, runtime) as layers,
         ):

@@ -4,25 +4,28 @@ appends it to the results stream, and nothing overwrites it.
 If a child is killed (hard time limit, cancel), a request expires, or an unexpected error is raised, Celery would store an
 exception: other languages could not read it, and a chord would stop at it. Here the outcome reports it instead.
 
-An "end" is a stored ExecutionResult. It is stored in two steps: first without the time that storing took, then completed
-with it and published. Until the second step it is "unpublished".
+An "end" is a stored ExecutionResult. It includes the time that storing took. After a short run, Redis fills that in by its own clock
+and publishes the end in the step that stores it. Otherwise there are two steps: it is stored without the time, then completed with
+it and published. Until then it is "unpublished".
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from billiard.exceptions import TimeLimitExceeded
 from celery.app.task import Context
 from celery.backends.redis import RedisBackend
-from celery.states import FAILURE, SUCCESS
+from celery.states import FAILURE, STARTED, SUCCESS
 from celery.utils.log import get_logger
 
 from nanogrid.connections import forks, result_redis
@@ -32,7 +35,8 @@ from nanogrid.monitoring.connections import settings_of
 from nanogrid.result import ExecutionResult, Outcome, not_run
 from nanogrid.results.listener import Listener
 from nanogrid.results.map_parts import MapParts
-from nanogrid.results.stream.append import APPEND, counter_key
+from nanogrid.results.scripts import BEGIN, COMPLETE_END, GONE, REWRITE, SET_UNLESS_ENDED, STORE_FIRST_END
+from nanogrid.results.stream.append import counter_key
 from nanogrid.results.stream.entry import fields_of
 from nanogrid.sqs import canvas
 from nanogrid.telemetry import stages, tracing
@@ -47,64 +51,13 @@ REASONS = {
     "expired": (Outcome.NOT_RUN, "the request expired before its turn came"),
 }
 
-SET_UNLESS_ENDED = """
-local stored = redis.call('get', KEYS[1])
-if stored and (stored == ARGV[1] or string.find(stored, ARGV[3], 1, true)) then return 0 end
-redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
-redis.call('publish', KEYS[1], ARGV[1])
-return 1
-"""
-"""Celery reads first and sets afterwards: a duplicate's STARTED in between would erase an end, and the function would run again."""
+CLOCK_S = 10.0
+"""For this long the clocks of Redis and of this process are taken to run alike. A longer run's end is stored in two steps, which
+cost nothing beside it."""
 
-STORE_FIRST_END = (
-    APPEND
-    + """
-local stored = redis.call('get', KEYS[1])
-if stored and string.find(stored, ARGV[3], 1, true) then
-    if ARGV[5] == '1' then redis.call('set', KEYS[1], stored, 'keepttl') end
-    if stored == ARGV[1] then return {1, 0, ''} end
-    return {string.find(stored, ARGV[6], 1, true) and stored or 0, 0, ''}
-end
-redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
-if ARGV[4] == '0' then return {1, 0, ''} end
-local number, refused = append(KEYS[2], KEYS[3], ARGV[4], {unpack(ARGV, 7)})
-return {1, number, refused}
-"""
-)
-"""Returns three values. First 1 if the stored end is this one, 0 if it is another one that is published, or the stored text of
-another one that is not published yet. Second the number of the result, if it was stored now. Third why it has no stream entry.
-
-An end can be stored and unpublished: its answer was lost, or its child was killed or hit its time limit in between. The next
-delivery that finds it so publishes it. If replicas are waited for, an end that exists is written once more: WAIT covers only
-what *this* connection wrote, and the child that stored it may have died before the replicas had it.
-"""
-
-COMPLETE_END = """
-local stored = redis.call('get', KEYS[1])
-if not (stored and string.find(stored, ARGV[3], 1, true)) then return -1 end
-if stored == ARGV[1] then return 1 end
-if not string.find(stored, ARGV[4], 1, true) then return 0 end
-redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
-redis.call('publish', KEYS[1], ARGV[1])
-return 1
-"""
-"""Returns 1 if this end is published, 0 if another one was published, -1 if the end is gone.
-
-It completes only an existing end: if a failover lost it in the meantime, it must be stored again together with its stream
-entry. It completes only an unpublished end, so that each is published once. If it was published and the answer was lost, the
-script recognizes it.
-"""
-
-GONE = -1
-
-
-REWRITE = """
-local stored = redis.call('get', KEYS[1])
-if stored then redis.call('set', KEYS[1], stored, 'keepttl') end
-return 1
-"""
-"""A write for WAIT to cover, after the writes of other connections."""
-
+NULL = "null"
+UNKNOWN_STORE_TIME = f'"store": {NULL}'
+"""In the text of an unpublished end."""
 
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 """Between two attempts to reach a Redis that is down."""
@@ -114,14 +67,25 @@ _left_behind: list[dict[str, Any]] = []
 """A forked process keeps its parent's attributes here: freeing them might wait for a lock whose thread does not exist here."""
 
 
+class Begun(NamedTuple):
+    """What is known when a request begins: its end if it has one, whether the claim is the caller's, fields of the hash."""
+
+    ended: str | bytes | None
+    claimed: bool
+    fields: list[str | None]
+
+
 class ResultBackend(RedisBackend):
     """Stores the results of our tasks, and those of other tasks of the app as Celery does. Producers read results through it.
 
-    All mutable state: `_last_number`, the number of the last stored result. Celery creates a backend for each thread.
+    All mutable state: `_last_number`, the number of the last stored result, and `_clock`, a moment by two clocks. Celery creates a
+    backend for each thread.
     """
 
     ResultConsumer = Listener
     _last_number = 0
+    _clock: tuple[int, float] | None = None
+    """Redis' clock in microseconds, and when this process learned it by its own clock in seconds."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -234,10 +198,13 @@ class ResultBackend(RedisBackend):
         meta = self._meta(task_id, result, SUCCESS, None, request)
         published = GONE
         while published == GONE:
-            unpublished = self._with_retries(self._store_first_end, key, meta, fields)
-            if not unpublished:
+            first = self._with_retries(self._store_first_end, key, meta, fields, self._by_redis_clock(began))
+            if first is None:
                 break
-            stored, text = self._timed(meta if unpublished == 1 else unpublished, (time.perf_counter() - began) * 1000)
+            if isinstance(first, float):
+                stored, published = _with_store_ms(result, first), 1
+                break
+            stored, text = self._timed(first, (time.perf_counter() - began) * 1000)
             published = self._with_retries(self._complete_end, key, text)
             if published == GONE:
                 log.warning(
@@ -254,9 +221,7 @@ class ResultBackend(RedisBackend):
     def _timed(self, unpublished: str | bytes, store_ms: float) -> tuple[ExecutionResult, str]:
         """Add the time that storing took to an end. Returns the result and the text to store."""
         meta = self.decode(unpublished)
-        result = ExecutionResult.from_wire(meta["result"])
-        phases = result.phases.model_copy(update={"store": round(store_ms, 3)})
-        stored = result.model_copy(update={"phases": phases})
+        stored = _with_store_ms(ExecutionResult.from_wire(meta["result"]), store_ms)
         text: str = self.encode({**meta, "result": stored})
         return stored, text
 
@@ -289,24 +254,30 @@ class ResultBackend(RedisBackend):
         kwargs.pop("max_retries", None)
         return self.soon(func, *args, **kwargs)
 
-    def _store_first_end(self, key: str, meta: str, fields: list[str]) -> int | str | bytes:
+    def _store_first_end(self, key: str, meta: str, fields: list[str], began: int | None) -> float | str | bytes | None:
         """Store an end and append it to the stream, unless the request has an end: the first one wins. One round trip to Redis.
 
-        Returns 1 if this end is stored, 0 if another one is, and the text of the other one if it is not published yet.
+        `began` is when storing began, by Redis' clock. Returns the milliseconds of storing if this end is stored and published
+        with them, the text of the stored end if it is not published yet, and None if another one is published.
 
         If the deployment requires replicas, this returns once enough of them have the stored end, whoever stored it.
         """
         settings = settings_of(self.app)
         stream = settings.stream_name
         keys = [key, stream, counter_key(stream)]
-        waits = int(settings.result_replicas > 0)
-        args = [meta, self.expires, self._ended, settings.stream_entries_limit, waits, self._unpublished, *fields]
+        waits = settings.result_replicas > 0
+        head, tail = self._around_store_time(meta)
+        since = "" if waits or began is None or not tail else began
+        args = [
+            *(head, tail, self.expires, self._ended, settings.stream_entries_limit),
+            *(int(waits), self._unpublished, since, *fields),
+        ]
 
         def store(client: Any) -> Any:
             return self._script(keys=keys, args=args, client=client)
 
         answers = self._on_replicas(key, store) if waits else [store(self.client)]
-        for _, number, refused in answers:
+        for _, number, refused, *_ in answers:
             if number:
                 self._check_number(number)
             if refused:
@@ -314,8 +285,28 @@ class ResultBackend(RedisBackend):
                 log.warning(
                     "%s is stored, but could not be appended to the stream %s: %s", _text(key), stream, _text(refused)
                 )
-        unpublished: int | str | bytes = answers[-1][0]
-        return unpublished
+        first, _, _, *store_ms = answers[-1]
+        if store_ms:
+            return float(store_ms[0])
+        if first == 1:
+            return meta
+        unpublished: str | bytes = first
+        return unpublished or None
+
+    def _around_store_time(self, meta: str) -> tuple[str, str]:
+        """The text of an end before and after its time of storing; the whole text and nothing if it has one."""
+        # The last one: a value of a function, which comes before, may look the same.
+        at = meta.rfind(self._unpublished)
+        if at < 0:
+            return meta, ""
+        at += len(UNKNOWN_STORE_TIME)
+        return meta[: at - len(NULL)], meta[at:]
+
+    def _by_redis_clock(self, at: float) -> int | None:
+        """A moment by this process' clock, in microseconds of Redis' clock; None if that is not known well enough."""
+        if self._clock is None or at - self._clock[1] > CLOCK_S:
+            return None
+        return self._clock[0] + round((at - self._clock[1]) * 1e6)
 
     def _on_replicas(self, key: str, write: Callable[[Any], Any]) -> list[Any]:
         """Write, and wait until enough replicas have it. Returns the first and the last answer to the write.
@@ -352,6 +343,22 @@ class ResultBackend(RedisBackend):
             )  # fmt: skip
         self._last_number = number
 
+    def begin(
+        self, task_id: str, request: Any, claim: tuple[str, str, int], beside: tuple[str, Sequence[str]]
+    ) -> Begun:
+        """Take the claim of a request if it is free, and store that it has started, in one round trip to Redis.
+
+        `claim` is the claim's key, the token and the claim's life in milliseconds; `beside` names fields of a hash to read.
+        """
+        key, fields = beside
+        claim_key, token, life_ms = claim
+        started = self._meta(task_id, {"pid": os.getpid(), "hostname": request.hostname}, STARTED, None, request)
+        keys = [self.get_key_for_task(task_id), claim_key, key]
+        args = [token, life_ms, started, self.expires, self._ended, *fields]
+        ended, claimed, redis_us, *values = self._with_retries(self._begin_script, keys=keys, args=args)
+        self._clock = int(redis_us), time.perf_counter()
+        return Begun(ended, bool(claimed), [None if value is None else _text(value) for value in values])
+
     def _complete_end(self, key: str, meta: str) -> int:
         """Store how long storing took, and publish the result, if the end still exists and is unpublished."""
         args = [meta, self.expires, self._ended, self._unpublished]
@@ -371,6 +378,10 @@ class ResultBackend(RedisBackend):
     @cached_property
     def _parts(self) -> MapParts:
         return MapParts(app=self.app, url=self.url)
+
+    @cached_property
+    def _begin_script(self) -> Any:
+        return self.client.register_script(BEGIN)
 
     @cached_property
     def _script(self) -> Any:
@@ -397,8 +408,31 @@ class ResultBackend(RedisBackend):
     @cached_property
     def _unpublished(self) -> str:
         # What marks an unpublished end: it has no time for the last phase, storing.
-        text: str = self.encode({"phases": {"store": None}, "runtime": None})
-        return text[text.index('"store"') : text.rindex(":")]
+        return UNKNOWN_STORE_TIME + '}, "runtime"'
+
+    def _get_result_meta(
+        self, result: Any, state: str, traceback: Any, request: Any, format_date: bool = True, encode: bool = False
+    ) -> dict[str, Any]:
+        """What Celery stores. Celery searches its configuration for `result_extended` each time, which takes longer than the rest."""
+        if self._is_extended or not format_date:
+            extended: dict[str, Any] = super()._get_result_meta(result, state, traceback, request, format_date, encode)
+            return extended
+        ended = datetime.now(timezone.utc).astimezone(self.app.timezone) if state in self.READY_STATES else None
+        meta = {
+            "status": state,
+            "result": result,
+            "traceback": traceback,
+            "children": self.current_task_children(request),
+            "date_done": ended and ended.isoformat(),
+        }
+        for name, value in (("group_id", "group"), ("parent_id", "parent_id")):
+            if found := getattr(request, value, None):
+                meta[name] = found
+        return meta
+
+    @cached_property
+    def _is_extended(self) -> bool:
+        return bool(self.app.conf.find_value_for_key("extended", "result"))
 
     def _meta(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> str:
         """Return the text to store, as Celery formats it."""
@@ -450,6 +484,11 @@ def _context_of(part: dict[str, Any]) -> Context:
         group_index=options.get("group_index"),
         chord=options.get("chord"),
     )
+
+
+def _with_store_ms(result: ExecutionResult, store_ms: float) -> ExecutionResult:
+    phases = result.phases.model_copy(update={"store": round(store_ms, 3)})
+    return result.model_copy(update={"phases": phases})
 
 
 def _event(result: ExecutionResult) -> RequestEvent:

@@ -9,24 +9,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import redis
 
 from nanogrid.connections.result_redis import connect
 from nanogrid.errors import ClaimBusyError
+from nanogrid.results.scripts import TAKE
 from nanogrid.settings import Settings
 
 log = logging.getLogger(__name__)
-
-TAKE = """
-local holder = redis.call('get', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
-redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2])
-return 1
-"""
-"""Take a claim, or take it again: if the first answer was lost, the caller holds the claim already and must not wait for it."""
 
 # Both compare the token first: a claim that expired and was taken by another holder is left alone.
 RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) else return 0 end"
@@ -54,22 +47,9 @@ class Claims:
         """Claim a request id, or renew the claim if `token` holds it already. Returns False if another token holds it."""
         return bool(self._redis.eval(TAKE, 1, _key(request_id), token, self._ttl_ms))
 
-    def read_and_take(
-        self, request_id: str, token: str, result_key: str, beside: tuple[str, Sequence[str]]
-    ) -> tuple[str | None, bool, list[str | None]]:
-        """Read the value of `result_key`, take the claim if it is free, and read the hash fields that `beside` names.
-
-        Returns the value, whether the claim is ours now, and the fields. One round trip to Redis.
-        """
-        key, fields = beside
-        with self._redis.pipeline(transaction=False) as commands:
-            commands.get(result_key)
-            commands.eval(
-                TAKE, 1, _key(request_id), token, self._ttl_ms
-            )  # EVAL sends the script itself: no round trip to load it
-            commands.hmget(key, list(fields))
-            stored, taken, values = commands.execute()
-        return stored, bool(taken), values
+    def claim(self, request_id: str, token: str) -> tuple[str, str, int]:
+        """What takes a claim within another script: its key, the token, and its life in milliseconds."""
+        return _key(request_id), token, self._ttl_ms
 
     def is_held(self, request_id: str) -> bool:
         """Whether the request id is claimed."""

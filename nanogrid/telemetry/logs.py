@@ -88,6 +88,19 @@ class TextLines(ColorFormatter):
     def __init__(self, mask: Mask, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._mask = mask
+        self._second = (-1, "")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # logging's name
+        """Format the time. Most lines fall into the same second as the line before."""
+        if datefmt is not None or not self.default_msec_format:
+            other: str = super().formatTime(record, datefmt)
+            return other
+        second = int(record.created)
+        known, text = self._second
+        if known != second:
+            text = time.strftime(self.default_time_format, self.converter(second))
+            self._second = second, text
+        return f"{self.default_msec_format}" % (text, record.msecs)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         """Format the line without its traceback."""
@@ -97,6 +110,12 @@ class TextLines(ColorFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Format the line."""
+        if isinstance(record.msg, stages.Stage) and not (self.use_color and record.levelname in self.colors):
+            # As logging does: the line of a stage has neither arguments nor a traceback.
+            record.message = str(record.msg)
+            if self.usesTime():
+                record.asctime = self.formatTime(record, self.datefmt)
+            return self._mask(self.formatMessage(record))
         return self._mask(super().format(record))
 
 

@@ -15,6 +15,8 @@ The rule: a line holds names, numbers and NanoGrid's own words; never payload, e
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +29,7 @@ NAME_LENGTH = 200
 """Names that are not validated yet are cut at this length. A validated name is never longer."""
 
 REASON_LENGTH = 500
+MOST_TEMPLATES = 100
 WITH_REASON = (Outcome.NOT_RUN, Outcome.CANCELLED)
 """Outcomes whose stderr holds NanoGrid's own words, not the function's."""
 
@@ -147,9 +150,34 @@ def answered(result: ExecutionResult) -> None:
 def write(level: int, stage: Stage) -> None:
     """Pass a line to logging without the search for the calling source line, which is always the same."""
     if log.isEnabledFor(level):
+        log.handle(_record(level, stage))
+
+
+_templates: dict[tuple[int, int, int], dict[str, Any]] = {}
+"""The attributes of a record that are always the same, by level, process and thread."""
+
+
+def _record(level: int, stage: Stage) -> logging.LogRecord:
+    """A record of logging's. Most attributes are the same each time, and finding them takes longer than writing the line."""
+    if logging.getLogRecordFactory() is not logging.LogRecord:  # a deployment's own, which may look at each record
         record = log.makeRecord(log.name, level, __file__, 0, stage, (), None)
         record.created, record.msecs = stage.at, stage.at % 1 * 1000
-        log.handle(record)
+        return record
+    key = level, os.getpid(), threading.get_ident()
+    same = _templates.get(key)
+    if same is None:
+        if len(_templates) >= MOST_TEMPLATES:
+            _templates.clear()
+        same = _templates[key] = vars(log.makeRecord(log.name, level, __file__, 0, "", (), None))
+    record = logging.LogRecord.__new__(logging.LogRecord)
+    vars(record).update(
+        same,
+        msg=stage,
+        created=stage.at,
+        msecs=stage.at % 1 * 1000,
+        relativeCreated=same["relativeCreated"] + (stage.at - same["created"]) * 1000,
+    )
+    return record
 
 
 def _first_line(text: str) -> str:

@@ -29,7 +29,7 @@ from tests.support.worker import Grid, Worker
 STEP = re.compile(rb"nanogrid:(claim:|celery-task)")
 """A command about a request, or about the map that it is a part of."""
 
-STEPS = 12
+STEPS = 10
 """A map of one part, and its reduction, have at least as many."""
 
 STALL_S = 0.4

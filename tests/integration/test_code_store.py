@@ -13,17 +13,19 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from types_boto3_s3 import S3Client
 
 from nanogrid.errors import CodeCorruptError, CodeNotFoundError, CodeUnavailableError, ConfigurationError
-from nanogrid.execution.code import Code, CodeStore
+from nanogrid.execution.code import ASKED_LATELY_S, CLOCKS_DIFFER_S, Code, CodeStore
 from nanogrid.settings import Settings
 from tests.support.faulty_s3 import FaultyS3, faulty_s3
 from tests.support.services import aws_client, free_port, wait_until
@@ -87,9 +89,11 @@ def litter(data_dir: Path) -> list[Path]:
     return [path for path in left if path.name != "publish"]
 
 
-def fetch(store: CodeStore, bucket: str, sha256: str | None = None, key: str = KEY) -> tuple[Code, bytes]:
+def fetch(
+    store: CodeStore, bucket: str, sha256: str | None = None, key: str = KEY, sent_at: float | None = None
+) -> tuple[Code, bytes]:
     """One checkout, and the main.py that it gave."""
-    with store.checkout(bucket, key, sha256=sha256, required="main.py") as code:
+    with store.checkout(bucket, key, sha256=sha256, sent_at=sent_at, required="main.py") as code:
         return code, (code.path / "main.py").read_bytes()
 
 
@@ -118,6 +122,71 @@ def test_an_unchanged_object_costs_one_request_without_content(
     assert second.cached
     assert second.unpack_ms == 0
     assert second.path == first.path
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The store's clock, which stands still unless a test sets it."""
+    here = SimpleNamespace(now=1_700_000_000.0, perf_counter=time.perf_counter)
+    here.time = lambda: here.now
+    monkeypatch.setattr("nanogrid.execution.code.time", here)
+    return here
+
+
+def test_requests_that_wait_share_an_answer_of_s3(
+    store: CodeStore, s3: S3Client, bucket: str, faulty: FaultyS3, clock: SimpleNamespace
+) -> None:
+    """S3 was asked less than a second ago, and more than a second after the request was sent: nobody could expect newer code."""
+    s3.put_object(Bucket=bucket, Key=KEY, Body=hello("old"))
+    fetch(store, bucket)
+    faulty.forget()
+    asked_at = clock.now
+    fetch(store, bucket, sent_at=asked_at)
+    clock.now = asked_at + ASKED_LATELY_S
+    for _ in range(2):
+        fetch(store, bucket, sent_at=asked_at - CLOCKS_DIFFER_S)
+    assert faulty.methods() == ["HEAD"]
+    s3.put_object(Bucket=bucket, Key=KEY, Body=hello("new"))
+    assert fetch(store, bucket, sent_at=asked_at)[1] == b"print('new')"
+    assert fetch(store, bucket, sent_at=asked_at)[1] == b"print('new')"
+    assert faulty.methods() == ["HEAD", "HEAD", "GET"]
+
+
+@pytest.mark.parametrize(
+    ("sent_after_s", "asked_ago_s"),
+    [(-CLOCKS_DIFFER_S / 2, 0.0), (0.1, 0.2), (None, 0.0), (-60.0, ASKED_LATELY_S + 0.01), (-60.0, -0.01)],
+)
+def test_all_others_ask(
+    sent_after_s: float | None,
+    asked_ago_s: float,
+    store: CodeStore,
+    s3: S3Client,
+    bucket: str,
+    faulty: FaultyS3,
+    clock: SimpleNamespace,
+) -> None:
+    """A request that was sent later or whose age is unknown, and each one a second after the answer, or if the clock was set back."""
+    s3.put_object(Bucket=bucket, Key=KEY, Body=hello("old"))
+    fetch(store, bucket)
+    fetch(store, bucket, sent_at=clock.now)
+    s3.put_object(Bucket=bucket, Key=KEY, Body=hello("new"))
+    sent_at = None if sent_after_s is None else clock.now + sent_after_s
+    clock.now += asked_ago_s
+    assert fetch(store, bucket, sent_at=sent_at)[1] == b"print('new')"
+
+
+def test_an_answer_from_before_another_process_fetched_newer_code_is_not_used(
+    store: CodeStore, settings: Settings, s3: S3Client, bucket: str, faulty: FaultyS3, clock: SimpleNamespace
+) -> None:
+    """S3 is asked again, and nothing is downloaded twice."""
+    s3.put_object(Bucket=bucket, Key=KEY, Body=hello("old"))
+    fetch(store, bucket)
+    fetch(store, bucket, sent_at=clock.now)
+    s3.put_object(Bucket=bucket, Key=KEY, Body=hello("new"))
+    fetch(CodeStore(settings), bucket)
+    faulty.forget()
+    assert fetch(store, bucket, sent_at=clock.now - 60)[1] == b"print('new')"
+    assert faulty.methods() == ["HEAD"]
 
 
 def test_a_changed_object_is_noticed_at_the_next_checkout(

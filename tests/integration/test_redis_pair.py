@@ -21,6 +21,7 @@ from nanogrid.result import Outcome, not_run
 from nanogrid.results.claims import Claims
 from nanogrid.settings import Settings
 from nanogrid.wire.names import EXECUTE
+from tests.integration.test_result_backend import begin
 from tests.support.redis_pair import RedisPair, redis_pair
 from tests.support.services import wait_until
 
@@ -199,10 +200,11 @@ def test_a_redis_that_takes_no_writes_loses_no_result(pair: RedisPair) -> None:
     pair.sever()
     with pytest.raises(redis.ResponseError, match="NOREPLICAS"):
         pair.on(pair.primary).set("test:any", 1)
-    claims, taken = Claims(settings), []
+    taken = []
 
     def take() -> None:
-        taken.append(claims.read_and_take("a", "token", "nanogrid:none", ("nanogrid:none", ["x"])))
+        with worker_app(settings) as app:
+            taken.append(begin(app, "b"))
 
     with meanwhile(lambda: store(settings, "a")), meanwhile(take):
         pair.mend()
@@ -226,10 +228,11 @@ def test_a_primary_that_became_a_replica_is_left(pair: RedisPair) -> None:
         pair.await_replicated()
         pair.fail_over(keep_old=True)
         app.backend.mark_as_done("b", not_run("b", "f", "b"), request=Context(task=EXECUTE))
-        assert claims.read_and_take("b", "token", "nanogrid:none", ("nanogrid:none", ["x"]))[1]
+        assert begin(app, "c")[1]
+        assert claims.take("b", "token")
         for each in following.values():
             assert next(each).result.request_id == "b"
-    assert pair.on(pair.primary).exists("nanogrid:celery-task-meta-b", "nanogrid:claim:b") == 2
+    assert pair.on(pair.primary).exists("nanogrid:celery-task-meta-b", "nanogrid:claim:b", "nanogrid:claim:c") == 3
 
 
 def test_a_claim_that_a_failover_took_away_is_taken_again(pair: RedisPair, caplog: pytest.LogCaptureFixture) -> None:

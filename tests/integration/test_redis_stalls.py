@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,7 +20,7 @@ from nanogrid.results.stream.append import counter_key
 from nanogrid.settings import Settings
 from nanogrid.telemetry.events import RequestEvent
 from nanogrid.tuner.store import SampleBatch, TunerStore
-from tests.integration.test_result_backend import context, worker_app
+from tests.integration.test_result_backend import begin, context, worker_app
 from tests.integration.test_tuning import run
 from tests.support.redis_proxy import RedisProxy
 
@@ -31,20 +32,6 @@ def settings(redis_proxy: RedisProxy, redis_url: str, unique: str) -> Iterator[S
     yield Settings(result_url=redis_proxy.url, stream_name=name)
     with closing(redis.Redis.from_url(redis_url)) as client:
         client.delete(name, counter_key(name))
-
-
-@pytest.fixture
-def claims(settings: Settings) -> Iterator[Claims]:
-    """Claims whose scripts Redis has cached, so that the next command is the one that counts."""
-    with closing(connect(settings)) as client:
-        here = Claims(settings, client)
-        take(here, f"{settings.stream_name}-first")
-        yield here
-
-
-def take(claims: Claims, request_id: str, token: str = "token") -> bool:
-    """Whether a claim was free, and is taken now."""
-    return claims.read_and_take(request_id, token, "nanogrid:none", ("nanogrid:none", ["x"]))[1]
 
 
 class Told:
@@ -97,34 +84,43 @@ def store(app: NanoGrid, request_id: str, reason: str) -> None:
     app.backend.mark_as_done(request_id, not_run(request_id, "f", reason), request=context())
 
 
-def test_a_claim_whose_answer_was_lost_is_ones_own(redis_proxy: RedisProxy, claims: Claims, unique: str) -> None:
-    """Nobody waits for a claim that it holds itself."""
-    redis_proxy.lose(unique.encode())
-    assert take(claims, unique)
-    assert not take(claims, unique, "another")
-    claims.release(unique, "token")
-    assert take(claims, unique, "another")
-
-
-def test_a_claim_that_is_taken_again_lasts_as_long_as_a_new_one(
-    settings: Settings, claims: Claims, unique: str
-) -> None:
-    """The answer may have been lost long ago."""
-    assert take(claims, unique)
-    with closing(connect(settings)) as client:
-        client.pexpire(f"nanogrid:claim:{unique}", 1000)
-        assert take(claims, unique)
-        assert int(client.pttl(f"nanogrid:claim:{unique}")) > 1000
-
-
 @pytest.fixture
 def app(settings: Settings, unique: str, ended: list[RequestEvent]) -> Iterator[NanoGrid]:
     """A worker's app whose scripts Redis has cached, so that the next command is the one that counts."""
     with worker_app(settings) as here:
         store(here, f"{unique}-first", "first")
         store(here, f"{unique}-first", "first")
+        begin(here, f"{unique}-second")
+        here.backend._clock = None
         del ended[:]
         yield here
+
+
+def take(app: NanoGrid, request_id: str, token: str = "token") -> bool:
+    """Whether a claim was free, and is taken now."""
+    return begin(app, request_id, token)[1]
+
+
+def test_a_claim_whose_answer_was_lost_is_ones_own(
+    redis_proxy: RedisProxy, settings: Settings, app: NanoGrid, told: Told, unique: str
+) -> None:
+    """Nobody waits for a claim that it holds itself, and that the request has started is heard once."""
+    redis_proxy.lose(unique.encode())
+    assert take(app, unique)
+    assert len(told.messages()) == 1
+    assert not take(app, unique, "another")
+    with closing(connect(settings)) as client:
+        Claims(settings, client).release(unique, "token")
+    assert take(app, unique, "another")
+
+
+def test_a_claim_that_is_taken_again_lasts_as_long_as_a_new_one(settings: Settings, app: NanoGrid, unique: str) -> None:
+    """The answer may have been lost long ago."""
+    assert take(app, unique)
+    with closing(connect(settings)) as client:
+        client.pexpire(f"nanogrid:claim:{unique}", 1000)
+        assert take(app, unique)
+        assert int(client.pttl(f"nanogrid:claim:{unique}")) > 1000
 
 
 def end_of(request_id: str) -> re.Pattern[bytes]:
@@ -146,6 +142,21 @@ def test_an_end_whose_answer_was_lost_is_told_once(
 
 class KilledError(BaseException):
     """The child was killed."""
+
+
+def test_an_end_in_one_step_whose_answer_was_lost_is_told_once(
+    redis_proxy: RedisProxy, app: NanoGrid, told: Told, unique: str, ended: list[RequestEvent]
+) -> None:
+    """After a short run one step stores and publishes. The command is repeated, and recognizes its own end and its time."""
+    assert take(app, unique)
+    redis_proxy.at(1, end_of(unique), None)
+    store(app, unique, "it is refused")
+    (message,) = told.ends()
+    assert told.entries() == ["first\n", "it is refused\n"]
+    (event,) = ended
+    assert json.loads(message)["result"]["phases"]["store"] == event.phases["store"]
+    store(app, unique, "it is refused")
+    assert (told.ends(), len(ended)) == ([], 1)
 
 
 @pytest.mark.parametrize("second", ["it is refused", "the soft time limit came in between"])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import ValidationError
 
-from nanogrid.result import ExecutionResult, Outcome, not_run
+from nanogrid.result import ExecutionResult, Outcome, Phases, not_run
 
 
 def result(**changes: object) -> ExecutionResult:
@@ -71,3 +72,18 @@ def test_what_was_not_run_says_why() -> None:
     answer = not_run("r", "f", "no such key")
     assert (answer.exit_code, answer.success, answer.outcome) == (-1, False, Outcome.NOT_RUN)
     assert answer.stderr == "no such key\n"
+
+
+def test_no_number_of_a_result_takes_a_boolean() -> None:
+    """Python accepts True as 1. Holds for every field, also for future ones, except the function's own value."""
+    wire = result().to_wire()
+    for model, base in ((ExecutionResult, wire), (Phases, {})):
+        for name, field in model.model_fields.items():
+            written = field.alias or name
+            try:
+                number = getattr(model.model_validate({**base, written: 1}), name)
+            except ValidationError:
+                continue
+            if type(number) in (int, float) and name != "value":
+                with pytest.raises(ValidationError, match="true is a boolean"):
+                    model.model_validate({**base, written: True})

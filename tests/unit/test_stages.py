@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -283,3 +284,53 @@ def test_the_body_of_an_unusable_message_goes() -> None:
         record = record_of(message, *args)
         assert _without_body(record)
         assert record.getMessage() == said
+
+
+def test_a_record_is_like_loggings_own(caplog: pytest.LogCaptureFixture) -> None:
+    """Most of its attributes are copied from an earlier record: of this level, process and thread."""
+    with caplog.at_level(logging.INFO, stages.log.name):
+        for level in (logging.INFO, logging.WARNING, logging.INFO):
+            before = time.time()
+            stages.write(level, stages.Stage("answered", "r-1", "hello", 1, {"outcome": "SUCCEEDED"}))
+            record = caplog.records[-1]
+            like = stages.log.makeRecord(stages.log.name, level, stages.__file__, 0, record.msg, (), None)
+            moments = ("created", "msecs", "relativeCreated", "message", "asctime")
+            assert {name: value for name, value in vars(record).items() if name not in moments} == {
+                name: value for name, value in vars(like).items() if name not in moments
+            }
+            assert before <= record.created <= like.created
+            assert record.msecs == pytest.approx(record.created % 1 * 1000)
+            assert record.relativeCreated == pytest.approx(
+                like.relativeCreated - (like.created - record.created) * 1000, abs=0.01
+            )
+
+
+def test_a_factory_of_records_sees_each_stage(caplog: pytest.LogCaptureFixture) -> None:
+    """A deployment's own, such as OpenTelemetry's, adds to each record what belongs to it."""
+    own, seen = logging.getLogRecordFactory(), []
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = own(*args, **kwargs)
+        seen.append(record)
+        return record
+
+    logging.setLogRecordFactory(factory)
+    try:
+        with caplog.at_level(logging.INFO, stages.log.name):
+            say_all()
+    finally:
+        logging.setLogRecordFactory(own)
+    assert seen == caplog.records
+
+
+@pytest.mark.parametrize("colored", [True, False])
+def test_a_stage_is_formatted_as_any_line_is(colored: bool) -> None:
+    """The shorter way gives the same text."""
+    lines = TextLines(Mask(["secret"]), "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s", use_color=colored)
+    for level in (logging.INFO, logging.WARNING):
+        for second in (0.0, 0.25, 3600.5):
+            stage = stages.Stage("answered", "r-1-secret", "hello", 1, {"outcome": "SUCCEEDED"})
+            short, full = record_of(stage, level=level), record_of(str(stage), level=level)
+            short.created = full.created = 1_700_000_000 + second
+            short.msecs = full.msecs = second % 1 * 1000
+            assert lines.format(short) == lines.format(full)

@@ -4,8 +4,9 @@
     archive    a file → a sealed tree (zipped, tarred: formats; entries: names; limits; tree: what is written)
     cache      sealed trees by digest, shared by all processes of a host, with the help of locks
 
-The rule: code is found by the SHA-256 of its object, and before each run one HEAD request checks whether S3 still has the
-same object. A request that names the digest needs no HEAD request if the code is cached.
+The rule: code is found by the SHA-256 of its object, and a HEAD request checks whether S3 still has the same object. A run gets
+what S3 had at some moment after its request was sent, and no earlier than a second before the run. So a request that waited while S3
+was asked for another one needs no HEAD request, and neither does one that names the digest, if the code is cached.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from nanogrid.connections.s3 import s3_client
 from nanogrid.errors import CodeCorruptError, CodeUnavailableError
 from nanogrid.execution.code.archive import unpack
-from nanogrid.execution.code.cache import Cache, CacheEntry, CacheUsage, SourceRecord, source_name
+from nanogrid.execution.code.cache import MOST_KNOWN, Cache, CacheEntry, CacheUsage, SourceRecord, source_name
 from nanogrid.execution.code.limits import MIB, ArchiveLimits
 from nanogrid.execution.code.required import HandlerModule, check_required
-from nanogrid.execution.code.s3_source import Source, url
+from nanogrid.execution.code.s3_source import ObjectVersion, Source, url
 from nanogrid.settings import Settings
 from nanogrid.telemetry import counters
 from nanogrid.telemetry.events import count
@@ -32,6 +34,12 @@ from nanogrid.telemetry.events import count
 __all__ = ["Code", "CodeStore", "Usage", "s3_client"]
 
 log = logging.getLogger(__name__)
+
+ASKED_LATELY_S = 1.0
+"""For this long an answer of S3 may serve requests that had been sent before S3 was asked."""
+
+CLOCKS_DIFFER_S = 1.0
+"""How much the clocks of a producer and of this host may differ."""
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -56,54 +64,80 @@ class Code:
 class _Checkout:
     """The object that one checkout asks for."""
 
+    endpoint: str
     bucket: str
     key: str
     sha256: str | None
-    source: str
+    sent_at: float | None
+
+    @cached_property
+    def source(self) -> str:
+        """The object's name in the cache."""
+        return source_name(self.endpoint, self.bucket, self.key)
 
 
 class CodeStore:
-    """All code of this host. Thread-safe; any number of processes may use the same data folder, also after a fork."""
+    """All code of this host. Thread-safe; any number of processes may use the same data folder, also after a fork.
+
+    All mutable state: `_have`, which code is known to have what is started, and `_answers`, when S3 was asked last for an object and
+    its version.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._limits = ArchiveLimits.of(settings)
         self._source = Source(settings)
+        self._answers: dict[str, tuple[float, ObjectVersion]] = {}
+        self._have: set[tuple[str, str | HandlerModule]] = set()
         self._cache = Cache(settings.data_dir / "code", settings.code_cache_mb * MIB)
 
     def checkout(
-        self, bucket: str, key: str, *, sha256: str | None = None, required: str | HandlerModule
+        self,
+        bucket: str,
+        key: str,
+        *,
+        sha256: str | None = None,
+        sent_at: float | None = None,
+        required: str | HandlerModule,
     ) -> AbstractContextManager[Code]:
         """The code of an S3 object, kept on disk for the length of the `with` block.
 
-        `sha256` (hex digest of the object) pins the code; `required` is the file or module that is started. Raises
+        `sha256` (hex digest of the object) pins the code; `sent_at` is when the request was sent, in seconds since 1970, if known;
+        `required` is the file or module that is started. Raises
         CodeNotFoundError, CodeCorruptError (both final) or CodeUnavailableError (retryable).
         """
-        return self._checkout(bucket, key, sha256, required)
+        pinned = sha256.lower() if sha256 else None
+        return self._checkout(_Checkout(self._settings.s3_endpoint_url, bucket, key, pinned, sent_at), required)
 
     def usage(self) -> CacheUsage:
         """What the cache holds."""
         return self._cache.usage()
 
     @contextmanager
-    def _checkout(self, bucket: str, key: str, sha256: str | None, required: str | HandlerModule) -> Iterator[Code]:
-        source = source_name(self._settings.s3_endpoint_url, bucket, key)
-        wanted = _Checkout(bucket, key, sha256.lower() if sha256 else None, source)
+    def _checkout(self, wanted: _Checkout, required: str | HandlerModule) -> Iterator[Code]:
         with self._local_trouble(wanted):
             entry, code = self._ready(wanted)
         try:
-            with _about(wanted):
-                check_required(code.path, required)
+            if (code.sha256, required) not in self._have:
+                self._check(wanted, code, required)
             yield code
         finally:
             entry.release()
             self._trim()
 
+    def _check(self, wanted: _Checkout, code: Code, required: str | HandlerModule) -> None:
+        with _about(wanted):
+            check_required(code.path, required)
+        if len(self._have) >= MOST_KNOWN:
+            self._have.clear()
+        self._have.add((code.sha256, required))
+
     def _ready(self, wanted: _Checkout) -> tuple[CacheEntry, Code]:
         started = time.perf_counter()
         while True:
-            known = self._cache.record(wanted.source)
-            found = self._unchanged(wanted, known)
+            found = self._pinned(wanted)
+            known = None if found else self._cache.record(wanted.source)
+            found = found or self._unchanged(wanted, known)
             if found is not None:
                 count(counters.CODE_LOOKUP, counters.HIT)
                 entry, sha256 = found
@@ -114,23 +148,38 @@ class CodeStore:
                     return self._fetch(wanted, started)
             # Another process fetched it meanwhile: check the cache again.
 
+    def _pinned(self, wanted: _Checkout) -> tuple[CacheEntry, str] | None:
+        """The cached code of the digest that the request names. S3 is not asked."""
+        entry = self._cache.use(wanted.sha256) if wanted.sha256 else None
+        return (entry, wanted.sha256) if entry is not None and wanted.sha256 else None
+
     def _unchanged(self, wanted: _Checkout, known: SourceRecord | None) -> tuple[CacheEntry, str] | None:
-        """The cached code, if S3 still has the same object. S3 is not asked if the request names the digest."""
-        sha256 = wanted.sha256 or (known.sha256 if known else None)
-        entry = self._cache.use(sha256) if sha256 else None
-        if entry is None or sha256 is None:
+        """The cached code, if the request names no digest and S3 still has the same object."""
+        if wanted.sha256 or known is None or (entry := self._cache.use(known.sha256)) is None:
             return None
-        if wanted.sha256:
-            return entry, sha256
         try:
-            if known and self._source.version(wanted.bucket, wanted.key) == known.version:
-                return entry, sha256
+            if self._is_current(wanted, known):
+                return entry, known.sha256
         except BaseException:
             entry.release()
             raise
         entry.release()
         log.info("%s has changed since it was fetched.", url(wanted.bucket, wanted.key))
         return None
+
+    def _is_current(self, wanted: _Checkout, known: SourceRecord) -> bool:
+        """Whether S3 has what was fetched last: now, or lately and after the request was sent."""
+        asked_at, answer = self._answers.get(wanted.source, (0.0, None))
+        now = time.time()
+        if wanted.sent_at is not None and answer == known.version:
+            is_new_enough = wanted.sent_at + CLOCKS_DIFFER_S <= asked_at
+            if is_new_enough and 0 <= now - asked_at <= ASKED_LATELY_S:
+                return True
+        version = self._source.version(wanted.bucket, wanted.key)
+        if len(self._answers) >= MOST_KNOWN:
+            self._answers.clear()
+        self._answers[wanted.source] = now, version
+        return version == known.version
 
     def _fetch(self, wanted: _Checkout, started: float) -> tuple[CacheEntry, Code]:
         """Download, check, unpack and publish. One process at a time does this for each source."""

@@ -33,6 +33,9 @@ from nanogrid.execution.code.tree import TreeSize, remove_tree
 
 log = logging.getLogger(__name__)
 
+MOST_KNOWN = 10_000
+"""Digests whose facts a process keeps."""
+
 
 @dataclass(frozen=True)
 class SourceRecord:
@@ -61,9 +64,9 @@ class CacheUsage:
 class CacheEntry:
     """Published code, locked against eviction until `release`."""
 
-    def __init__(self, lock: Lock, unpacked: TreeSize) -> None:
+    def __init__(self, lock: Lock, path: Path, unpacked: TreeSize) -> None:
         self._lock = lock
-        self.path = lock.path / "tree"
+        self.path = path
         self.unpacked = unpacked
 
     def release(self) -> None:
@@ -76,8 +79,20 @@ def source_name(endpoint: str, bucket: str, key: str) -> str:
     return hashlib.sha256("\0".join((endpoint, bucket, key)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What never changes about the code of a digest, so that it is read once per process."""
+
+    path: Path
+    tree: Path
+    unpacked: TreeSize
+
+
 class Cache:
-    """The cache in one folder, shared by all threads and processes that open it. Creates its folders on first use."""
+    """The cache in one folder, shared by all threads and processes that open it. Creates its folders on first use.
+
+    All mutable state: `_known`, facts about code by digest.
+    """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._entries = folder / "entries"
@@ -87,22 +102,23 @@ class Cache:
         self._overfull = folder / "overfull"
         self._folder = folder
         self._limit_bytes = limit_bytes
+        self._known: dict[str, _Known] = {}
 
     # -- reading
 
     def use(self, sha256: str) -> CacheEntry | None:
         """The code of this digest, locked and marked as used now. None if it is not in the cache."""
-        lock = try_shared(self._entries / sha256)
+        known = self._known.get(sha256)
+        lock = try_shared(known.path if known else self._entries / sha256)
         if lock is None:
             return None
         try:
-            entry = CacheEntry(lock, _unpacked(lock.path))
-            now = time.time_ns()
-            os.utime(lock.path, ns=(now, now))
+            known = known or self._learn(sha256, lock.path)
+            os.utime(lock.path)
         except BaseException:
             lock.release()
             raise
-        return entry
+        return CacheEntry(lock, known.tree, known.unpacked)
 
     def record(self, source: str) -> SourceRecord | None:
         """What was last fetched from a source, if anything."""
@@ -164,7 +180,7 @@ class Cache:
             draft.rename(self._entries / sha256)
             lock.path = self._entries / sha256
         self._remove(evicted)
-        return CacheEntry(lock, unpacked)
+        return CacheEntry(lock, lock.path / "tree", unpacked)
 
     def remember(self, source: str, version: ObjectVersion, sha256: str) -> None:
         """Record what was fetched from a source."""
@@ -203,6 +219,12 @@ class Cache:
                     path.unlink()
 
     # -- parts
+
+    def _learn(self, sha256: str, path: Path) -> _Known:
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        known = self._known[sha256] = _Known(path, path / "tree", _unpacked(path))
+        return known
 
     def _make_folders(self) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -31,8 +31,11 @@ from nanogrid.errors import ContainerLostError, ContainerStartError
 PACKET_BYTES = 65_536
 """Larger messages are sent as a memory file, with a packet that announces it."""
 
+AT_ONCE = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+PEEK_AT_ONCE = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 CHECK_EVERY_S = 0.25
 MOST_DESCRIPTORS = 4
+DESCRIPTORS_BYTES = socket.CMSG_LEN(MOST_DESCRIPTORS * array.array("i").itemsize)
 MOST_DIGITS = 20
 
 
@@ -105,7 +108,7 @@ class Link:
     def is_alive(self) -> bool:
         """Whether the runner's end is open and no message is waiting."""
         try:
-            self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            self._connection.recv(1, PEEK_AT_ONCE)
         except BlockingIOError:
             return True
         except OSError:
@@ -162,10 +165,12 @@ class Link:
 
     def receive(self, timeout_s: float) -> Message | None:
         """Return the next message, or None if none arrives in time."""
-        if not _is_readable(self._connection, timeout_s):
+        if timeout_s > 0 and not _is_readable(self._connection, timeout_s):
             return None
         try:
-            packet, descriptors, _, _ = socket.recv_fds(self._connection, PACKET_BYTES, MOST_DESCRIPTORS)
+            packet, descriptors = _received(self._connection)
+        except BlockingIOError:
+            return None
         except OSError:
             packet, descriptors = b"", []
         if not packet:
@@ -173,9 +178,7 @@ class Link:
         try:
             message = parse(packet)
             if isinstance(message, RunEnded) and descriptors:
-                result = descriptors.pop()
-                os.set_inheritable(result, False)
-                message = replace(message, result=result)
+                message = replace(message, result=descriptors.pop())
             if isinstance(message, Ready) and descriptors:
                 self._use_spare(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, descriptors[-1]))
                 descriptors.pop()
@@ -197,8 +200,6 @@ class Link:
         """Make this the spare that gets the next request."""
         if self._spare is not None:
             self._spare.close()
-        if spare is not None:
-            spare.set_inheritable(False)
         self._spare = spare
 
     def _send(self, data: bytes, descriptors: Sequence[int]) -> None:
@@ -240,6 +241,16 @@ def _number(text: str) -> int:
     if not text.isdigit() or len(text) > MOST_DIGITS:
         raise ValueError(f"{text[:80]!r} is not a number of at most {MOST_DIGITS} digits")
     return int(text)
+
+
+def _received(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """A packet and its descriptors. `socket.recv_fds` would ignore the flags, and so cost calls to the kernel."""
+    descriptors = array.array("i")
+    packet, ancillary, _, _ = connection.recvmsg(PACKET_BYTES, DESCRIPTORS_BYTES, AT_ONCE)
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    return packet, descriptors.tolist()
 
 
 def _is_readable(connection: socket.socket, timeout_s: float) -> bool:

@@ -130,12 +130,14 @@ class Run:
         """Read until the run ends, exceeds its time, or writes too much."""
         control = self._link.fileno()
         first_s = min(OUTPUT_WAITS_S, deadline - time.monotonic())
-        if first_s <= 0 or not self._poll.poll(first_s * 1000):
+        events = self._poll.poll(first_s * 1000) if first_s > 0 else []
+        if not events:
             for reading in self._by_fd:
                 self._poll.register(reading, READABLE)
         while True:
             wait_s = deadline - time.monotonic()
-            events = self._poll.poll(wait_s * 1000) if wait_s > 0 else []
+            if not events and wait_s > 0:
+                events = self._poll.poll(wait_s * 1000)
             if not events and time.monotonic() >= deadline:
                 if self._cgroup.is_frozen():
                     raise ContainerLostError("the container was paused by somebody else while the function ran")
@@ -145,6 +147,7 @@ class Run:
                     self._read(fd)
                 elif not self._receive():
                     return EndReason.LOST
+            events = []
             if self._ended:
                 return EndReason.EXITED
             if any(stream.truncated for stream in self._streams):
