@@ -19,15 +19,20 @@ def message_size_bytes(parameters: dict[str, Any]) -> int:
     return total
 
 
+def refuse_large(parameters: dict[str, Any], limit_bytes: int) -> None:
+    """Raise InvalidRequestError if SendMessage's parameters are over the limit."""
+    size_bytes = message_size_bytes(parameters)
+    if size_bytes > limit_bytes:
+        raise InvalidRequestError(
+            "",
+            f"the message has {size_bytes} bytes and {limit_bytes} are allowed: put large data (payload or stdin) in S3 and send its address",
+        )
+
+
 def refuse_large_messages(client: Any, limit_bytes: int) -> None:
     """Make a boto3 SQS client raise InvalidRequestError for messages over the limit."""
 
     def check(params: dict[str, Any], **_: Any) -> None:
-        size_bytes = message_size_bytes(params)
-        if size_bytes > limit_bytes:
-            raise InvalidRequestError(
-                "",
-                f"the message has {size_bytes} bytes and {limit_bytes} are allowed: put large data (payload or stdin) in S3 and send its address",
-            )
+        refuse_large(params, limit_bytes)
 
     client.meta.events.register("provide-client-params.sqs.SendMessage", check)
