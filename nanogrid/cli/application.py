@@ -52,7 +52,7 @@ Exit codes:
 """
 
 OBJECTS = 50_000
-"""New objects after which Python looks for garbage. Its own 700 cost a command that imports much a fifth of its time."""
+"""New objects after which Python looks for garbage. Its own 700 cost a command that imports much a tenth of its time."""
 
 app = typer.Typer(
     name="nanogrid",
