@@ -21,6 +21,7 @@ from benchmarks.rows import (
     numpy_layer,
     packages,
     paused,
+    popularity,
     recompiled,
     shared_children,
     throughput,
@@ -57,6 +58,7 @@ ROWS = {
     "invoke": Row(invoke.TITLE, invoke.measure),
     "children": Row(shared_children.TITLE, shared_children.measure),
     "hundred": Row(hundred.TITLE, hundred.measure),
+    "zipf": Row(popularity.TITLE, popularity.measure),
     "endurance": Row(endurance.TITLE, endurance.measure),
     "worker": Row(worker_endurance.TITLE, worker_endurance.measure),
 }
