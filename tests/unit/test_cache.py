@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -260,6 +262,22 @@ def test_a_note_that_is_gone_broken_or_old_is_not_relied_on(cache: Cache, note: 
         cache._occupied.write_text(note)
     publish(cache, "k").release()
     assert kept(cache, *"abcdefghijk") == list("bcdefghijk")
+
+
+def test_a_cache_on_a_full_disk_can_be_emptied(cache: Cache) -> None:
+    """Emptying it makes room, so it must not need any."""
+    publish_all(cache, "abc")
+
+    def empty_where_nothing_can_be_written() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        cache.empty()
+
+    in_child(empty_where_nothing_can_be_written)
+    assert cache.usage().entries == 0
+    assert list(cache._workplaces.iterdir()) == []
+    publish_all(cache, "abcdefghijk")
+    assert cache.usage().entries == 10
 
 
 def test_a_note_that_is_too_high_costs_a_count_and_no_code(cache: Cache) -> None:

@@ -297,7 +297,12 @@ class Cache:
         Called before an entry appears and after others have disappeared: the note of a process that is killed in between is too
         high, which leads to a count.
         """
-        self._occupied.write_text(json.dumps(asdict(occupied)))
+        try:
+            self._occupied.write_text(json.dumps(asdict(occupied)))
+        except (
+            OSError
+        ):  # a full disk, which may be why the cache is being emptied: without a note the entries are counted
+            self._occupied.unlink(missing_ok=True)
         if occupied.disk_bytes > self._limit_bytes:
             self._overfull.touch()
         else:
