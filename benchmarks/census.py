@@ -63,3 +63,8 @@ def _tolerance(samples: Samples) -> float:
 def files_below(folder: Path) -> int:
     """The number of files and folders below a folder. Those removed during the count do not count."""
     return sum(len(folders) + len(files) for _, folders, files in os.walk(folder))
+
+
+def pss_mb(pid: int) -> float:
+    """Memory of a process in megabytes, in which a page counts as a share for each process that maps it."""
+    return float(psutil.Process(pid).memory_full_info().pss) / 1e6

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -21,7 +23,7 @@ from nanogrid.result import ExecutionResult
 from tests.support.functions import Functions, zipped
 from tests.support.probe import QUICK
 from tests.support.services import moto_service, redis_service, running
-from tests.support.worker import Grid, grid, variables
+from tests.support.worker import PROBE, Grid, grid, variables
 
 WAIT_S = 60.0
 QUEUE = "python"
@@ -49,6 +51,16 @@ class Stack:
     def run(self, request: dict[str, Any], prints: str) -> ExecutionResult:
         """Send a request and wait for its result. Raises RuntimeError if the result is wrong."""
         return checked(self.client.wait(self.client.submit(request), WAIT_S), prints)
+
+    def run_many(self, requests: Iterable[Mapping[str, Any]], prints: str, in_flight: int) -> Iterator[ExecutionResult]:
+        """Send requests with at most this many in flight, and give their results in the order of the requests."""
+        flying: deque[str] = deque()
+        for request in requests:
+            flying.append(self.client.submit(dict(request)))
+            if len(flying) >= in_flight:
+                yield checked(self.client.wait(flying.popleft(), WAIT_S), prints)
+        while flying:
+            yield checked(self.client.wait(flying.popleft(), WAIT_S), prints)
 
     def nothing(self) -> None:
         """Send a Celery task that does nothing to the same queue, and wait for its result."""
@@ -85,9 +97,12 @@ def checked(result: ExecutionResult, prints: str) -> ExecutionResult:
 
 
 @contextmanager
-def stack(setting: Setting, **changes: Any) -> Iterator[Stack]:
-    """A running stack, until the block ends. `changes` are settings of the worker."""
-    folder = setting.folder
+def stack(setting: Setting, *, app: str = PROBE, folder: Path | None = None, **changes: Any) -> Iterator[Stack]:
+    """A running stack, until the block ends.
+
+    `app` is the worker's, `folder` its own one if the row has more than one stack, and `changes` are settings of the worker.
+    """
+    folder = folder or setting.folder
     with running(moto_service(folder)) as moto, running(redis_service(folder)) as server:
         made = grid(
             folder,
@@ -98,7 +113,7 @@ def stack(setting: Setting, **changes: Any) -> Iterator[Stack]:
             cpp_image=setting.settings().cpp_image,
             **changes,
         )
-        with made as here, here.worker("bench@benchmark") as worker:
+        with made as here, here.worker("bench@benchmark", app=app) as worker:
             os.environ.update({name: value for name, value in variables(here.settings).items() if "AWS_" in name})
             functions = Functions(f"http://127.0.0.1:{moto.port}")
             yield Stack(here, Client(here.settings), functions, worker.process.pid)

@@ -22,10 +22,11 @@ from nanogrid.celery import NanoGrid, make_app
 from nanogrid.celery import app as default_app
 from nanogrid.errors import InvalidRequestError, RedisUnavailableError, ResultUnavailableError
 from nanogrid.request import FunctionRequest, new_request_id
-from nanogrid.result import ExecutionResult, not_run
+from nanogrid.result import ExecutionResult
 from nanogrid.results.mapping import PartFailure
 from nanogrid.results.stream.entry import StreamedResult
 from nanogrid.results.stream.follower import follow as follow_stream
+from nanogrid.results.subscription import result_of
 from nanogrid.settings import Settings, current
 from nanogrid.sqs.submission import Submission
 from nanogrid.telemetry import tracing
@@ -87,7 +88,7 @@ class Client:
 
         handle = self._handle(request_id)
         try:
-            return _read(request_id, handle.get(timeout=timeout_s, propagate=False))
+            return result_of(request_id, handle.get(timeout=timeout_s, propagate=False))
         except CeleryTimeoutError:
             handle.backend.remove_pending_result(handle)  # else each wait that times out leaves one
             raise ResultUnavailableError(
@@ -103,7 +104,7 @@ class Client:
         if not handle.ready():
             hint = "unknown, not started or expired" if handle.state == "PENDING" else f"state {handle.state}"
             raise ResultUnavailableError(f"request {request_id!r} has no result: {hint}")
-        return _read(request_id, handle.result)
+        return result_of(request_id, handle.result)
 
     def state(self, request_id: str) -> str:
         """Celery's state of the request: `PENDING` (waits, or unknown), `STARTED`, `RETRY` or `SUCCESS` (has a result).
@@ -260,10 +261,3 @@ def _parts(function: dict[str, Any], payloads: Iterable[JsonValue], settings: Se
     if len(parts) > MAP_LIMIT:
         raise InvalidRequestError("payloads", f"there are {len(parts)}, and a map has at most {MAP_LIMIT}")
     return parts
-
-
-def _read(request_id: str, stored: object) -> ExecutionResult:
-    """A stored value as a result. An exception, which Celery stores if no worker stored a result, becomes NOT_RUN."""
-    if isinstance(stored, dict) and "outcome" in stored:
-        return ExecutionResult.from_wire(stored)
-    return not_run(request_id, "", f"Celery stored {stored!r} instead of an ExecutionResult")

@@ -12,7 +12,7 @@ from benchmarks.census import Census, files_below
 from benchmarks.figures import Goal, Line, Measured
 from benchmarks.programs import HELLO
 from benchmarks.setting import Setting
-from benchmarks.stack import Stack, checked, stack
+from benchmarks.stack import Stack, stack
 from benchmarks.turns import Progress
 
 TITLE = "8000 requests through a whole worker: growth from after the warm-up to the end"
@@ -52,19 +52,8 @@ def measure(setting: Setting) -> Measured:
 
 def _batch(here: Stack, request: dict[str, Any], number: int) -> Counter[str]:
     """Send this many requests, a few at a time. Return how they started."""
-    starts: Counter[str] = Counter()
-    flying: list[str] = []
-    for _ in range(number):
-        flying.append(here.client.submit(request))
-        if len(flying) >= IN_FLIGHT:
-            starts[_result_of(here, flying.pop(0))] += 1
-    starts.update(_result_of(here, request_id) for request_id in flying)
-    return starts
-
-
-def _result_of(here: Stack, request_id: str) -> str:
-    kind = checked(here.client.wait(request_id, 60.0), HELLO.prints).start_kind
-    return "" if kind is None else kind.value
+    results = here.run_many([request] * number, HELLO.prints, IN_FLIGHT)
+    return Counter("" if result.start_kind is None else result.start_kind.value for result in results)
 
 
 def _look(census: Census, here: Stack) -> None:

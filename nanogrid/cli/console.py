@@ -7,6 +7,7 @@ only on a terminal, and never if NO_COLOR is set (rich handles both).
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ OWN_FAILURE = 2
 
 NOT_RUN = 125
 """Exit code of `nanogrid invoke` if the function was not run."""
+
+FORCED = frozenset({"FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"})
+"""Variables by which rich takes a pipe for a terminal."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -40,16 +44,27 @@ def stderr() -> Console:
 
 def note(text: str) -> None:
     """Print a remark that is not part of the result."""
-    from rich.text import Text
-
-    stderr().print(Text(text, style="dim"))
+    say((text, "dim"))
 
 
 def complain(error: object) -> None:
     """Print an error as one sentence."""
+    say(("error: ", "bold red"), (str(error), "default"))
+
+
+def say(*parts: tuple[str, str]) -> None:
+    """Print one line to stderr, from texts and their styles. Without a terminal there are no styles, and rich is not imported."""
+    if not shows_styles():
+        print("".join(text for text, _ in parts), file=sys.stderr)
+        return
     from rich.text import Text
 
-    stderr().print(Text("error: ", style="bold red").append(str(error), style="default"))
+    stderr().print(Text.assemble(*parts))
+
+
+def shows_styles() -> bool:
+    """Whether rich may take stderr for a terminal."""
+    return sys.stderr.isatty() or not FORCED.isdisjoint(os.environ)
 
 
 def print_json(value: Any) -> None:

@@ -35,7 +35,7 @@ def invoke(
     Exit code: the function's own; 124 timed out; 137 out of memory; 130 cancelled or interrupted; 125 not run.
     """
     from nanogrid.cli.progress import wait_for
-    from nanogrid.cli.target import connect, find_target
+    from nanogrid.cli.target import find_target, producer
 
     chosen = {
         "runtime": runtime,
@@ -48,8 +48,8 @@ def invoke(
     with exits_with(console.NOT_RUN):
         request = options.request_fields(chosen, env, payload, stdin, stdin_text)
         target = find_target()
-        client = connect(target)
-        request = with_code(source, request, bucket, target, client)
+        client = producer(target)
+        request = with_code(source, request, bucket, target)
         request_id = client.submit(request)
         if no_wait:
             _print_id(request_id, as_json=as_json)

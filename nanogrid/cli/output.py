@@ -35,16 +35,15 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def _print_summary(result: ExecutionResult) -> None:
-    from rich.text import Text
-
-    line = Text("" if _ends_line(result) else "\n")
-    line.append(result.outcome.value, style=f"bold {_COLOURS.get(result.outcome.value, 'yellow')}")
-    line.append("".join(f" · {fact}" for fact in facts(result)), style="dim")
-    err = console.stderr()
-    err.print(line)
+    outcome = result.outcome.value
+    console.say(
+        ("" if _ends_line(result) else "\n", ""),
+        (outcome, f"bold {_COLOURS.get(outcome, 'yellow')}"),
+        ("".join(f" · {fact}" for fact in facts(result)), "dim"),
+    )
     if result.value is not None:
         value = json.dumps(result.value)
-        err.print(Text(f"value: {value if len(value) <= _VALUE_SHOWN else value[:_VALUE_SHOWN] + ' ...'}"))
+        console.say((f"value: {value if len(value) <= _VALUE_SHOWN else value[:_VALUE_SHOWN] + ' ...'}", ""))
 
 
 def print_line(found: StreamedResult) -> None:

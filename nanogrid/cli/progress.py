@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from nanogrid.cli import console
@@ -11,6 +12,7 @@ from nanogrid.cli.output import print_result
 from nanogrid.errors import ResultUnavailableError
 
 if TYPE_CHECKING:
+    from nanogrid.cli.producer import Producer
     from nanogrid.client import Client
     from nanogrid.result import ExecutionResult
 
@@ -26,7 +28,7 @@ _WORDS = {
 }
 
 
-def wait_for(client: Client, request_id: str, limit_s: float | None, *, as_json: bool) -> int:
+def wait_for(client: Client | Producer, request_id: str, limit_s: float | None, *, as_json: bool) -> int:
     """Wait, print the result, and return its exit code.
 
     On Ctrl-C the request continues, and a note says how to get its result or cancel it. Raises ResultUnavailableError after
@@ -34,8 +36,8 @@ def wait_for(client: Client, request_id: str, limit_s: float | None, *, as_json:
     """
     try:
         console.note(f"request: {request_id}")
-        with console.stderr().status("sent") as spinner:  # shows nothing where stderr is no terminal
-            result = watch(client, request_id, limit_s, spinner.update)
+        with _spinner() as show:
+            result = watch(client, request_id, limit_s, show)
     except KeyboardInterrupt:
         console.note(
             f"\nthe request continues; to get its result: nanogrid result {request_id} --wait 60"
@@ -53,7 +55,19 @@ def wait_for(client: Client, request_id: str, limit_s: float | None, *, as_json:
     return result.shell_exit_code
 
 
-def watch(client: Client, request_id: str, limit_s: float | None, show: Callable[[str], None]) -> ExecutionResult:
+@contextmanager
+def _spinner() -> Iterator[Callable[[str], None]]:
+    """A spinner with a text that can be changed. Shows nothing where stderr is no terminal."""
+    if not console.shows_styles():
+        yield lambda _: None
+        return
+    with console.stderr().status("sent") as spinner:
+        yield spinner.update
+
+
+def watch(
+    client: Client | Producer, request_id: str, limit_s: float | None, show: Callable[[str], None]
+) -> ExecutionResult:
     """Wait in short turns; `show` gets the request's state in between.
 
     Raises ResultUnavailableError after `limit_s`.

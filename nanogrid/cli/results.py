@@ -29,9 +29,9 @@ def result(
     """
     from nanogrid.cli.output import print_result
     from nanogrid.cli.progress import wait_for
-    from nanogrid.cli.target import connect, find_target
+    from nanogrid.cli.target import find_target, producer
 
-    client = connect(find_target())
+    client = producer(find_target())
     if wait_s:
         raise typer.Exit(wait_for(client, request_id, wait_s, as_json=as_json))
     found = client.result(request_id)
@@ -70,14 +70,15 @@ def results(
     Exit code: 0 success; 130 interrupted.
     """
     from nanogrid.cli.output import print_line
-    from nanogrid.cli.target import connect, find_target
+    from nanogrid.cli.target import find_target
+    from nanogrid.results.stream.follower import follow as follow_stream
 
     if consumer is not None and group is None:
         raise typer.BadParameter("--consumer is a name within a group: also give --group")
-    client = connect(find_target())
+    settings = find_target().settings
     start = start or ("now" if follow and group is None else "all")
-    found = client.follow(
-        function=function, group=group, consumer=consumer, start=start, idle_s=None if follow else 0.0
+    found = follow_stream(
+        settings, function=function, group=group, consumer=consumer, start=start, idle_s=None if follow else 0.0
     )
     try:
         for each in found:

@@ -14,7 +14,10 @@ from nanogrid.cli import console
 from nanogrid.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from nanogrid.cli.producer import Producer
     from nanogrid.client import Client
+    from nanogrid.local.folder import StackState
+    from nanogrid.local.plain_aws import PlainAws
     from nanogrid.settings import Settings
 
 REGIONS = frozenset({"AWS_REGION", "AWS_DEFAULT_REGION"})
@@ -23,10 +26,18 @@ REGIONS = frozenset({"AWS_REGION", "AWS_DEFAULT_REGION"})
 
 @dataclass(frozen=True)
 class Target:
-    """Settings of the deployment, and whether it is a local stack."""
+    """Settings of the deployment, whether it is a local stack, and the port of its S3 and SQS if this command has found it."""
 
     settings: Settings
     is_local: bool
+    stack_port: int | None = None
+
+    @property
+    def plain_aws(self) -> PlainAws | None:
+        """The short cut to S3 and SQS of the local stack, if there is one."""
+        from nanogrid.local.plain_aws import PlainAws
+
+        return None if self.stack_port is None else PlainAws(self.stack_port)
 
 
 def find_target(*, required: bool = True) -> Target:
@@ -37,11 +48,11 @@ def find_target(*, required: bool = True) -> Target:
     named = deployment_variables()
     if named:
         return Target(load_settings(), is_local=_is_local_endpoint())
-    folder, environment = _running_stack()
-    if environment is not None:
+    folder, state = _running_stack()
+    if state is not None:
         console.note(f"using the local stack in {folder}")
-        os.environ.update(environment)
-        return Target(load_settings(), is_local=True)
+        os.environ.update(state.environment)
+        return Target(load_settings(), is_local=True, stack_port=state.ports.sqs)
     if required:
         raise ConfigurationError(
             "no deployment was found: no local stack runs (start one with: nanogrid up --detach), and the environment names "
@@ -57,6 +68,15 @@ def connect(target: Target) -> Client:
     client = Client(target.settings)
     client.app.conf.result_backend_always_retry = False
     return client
+
+
+def producer(target: Target) -> Client | Producer:
+    """What sends one request or reads one result. Celery is needed only for traces, which OpenTelemetry takes of its producer."""
+    if target.settings.tracing:
+        return connect(target)
+    from nanogrid.cli.producer import Producer
+
+    return Producer(target.settings, target.plain_aws)
 
 
 def deployment_variables() -> list[str]:
@@ -75,14 +95,14 @@ def load_settings() -> Settings:
     return settings
 
 
-def _running_stack() -> tuple[str, dict[str, str] | None]:
+def _running_stack() -> tuple[str, StackState | None]:
     from nanogrid.local.folder import StackFolder
 
     folder = StackFolder()
     state = folder.read()
     if state is None or not any(record.is_alive for record in state.processes.values()):
         return str(folder.root), None
-    return str(folder.root), state.environment
+    return str(folder.root), state
 
 
 def _is_local_endpoint() -> bool:

@@ -74,7 +74,7 @@ def tune(
     target = find_target()
     sizes = sizes_of(memories, cores or [target.settings.cpus])
     client = connect(target)
-    request = with_code(source, request, bucket, target, client)
+    request = with_code(source, request, bucket, target)
     name = request["functionId"]
     request["functionId"] = measured_id(name)
     for size in sizes:

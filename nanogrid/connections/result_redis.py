@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import redis
@@ -72,6 +73,19 @@ class PatientRetry(Retry):
         return super().call_with_retry(do, fail, may_help, *args, **kwargs)
 
 
+@cache
+def driver() -> dict[str, Any]:
+    """Arguments of a client that say how redis-py names itself to Redis. They are made once per process and its children.
+
+    A client without them reads the metadata of redis-py's package from disk for each of its connections.
+    """
+    try:
+        from redis.driver_info import DriverInfo
+    except ImportError:  # an older redis-py
+        return {}
+    return {"driver_info": DriverInfo()}
+
+
 def connect(settings: Settings, *, retries: int = 20) -> redis.Redis:
     """A client for the result Redis that survives a restart or a failover: it retries with backoff for about half a minute."""
     return redis.Redis.from_url(
@@ -81,4 +95,5 @@ def connect(settings: Settings, *, retries: int = 20) -> redis.Redis:
         socket_timeout=ANSWER_TIMEOUT_S,
         health_check_interval=15,
         retry=PatientRetry(ExponentialBackoff(cap=2, base=0.05), retries),
+        **driver(),
     )

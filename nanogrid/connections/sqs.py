@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nanogrid.connections.aws import new_session
 from nanogrid.settings import Settings
 
 CONNECT_TIMEOUT_S = 5
@@ -12,14 +13,13 @@ ATTEMPTS = 3
 
 
 def sqs_client(settings: Settings) -> Any:
-    """A new boto3 SQS client. The endpoint comes from the settings or the AWS environment, credentials from boto's chain.
+    """A new SQS client. The endpoint comes from the settings or the AWS environment, credentials from boto's chain.
 
     Its calls end within about half a minute: the worker's event loop waits for some of them.
     """
-    import boto3
     from botocore.config import Config
 
-    return boto3.Session().client(
+    return new_session().create_client(
         "sqs",
         region_name=settings.region,
         endpoint_url=settings.sqs_endpoint_url or None,

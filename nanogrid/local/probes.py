@@ -38,17 +38,21 @@ def redis_answers(port: int, pid: int) -> bool:
 def sqs_answers(port: int) -> bool:
     """Whether SQS lists its queues.
 
-    The request is plain HTTP, without boto3, which would read the user's AWS profile. The signature's scope routes the
-    request to SQS, since S3 listens on the same port; the server does not verify the signature.
+    The request is plain HTTP, without boto3, which would read the user's AWS profile.
     """
     headers = {
         "X-Amz-Target": "AmazonSQS.ListQueues",
         "Content-Type": "application/x-amz-json-1.0",
-        "Authorization": "AWS4-HMAC-SHA256 Credential=local/20000101/us-east-1/sqs/aws4_request, "
-        "SignedHeaders=host, Signature=none",
+        "Authorization": authorization("sqs"),
     }
-    answer = _ask(port, "POST", "/", "{}", headers)
+    answer = ask(port, "POST", "/", b"{}", headers)
     return answer is not None and answer.startswith(b"{")
+
+
+def authorization(service: str) -> str:
+    """The header by which the server knows the service, since both listen on one port. It does not verify the signature."""
+    scope = f"local/20000101/us-east-1/{service}/aws4_request"
+    return f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=none"
 
 
 def worker_answers(monitor_url: str) -> bool:
@@ -74,22 +78,25 @@ def worker_answers(monitor_url: str) -> bool:
 
 def worker_stands_still(data_dir: Path) -> bool:
     """Whether a worker of this data folder reports that it holds requests and none of its children takes any."""
-    answers = (_ask(address.port, "GET", "/status", None, {}) for _, address in published(data_dir))
+    answers = (ask(address.port, "GET", "/status", None, {}) for _, address in published(data_dir))
     return any(json.loads(answer)["worker"]["stalled"] for answer in answers if answer is not None)
 
 
 def flower_answers(port: int) -> bool:
     """Whether Flower shows its page of workers."""
-    return _ask(port, "GET", "/workers", None, {}) is not None
+    return ask(port, "GET", "/workers", None, {}) is not None
 
 
-def _ask(port: int, method: str, path: str, body: str | None, headers: dict[str, str]) -> bytes | None:
+def ask(
+    port: int, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float = PATIENCE_S
+) -> bytes | None:
     """The body of a 200 from a server on loopback, None for anything else."""
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=PATIENCE_S)
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=timeout_s)
     try:
         connection.request(method, path, body, headers)
         response = connection.getresponse()
-        return response.read() if response.status == http.client.OK else None
+        answer = response.read()
+        return answer if response.status == http.client.OK else None
     except (OSError, http.client.HTTPException):
         return None
     finally:

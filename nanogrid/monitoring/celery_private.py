@@ -42,6 +42,7 @@ def celery_parts() -> PrivateParts:
             (
                 RedisBackend,
                 (
+                    "_add_driver_info",
                     "_chord_claim_extend_script",
                     "_chord_cleanup_script",
                     "_chord_part_return_script",

@@ -67,6 +67,11 @@ _left_behind: list[dict[str, Any]] = []
 """A forked process keeps its parent's attributes here: freeing them might wait for a lock whose thread does not exist here."""
 
 
+DRIVER_INFO = ("driver_info", "lib_name", "lib_version")
+_driver_info: dict[str, Any] = {}
+"""Connection parameters by which Celery describes itself to Redis."""
+
+
 class Begun(NamedTuple):
     """What is known when a request begins: its end if it has one, whether the claim is the caller's, fields of the hash."""
 
@@ -101,6 +106,16 @@ class ResultBackend(RedisBackend):
         _left_behind.append(before)
         self.__dict__.clear()
         self.__init__(app=before["app"], url=before["url"])  # type: ignore[misc]
+
+    def _add_driver_info(self) -> None:
+        """Called by Celery for each new backend: describe Celery and redis-py to Redis.
+
+        The description is made once. Celery's own reads the metadata of redis-py's package from disk, and each child would do so.
+        """
+        if not _driver_info:
+            super()._add_driver_info()
+            _driver_info.update({name: self.connparams[name] for name in DRIVER_INFO if name in self.connparams})
+        self.connparams.update(_driver_info)
 
     def soon(self, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call `ask` and retry for up to CONNECT_TIMEOUT_S, so that a restart of Redis causes no error.

@@ -12,7 +12,9 @@ import json
 from kombu.serialization import register
 from kombu.utils.json import dumps
 
-NAME = "nanogrid-json"
+from nanogrid.wire.names import PLAIN_JSON
+
+NAME = PLAIN_JSON
 CONTENT_TYPE = "application/x-nanogrid-json"
 
 register(NAME, dumps, json.loads, content_type=CONTENT_TYPE, content_encoding="utf-8")

@@ -33,10 +33,8 @@ def resolve(name: str, settings: Settings, client: Any = None) -> str:
 
     Raises ConfigurationError for a missing queue and for a FIFO queue, and botocore's errors if SQS does not answer.
     """
-    if is_fifo(name, settings):
-        raise ConfigurationError(f"queue {name}: {_fifo(name, settings)}")
-    if name in settings.queue_urls:
-        return settings.queue_urls[name]
+    if (given := _given(name, settings)) is not None:
+        return given
     client = client or sqs_client(settings)
     if settings.create_queues:
         return _ensure(name, settings, client)
@@ -44,6 +42,18 @@ def resolve(name: str, settings: Settings, client: Any = None) -> str:
     if url is None:
         raise ConfigurationError(f"queue {name}: {_missing(name, settings)}")
     return url
+
+
+def find(name: str, settings: Settings, client: Any) -> str | None:
+    """The URL of a queue that exists, or None. Creates and changes nothing. Raises as `resolve` does, except for a missing one."""
+    return _given(name, settings) or _find(client, sqs_name(name, settings))
+
+
+def _given(name: str, settings: Settings) -> str | None:
+    """The URL of a queue if the settings have it. Raises ConfigurationError for a FIFO queue."""
+    if is_fifo(name, settings):
+        raise ConfigurationError(f"queue {name}: {_fifo(name, settings)}")
+    return settings.queue_urls.get(name)
 
 
 def _missing(name: str, settings: Settings) -> str:

@@ -13,10 +13,9 @@ from nanogrid.errors import ConfigurationError, EarlierPartError, InvalidRequest
 from nanogrid.request import FunctionRequest, TimeLimits, id_refusal, new_request_id, parse_request, time_limits
 from nanogrid.result import ExecutionResult
 from nanogrid.settings import Settings
-from nanogrid.sqs import plain_json
-from nanogrid.wire.names import SENT_AT
+from nanogrid.wire.names import PLAIN_JSON, SENT_AT
 
-SERIALIZERS = ("json", plain_json.NAME)
+SERIALIZERS = ("json", PLAIN_JSON)
 """Serializers whose messages workers accept."""
 
 IN_ONE_TASK = frozenset({"celery.map", "celery.starmap", "celery.chunks"})

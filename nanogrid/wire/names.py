@@ -1,10 +1,16 @@
-"""Names in Celery messages: tasks and headers. They are part of the wire format."""
+"""Names in Celery messages: tasks, headers, the serializer and keys of results. They are part of the wire format."""
 
 from __future__ import annotations
 
 EXECUTE = "nanogrid.execute_function"
 REDUCE = "nanogrid.reduce_function"
 """Names of the two tasks."""
+
+RESULT_KEY = "nanogrid:celery-task-meta-"
+"""What stands before a request id in the key of its result in Redis, and in the channel on which it is published."""
+
+PLAIN_JSON = "nanogrid-json"
+"""Celery's name for our serializer."""
 
 SENT_AT = "nanogrid_sent_at_ms"
 """Header: when the request was first sent, in milliseconds since 1970. Retries keep it."""

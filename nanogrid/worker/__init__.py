@@ -10,6 +10,7 @@ The rule: the main process owns containers and counts events; the children, fork
     controller          hands requests to children
     preparation_step    checks queues, pulls images, answers dead letters
     children            what a child does first and last
+    sharing_step        prepares what children share, before they are forked
     prefork_step        refuses every pool of Celery's but prefork
     private_parts_step  refuses versions of kombu and Celery without the private parts that NanoGrid uses
 """
@@ -30,6 +31,7 @@ from nanogrid.worker.owner_step import OwnerStep
 from nanogrid.worker.prefork_step import PreforkStep
 from nanogrid.worker.preparation_step import PreparationStep
 from nanogrid.worker.private_parts_step import PrivatePartsStep
+from nanogrid.worker.sharing_step import SharingStep
 from nanogrid.worker.stall_step import StallStep
 from nanogrid.worker.telemetry_step import TelemetryStep
 
@@ -39,6 +41,7 @@ __all__ = [
     "PreforkStep",
     "PreparationStep",
     "PrivatePartsStep",
+    "SharingStep",
     "StallStep",
     "TelemetryStep",
     "children",
@@ -59,8 +62,9 @@ app.steps["worker"] |= {
     PreforkStep,
     PreparationStep,
     PrivatePartsStep,
+    SharingStep,
     StallStep,
     TelemetryStep,
 }
 # Celery orders steps by what they require: the process pool starts after the owner and the HTTP port, and stops before them.
-components.Pool.requires = (*components.Pool.requires, OwnerStep, MetricsStep)
+components.Pool.requires = (*components.Pool.requires, OwnerStep, MetricsStep, SharingStep)

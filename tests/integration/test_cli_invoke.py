@@ -8,11 +8,14 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nanogrid.cli.upload import ASKED_BYTES
+from nanogrid.connections.aws import new_session
 from nanogrid.result import ExecutionResult
 from tests.support.command import ENTRY, CommandLine
 from tests.support.services import wait_until
@@ -240,6 +243,73 @@ def on_terminal(command: CommandLine, variables: dict[str, str], *words: str) ->
             pass
         os.close(ours)
     return shown.decode()
+
+
+HEAVY = frozenset({"boto3", "botocore", "celery", "docker", "kombu", "moto", "rich.console"})
+COUNTED = (
+    "import atexit, sys\n"
+    f"atexit.register(lambda: print('HEAVY', sorted({set(HEAVY)!r} & set(sys.modules)), file=sys.stderr))\n"
+    "from nanogrid.cli import main; main()"
+)
+"""The command, which then names the heavy packages that it has imported."""
+
+
+def heavy_of(command: CommandLine, *words: str, variables: dict[str, str] | None = None) -> tuple[bytes, str]:
+    """The output of a command, and the heavy packages that it has imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTED, *words],
+        env={**command.environment, **(variables or {})},
+        capture_output=True,
+        timeout=150,
+        check=False,
+    )
+    return done.stdout, done.stderr.decode().splitlines()[-1]
+
+
+def test_a_command_for_one_request_imports_what_it_needs(command: CommandLine, function: Any) -> None:
+    """On the local stack neither Celery nor an SDK for S3 and SQS; elsewhere no Celery; without a terminal no rich."""
+    source = function("print('hello')")
+    command.ok("invoke", source)  # the bucket exists from now on
+    assert heavy_of(command, "invoke", source) == (b"hello\n", "HEAVY []")
+    deployment = json.loads(command.ok("env", "--json"))
+    assert heavy_of(command, "invoke", source, variables=deployment) == (b"hello\n", "HEAVY ['botocore']")
+    request_id = command.ok("invoke", source, "--no-wait").strip()
+    assert heavy_of(command, "result", request_id, "--wait", "60") == (b"hello\n", "HEAVY []")
+    assert heavy_of(command, "result", request_id) == (b"hello\n", "HEAVY []")
+    assert heavy_of(command, "results", "--function", "nothing-of-this-name")[1] == "HEAVY []"
+
+
+def test_an_archive_that_is_stored_is_not_uploaded_again(command: CommandLine, tmp_path: Path, unique: str) -> None:
+    """In a deployment's S3. Other bytes under its key are replaced."""
+    folder = tmp_path / "large"
+    folder.mkdir()
+    (folder / "main.py").write_text("print('large')")
+    (folder / "noise").write_bytes(os.urandom(ASKED_BYTES))
+    deployment = json.loads(command.ok("env", "--json"))
+    words = ("invoke", str(folder), "--bucket", unique)
+
+    def versions() -> list[str]:
+        """Every version of every object: one for each upload."""
+        found = client.list_object_versions(Bucket=unique)
+        return [version["VersionId"] for version in found.get("Versions", ())]
+
+    client: Any = new_session().create_client(
+        "s3",
+        region_name="us-east-1",
+        endpoint_url=deployment["AWS_ENDPOINT_URL"],
+        aws_access_key_id="local",
+        aws_secret_access_key="local",
+    )
+    client.create_bucket(Bucket=unique)
+    client.put_bucket_versioning(Bucket=unique, VersioningConfiguration={"Status": "Enabled"})
+    assert command.run(*words, variables=deployment).stdout == b"large\n"
+    assert len(versions()) == 1
+    assert command.run(*words, variables=deployment).stdout == b"large\n"
+    assert len(versions()) == 1
+    (key,) = {each["Key"] for each in client.list_objects_v2(Bucket=unique)["Contents"]}
+    client.put_object(Bucket=unique, Key=key, Body=b"something else")
+    assert command.run(*words, variables=deployment).stdout == b"large\n"
+    assert len(versions()) == 3
 
 
 def test_results_of_all_requests(command: CommandLine, function: Any, unique: str) -> None:

@@ -29,11 +29,13 @@ CPP = {
 
 
 def zipped(files: dict[str, str]) -> bytes:
-    """A zip archive of text files."""
+    """A zip archive of text files. The same files make the same bytes at any time."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name, text in files.items():
-            archive.writestr(name, text)
+            member = zipfile.ZipInfo(name)
+            member.external_attr = 0o600 << 16
+            archive.writestr(member, text, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
 

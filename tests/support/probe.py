@@ -1,4 +1,4 @@
-"""The real app with two more plain tasks, for tests about workers and not about functions.
+"""The real app with a few plain tasks more, for tests about workers and not about functions.
 
 `celery -A tests.support.probe worker` otherwise differs from `celery -A nanogrid worker` only in a command that makes
 it lose its connection.
@@ -6,6 +6,9 @@ it lose its connection.
 
 from __future__ import annotations
 
+import gc
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from nanogrid.celery import app
 
 QUICK = "probe.quick"
 NAP = "probe.nap"
+LOADED = "probe.loaded"
 
 
 @app.task(name=QUICK, shared=False)
@@ -32,6 +36,22 @@ def nap(seconds: float, log: str, mark: str) -> str:
         lines.write(mark + "\n")
     time.sleep(seconds)
     return mark
+
+
+@app.task(name=LOADED, shared=False)
+def loaded() -> dict[str, Any]:
+    """Return what this child has loaded."""
+    return _loaded()
+
+
+@control_command()
+def loaded_by_main(state: Any) -> dict[str, Any]:
+    """Return what the main process has loaded."""
+    return _loaded()
+
+
+def _loaded() -> dict[str, Any]:
+    return {"pid": os.getpid(), "modules": sorted(sys.modules), "frozen": gc.get_freeze_count()}
 
 
 @control_command()

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import shutil
+import signal
+import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -16,9 +21,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from benchmarks.children import in_child
 from nanogrid.execution.code import cache as cache_module
 from nanogrid.execution.code import locks
-from nanogrid.execution.code.cache import Cache, CacheEntry, source_name
+from nanogrid.execution.code.cache import Cache, CacheEntry, Occupied, source_name
 from nanogrid.execution.code.locks import try_exclusive, try_shared, wait_for_file
 from nanogrid.execution.code.s3_source import ObjectVersion
 from nanogrid.execution.code.tree import BLOCK_BYTES, TreeSize, remove_tree
@@ -210,6 +216,77 @@ def test_a_use_puts_off_eviction(cache: Cache) -> None:
     used.release()
     publish(cache, "d", blocks=3).release()
     assert kept(cache, *"abcd") == ["a", "c", "d"]
+
+
+def publish_all(cache: Cache, names: Iterable[str]) -> None:
+    """Put code of these names into the cache, one block each."""
+    for name in names:
+        publish(cache, name).release()
+
+
+def entries_read_by(work: Callable[[], object]) -> int:
+    """How many entries' descriptions a call reads, in a forked child: what a process audits, it audits for ever."""
+
+    def audited() -> int:
+        names: list[str] = []
+        sys.addaudithook(lambda event, args: names.append(str(args[0])) if event == "open" else None)
+        work()
+        return sum(name.endswith("/entry.json") and "/entries/" in name for name in names)
+
+    return in_child(audited)
+
+
+@pytest.mark.parametrize("known", [10, 60])
+def test_publishing_costs_the_same_however_much_is_cached(data_dir: Path, known: int) -> None:
+    """A fetch reads no other code's description while there is room, and a full cache is counted once for many fetches."""
+    cache = Cache(data_dir / "code", 60 * BLOCK_BYTES)
+    for number in range(known - 1):
+        publish(cache, f"old {number}").release()
+    assert entries_read_by(lambda: publish(cache, "new").release()) == 0
+    if known == 60:
+        counted = entries_read_by(lambda: publish_all(cache, [f"newer {number}" for number in range(4)]))
+        assert counted == known  # once: then there is room for three more
+        assert cache.usage().entries == 60
+
+
+@pytest.mark.parametrize(
+    "note", [None, "", "{}", '{"disk_bytes": 0, "counted_at": 0}', '{"disk_bytes": 0, "counted_at": "x"}']
+)
+def test_a_note_that_is_gone_broken_or_old_is_not_relied_on(cache: Cache, note: str | None) -> None:
+    """The limit holds whatever happened to the note of what is occupied."""
+    for name in "abcdefghij":
+        publish(cache, name).release()
+    if note is None:
+        cache._occupied.unlink()
+    else:
+        cache._occupied.write_text(note)
+    publish(cache, "k").release()
+    assert kept(cache, *"abcdefghijk") == list("bcdefghijk")
+
+
+def test_a_cache_on_a_full_disk_can_be_emptied(cache: Cache) -> None:
+    """Emptying it makes room, so it must not need any."""
+    publish_all(cache, "abc")
+
+    def empty_where_nothing_can_be_written() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        cache.empty()
+
+    in_child(empty_where_nothing_can_be_written)
+    assert cache.usage().entries == 0
+    assert list(cache._workplaces.iterdir()) == []
+    publish_all(cache, "abcdefghijk")
+    assert cache.usage().entries == 10
+
+
+def test_a_note_that_is_too_high_costs_a_count_and_no_code(cache: Cache) -> None:
+    """So it is after a process was killed before its entry appeared."""
+    publish(cache, "a").release()
+    cache._note(Occupied(100 * BLOCK_BYTES, time.time()))
+    publish(cache, "b").release()
+    assert kept(cache, "a", "b") == ["a", "b"]
+    assert not cache._overfull.exists()
 
 
 def test_names_of_sources_differ() -> None:

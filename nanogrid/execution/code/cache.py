@@ -7,6 +7,7 @@ rename, so a process may be killed at any point and no other process sees half o
     index/<source>.json      bucket and key → the version last fetched, and the sha256 of its bytes
     workplaces/<random>/     downloads, trees being filled, and entries on their way out
     locks/                   one file per source that is being fetched, and `publish`
+    occupied                 the bytes of all entries, so that publishing does not look at each of them
 
 Locks (see `locks`): an entry in use has a shared lock, and evicting it takes an exclusive lock. A workplace is locked by its
 process; an unlocked one belongs to a dead process and is removed. Publishing and evicting happen under `locks/publish`, so
@@ -24,7 +25,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nanogrid.execution.code.locks import Lock, try_exclusive, try_shared, wait_for_file
@@ -59,6 +60,25 @@ class CacheUsage:
     entries: int
     disk_bytes: int
     limit_bytes: int
+
+
+@dataclass(frozen=True)
+class Occupied:
+    """The bytes of all entries, and when all of them were last looked at."""
+
+    disk_bytes: int
+    counted_at: float
+
+    def plus(self, bytes_: int) -> Occupied:
+        """The same with one more entry of this size."""
+        return replace(self, disk_bytes=self.disk_bytes + bytes_)
+
+
+SPARE_PART = 20
+"""An eviction frees up to a twentieth of the cache more than it must."""
+
+COUNT_AGAIN_S = 3600.0
+"""What is noted counts for an hour: an older NanoGrid on the same folder, or somebody's hand, changes entries without a note."""
 
 
 class CacheEntry:
@@ -100,6 +120,7 @@ class Cache:
         self._workplaces = folder / "workplaces"
         self._locks = folder / "locks"
         self._overfull = folder / "overfull"
+        self._occupied = folder / "occupied"
         self._folder = folder
         self._limit_bytes = limit_bytes
         self._known: dict[str, _Known] = {}
@@ -172,8 +193,8 @@ class Cache:
             entry = self.use(sha256)
             if entry is not None:
                 return entry
-            evicted = self._evict(room_for_bytes=unpacked.disk_bytes)
-            self._note_excess(unpacked.disk_bytes)
+            evicted, occupied = self._make_room(unpacked.disk_bytes)
+            self._note(occupied.plus(unpacked.disk_bytes))
             lock = try_shared(draft)
             if lock is None:
                 raise FileNotFoundError(f"the draft {draft} is gone or locked")
@@ -195,14 +216,15 @@ class Cache:
         if not self._overfull.exists():
             return
         with self._publishing():
-            evicted = self._evict(room_for_bytes=0)
-            self._note_excess(0)
+            evicted, occupied = self._evict(room_for_bytes=0)
+            self._note(occupied)
         self._remove(evicted)
 
     def empty(self) -> None:
         """Evict everything that is not in use."""
         with self._publishing():
-            evicted = self._evict(room_for_bytes=self._limit_bytes)
+            evicted, occupied = self._evict(room_for_bytes=self._limit_bytes)
+            self._note(occupied)
         self._remove(evicted)
 
     def sweep(self) -> None:
@@ -253,28 +275,57 @@ class Cache:
                 continue  # evicted meanwhile
         return sorted(found)
 
-    def _evict(self, room_for_bytes: int) -> list[Lock]:
-        """Evict entries until `room_for_bytes` more fit, least recently used first, never one in use.
+    def _make_room(self, bytes_: int) -> tuple[list[Lock], Occupied]:
+        """Evict until this much fits, if necessary. Looks at all entries only if what was noted says that it may not fit."""
+        noted = self._noted()
+        if noted is not None and noted.disk_bytes + bytes_ <= self._limit_bytes:
+            return [], noted
+        return self._evict(bytes_)
 
-        Only moves them away. The caller deletes them after it has released `locks/publish`.
+    def _evict(self, room_for_bytes: int) -> tuple[list[Lock], Occupied]:
+        """If `room_for_bytes` more do not fit, evict until they do, least recently used first, never one in use.
+
+        Evicts a little more, so that not each of the next fetches looks at all entries. Only moves entries away: the caller deletes
+        them after it has released `locks/publish`. Also returns what the others occupy.
         """
         listed = self._listed()
-        excess = sum(size for _, _, size in listed) + room_for_bytes - self._limit_bytes
-        evicted = []
+        occupied = sum(size for _, _, size in listed)
+        excess = occupied + room_for_bytes - self._limit_bytes
+        spare = self._limit_bytes // SPARE_PART if excess > 0 else 0
+        evicted: list[Lock] = []
         for _, path, size in listed:
-            if excess <= 0:
+            if excess <= -spare or (excess <= 0 and size > excess + spare):
                 break
             if lock := try_exclusive(path):
                 lock.path = self._workplaces / uuid.uuid4().hex
                 path.rename(lock.path)
                 evicted.append(lock)
                 excess -= size
+                occupied -= size
                 log.info("Evicting code %s (%d bytes) from the cache.", path.name, size)
-        return evicted
+        return evicted, Occupied(occupied, time.time())
 
-    def _note_excess(self, coming_bytes: int) -> None:
-        """Mark the cache for `trim` if entries in use keep it above its limit."""
-        if self.usage().disk_bytes + coming_bytes > self._limit_bytes:
+    def _noted(self) -> Occupied | None:
+        """What all entries occupy by the last note. None if it cannot be relied on: then the entries must be counted."""
+        try:
+            noted = Occupied(**json.loads(self._occupied.read_text()))
+            return noted if 0 <= time.time() - noted.counted_at < COUNT_AGAIN_S else None
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def _note(self, occupied: Occupied) -> None:
+        """Note what all entries occupy, and mark the cache for `trim` if entries in use keep it above its limit.
+
+        Called before an entry appears and after others have disappeared: the note of a process that is killed in between is too
+        high, which leads to a count.
+        """
+        try:
+            self._occupied.write_text(json.dumps(asdict(occupied)))
+        except (
+            OSError
+        ):  # a full disk, which may be why the cache is being emptied: without a note the entries are counted
+            self._occupied.unlink(missing_ok=True)
+        if occupied.disk_bytes > self._limit_bytes:
             self._overfull.touch()
         else:
             self._overfull.unlink(missing_ok=True)
