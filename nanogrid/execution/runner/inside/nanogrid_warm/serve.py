@@ -140,6 +140,8 @@ class Server:
                     connections = self._be_template(handover)
                     self._be_child(connections)
                     return
+                if self.keeps:  # the import may have written compiled code
+                    self._keep_workspace()
             connections = channel.SpareConnections(
                 deferred=self.rehearsed and bool(self.held.packages.names) and self.template is None
             )
@@ -445,7 +447,7 @@ class Server:
         status = -1
         if not self.hung_up and own.is_untouched() and not _alive(own.pid) - expected - {child}:
             status = own.end_status()
-            if status >= 0 and not _alive(own.pid) - expected:
+            if status >= 0 and not _alive(own.pid) - expected - {child}:
                 return status, 0
         _kill_all()
         statuses = _reap_all()

@@ -24,6 +24,7 @@ from nanogrid_warm import channel, kernel
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
     import _socket
+    from typing import Any
 
 UNFIT = 76
 """The exit code of a template that has imported the packages and may not be forked."""
@@ -33,6 +34,7 @@ FORK = b"fork"
 FORK_ATTEMPTS = 100
 FORK_WAIT_S = 0.01
 WORD_BYTES = 64
+CORE_DUMPED = 0x80
 TASKS = "/proc/self/task"
 PENDING = (b"SigPnd:", b"ShdPnd:")
 OOM_SCORE = b"900"
@@ -126,8 +128,17 @@ def hold(control: _socket.socket) -> channel.ReceivedConnections:
         for descriptor in descriptors:
             os.close(descriptor)
         channel.send(control, b"forked %d" % child)
-        _, status = os.waitpid(child, 0)
-        channel.send(control, b"ended %d" % status)
+        # Reaped only after the report: if this process is killed in between, the first process finds the status itself.
+        ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        channel.send(control, b"ended %d" % _wait_status(ended))
+        os.waitpid(child, 0)
+
+
+def _wait_status(ended: Any) -> int:
+    """Return the wait status of a process from what `waitid` returns."""
+    if ended.si_code == os.CLD_EXITED:
+        return int(ended.si_status) << 8
+    return int(ended.si_status) | (CORE_DUMPED if ended.si_code == os.CLD_DUMPED else 0)
 
 
 def _fork() -> int:
