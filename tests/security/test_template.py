@@ -222,11 +222,12 @@ print(json.dumps([found.count('matches') >= 2, 'wrote' in found]))
     [
         "TOKEN = __import__('os').urandom(8).hex()",
         "import uuid\nTOKEN = uuid.uuid4().hex",
+        "import random\nTOKEN = random.random()",
         "import os\nTOKEN = os.getpid()",
         "import random\nTOKEN = random.Random()",
         "import os\nTOKEN = []\nos.register_at_fork(after_in_child=lambda: TOKEN.append(1))",
     ],
-    ids=["urandom", "uuid", "pid", "generator", "at fork"],
+    ids=["urandom", "uuid", "random", "pid", "generator", "at fork"],
 )
 def test_what_a_package_draws_at_import_is_drawn_in_each_run(tmp_path: Path, at_import: str) -> None:
     """Such a package is not imported in a template: it finds each run's own values, and no fork before it."""

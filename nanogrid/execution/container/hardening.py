@@ -3,7 +3,8 @@
 A function is untrusted code. It gets this and nothing else:
 
 - no network, unless the deployment allows one by name;
-- no capability, no way to gain one (no-new-privileges), the engine's default seccomp profile;
+- no capability, no way to gain one (no-new-privileges), the engine's default seccomp profile; in a warm container also a filter that
+  refuses io_uring and the flags of files;
 - an unprivileged user and group, with the same number inside and outside, in read-only copies of the image's user files;
 - a read-only root file system; `/workspace`, `/tmp` and `/nanogrid/run` in memory, limited in size and number of files; no
   writable file of the host, except for the result of a launched container (an image without Python);

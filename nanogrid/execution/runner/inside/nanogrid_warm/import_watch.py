@@ -113,6 +113,12 @@ def unknown_generators(hidden: dict[str, Any]) -> list[str]:
     ]
 
 
+def state_of_random(hidden: dict[str, Any]) -> object:
+    """Return the state of `random`'s global generator; None if the module is not loaded. It changes when a package draws from it."""
+    generator = getattr(hidden.get("random") or sys.modules.get("random"), "_inst", None)
+    return generator and generator.getstate()
+
+
 def seed(find: Callable[[str], Any]) -> None:
     """Seed anew what packages have seeded when they were imported, in a fork. `find` returns a loaded module by its name, hidden or not."""
     module = find("numpy.random.mtrand")

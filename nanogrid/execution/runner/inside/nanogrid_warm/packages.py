@@ -157,6 +157,7 @@ class Packages:
         others = None if self.checked else _ModuleSnapshot({**sys.modules, **imports.hidden})
         arguments = WatchedArguments(sys.argv)
         watch = import_watch.ImportWatch()
+        random_state = import_watch.state_of_random(imports.hidden)
         self.reads.start()
         sys.path.insert(0, paths.WORKSPACE)  # as the script's folder would be
         try:
@@ -178,7 +179,10 @@ class Packages:
             path for path in _loaded_libraries() - libraries if not vendored.is_package_file(os.fsdecode(path))
         ]
         self.may_be_forked = (
-            watch.is_unseen() and not watch.calls and not import_watch.unknown_generators(imports.hidden)
+            watch.is_unseen()
+            and not watch.calls
+            and random_state in (None, import_watch.state_of_random(imports.hidden))
+            and not import_watch.unknown_generators(imports.hidden)
         )
         gc.freeze()
         return (
