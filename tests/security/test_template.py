@@ -243,6 +243,21 @@ def test_what_a_package_draws_at_import_is_drawn_in_each_run(tmp_path: Path, at_
         assert len(set(runs)) == len(runs)
 
 
+@pytest.mark.parametrize("also", ["", "os.getpid()\n"], ids=["in a template", "in each spare"])
+def test_what_a_package_writes_when_it_is_imported_beforehand_is_removed(tmp_path: Path, also: str) -> None:
+    """No run finds a file that an import before its request has left."""
+    inner = f"import os\n{also}open('/workspace/parcel/written', 'a').close()\nTOKEN = 'as shipped'\n"
+    with box(tmp_path, IMAGES[0]) as made:
+        made.replace(write_code(tmp_path / "function", {**PACKAGE, "main.py": MAIN, "parcel/inner.py": inner}))
+        for _ in range(WARM_UPS):
+            run(made, "print(1)")
+        assert asked(made, "print(json.dumps(sorted(set(os.listdir('parcel')) - {'__pycache__'})))") == [
+            "__init__.py",
+            "data",
+            "inner.py",
+        ]
+
+
 def test_io_uring_is_refused(here: Box) -> None:
     """The kernel would close its files some time after the end of a run."""
     code = """

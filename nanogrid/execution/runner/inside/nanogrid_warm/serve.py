@@ -174,15 +174,19 @@ class Server:
         if self.held.kept is not None and (not self._has_reports() or self._run_in_child(spare.repair_kept) == b"kept"):
             return
         self._end_template()  # it would keep the old files in memory
-        if self.held.kept is not None:
-            self.held.kept.close()
-            self.held.kept = None
+        self._drop_kept()
         descriptors: list[int] = []
         self._run_in_child(spare.lay_out_kept, descriptors)
         if len(descriptors) == KEPT_DESCRIPTORS:
             self.held.kept = kept.KeptWorkspace(*descriptors)
         else:
             self.keeps = False
+
+    def _drop_kept(self) -> None:
+        """Forget what is known of the workspace."""
+        if self.held.kept is not None:
+            self.held.kept.close()
+            self.held.kept = None
 
     def _has_reports(self) -> bool:
         """Return whether the last run has changed anything in the workspace."""
@@ -230,6 +234,9 @@ class Server:
             if not (os.WIFEXITED(status) and os.WEXITSTATUS(status) == template.UNFIT):
                 self.held.packages.forget()
         self.uses_template = False
+        if self.held.packages.names:  # each spare imports them, and what they write meanwhile must be removed
+            self.keeps = False
+            self._drop_kept()
 
     def _be_template(self, handover: channel.Handover) -> channel.ReceivedConnections:
         """Do the template's whole work. Returns only in its forks."""
