@@ -55,6 +55,8 @@ class Packages:
         """The modules that the program imports in its prologue."""
         self.names: tuple[str, ...] = ()
         """The same if packages are among them, else empty: what a spare imports in advance."""
+        self._rejected: set[tuple[str, tuple[str, ...]]] = set()
+        """Handlers and prologues that could not be imported without side effects."""
         self.handler = ""
         """The module of the handler that this prologue belongs to; "" for a script."""
         self.known_modules = ()
@@ -75,7 +77,8 @@ class Packages:
 
     def learn(self, report: import_report.ImportReport) -> bool:
         """Remember the prologue for the next spares. It is the same in each run. Returns whether it is new."""
-        if not report.prologue or (self.prologue and self.handler == report.handler):
+        known = (report.handler, tuple(dict.fromkeys(report.prologue)))
+        if not report.prologue or (self.prologue and self.handler == report.handler) or known in self._rejected:
             return False
         self.prologue = tuple(dict.fromkeys(report.prologue))
         self.handler = report.handler
@@ -88,6 +91,11 @@ class Packages:
         """Import no packages in advance."""
         self.prologue = self.names = ()
         self.drop_words()
+
+    def reject(self) -> None:
+        """Import no packages in advance, and never these again: a spare could not import them without side effects."""
+        self._rejected.add((self.handler, self.prologue))
+        self.forget()
 
     def match_command(self, argv: list[str]) -> bool:
         """Return whether a run with this command has the known prologue, and its packages could not notice another command line."""

@@ -232,7 +232,7 @@ class Server:
         if pidfd >= 0:
             os.close(pidfd)
             if not (os.WIFEXITED(status) and os.WEXITSTATUS(status) == template.UNFIT):
-                self.held.packages.forget()
+                self.held.packages.reject()
         self.uses_template = False
         if self.held.packages.names:  # each spare imports them, and what they write meanwhile must be removed
             self.keeps = False
@@ -372,7 +372,7 @@ class Server:
         if not word and is_fork:  # the template was killed in the meantime: the next spare gets another one
             return False
         if not word and self.held.packages.names:
-            self.held.packages.forget()
+            self.held.packages.reject()
             return False
         self._give_up(word or b"broken the spare ended before it was ready")
         return False
@@ -522,9 +522,11 @@ class Server:
         self.reports += 1
         if not (report.standard or new or report.own_sources) or self.reports >= import_report.REPORTS_LIMIT:
             self.held.learn_imports = False
-        if report.standard:
+        hidden = self.held.imports.hidden
+        standard = [name for name in report.standard if name not in hidden and name not in sys.modules]
+        if standard:
             self._end_template()
-            self._import_hidden(report.standard)
+            self._import_hidden(standard)
             spare.warm_up()
             self.rehearsed = False
 
