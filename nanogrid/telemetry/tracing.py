@@ -94,7 +94,12 @@ def stored(result: ExecutionResult) -> None:
         task.set_status(trace.StatusCode.ERROR, result.stderr.strip().partition("\n")[0])
     if result.phases.run is not None:
         _phases(_tracer, task, result)
-    _span(_tracer, "store", now_ns, result.phases.store)
+    store_ms = result.phases.store
+    if (
+        store_ms and result.phases.run is not None
+    ):  # Redis' clock has measured it, and it cannot have begun before `collect` ended
+        store_ms = min(store_ms, (now_ns - _collected_ns) / 1e6)
+    _span(_tracer, "store", now_ns, store_ms)
 
 
 def _phases(tracer: Tracer, task: Span, result: ExecutionResult) -> None:

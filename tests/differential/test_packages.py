@@ -22,7 +22,7 @@ AFTER = """
 import subprocess, threading, traceback, warnings
 module = sys.modules[{module!r}]
 print(getattr(module, "__version__", None), getattr(module, "__file__", None), list(getattr(module, "__path__", [])))
-print(os.getcwd(), before, sorted(os.listdir(".")))
+print(os.getcwd(), before, sorted(set(os.listdir(".")) - {{"__pycache__"}}))
 names = sorted(name for name in sys.modules if name.partition(".")[0] == {top!r})
 print({{name: getattr(sys.modules[name], "__cached__", None) for name in names}})
 print(threading.active_count(), len(os.listdir(os.path.join(os.sep, "proc", "self", "task"))))

@@ -134,18 +134,21 @@ class Instead:
     def __getattr__(self, name):
         return getattr(self.real, name)
 
-BEFOREHAND = frame("run_spare", "spare.py") is not None
+BEFOREHAND = (frame("run_spare", "spare.py") or frame("become_template", "spare.py")) is not None
 
 def once_it_is_in(act):
     "Do something when the process that imports this beforehand has its connections."
-    spare, load = frame("run_spare", "spare.py"), frame("load", "packages.py")
-    if spare is None:
+    spare, load, template = frame("run_spare", "spare.py"), frame("load", "packages.py"), frame("become_template", "spare.py")
+    if spare is None and template is None:
         return
     names = load.f_locals
     before = names["before"]
     if isinstance(names, dict):  # before Python 3.13 a copy, which keeps what it names
         names.clear()
     load.f_globals["_process_state"] = lambda: before
+    if template is not None:
+        template.f_globals["channel"].ReceivedConnections.fetch = act
+        return
     connections = spare.f_locals["connections"]
     fetch = connections.fetch
     def fetched():

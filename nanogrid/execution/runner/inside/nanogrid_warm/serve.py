@@ -145,7 +145,7 @@ class Server:
             connections = channel.SpareConnections(
                 deferred=self.rehearsed and bool(self.held.packages.names) and self.template is None
             )
-            child = self._fork() if self.template is None else self.template.fork(connections)
+            child = self._fork() if self.template is None else self._fork_template(connections)
             if child == 0 and self.template is None:
                 self.connection.close()
                 connections.close_runner_ends()
@@ -222,6 +222,16 @@ class Server:
             return None
         self._give_up_template(child, pidfd, runner_end)
         return None
+
+    def _fork_template(self, connections: channel.SpareConnections) -> int:
+        """Have the template forked, if the last run has left nothing in the kernel's network tables."""
+        assert self.template is not None
+        try:
+            if self.held.network is not None:
+                self.held.network.require_nothing_left()
+        except OSError as error:
+            self._give_up(spare.error_line(b"unclean", error))
+        return self.template.fork(connections)
 
     def _give_up_template(self, child: int, pidfd: int, runner_end: _socket.socket) -> None:
         """Use no template for these packages, and no import in advance if the import itself failed."""

@@ -277,9 +277,8 @@ def _prepare(held: HeldInterpreter) -> tuple[bytes, bool]:
             held.packages.read_words()
             held.close_kept()
         workspace.clean(keep_code=held.keeps_code)
-        if held.network is not None:
-            held.network.await_no_connections()
-            held.network.require_no_flow_labels()
+        if held.network is not None and not held.is_template:
+            held.network.require_nothing_left()
             held.network.close()
     except OSError as error:
         return error_line(b"unclean", error), False
@@ -303,6 +302,8 @@ def become_template(handover: channel.Handover, held: HeldInterpreter) -> channe
     held.bytecode.load()
     held.packages.read_words()
     held.close_kept()
+    if held.network is not None:  # before each fork, the first process checks what a spare checks itself
+        held.network.close()
     workspace.clean(keep_code=held.keeps_code)
     _lay_out(held)
     if not _import_packages(held):

@@ -71,6 +71,11 @@ class Network:
             if table >= 0:
                 os.close(table)
 
+    def require_nothing_left(self) -> None:
+        """Raise OSError if a run has left a connection that does not close soon, or flow labels."""
+        self.await_no_connections()
+        self.require_no_flow_labels()
+
     def await_no_connections(self) -> None:
         """Wait until the kernel has closed the run's last connection. Raises OSError if that takes too long: the peer does not confirm
         the end, and the kernel would keep the connection's ports and addresses for minutes.
