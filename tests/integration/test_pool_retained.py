@@ -298,3 +298,16 @@ def test_an_owner_that_is_gone_is_an_error(tmp_path: Path) -> None:
             function.run(2)
         here.owner = type(here.owner)(here.settings)
         here.owner.start()
+
+
+def test_a_function_with_packages_among_its_code_stays_in_its_container(rig: Rig) -> None:
+    """Its workspace is kept between runs, and no end of a connection that the host still holds is taken for one that a run has left."""
+    files = {
+        "main.py": "import parcel\nprint(parcel.TOKEN)",
+        "parcel.py": "TOKEN = 1",
+        "parcel-1.0.dist-info/RECORD": "parcel.py,,\nparcel-1.0.dist-info/RECORD,,\n",
+    }
+    function = Repeated(rig, files)
+    runs = [function.run() for _ in range(6)]
+    assert [run.out for run in runs] == ["1\n"] * 6
+    assert len({run.container.id for run in runs}) == 1

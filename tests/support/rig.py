@@ -66,6 +66,7 @@ class Rig:
         code = self._code_dir / uuid.uuid4().hex
         code.mkdir(parents=True)
         for name, text in files.items():
+            (code / name).parent.mkdir(exist_ok=True)
             (code / name).write_text(text)
             (code / name).chmod(0o444)
         code.chmod(0o555)

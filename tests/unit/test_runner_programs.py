@@ -336,6 +336,7 @@ STATE: dict[str, Any] = {
     "environment": {"PATH": "/bin", "LANG": "C"},
     "faithful": True,
     "filtered": True,
+    "sockets": 1,
     "first_command": ["python", "main.py"],
     "gid": 1,
     "host_descriptor": 3,

@@ -96,6 +96,10 @@ class Link:
             raise ContainerLostError("no process of the container waits for a request")
         return self._connection.fileno(), self._spare.fileno()
 
+    def release_spare(self) -> None:
+        """Close this process's connection to the waiting spare. Another process, which has received it, sends the request."""
+        self._use_spare(None)
+
     def fileno(self) -> int:
         """The descriptor, for a poll."""
         return self._connection.fileno()

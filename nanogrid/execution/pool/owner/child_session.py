@@ -75,6 +75,8 @@ class ChildSession:
             self.end()
             return
         self._line.send({"container": leased.to_json(), "with": list(descriptors)}, list(descriptors.values()))
+        if pooled.link is not None:  # the connection must end with the run, and after the run there is another one
+            pooled.link.release_spare()
 
     def end_run(self, action: str) -> None:
         """Do what the child's `end` message asks for: keep, destroy or done."""

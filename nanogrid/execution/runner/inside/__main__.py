@@ -29,7 +29,7 @@ DEFAULT_COMMAND = ["python", "main.py"]
 def main(arguments: list[str]) -> None:
     """Connect to the host and become the held interpreter."""
     sys.path.insert(0, HERE)
-    from nanogrid_warm import reexec, syscalls
+    from nanogrid_warm import reexec, syscalls, workspace
 
     command = arguments[arguments.index("--") + 1 :] if "--" in arguments else DEFAULT_COMMAND
     options = dict(zip(arguments[::2], arguments[1::2]))
@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> None:
             learn_imports=options.get("--learn") != "nothing",
             own_network=options.get("--network") != "host",
             host_descriptor=reexec.connect_to_host(CONTROL),
+            sockets=workspace.count_sockets(),
             environment=environment,
             reexecs=0,
             filtered=syscalls.refuse(),

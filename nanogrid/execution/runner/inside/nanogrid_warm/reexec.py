@@ -95,6 +95,7 @@ class State:
         reexecs: int,
         rehearsed: bool,
         scan: tuple[bool, bool] | None,
+        sockets: int,
         standard_modules: list[str],
         startup_variables: dict[str, str],
         stream_types: Sequence[int],
@@ -126,6 +127,8 @@ class State:
         """Whether to skip the rehearsal, which finds the pages that a run writes."""
         self.scan = scan
         """What the function's sources contain, as the arguments of `SourceScan`; None if they have not been read."""
+        self.sockets = sockets
+        """How many sockets the container had before its first spare. It never changes: a run may leave some for a moment."""
         self.standard_modules = standard_modules
         """Modules of the standard library to import and hide, in this order."""
         self.startup_variables = startup_variables

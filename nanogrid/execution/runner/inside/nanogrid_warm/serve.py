@@ -165,12 +165,14 @@ class Server:
     def _keep_workspace(self) -> None:
         """Have a one-shot child put right what the last run has changed in the workspace, or lay it out."""
         try:
-            if (
-                self.held.network is not None
-            ):  # an open file in a message that nobody has received is closed with its socket
-                self.held.network.await_no_sockets(TEMPLATE_SOCKETS if self.template is not None else 0)
-        except OSError as error:
-            self._give_up(spare.error_line(b"unclean", error))
+            # An open file in a message that nobody has received is closed with its socket.
+            own = TEMPLATE_SOCKETS if self.template is not None else 0
+            if self.held.network is not None:
+                self.held.network.await_no_sockets(self.state.sockets + own)
+        except OSError:  # as long as such a file may be open, reports may be missing: copy the code for each run
+            self.keeps = False
+            self._drop_kept()
+            return
         if self.held.kept is not None and (not self._has_reports() or self._run_in_child(spare.repair_kept) == b"kept"):
             return
         self._end_template()  # it would keep the old files in memory

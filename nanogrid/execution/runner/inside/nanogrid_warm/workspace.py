@@ -62,8 +62,6 @@ class Network:
 
     def __init__(self) -> None:
         self._tables = [_open_table(path) for path in (*SOCKETS, FLOW_LABELS)]
-        self._sockets = self._count_sockets()
-        """How many sockets there are before a spare has any."""
 
     def close(self) -> None:
         """Close them, in a child."""
@@ -87,26 +85,37 @@ class Network:
             time.sleep(CLOSING_POLL_S)
 
     def await_no_sockets(self, own: int) -> None:
-        """Wait until the run's last socket is gone, except for `own` ones of ours. Raises OSError if that takes too long.
+        """Wait until there are only `own` sockets. Raises OSError if that takes too long.
 
         A socket that still carries an open file of the run, in a message that nobody has received, outlives its processes for a moment.
         """
         deadline = time.monotonic() + CLOSING_S
-        while self._count_sockets() > self._sockets + own:
+        while _sockets_in(_read_table(self._tables[0])) > own:
             if time.monotonic() > deadline:
                 raise OSError("the run left a socket that does not close")
             time.sleep(CLOSING_POLL_S)
-
-    def _count_sockets(self) -> int:
-        for line in _read_table(self._tables[0]).split(b"\n"):
-            if line.startswith(b"sockets: used "):
-                return int(line.split()[2])
-        return 0
 
     def require_no_flow_labels(self) -> None:
         """Raise OSError if a run has left flow labels of IPv6. The kernel keeps them for a time that the run has chosen."""
         if _read_table(self._tables[-1]).count(b"\n") > 1:  # the first line names the columns
             raise OSError("the run left flow labels in the kernel")
+
+
+def count_sockets() -> int:
+    """Return how many sockets this network namespace has."""
+    table = _open_table(SOCKETS[0])
+    try:
+        return _sockets_in(_read_table(table))
+    finally:
+        if table >= 0:
+            os.close(table)
+
+
+def _sockets_in(table: bytes) -> int:
+    for line in table.split(b"\n"):
+        if line.startswith(b"sockets: used "):
+            return int(line.split()[2])
+    return 0
 
 
 def _open_table(table: str) -> int:
