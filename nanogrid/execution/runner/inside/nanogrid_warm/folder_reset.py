@@ -36,7 +36,7 @@ def reset(folder: str, *, own: bool) -> None:
         return
     try:
         if own:
-            _clear_attributes(file, folder)
+            clear_attributes(file, folder)
         _empty(file)
         os.utime(file)
     finally:
@@ -108,7 +108,7 @@ def _entries(size: int) -> list[int]:
     return found
 
 
-def _clear_attributes(file: int, folder: str) -> None:
+def clear_attributes(file: int, folder: str) -> None:
     """Remove all extended attributes of a folder, including access lists. Raises OSError if one cannot be removed."""
     while size := kernel.list_attributes(file):
         at = 0

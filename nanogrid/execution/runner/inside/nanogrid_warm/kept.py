@@ -26,7 +26,7 @@ import os
 import stat
 import sys
 
-from nanogrid_warm import folder_reset, kernel, paths, vendored
+from nanogrid_warm import folder_reset, kernel, paths, vendored, workspace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
@@ -176,32 +176,13 @@ def _copy_folder(folder: str, layout: Layout) -> None:
 
 
 def _copy_entry(path: str, layout: Layout) -> None:
-    """Copy a file or a link: the same content, mode and time of change."""
+    """Copy a file or a link."""
     source, target = _source(path), _target(path)
-    status = os.lstat(source)
-    if stat.S_ISLNK(status.st_mode):
+    if os.path.islink(source):
         os.symlink(os.readlink(source), target)
     else:
-        reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            _write_file(target, (status.st_mode | stat.S_IWUSR) & 0o755, reader=reader, size=status.st_size)
-        finally:
-            os.close(reader)
-        os.utime(target, ns=(UNREAD_NS, status.st_mtime_ns))
+        workspace.copy_file(source, target, UNREAD_NS)
     layout.remember(path)
-
-
-def _write_file(target: str, mode: int, *, reader: int, size: int) -> None:
-    writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        at = 0
-        while at < size:
-            sent = os.sendfile(writer, reader, at, size - at)
-            if not sent:
-                raise OSError(f"the file ends after {at} of {size} bytes")
-            at += sent
-    finally:
-        os.close(writer)
 
 
 def _set_times(folder: str) -> None:
@@ -309,10 +290,9 @@ def _remove(target: str) -> None:
 
 
 def _clear_attributes(target: str) -> None:
-    file = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    file = os.open(target, folder_reset.FOLDER)
     try:
-        for name in os.listxattr(file):
-            os.removexattr(file, name)
+        folder_reset.clear_attributes(file, target)
     finally:
         os.close(file)
 

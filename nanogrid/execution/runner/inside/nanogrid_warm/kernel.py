@@ -8,8 +8,10 @@ The rule: this module needs only `_ctypes`, not the package around it. Without `
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
@@ -26,6 +28,8 @@ PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
 LAST_CAPABILITY = 63
 RTLD_NOW = 2
+FORK_ATTEMPTS = 100
+FORK_WAIT_S = 0.01
 
 
 def _function(name: str) -> int | None:
@@ -51,6 +55,18 @@ def _bounding_set() -> list[int]:
 
 
 _BOUNDING_SET = _bounding_set()
+
+
+def fork() -> int:
+    """Fork, with some patience while there is no room for another process. Raises OSError."""
+    for _ in range(FORK_ATTEMPTS):
+        try:
+            return os.fork()
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ENOMEM):
+                raise
+            time.sleep(FORK_WAIT_S)
+    return os.fork()
 
 
 def drop_bounding_set() -> None:

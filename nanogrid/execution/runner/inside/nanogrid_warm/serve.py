@@ -48,7 +48,6 @@ from __future__ import annotations
 
 import _signal
 import _socket
-import errno
 import os
 import select
 import stat
@@ -62,12 +61,10 @@ if TYPE_CHECKING:  # typing must not be loaded in the function's interpreter
     from collections.abc import Callable, Iterable
     from typing import Any, NoReturn
 
-FORK_ATTEMPTS = 100
 FAILED = 70
 POLL_MS = 1
 KEPT_DESCRIPTORS = 2
 TEMPLATE_SOCKETS = 2
-FORK_WAIT_S = 0.01
 REEXECS_LIMIT = 8
 """How often another interpreter may be started. A function whose requests alternate must not pay for one each time."""
 WORDS_BYTES = 500
@@ -297,15 +294,10 @@ class Server:
         ]
 
     def _fork(self) -> int:
-        for _ in range(FORK_ATTEMPTS):
-            try:
-                return os.fork()
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.ENOMEM):
-                    raise
-                time.sleep(FORK_WAIT_S)
-        self._give_up(b"broken a child process could not be started")
-        return None
+        try:
+            return kernel.fork()
+        except OSError:
+            self._give_up(b"broken a child process could not be started")
 
     def _run_in_child(
         self, work: Callable[[_socket.socket, spare.HeldInterpreter], object], descriptors: list[int] | None = None

@@ -14,10 +14,8 @@ first process, which nobody can touch, starts another one. The first process doe
 from __future__ import annotations
 
 import _signal
-import errno
 import gc
 import os
-import time
 
 from nanogrid_warm import channel, kernel
 
@@ -31,8 +29,6 @@ UNFIT = 76
 CHANGED = 77
 """The exit code of a template that a run has changed."""
 FORK = b"fork"
-FORK_ATTEMPTS = 100
-FORK_WAIT_S = 0.01
 WORD_BYTES = 64
 CORE_DUMPED = 0x80
 TASKS = "/proc/self/task"
@@ -118,7 +114,10 @@ def hold(control: _socket.socket) -> channel.ReceivedConnections:
             os._exit(0)
         if _state() != state:
             os._exit(CHANGED)
-        child = _fork()
+        try:
+            child = kernel.fork()
+        except OSError:
+            os._exit(CHANGED)
         if child == 0:
             control.close()
             _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
@@ -139,18 +138,6 @@ def _wait_status(ended: Any) -> int:
     if ended.si_code == os.CLD_EXITED:
         return int(ended.si_status) << 8
     return int(ended.si_status) | (CORE_DUMPED if ended.si_code == os.CLD_DUMPED else 0)
-
-
-def _fork() -> int:
-    attempts = FORK_ATTEMPTS
-    while True:
-        try:
-            return os.fork()
-        except OSError as error:
-            attempts -= 1
-            if error.errno not in (errno.EAGAIN, errno.ENOMEM) or not attempts:
-                os._exit(CHANGED)
-            time.sleep(FORK_WAIT_S)
 
 
 def _state() -> list[object]:

@@ -219,10 +219,14 @@ def _copy_folder(source: bytes, target: bytes) -> None:
                 _copy_folder(entry.path, there)
                 _copy_times(entry.path, there)
             else:
-                _copy_file(entry.path, there)
+                copy_file(entry.path, there)
 
 
-def _copy_file(source: bytes, target: bytes) -> None:
+def copy_file(source: bytes | str, target: bytes | str, accessed_ns: int | None = None) -> None:
+    """Copy a file: the same content, executable bits and time of change, writable for its owner.
+
+    `accessed_ns` is its time of access, if not that of its change.
+    """
     reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         status = os.fstat(reader)
@@ -230,7 +234,8 @@ def _copy_file(source: bytes, target: bytes) -> None:
         writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             _copy_content(reader, writer, status.st_size)
-            os.utime(writer, ns=(status.st_mtime_ns, status.st_mtime_ns))
+            changed_ns = status.st_mtime_ns
+            os.utime(writer, ns=(changed_ns if accessed_ns is None else accessed_ns, changed_ns))
         finally:
             os.close(writer)
     finally:
