@@ -137,7 +137,7 @@ def main() -> int:
     console.print(table)
     console.print(
         "queue to store: milliseconds. cold: a container made for this run; prewarmed: one that was ready; warm: used again.\n"
-        "The tuner gave the last function, which asks for 512 MB, what ten runs had shown to be enough, and took it back when one was not."
+        "The tuner gave the last function, which asks for 512 MB, what ten runs had shown to be enough, and all 512 MB again when a run needed more."
     )
     took_s = time.monotonic() - started
     console.print(f"{len(rows) - unexpected} of {len(rows)} as expected, in {took_s:.1f} s.")
