@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,6 +20,7 @@ from nanogrid.sqs.transport import polling
 from nanogrid.sqs.transport.poll_status import poll_status
 from nanogrid.sqs.transport.polling import Backoff, PollFailure, read_answer
 from tests.support.faulty_proxy import FaultyProxy
+from tests.support.services import wait_until
 from tests.support.transport_worker import make_app
 
 # kombu 5.7 calls two functions of pycurl that pycurl 7.45 and later call deprecated; in its event loop a warning is an error.
@@ -285,8 +287,9 @@ def test_messages_received_ahead_return_when_a_task_takes_long(
 
 
 def test_closing_deletes_what_is_done_and_returns_the_rest(hub: Hub, settings: Settings, app: Celery) -> None:
-    """Deletions that wait for others are sent before the connection is closed."""
+    """Deletions that wait for others are sent before the connection is closed, and its thread ends with it."""
     taken: list[Any] = []
+    before = set(threading.enumerate())
     with app.connection_for_read() as connection:
         consume(connection, taken)
         send_many(settings, 10)
@@ -295,6 +298,10 @@ def test_closing_deletes_what_is_done_and_returns_the_rest(hub: Hub, settings: S
             message.ack()
     depth = queues.depths(["python"], settings)[0]
     assert (depth.visible, depth.in_flight) == (6, 0)
+    wait_until(
+        lambda: not [one for one in set(threading.enumerate()) - before if one.name == "sqs-deletions"],
+        "the thread ends",
+    )
 
 
 def test_the_blocking_path_leaves_garbage_in_the_queue(app: Celery, settings: Settings, send: Send) -> None:

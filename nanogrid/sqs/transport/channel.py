@@ -497,7 +497,7 @@ class Channel(ChannelHooks):
         if _is_draining():
             self._resend(unacknowledged)
         super().close()
-        self._deletions.flush()
+        self._deletions.close()
         for entry in (*self._paused.values(), *([self._return_at] if self._return_at else [])):
             entry.cancel()
         self._paused.clear()

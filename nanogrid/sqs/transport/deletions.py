@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from nanogrid.sqs.transport.batches import BATCH, failures
 from nanogrid.sqs.transport.visibility import HeldMessages
 
@@ -44,6 +42,7 @@ class Deletions:
         self._waiting: deque[Finished] = deque()
         self._deleting: list[Finished] = []
         self._hurry = False
+        self._closed = False
         self._thread: threading.Thread | None = None
 
     def add(self, message: Finished, *, hurry: bool) -> None:
@@ -69,17 +68,26 @@ class Deletions:
             if not self._changed.wait_for(lambda: not self._waiting and not self._deleting, timeout_s):
                 logger.warning("%d message(s) are done but not deleted yet, so they arrive again", len(self._waiting))
 
+    def close(self, timeout_s: float = FAREWELL_S) -> None:
+        """Flush, and let the thread end. A message that is added later gets a thread that ends as soon as none waits."""
+        with self._changed:
+            self._closed = True
+        self.flush(timeout_s)
+
     def _run(self) -> None:
-        while True:
-            self._delete(self._next())
+        while batch := self._next():
+            self._delete(batch)
             with self._changed:
                 self._deleting = []
                 self._changed.notify_all()
 
     def _next(self) -> list[Finished]:
-        """Wait for messages, then for more of them. Returns the first ones, of one queue and ten at most."""
+        """Wait for messages, then for more of them. Returns the first ones, of one queue and ten at most; none if this thread must end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting)
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if not self._waiting:
+                self._thread = None
+                return []
             self._changed.wait_for(lambda: self._hurry or len(self._waiting) >= BATCH, self._linger_s)
             url = self._waiting[0].url
             self._deleting = [each for each in self._waiting if each.url == url][:BATCH]
@@ -93,7 +101,7 @@ class Deletions:
         try:
             answer = self._client().delete_message_batch(QueueUrl=batch[0].url, Entries=entries)
             failed = dict(failures(answer, batch))
-        except (ClientError, BotoCoreError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # this thread must go on, and whatever it could not delete arrives again
             failed = dict.fromkeys(batch, str(error))
         for message, reason in failed.items():
             logger.warning("message %s is done but was not deleted, so it arrives again: %s", message.name, reason)
