@@ -64,7 +64,13 @@ class Listener(ResultConsumer):
             self._log_up()
 
     def cancel_for(self, task_id: str) -> None:
-        """Unsubscribe from a result. A Redis that is down drops its subscriptions by itself."""
+        """Unsubscribe from a result. A Redis that is down drops its subscriptions by itself.
+
+        So does a connection that is closed. Results are freed together with it, and each would open another one only to unsubscribe.
+        """
+        if self._pubsub is not None and self._pubsub.connection is None:
+            self.subscribed_to.discard(self._get_key_for_task(task_id))
+            return
         with contextlib.suppress(*self._connection_errors):
             super().cancel_for(task_id)
 

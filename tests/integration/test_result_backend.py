@@ -210,3 +210,13 @@ def test_what_is_stored_is_what_celery_stores(state: str, placed: dict[str, str]
             assert (done is None) == (state == "STARTED")
             assert done is None or datetime.fromisoformat(done).tzinfo is not None
         assert ours == celerys
+
+
+def test_a_result_that_is_freed_after_its_connection_opens_no_other(app: NanoGrid, unique: str) -> None:
+    """A collection of garbage frees both in any order."""
+    consumer = app.backend.result_consumer
+    consumer.consume_from(unique)
+    consumer._pubsub.close()
+    consumer.cancel_for(unique)
+    assert consumer._pubsub.connection is None
+    assert not any(unique in str(key) for key in consumer.subscribed_to)

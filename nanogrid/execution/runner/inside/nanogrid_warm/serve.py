@@ -35,6 +35,10 @@ The life of runner, spare and run. Time goes down; `══` is `exec`, `──` 
                                    ║ exec, with a new State           root   after a one-shot child has cleaned up
     closes its connection ────────►✕                                         kills everything and exits; the container ends
 
+With packages to import in advance there is one more process, the template (`template.py`), also of the user. It imports them and is then forked for each spare: the
+runner sends it `fork` with the spare's two ends, and it answers `forked PID` and, when the run has ended, `ended STATUS`. It outlives runs that leave no process behind. With
+packages among the code, one-shot children also lay out the workspace and put right what a run has changed in it (`kept.py`).
+
 A spare shares two socket pairs (`channel.SpareConnections`): `spare_end` to `runner_end` for its few words to the runner, and `request_end` to
 `host_end`, which the host receives with `ready`, for the one request. Both end with the run.
 """
